@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_vllm.api_routes import (
-    ORDINARY_METHODS,
     ROUTES,
     UNKNOWN,
     BodyFields,
@@ -104,6 +103,20 @@ ROWS = {
     "/finish_weight_update": "privileged none none POST fan_out",
     "/update_weight_version": "privileged none none POST fan_out",
     "/shutdown_weight_transfer_engine": "privileged none none POST fan_out",
+    "/collective_rpc": "privileged perhaps none POST",
+    "/init_weight_transfer_engine": "privileged perhaps none POST",
+    "/scale_elastic_ep": "privileged perhaps none POST",
+    "/fault_tolerance/apply": "privileged perhaps none POST",
+    "/weight_checker": "privileged perhaps none POST",
+    "/adapters": "privileged perhaps none GET",
+    "/fault_tolerance/status": "privileged perhaps none GET",
+    "/get_world_size": "privileged perhaps none GET",
+    "/is_paused": "privileged perhaps none GET",
+    "/is_sleeping": "privileged perhaps none GET",
+    "/server_info": "privileged perhaps none GET",
+    "/tokenizer_info": "privileged perhaps none GET",
+    "/weight_info": "privileged perhaps none GET",
+    "/adapters/{id}": "privileged perhaps none DELETE",
 }
 
 
@@ -213,7 +226,7 @@ def test_no_request_that_generates_stores_or_changes_is_repeatable(row: VllmRout
             assert not repeatable
             assert row.repeat in (Repeat.NEVER, Repeat.ELSEWHERE)
         elif row.route_class is not RouteClass.PRIVILEGED:
-            assert repeatable is (method in ORDINARY_METHODS)
+            assert repeatable
 
 
 def test_what_generates_goes_to_another_server_once_the_first_has_failed_and_acts_on_a_server_do_not() -> None:
@@ -227,9 +240,7 @@ def test_what_generates_goes_to_another_server_once_the_first_has_failed_and_act
             assert route.fails_over or not route.repeatable
 
 
-@pytest.mark.parametrize(
-    "path", [b"/new", b"/collective_rpc", b"/v1/embeddings/", b"/v1//embeddings", b"/v1/embeddings;x=1"]
-)
+@pytest.mark.parametrize("path", [b"/new", b"/v1/files", b"/v1/embeddings/", b"/v1//embeddings", b"/v1/embeddings;x=1"])
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS"])
 def test_a_request_to_an_unknown_or_ambiguous_path_is_not_repeatable(method: bytes, path: bytes) -> None:
     assert not classify(method, path).repeatable
@@ -295,7 +306,7 @@ def test_an_operational_route_is_read_only_and_takes_no_model(known: VllmRoute) 
 def test_a_route_that_changes_the_server_is_privileged_by_any_method(method: bytes, path: bytes) -> None:
     found = classify(method, path)
     assert (found.path, found.route_class) == (path.decode(), RouteClass.PRIVILEGED)
-    assert found.name in ("", found.path)
+    assert found.name in ("", found.row.path)
 
 
 @pytest.mark.parametrize("method", [b"POST", b"GET", b"OPTIONS", b"DELETE"])
@@ -324,9 +335,15 @@ def test_an_escape_that_every_reader_decodes_alike_changes_nothing(path: bytes) 
     )
 
 
+def test_a_method_that_vllm_serves_keeps_the_class_of_its_path() -> None:
+    assert classify(b"PUT", b"/metrics").route_class is RouteClass.READ_ONLY
+    assert classify(b"DELETE", b"/adapters/mine").name == "/adapters/{id}"
+    assert classify(b"DELETE", b"/health").route_class is RouteClass.PRIVILEGED
+
+
 def test_an_escaped_privileged_route_is_named_as_the_server_sees_it() -> None:
     assert classify(b"POST", b"/sl%65ep") == classify(b"POST", b"/sleep")
-    assert classify(b"POST", b"/collective%5Frpc") == Route("/collective_rpc", RouteClass.PRIVILEGED)
+    assert classify(b"POST", b"/collective%5Frpc") == classify(b"POST", b"/collective_rpc")
 
 
 def test_an_act_on_the_fleet_goes_to_all_servers_by_its_method_and_plain_path_only() -> None:

@@ -14,7 +14,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "twisted_vllm"
 
-PLAIN = {"api_routes", "bounded_cache", "client_address", "config", "errors", "field_policy", "http.headers", "money"}
+PLAIN = {
+    *("api_routes", "bounded_cache", "client_address", "config", "errors", "field_policy", "http.headers", "money"),
+    "mounts",
+}
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
 SERVICES = VALUES | {"http", "observability", "storage", "upstreams"}
 
@@ -25,6 +28,7 @@ MAY_IMPORT = {
     "bounded_cache": set[str](),
     "client_address": set[str](),
     "api_routes": {"errors"},
+    "mounts": {"api_routes"},
     "http.headers": {"errors"},
     "field_policy": {"errors"},
     "config": PLAIN,
@@ -44,7 +48,7 @@ MAY_IMPORT = {
     "proxy": SERVICES,
     "admin": SERVICES,
     # a stand-in for vLLM must not share the gateway's reading of HTTP, or their errors would agree
-    "simulator": PLAIN - {"api_routes", "field_policy", "http.headers"},
+    "simulator": PLAIN - {"api_routes", "field_policy", "http.headers", "mounts"},
     "app": SERVICES | {"proxy", "admin", "simulator"},
 }
 
@@ -52,7 +56,7 @@ MAY_IMPORT = {
 PURE = (
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy"),
     *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
-    "money",
+    *("money", "mounts"),
     *("proxy.admission", "proxy.background_charge", "proxy.chosen_servers", "proxy.fan_out", "proxy.forwarded"),
     *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),

@@ -28,6 +28,7 @@ MEMOISED = {
     "proxy.forwarded._memoised_trust": "addresses up to MAX_ADDRESS_LENGTH",
     "proxy.paths._memoised": "targets up to MEMOISED_LENGTH",
     "ratelimit.periods._length": "up to 11 characters: others raise an error, which is not kept",
+    "storage.grants._effective": "administrators' texts, which the key in memory has too",
     "storage.grants._fields": "administrators' texts, which the key in memory has too",
     "storage.grants._labels": "administrators' texts, which the key in memory has too",
     "storage.grants._limits": "administrators' texts, which the key in memory has too",

@@ -332,8 +332,8 @@ ROUTES = (
     _read_only("/ready"),
     _read_only("/readyz"),
     _read_only("/is_scaling_elastic_ep", methods=(b"POST",)),
-    # Every path without a row is privileged. These have a row because they use a model, because a row above would
-    # match them, because they have an alias, or because they go to all servers.
+    # Every path without a row is privileged, too. Some of these have their row because they use a model, because a row
+    # above would match them, because they have an alias, or because they go to all servers.
     _generating(
         "/inference/v1/generate",
         route_class=RouteClass.PRIVILEGED,
@@ -380,10 +380,35 @@ ROUTES = (
             "shutdown_weight_transfer_engine",
         )
     ),
+    # what is known to be privileged is refused with a 403, what is not known with a 404
+    *(
+        VllmRoute(path, model=ModelPlace.PERHAPS)
+        for path in (
+            "/collective_rpc",
+            "/init_weight_transfer_engine",
+            "/scale_elastic_ep",
+            "/fault_tolerance/apply",
+            "/weight_checker",
+        )
+    ),
+    *(
+        VllmRoute(path, methods=_GET, model=ModelPlace.PERHAPS)
+        for path in (
+            "/adapters",
+            "/fault_tolerance/status",
+            "/get_world_size",
+            "/is_paused",
+            "/is_sleeping",
+            "/server_info",
+            "/tokenizer_info",
+            "/weight_info",
+        )
+    ),
+    VllmRoute("/adapters/{id}", methods=(b"DELETE",), model=ModelPlace.PERHAPS),
 )
 
-#: A known path keeps its class for these methods: where vLLM does not serve one of them, it answers 405 and nothing
-#: happens. Any other method on a known path is privileged.
+#: A known path keeps its class for these methods and those that vLLM serves there: to one of these that vLLM does not
+#: serve it answers 405, and nothing happens. Any other method on a known path is privileged.
 ORDINARY_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"POST"))
 
 #: methods that change nothing on a known path, whatever it does for others (RFC 9110 §9.2.1)
@@ -435,11 +460,11 @@ class RouteTable:
     def __init__(self, rows: Iterable[VllmRoute]) -> None:
         """Build the look-ups; an exact path takes precedence over a pattern."""
         self.rows = tuple(rows)
-        self._exact = {row.path: row for row in self.rows if _is_exact(row.path)}
-        self._patterns = [(re.compile(_pattern(row.path)), row) for row in self.rows if not _is_exact(row.path)]
+        self._exact = {row.path: row for row in self.rows if is_exact(row.path)}
+        self._patterns = [(re.compile(pattern_of(row.path)), row) for row in self.rows if not is_exact(row.path)]
         self._aliases = [row.path.removeprefix("/v1") for row in self.rows if row.alias]
-        self._exact_aliases = frozenset(path.encode() for path in self._aliases if _is_exact(path))
-        patterns = "|".join(_pattern(path) for path in self._aliases if not _is_exact(path))
+        self._exact_aliases = frozenset(path.encode() for path in self._aliases if is_exact(path))
+        patterns = "|".join(pattern_of(path) for path in self._aliases if not is_exact(path))
         # (?!) matches nothing
         self._alias_pattern = re.compile((patterns or "(?!)").encode())
         self._memoised = lru_cache(maxsize=1024)(self._classify)
@@ -452,8 +477,8 @@ class RouteTable:
             path: the raw path for the server, without the query.
 
         Returns:
-            The route; `RouteClass.PRIVILEGED` for every unknown or ambiguous path, and for every method outside
-            `ORDINARY_METHODS`.
+            The route; `RouteClass.PRIVILEGED` for every unknown or ambiguous path, and for every method that is neither
+            in `ORDINARY_METHODS` nor one that vLLM serves there.
         """
         if len(path) <= MEMOISED_LENGTH and method in ORDINARY_METHODS:
             return self._memoised(method, path)
@@ -470,10 +495,10 @@ class RouteTable:
         if plain is None:
             row = self._row(_resolved(path))
             return Route(path.decode("latin-1"), RouteClass.PRIVILEGED, _uses_model(row, method), False, row=row)
-        if row is UNKNOWN or method not in ORDINARY_METHODS:
+        is_own = method in row.methods
+        if row is UNKNOWN or not (is_own or method in ORDINARY_METHODS):
             return Route(plain, RouteClass.PRIVILEGED, row=row)
         is_safe = method in _SAFE_METHODS
-        is_own = method in row.methods
         return Route(
             plain,
             row.route_class,
@@ -545,11 +570,13 @@ def _uses_model(row: VllmRoute, method: bytes) -> bool:
     return row.model in (ModelPlace.BODY, ModelPlace.HEADER) and method in row.methods
 
 
-def _is_exact(path: str) -> bool:
+def is_exact(path: str) -> bool:
+    """Return whether a row's path stands for one path."""
     return "{id}" not in path and not path.endswith("/*")
 
 
-def _pattern(path: str) -> str:
+def pattern_of(path: str) -> str:
+    """Return the regular expression of the paths that a row's path stands for."""
     pattern = re.escape(path).replace(re.escape("{id}"), _ID)
     return pattern.removesuffix(r"\*") + ".*" if path.endswith("/*") else pattern
 

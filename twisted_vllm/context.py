@@ -11,12 +11,14 @@ import msgspec
 from twisted_vllm.api_routes import Route
 from twisted_vllm.auth.credentials import SHORTEST_SECRET, carried, strike_out
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.bodies.request_tags import NOTHING_SAID, Said
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import TURNED_AWAY, Draining, UpstreamUnreachable
 from twisted_vllm.field_policy.policy import FieldPolicy
 from twisted_vllm.http.headers import NO_REQUEST_HEAD, RequestHead
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.meter import UsageMeter
+from twisted_vllm.usage.readers.counts import response_id_in
 from twisted_vllm.usage.records import NOTHING_USED, Usage, UsageRow
 
 
@@ -53,8 +55,11 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
         reads: whether the body is read for its model.
         restricted: whether the caller may use certain models only.
         uncounted: whether no limit of requests counts it: it only reads, or cancels a stored response.
+        path_model: the model that the path names, which decides whatever the body says; empty if it names none.
         located: the id of the stored response that was asked of all servers, and the server that has it or None; None
             if none was asked for.
+        model_id: the name of the model that the request asks about; empty if it asks for the list of models, None if
+            for neither.
     """
 
     principal: Principal
@@ -71,25 +76,9 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     response_server: Server | None = None
     fields: FieldPolicy | None = None
     uncounted: bool = False
+    path_model: str = ""
     located: tuple[str, Server | None] | None = None
-
-
-class _Answer(msgspec.Struct, gc=False):
-    id: str = ""
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-# what an administrator may have chosen becomes a part of a URL and of a file's name
-_PLAIN_ID = re.compile(r"[0-9A-Za-z_-]{1,100}", re.ASCII)
-
-
-def _id_in(answer: bytes) -> str:
-    """Return the id of the response in a server's answer; empty if it cannot be told."""
-    try:
-        id = _decode_answer(answer).id
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return ""
-    return id if _PLAIN_ID.fullmatch(id) else ""
+    model_id: str | None = None
 
 
 # parameters and segments that are looked at: more are nobody's mistake
@@ -142,7 +131,7 @@ class BackgroundResponse:
                 return False
             self.seen_tokens = usage.completion_tokens
         if not self.id:
-            self.id = _id_in(meter.whole)
+            self.id = response_id_in(meter.whole)
         self.running = bool(self.id)
         return self.running
 
@@ -185,6 +174,7 @@ class RequestContext:
         model: the model that it names, with the key's alias resolved; empty if it names none or was not read.
         server: the chosen server; None before.
         end_user: the end user that the caller names.
+        said: what its body says for the ledger.
         meter: measures its usage; None if usage is not measured.
         reservation: its reservation; None if no limit applies.
         sent: whether it was sent to the server.
@@ -235,6 +225,7 @@ class RequestContext:
         "request_id",
         "reservation",
         "revoked",
+        "said",
         "sent",
         "sent_at",
         "server",
@@ -253,6 +244,7 @@ class RequestContext:
         self.model = ""
         self.server: Server | None = None
         self.end_user: str | None = None
+        self.said: Said = NOTHING_SAID
         self.meter: UsageMeter | None = None
         self.reservation: Reservation | None = None
         self.sent = False

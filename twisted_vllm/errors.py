@@ -1,13 +1,13 @@
 """The gateway's error responses, each with its HTTP status and code.
 
-The body has OpenAI's shape, ``{"error": {"message", "type", "param", "code"}}``, and the header
+The body has OpenAI's shape, ``{"error": {"message", "type", "param", "code"}}``, with LiteLLM's types, and the header
 ``x-vllm-passthrough-error`` carries the code, so that a caller can distinguish the gateway's refusals from vLLM's own
 errors. A message never names a key, a hash or an internal address.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import msgspec
@@ -15,6 +15,10 @@ import msgspec
 Headers = list[tuple[bytes, bytes]]
 
 ERROR_HEADER = b"x-vllm-passthrough-error"
+
+#: seconds that clients wait at most before they send a request again: OpenAI's and Anthropic's SDKs take no longer
+#: ``retry-after``
+LONGEST_RETRY = 60
 
 #: on every response of the gateway's own: no page of another origin may embed it, and no browser may take it for a
 #: script (Fetch §3.6, §3.7)
@@ -30,7 +34,8 @@ class GatewayError(Exception):
     Attributes:
         status: the HTTP status code.
         code: the stable machine-readable code, also sent as ``x-vllm-passthrough-error``.
-        type: OpenAI's error type.
+        type: Anthropic's error type, which is OpenAI's too.
+        litellm_type: LiteLLM's type of the same error, which bodies in OpenAI's shape have; None for `type`.
         message: what is wrong and what to do about it, for the caller.
         param: the request parameter at fault, or None.
         retry_after: seconds to wait before a retry, or None.
@@ -39,6 +44,7 @@ class GatewayError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "api_error"
+    litellm_type: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -46,15 +52,24 @@ class GatewayError(Exception):
         self.param = param
         self.retry_after = retry_after
 
-    def body(self, clean: Callable[[str], str] = str) -> bytes:
-        """Return the JSON body in OpenAI's shape, UTF-8.
+    def body(self, clean: Callable[[str], str] = str, *, anthropic: bool = False) -> bytes:
+        """Return the JSON body, UTF-8.
 
         Args:
             clean: removes what the client must not see of its own text, which may be a key in place of a name.
+            anthropic: whether it has Anthropic's shape, with param and code in addition; else OpenAI's.
         """
         param = None if self.param is None else clean(self.param)
-        error = {"message": clean(self.message), "type": self.type, "param": param, "code": self.code}
-        return msgspec.json.encode({"error": error})
+        kind = self.type if anthropic else self.litellm_type or self.type
+        error = {"message": clean(self.message), "type": kind, "param": param, "code": self.code}
+        return msgspec.json.encode({"type": "error", "error": error} if anthropic else {"error": error})
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the same request would be refused again within `LONGEST_RETRY`."""
+        if self.status == 429:
+            return self.retry_after is None or self.retry_after > LONGEST_RETRY
+        return 400 <= self.status < 500 and self.status != 408
 
     def headers(self) -> Headers:
         """Return the headers of the response, without its framing."""
@@ -67,6 +82,9 @@ class GatewayError(Exception):
             headers.append((b"www-authenticate", b"Bearer"))
         if self.retry_after is not None:
             headers.append((b"retry-after", b"%d" % self.retry_after))
+        if self.is_final:
+            # some clients repeat a 401 for minutes, and every 429; OpenAI's and Anthropic's SDKs obey this
+            headers.append((b"x-should-retry", b"false"))
         return headers
 
 
@@ -114,18 +132,21 @@ class MissingApiKey(GatewayError):
     status = 401
     code = "missing_api_key"
     type = "authentication_error"
+    litellm_type = "auth_error"
 
 
 class InvalidApiKey(MissingApiKey):
     """The credential is unknown."""
 
     code = "invalid_api_key"
+    litellm_type = "token_not_found_in_db"
 
 
 class ExpiredApiKey(MissingApiKey):
     """The key has expired."""
 
     code = "expired_api_key"
+    litellm_type = "expired_key"
 
 
 class BlockedApiKey(MissingApiKey):
@@ -135,11 +156,19 @@ class BlockedApiKey(MissingApiKey):
 
 
 class ModelNotAllowed(GatewayError):
-    """The key may not use this model."""
+    """The key may not use this model.
+
+    Args:
+        level: whose models say so: ``key``, ``user``, ``team`` or ``org``.
+    """
 
     status = 403
     code = "model_not_allowed"
     type = "permission_error"
+
+    def __init__(self, message: str, *, param: str | None = None, level: str = "key") -> None:
+        super().__init__(message, param=param)
+        self.litellm_type = f"{level}_model_access_denied"
 
 
 class RouteNotAllowed(GatewayError):
@@ -148,6 +177,7 @@ class RouteNotAllowed(GatewayError):
     status = 403
     code = "route_not_allowed"
     type = "permission_error"
+    litellm_type = "auth_error"
 
 
 #: what a client hears whose address is not served
@@ -202,6 +232,11 @@ class TooManyFailures(GatewayError):
     code = "too_many_failures"
     type = "rate_limit_error"
 
+    @property
+    def is_final(self) -> bool:
+        """Always: valid keys are served, and waiting makes no key valid."""
+        return True
+
 
 class RateLimitExceeded(GatewayError):
     """A limit of requests, tokens or parallel requests is reached; `limit_headers` say which and for how long."""
@@ -209,6 +244,7 @@ class RateLimitExceeded(GatewayError):
     status = 429
     code = "rate_limit_exceeded"
     type = "rate_limit_error"
+    litellm_type = "throttling_error"
 
     def __init__(
         self,
@@ -247,7 +283,8 @@ class BudgetExceeded(GatewayError):
 
     status = 429
     code = "budget_exceeded"
-    type = "budget_exceeded"
+    type = "rate_limit_error"
+    litellm_type = "budget_exceeded"
 
 
 class LimitsUnavailable(GatewayError):
@@ -263,6 +300,12 @@ class NotFound(GatewayError):
     status = 404
     code = "not_found"
     type = "invalid_request_error"
+
+
+class RouteNotFound(NotFound):
+    """vLLM has no such route, as far as the gateway knows."""
+
+    code = "route_not_found"
 
 
 class ModelNotFound(NotFound):
@@ -289,6 +332,18 @@ class MethodNotAllowed(GatewayError):
     status = 405
     code = "method_not_allowed"
     type = "invalid_request_error"
+
+
+class RouteMethodNotAllowed(MethodNotAllowed):
+    """vLLM has the route, but not for this method."""
+
+    def __init__(self, message: str, methods: Iterable[bytes]) -> None:
+        super().__init__(message)
+        self.methods = tuple(methods)
+
+    def headers(self) -> Headers:
+        """Return the headers of the response, without its framing; ``Allow`` is required (RFC 9110 §15.5.6)."""
+        return [*super().headers(), (b"allow", b", ".join(self.methods))]
 
 
 class Conflict(GatewayError):

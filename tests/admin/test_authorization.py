@@ -11,19 +11,27 @@ from twisted_vllm.auth.records import MASTER
 CHANGING = [
     "/key/generate", "/key/service-account/generate", "/key/update", "/key/bulk_update", "/key/block", "/key/unblock",
     "/key/regenerate", "/key/x/regenerate", "/key/delete", "/user/new", "/user/update", "/user/delete",
+    "/user/bulk_update", "/team/model/add", "/team/model/delete", "/team/bulk_member_add",
     "/team/new", "/team/update", "/team/delete", "/team/block", "/team/unblock", "/team/member_add",
     "/team/member_update", "/team/member_delete", "/model/new", "/model/update", "/model/delete",
-    "/config/reload",
+    "/budget/new", "/budget/update", "/budget/info", "/budget/delete", "/organization/new", "/organization/info",
+    "/organization/member_add", "/config/reload",
 ]  # fmt: skip
-LISTING = ["/user/list", "/audit/list", "/customer/list", "/spend/keys"]
+LISTING = [
+    "/user/list", "/audit/list", "/customer/list", "/spend/keys", "/budget/list",
+    "/budget/settings", "/organization/list", "/organization/info",
+]  # fmt: skip
+OTHERS = [
+    ("PATCH", "/model/x/update"), ("PATCH", "/organization/update"), ("PATCH", "/organization/member_update"),
+    ("DELETE", "/organization/delete"), ("DELETE", "/organization/member_delete"),
+]  # fmt: skip
+ADMIN = [*(("POST", path) for path in CHANGING), *OTHERS, *(("GET", path) for path in LISTING)]
 #: what every key may read, as far as it is its own
 OWN = [
-    *(("GET", path) for path in ("/key/info", "/user/info", "/key/list", "/key/aliases", "/team/list")),
-    ("GET", "/team/info?team_id=x"),
-    ("POST", "/v2/key/info"),
-]
-ADMIN = [*(("POST", path) for path in CHANGING), ("PATCH", "/model/x/update"), *(("GET", path) for path in LISTING)]
-KEY_ROUTES = [*ADMIN, *OWN]
+    "/key/info", "/user/info", "/v2/user/info", "/team/info", "/team/available", "/key/list", "/key/aliases",
+    "/team/list", "/v2/team/list",
+]  # fmt: skip
+KEY_ROUTES = [*ADMIN, *(("GET", path) for path in OWN), ("POST", "/v2/key/info")]
 
 
 @pytest.mark.parametrize(("method", "path"), KEY_ROUTES)

@@ -40,6 +40,8 @@ def test_a_customer_lives_from_its_making_to_its_deletion(gateway: Gateway, base
         "allowed_model_region": None,
         "default_model": None,
         "litellm_budget_table": {
+            "budget_id": None,
+            "model_max_budget": {},
             "max_budget": 5.0,
             "soft_budget": None,
             "max_parallel_requests": None,
@@ -96,7 +98,7 @@ def test_a_customer_can_be_made_blocked(gateway: Gateway) -> None:
         ("new", {"user_id": "a\nb"}, 400, "user_id"),
         ("new", {"user_id": "sk-a-key-in-the-wrong-place"}, 400, "user_id"),
         ("new", {"user_id": "bob", "alias": "sk-looks-like-a-key"}, 400, "alias"),
-        ("new", {"user_id": "bob", "budget_id": "b"}, 400, "budget_id"),
+        ("new", {"user_id": "bob", "budget_id": "b"}, 404, "budget_id"),
         ("new", {"user_id": "bob", "default_model": "a"}, 400, "default_model"),
         ("new", {"user_id": "bob", "allowed_model_region": "eu"}, 400, "allowed_model_region"),
         ("new", {"user_id": "bob", "max_budgte": 1}, 400, "max_budgte"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.admin.admin_harness import Gateway
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited, ModelBudget
 
 KEY = "sk-custom-0123456789"
 
@@ -120,6 +120,25 @@ def test_limits_are_shown_as_they_were_given_and_requests_are_held_to_them(owner
         assert limited.id in owner.name.values()
 
 
+def test_a_budget_for_a_model_has_an_amount_and_perhaps_a_period_under_either_of_two_names(owner: Owner) -> None:
+    given = {"qwen": {"budget_limit": 0.1, "time_period": "1d"}, "llama": {"max_budget": 2}, "phi": 3}
+    expected = {
+        "qwen": {"max_budget": 0.1, "budget_limit": 0.1, "budget_duration": "1d", "time_period": "1d"},
+        "llama": {"max_budget": 2.0, "budget_limit": 2.0, "budget_duration": None, "time_period": None},
+        "phi": {"max_budget": 3.0, "budget_limit": 3.0, "budget_duration": None, "time_period": None},
+    }
+    assert owner.new(model_max_budget=given)["model_max_budget"] == expected
+    assert owner.info()["model_max_budget"] == expected
+    [limited] = [each for each in owner.limits() if each.kind == owner.kind]
+    assert limited.allowance.model_budgets == {
+        "qwen": ModelBudget(10**11, "1d"),
+        "llama": ModelBudget(2 * 10**12),
+        "phi": ModelBudget(3 * 10**12),
+    }
+    assert owner.update(model_max_budget=None)["model_max_budget"] == owner.info()["model_max_budget"] == {}
+    assert owner.limits() == ()
+
+
 def test_a_number_without_a_fraction_is_whole(owner: Owner) -> None:
     made = owner.new(rpm_limit=7.0, model_rpm_limit={"a": 8.0})
     assert (made["rpm_limit"], made["model_rpm_limit"]) == (7, {"a": 8})
@@ -175,7 +194,18 @@ def test_an_update_keeps_what_is_absent_clears_with_null_and_acts_at_once(owner:
         ("budget_duration", "monthly", "budget_duration"),
         ("budget_duration", "999999d", "budget_duration"),
         ("budget_duration", 30, "budget_duration"),
-        ("budget_id", "b", "budget_id"),
+        ("budget_id", 3, "budget_id"),
+        ("model_max_budget", {"a": -1}, "model_max_budget[...]"),
+        ("model_max_budget", {"a*": 1}, "model_max_budget"),
+        ("model_max_budget", {"a": {}}, "model_max_budget"),
+        ("model_max_budget", {"a": {"max_budget": 1, "budget_limit": 1}}, "model_max_budget"),
+        ("model_max_budget", {"a": {"max_budget": 1, "time_period": "monthly"}}, "model_max_budget"),
+        (
+            "model_max_budget",
+            {"a": {"max_budget": 1, "time_period": "1d", "budget_duration": "1d"}},
+            "model_max_budget",
+        ),
+        ("model_max_budget", {"a": {"max_budget": 1, "tpm_limit": 1}}, "model_max_budget[...].tpm_limit"),
     ],
 )
 def test_what_is_no_limit_is_refused_by_its_path_and_changes_nothing(

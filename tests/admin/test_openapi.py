@@ -13,16 +13,31 @@ from tests.admin.admin_harness import MASTER_KEY, NOW, Gateway, value_of
 from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.admin.app import ROUTES
 from twisted_vllm.admin.audit import AuditEntry
-from twisted_vllm.admin.customers import BudgetTable, CustomerReport, report_customers
+from twisted_vllm.admin.budgets.models import BudgetReport
+from twisted_vllm.admin.budgets.operations import report_budget_record
+from twisted_vllm.admin.customers import CustomerReport, report_customers
 from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.keys.operations import report_key
+from twisted_vllm.admin.models import BudgetTable
+from twisted_vllm.admin.organizations.models import OrganizationMembership, OrganizationReport
+from twisted_vllm.admin.organizations.operations import report_memberships as report_organization_memberships
+from twisted_vllm.admin.organizations.operations import report_organizations
 from twisted_vllm.admin.teams.models import MemberRole, Membership, TeamReport
-from twisted_vllm.admin.teams.operations import report_membership, report_team
+from twisted_vllm.admin.teams.operations import report_memberships, report_team
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.admin.users.operations import report_user
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.ratelimit.allowance import Allowance
-from twisted_vllm.storage.records import AuditRecord, EndUserRecord, Member, TeamRecord, UserRecord
+from twisted_vllm.storage.records import (
+    AuditRecord,
+    BudgetRecord,
+    EndUserRecord,
+    Member,
+    OrganizationMember,
+    OrganizationRecord,
+    TeamRecord,
+    UserRecord,
+)
 from twisted_vllm.storage.store import Store
 
 CHANGES: dict[str, Any] = {"created_at": NOW, "created_by": "master", "updated_at": NOW, "updated_by": "master"}
@@ -155,7 +170,16 @@ def team_with_a_member(transaction: Any) -> Any:
         (UserReport, lambda transaction: report_user(transaction, UserRecord("ada", **CHANGES), NOW)),
         (TeamReport, lambda transaction: report_team(transaction, TEAM, NOW)),
         (MemberRole, team_with_a_member),
-        (Membership, lambda transaction: report_membership(Member("x", "ada"))),
+        (Membership, lambda transaction: report_memberships(transaction, [Member("x", "ada")], NOW)[0]),
+        (BudgetReport, lambda _: report_budget_record(BudgetRecord("b", **CHANGES))),
+        (
+            OrganizationReport,
+            lambda transaction: report_organizations(transaction, [OrganizationRecord("o", **CHANGES)], NOW)[0],
+        ),
+        (
+            OrganizationMembership,
+            lambda transaction: report_organization_memberships(transaction, [OrganizationMember("o", "ada")])[0],
+        ),
         (CustomerReport, lambda transaction: report_customers(transaction, [EVE], NOW)[0]),
         (
             BudgetTable,

@@ -94,11 +94,11 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 def test_a_setting_of_litellms_that_would_restrict_somebody_is_not_passed_over(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    (tmp_path / "config.yaml").write_text("litellm_settings: {max_budget: 100, budget_duration: 30d}\n")
+    (tmp_path / "config.yaml").write_text("litellm_settings: {blocked_user_list: [ada]}\n")
     assert refusal("--config=config.yaml", *options) == (
         "The configuration cannot be used:\n"
-        "  litellm_settings.max_budget: would end service when the whole gateway has spent this, which this gateway "
-        "does not do (give keys, users or teams a max_budget; then take this setting out)"
+        "  litellm_settings.blocked_user_list: would refuse certain end users, which this gateway does not do (block "
+        "them with POST /customer/block; then take this setting out)"
     )
 
 

@@ -41,12 +41,16 @@ def test_authorization_comes_first_and_the_others_in_their_order() -> None:
     assert credential_of(headers) is None
 
 
-@pytest.mark.parametrize(
-    "value", [b"Basic dXNlcjpwYXNz", b"Digest x", b"sk-1234", b"", b"Bearer", b"Bearer ", b"Bearer \t"]
-)
+@pytest.mark.parametrize("value", [b"Basic dXNlcjpwYXNz", b"Digest x", b"", b"Bearer", b"Bearer ", b"Bearer \t"])
 def test_an_authorization_without_a_bearer_key_leaves_it_to_the_next_header(value: bytes) -> None:
     assert credential_of({b"authorization": value}) is None
     assert credential_of({b"authorization": value, b"x-api-key": b"sk-1234"}) == "sk-1234"
+
+
+def test_an_authorization_without_a_scheme_is_a_key_if_no_other_header_has_one() -> None:
+    assert credential_of({b"authorization": b"sk-1234"}) == "sk-1234"
+    for name in (b"x-litellm-api-key", b"api-key", b"x-api-key"):
+        assert credential_of({b"authorization": b"sk-1234", name: b"sk-5678"}) == "sk-5678"
 
 
 @pytest.mark.parametrize("value", [b"", b"  ", b"Bearer", b"Bearer  "])

@@ -6,11 +6,20 @@ from typing import Any
 import attrs
 
 from twisted_vllm.auth.authenticator import hash_key, name_key
-from twisted_vllm.auth.grants import Changes, EndUser, FormerKey, KeyGrant, Snapshot, TeamGrant, UserGrant
-from twisted_vllm.auth.key_index import IndexedKey, KeyIndex
+from twisted_vllm.auth.grants import (
+    Changes,
+    EndUser,
+    FormerKey,
+    KeyGrant,
+    OrganizationGrant,
+    Snapshot,
+    TeamGrant,
+    UserGrant,
+)
+from twisted_vllm.auth.key_index import GatewayLimits, IndexedKey, KeyIndex
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.field_policy.rules import NO_RULES, rules_of
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited, ModelBudget, member_id, model_budget_id
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SECONDS = NOW.timestamp()
@@ -189,3 +198,87 @@ def test_who_may_use_certain_models_only_is_not_granted_the_headers_that_choose_
     assert len(indexed(index).principal.granted_headers) == 2
     index.apply(Changes(teams={"x": TeamGrant(models=("a",))}))
     assert indexed(index).principal.granted_headers == {b"x-session-id"}
+
+
+def test_the_limits_of_a_membership_an_organization_and_the_gateway_hold_for_a_key() -> None:
+    one, two, three = Allowance(max_budget=1), Allowance(rpm=2), Allowance(max_budget=3)
+    index = KeyIndex([made(user_id="ada", team_id="x")])
+    assert indexed(index).principal.limited == ()
+    index.apply(Changes(teams={"x": TeamGrant(organization_id="acme", aliases={"mine": "m", "own": "n"})}))
+    index.apply(Changes(organizations={"acme": OrganizationGrant(("m*",), two)}))
+    index.apply(Changes(members={member_id("x", "ada"): one, member_id("x", "bob"): two}))
+    index.reconfigure(GatewayLimits(proxy=three))
+    principal = indexed(index).principal
+    assert principal.limited == (
+        Limited("member", member_id("x", "ada"), one),
+        Limited("organization", "acme", two),
+        Limited("proxy", "proxy", three),
+    )
+    assert (principal.organization_id, principal.organization_models) == ("acme", ("m*",))
+    assert principal.restricts_models
+    assert index.of_everybody == (Limited("proxy", "proxy", three),)
+    for kind, id, allowance in (("organization", "acme", two), ("proxy", "proxy", three)):
+        assert index.allowance_of(kind, id) == allowance
+    index.apply(Changes(members={member_id("x", "ada"): None}, organizations={"acme": None}))
+    assert indexed(index).principal.limited == (Limited("proxy", "proxy", three),)
+
+
+def test_an_organization_of_the_keys_own_wins_over_that_of_its_team() -> None:
+    index = KeyIndex([made(team_id="x", organization_id="own")])
+    index.apply(Changes(teams={"x": TeamGrant(organization_id="acme")}))
+    assert indexed(index).principal.organization_id == "own"
+
+
+def test_a_teams_names_of_models_are_those_of_its_keys_whose_own_win() -> None:
+    index = KeyIndex([made(team_id="x", aliases={"own": "mine"})])
+    index.apply(Changes(teams={"x": TeamGrant(aliases={"own": "teams", "fast": "qwen"})}))
+    assert indexed(index).principal.aliases == {"own": "mine", "fast": "qwen"}
+
+
+def test_the_role_is_that_of_the_user() -> None:
+    index = KeyIndex([made(user_id="ada"), made(token="1" * 64)])
+    assert indexed(index).principal.role == "internal_user"
+    index.apply(Changes(users={"ada": UserGrant(role="proxy_admin")}))
+    assert indexed(index).principal.role == "proxy_admin"
+    nobody = index.find("1" * 64)
+    assert nobody is not None and nobody.principal.role == ""
+
+
+def test_end_users_without_a_record_have_the_limits_of_the_settings() -> None:
+    index = KeyIndex()
+    assert index.end_user("eve") is None and not index.has_end_users
+    index.apply(Changes(shared={"small": Allowance(rpm=1, max_budget=5)}))
+    index.reconfigure(GatewayLimits(end_user=Allowance(max_budget=7), end_user_budget="small"))
+    limits = Allowance(rpm=1, max_budget=7)
+    assert index.end_user("eve") == EndUser(Limited("end_user", "eve", limits), has_record=False)
+    assert index.has_end_users
+    assert index.allowance_of("end_user", "eve") == limits
+    known = EndUser(Limited("end_user", "bob", UNLIMITED), blocked=True)
+    index.apply(Changes(end_users={"bob": known}))
+    assert index.end_user("bob") == known
+    index.apply(Changes(shared={"small": None}))
+    assert index.allowance_of("end_user", "eve") == Allowance(max_budget=7)
+
+
+def test_budgets_for_one_model_pay_for_its_requests_by_any_of_its_names() -> None:
+    daily = ModelBudget(5, "1d")
+    index = KeyIndex([made(allowance=Allowance(model_budgets={"fast": daily, "other": daily}))])
+    index.reconfigure(GatewayLimits(model_aliases={"fast": "qwen"}))
+    limited = indexed(index).principal.limited
+    id = model_budget_id("key", TOKEN[:32], "fast")
+    [found] = index.model_budgets(limited, "qwen")
+    assert found == Limited("model_budget", id, Allowance(max_budget=5, budget_duration="1d"))
+    assert index.allowance_of("model_budget", id) == found.allowance
+    assert index.also_pay([("key", TOKEN[:32])], "qwen") == [("model_budget", id)]
+    assert index.also_pay([("key", TOKEN[:32])], "unknown") == []
+    assert index.budgets() == {(found.kind, model_budget_id("key", TOKEN[:32], name)) for name in ("fast", "other")}
+
+
+def test_the_budgets_of_a_membership_and_of_the_gateway_pay_while_there_are_some() -> None:
+    index, payers = KeyIndex(), [("user", "ada"), ("team", "x")]
+    assert index.also_pay(payers, "m") == []
+    index.reconfigure(GatewayLimits(proxy=Allowance(max_budget=1)))
+    index.apply(Changes(members={member_id("x", "ada"): Allowance(max_budget=1)}))
+    assert index.also_pay(payers, "m") == [("proxy", "proxy"), ("member", member_id("x", "ada"))]
+    index.apply(Changes(members={member_id("x", "ada"): Allowance(rpm=1)}))
+    assert index.also_pay(payers, "m") == [("proxy", "proxy")]

@@ -13,7 +13,14 @@ from twisted_vllm.api_routes import RouteClass, classify
 from twisted_vllm.auth.policy import RoutePolicy, RouteRule, parse_rule
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.config.settings import TenantRoutes
-from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, RouteNotAllowed
+from twisted_vllm.errors import (
+    GatewayError,
+    InvalidRequest,
+    ModelNotAllowed,
+    RouteMethodNotAllowed,
+    RouteNotAllowed,
+    RouteNotFound,
+)
 
 TENANT = Principal(kind="key", name="sk-...abcd", hash_prefix="0a1b2c3d")
 
@@ -28,7 +35,7 @@ def _may(
     policy = RoutePolicy(TenantRoutes(allow=tuple(allow), deny=tuple(deny)))
     try:
         policy.check_route(principal, classify(method, path.encode()))
-    except RouteNotAllowed:
+    except (RouteNotAllowed, RouteNotFound, RouteMethodNotAllowed):
         return False
     return True
 
@@ -38,6 +45,13 @@ def _refusal(principal: Principal, path: str, **rules: Any) -> str:
     with pytest.raises(RouteNotAllowed) as caught:
         policy.check_route(principal, classify(b"POST", path.encode()))
     return caught.value.message
+
+
+def _error(principal: Principal, path: str, method: bytes = b"GET", **rules: Any) -> GatewayError:
+    policy = RoutePolicy(TenantRoutes(**rules))
+    with pytest.raises(GatewayError) as caught:
+        policy.check_route(principal, classify(method, path.encode()))
+    return caught.value
 
 
 @pytest.mark.parametrize("principal", [MASTER, ANONYMOUS])
@@ -163,7 +177,53 @@ def test_a_refusal_for_a_path_with_two_readings_says_so() -> None:
 
 
 def test_a_refusal_clips_a_long_path() -> None:
-    assert len(_refusal(TENANT, "/" + "x" * 5000)) < 500
+    assert len(_refusal(TENANT, "/metrics/" + "x" * 5000, deny=["/metrics"])) < 500
+    assert len(_error(TENANT, "/" + "x" * 5000).message) < 500
+
+
+#: what OpenAI's and other clients ask for, and vLLM does not have
+FOREIGN = [
+    "/v1/files",
+    "/v1/moderations",
+    "/v1/images/generations",
+    "/v1/batches",
+    "/v1/assistants",
+    "/v1/audio/speech",
+]
+
+
+@pytest.mark.parametrize("path", [*FOREIGN, "/unheard/of", "/v1/models/"])
+@pytest.mark.parametrize("principal", [TENANT, _key("inference"), _key("management"), _key("llm_api_routes")])
+def test_what_vllm_does_not_have_is_not_found(principal: Principal, path: str) -> None:
+    error = _error(principal, path)
+    assert (error.status, error.code) == (404, "route_not_found")
+    assert "tenant_routes.allow" in error.message
+
+
+@pytest.mark.parametrize("path", FOREIGN)
+def test_whoever_may_call_an_unknown_route_is_not_told_that_it_is_not_there(path: str) -> None:
+    assert _may(MASTER, path)
+    assert _may(_key(path), path)
+    assert _may(_key("privileged"), path)
+    assert _may(TENANT, path, allow=[path])
+    assert _may(TENANT, path, allow=["privileged"])
+    assert _error(TENANT, path, deny=["privileged"]).code == "route_not_allowed"
+
+
+@pytest.mark.parametrize("method", [b"PUT", b"PATCH", b"DELETE", b"TRACE", b"post"])
+def test_a_method_that_vllm_does_not_serve_on_a_known_route_is_not_allowed_as_vllm_says(method: bytes) -> None:
+    error = _error(TENANT, "/v1/chat/completions", method=method)
+    assert (error.status, error.code) == (405, "method_not_allowed")
+    assert (b"allow", b"POST") in error.headers()
+    assert (b"allow", b"GET") in _error(TENANT, "/v1/responses/resp_1", method=method).headers()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(b"GET", "/server_info"), (b"POST", "/collective_rpc"), (b"DELETE", "/adapters/a"), (b"PUT", "/sleep")],
+)
+def test_what_vllm_has_and_only_the_operator_may_call_is_refused(method: bytes, path: str) -> None:
+    assert _error(TENANT, path, method=method).code == "route_not_allowed"
 
 
 @pytest.mark.parametrize(

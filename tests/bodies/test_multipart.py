@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.bodies.multipart import MAX_PARTS, find_model_in_form, rename_in_form
+from twisted_vllm.bodies.multipart import MAX_PARTS, find_model_in_form, insert_in_form, rename_in_form
 from twisted_vllm.errors import ModelUndetermined
 
 TYPE = b"multipart/form-data; boundary=XX"
@@ -140,6 +140,24 @@ def test_renaming_changes_the_model_and_no_other_byte() -> None:
         rename_in_form(body, field, "é/large")
         == FILE + _field(b"model", "é/large".encode()) + _field(b"prompt", b"whisper") + END
     )
+
+
+@given(
+    st.text(st.characters(exclude_categories=("C",)), max_size=40),
+    st.sampled_from([FILE + END, END, FILE + FILE + END]),
+)
+def test_a_form_without_a_model_can_be_given_one(name: str, body: bytes) -> None:
+    changed, field = insert_in_form(body, TYPE, name)
+    assert changed.endswith(body)
+    assert find_model_in_form(changed, TYPE) == field
+    assert (field.name, changed[field.start : field.end]) == (name, name.encode())
+    assert rename_in_form(changed, field, "other") == insert_in_form(body, TYPE, "other")[0]
+
+
+@pytest.mark.parametrize("name", ["a\r\nb", "a\nb"])
+def test_a_name_that_could_end_the_field_is_not_inserted(name: str) -> None:
+    with pytest.raises(ModelUndetermined):
+        insert_in_form(FILE + END, TYPE, name)
 
 
 def test_a_new_name_cannot_end_the_field() -> None:

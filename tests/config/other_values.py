@@ -13,8 +13,9 @@ OTHERS: tuple[Any, ...] = (
     *(True, False, 7, 2, 0.5, 11.5, "7d", "warn", "text", "refuse", "passive", "json", "other.log", "x-other"),
     *(["x-other"], ["10.0.0.0/8"], ["https://other.example.com"], ["other.example.com"], ["/metrics"], ["https"]),
     *("session", "round-robin", [503], {"n": 3}, {"m": ["other"]}, {"other": "m"}, [{"m": ["other"]}], ["other"]),
-    *("/other", "x", "sk-another-master-key", ["n"], ["logprobs"], ["vllm_xargs"]),
+    *("/other", "x", "internal_user", "sk-another-master-key", ["n"], ["logprobs"], ["vllm_xargs"]),
     *("sqlite:///other.sqlite3", "redis://127.0.0.1:6380/0", "127.0.0.1:5353"),
+    422,
 )
 
 

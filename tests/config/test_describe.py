@@ -15,6 +15,7 @@ def test_the_defaults_are_described_in_a_few_lines(load_text: Loader) -> None:
         "database:       SQLite, file twisted_vllm.sqlite3",
         "default server: http://gpu:8000",
         "path aliases:   on",
+        "root routes:    on",
         "drain:          30 s",
         "ledger:         spool in twisted_vllm.sqlite3.spool, rows kept for ever",
         "log:            auto, level info, to standard output",
@@ -32,6 +33,7 @@ def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
         passthrough:
           listen: ["unix:/a", "tcp:4000"]
           path_aliases: false
+          root_routes: false
           tenant_routes: {allow: [/tokenizer_info], deny: [read_only]}
           tenant_fields:
             allow: [vllm_xargs]
@@ -54,6 +56,7 @@ def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
         "database:       PostgreSQL, db:5432, database keys",
         "default server: none: a request that names no model goes to the first entry of the list",
         "path aliases:   off: only vLLM's own paths work",
+        "root routes:    off: vLLM's routes are below /vllm alone",
         "open to keys:   /tokenizer_info",
         "closed to keys: read_only",
         "fields:         vllm_xargs open to keys",

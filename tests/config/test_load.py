@@ -285,7 +285,7 @@ def test_everything_that_is_wrong_is_told_at_once(problems_of: Refusal) -> None:
         """
         general_settings: {master_key: 1234, database_url: "mysql://u:p@h/d"}
         model_list:
-          - {model_name: a*, litellm_params: {model: hosted_vllm/a, weight: 0}}
+          - {model_name: 'a?', litellm_params: {model: hosted_vllm/a, weight: 0}}
           - {litellm_params: {model: hosted_vllm/b, api_bse: "http://b"}}
         passthrough: {limits: {max_body_bytes: 1.5}, timeouts: {conect: 3}}
         """,

@@ -176,15 +176,14 @@ def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_t
 
 
 WRONG = {
-    listed(entry("'gpt-*'")): (
-        "model_list[0].model_name: must name one model: wildcards are not supported (write one entry for each model)"
-    ),
-    listed(entry("'*'")): (
-        "model_list[0].model_name: must name one model: wildcards are not supported (write one entry for each model)"
-    ),
+    listed(entry("'gpt-?'")): ("model_list[0].model_name: must not have a question mark (the only wildcard is *)"),
+    listed(entry(f"'{'*a' * 9}'")): "model_list[0].model_name: has over 8 wildcards",
     listed(entry(model="hosted_vllm/*")): (
-        "model_list[0].litellm_params.model: must name one model: wildcards are not supported "
-        "(write one entry for each model)"
+        "model_list[0].litellm_params.model: has a wildcard, and model_name has none (write the server's name of the "
+        "model, or a * in model_name)"
+    ),
+    listed(entry("'a*'", model="hosted_vllm/*b*")): (
+        "model_list[0].litellm_params.model: has 2 wildcards, and model_name has 1 (it fills in no more)"
     ),
     listed(entry(model="hosted_vllm/")): (
         "model_list[0].litellm_params.model: names no model after hosted_vllm/ (write the name that the server uses)"

@@ -41,7 +41,6 @@ VALUES: dict[str, Any] = {
 HARMLESS: dict[str, list[Any]] = {
     "callbacks": [["prometheus", "otel"], "langfuse"],
     "default_team_settings": [[{"team_id": "x", "success_callback": ["langfuse"], "max_budget": None}]],
-    "max_budget": [0],
     "missing_session_id": ["generate"],
     "optional_pre_call_checks": [["session_affinity"]],
 }
@@ -136,14 +135,14 @@ def test_every_problem_is_told_at_once_and_repeats_no_value(problems_of: Refusal
         """
         guardrails: [{guardrail_name: hush}]
         general_settings: {custom_auth: hush.hush, allowed_routes: [/hush]}
-        litellm_settings: {max_budget: 7}
+        litellm_settings: {max_user_budget: 7}
         """
     )
     assert [line.partition(":")[0] for line in lines] == [
         "guardrails",
         "general_settings.custom_auth",
         "general_settings.allowed_routes",
-        "litellm_settings.max_budget",
+        "litellm_settings.max_user_budget",
     ]
     assert "hush" not in "".join(lines)
 

@@ -77,7 +77,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(settings: Settings) -> 
         stored("a", api_base="nonsense"),
         stored("b", api_base="http://b"),
         stored("c", api_base="http://c"),
-        StoredModel("d", "bad*", {"model": "hosted_vllm/m"}),
+        StoredModel("d", "bad?", {"model": "hosted_vllm/m"}),
     ]
     joined = join(settings, models, unseal)
     assert [entry.server.name for entry in joined.models] == ["gpu-1:8000", "c:80"]

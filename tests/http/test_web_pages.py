@@ -169,6 +169,17 @@ def test_an_allowed_origin_may_read_answers_and_their_headers() -> None:
     )
 
 
+def test_with_a_master_key_every_page_reads_errors_unless_some_are_chosen() -> None:
+    asked = {b"origin": b"http://x"}
+    found = dict(NO_WEB_PAGES.error_headers(asked))
+    assert found[b"access-control-allow-origin"] == b"*"
+    assert {b"retry-after", b"x-should-retry"} <= set(found[b"access-control-expose-headers"].split(b", "))
+    assert NO_WEB_PAGES.error_headers({}) == []
+    assert OPEN.error_headers(asked) == []
+    chosen = WebPages(origins=["http://y"])
+    assert chosen.error_headers(asked) == chosen.response_headers(asked) == [(b"vary", b"Origin")]
+
+
 def test_a_preflight_of_an_allowed_origin_is_answered() -> None:
     pages = WebPages(origins=["http://x"])
     asked = {b"origin": b"http://x", b"access-control-request-method": b"POST"}

@@ -26,7 +26,6 @@ PRIVILEGED = [
     ("POST", "/scale_elastic_ep"),
     ("POST", "/inference/v1/abort_requests"),
     ("GET", "/server_info"),
-    ("GET", "/a-plugin-s-route"),
     # what vLLM reads as /sleep
     ("POST", "/%73leep"),
     ("POST", "//sleep"),
@@ -87,6 +86,31 @@ def test_a_virtual_key_reaches_no_privileged_route(
     assert request_id is not None
     record = gateway.record_of(request_id)
     assert (record["server"], record["outcome"], record["error"]) == ("", "refused", "route_not_allowed")
+
+
+@pytest.mark.parametrize("path", ["/a-plugin-s-route", "/v1/files", "/v1/models/"])
+def test_what_vllm_does_not_have_is_a_404_for_a_virtual_key_at_no_cost_to_the_server(
+    path: str, gateway: LiveGateway, vllm_url: str, virtual_key: str
+) -> None:
+    answer = gateway.ask("GET", f"/vllm{path}", virtual_key)
+    assert answer.error_code == (404, "route_not_found")
+    request_id = answer.header("x-request-id")
+    assert request_id is not None
+    assert gateway.record_of(request_id)["server"] == ""
+    if not path.endswith("/"):
+        # and vLLM's own for whoever may call what is not known
+        assert gateway.ask("GET", f"/vllm{path}", gateway.master_key).body == ask(vllm_url, "GET", path).body
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_a_method_that_a_route_does_not_have_is_a_405_as_vllm_answers(
+    method: str, gateway: LiveGateway, vllm_url: str, virtual_key: str
+) -> None:
+    directly = ask(vllm_url, method, "/v1/chat/completions")
+    for mount in ("", "/vllm"):
+        answer = gateway.ask(method, f"{mount}/v1/chat/completions", virtual_key)
+        assert answer.error_code == (405, "method_not_allowed")
+        assert (answer.status, answer.header("allow")) == (directly.status, directly.header("allow"))
 
 
 def test_a_key_that_was_given_a_privileged_route_reaches_it_and_no_other(gateway: LiveGateway, vllm_url: str) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's and Anthropic's own clients, given nothing but the gateway's address and a virtual key."""
+"""OpenAI's, Azure's and Anthropic's own clients, given nothing but the gateway's address and a virtual key."""
 
 from __future__ import annotations
 
@@ -15,26 +15,49 @@ anthropic = pytest.importorskip("anthropic", reason="this test needs Anthropic's
 MESSAGES = [{"role": "user", "content": "Say hello"}]
 
 
-@pytest.fixture(params=["/vllm/v1", "/vllm"])
+@pytest.fixture(params=["/v1", "", "/openai/v1", "/vllm/v1", "/vllm"])
 def client(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: str) -> Iterator[Any]:
-    """OpenAI's client, with both base URLs that work."""
+    """OpenAI's client, with all base URLs that work."""
     with openai.OpenAI(
         base_url=gateway.url + request.param, api_key=virtual_key, max_retries=0, timeout=PATIENCE
     ) as made:
         yield made
 
 
-@pytest.fixture
-def claude(gateway: LiveGateway, virtual_key: str) -> Iterator[Any]:
-    """Anthropic's client; it sends the key as ``x-api-key``."""
-    with anthropic.Anthropic(
-        base_url=f"{gateway.url}/vllm", api_key=virtual_key, max_retries=0, timeout=PATIENCE
+@pytest.fixture(params=["/vllm/v1", "/vllm"])
+def client_below_vllm(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: str) -> Iterator[Any]:
+    """OpenAI's client, below the mount."""
+    with openai.OpenAI(
+        base_url=gateway.url + request.param, api_key=virtual_key, max_retries=0, timeout=PATIENCE
     ) as made:
         yield made
 
 
-def test_openai_lists_models(client: Any, chat_model: str) -> None:
-    assert chat_model in [model.id for model in client.models.list()]
+@pytest.fixture(params=[None, "the deployment"])
+def azure(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: str, chat_model: str) -> Iterator[Any]:
+    """Azure's client, for the model of each call or for one deployment; it sends the key as ``api-key``."""
+    with openai.AzureOpenAI(
+        azure_endpoint=gateway.url,
+        azure_deployment=request.param and chat_model,
+        api_version="2024-10-21",
+        api_key=virtual_key,
+        max_retries=0,
+        timeout=PATIENCE,
+    ) as made:
+        yield made
+
+
+@pytest.fixture(params=["", "/vllm"])
+def claude(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: str) -> Iterator[Any]:
+    """Anthropic's client; it sends the key as ``x-api-key``."""
+    with anthropic.Anthropic(
+        base_url=gateway.url + request.param, api_key=virtual_key, max_retries=0, timeout=PATIENCE
+    ) as made:
+        yield made
+
+
+def test_openai_lists_models(client_below_vllm: Any, chat_model: str) -> None:
+    assert chat_model in [model.id for model in client_below_vllm.models.list()]
 
 
 def test_openai_chats(client: Any, chat_model: str) -> None:
@@ -94,8 +117,9 @@ def test_openai_tells_that_the_model_makes_no_embeddings(client: Any, vllm_url: 
     assert (caught.value.status_code, caught.value.response.content) == (directly.status, directly.body)
 
 
-def test_openai_understands_the_gateway_s_refusals(gateway: LiveGateway, chat_model: str) -> None:
-    url = f"{gateway.url}/vllm/v1"
+@pytest.mark.parametrize("base", ["/v1", "/vllm/v1"])
+def test_openai_understands_the_gateway_s_refusals(gateway: LiveGateway, chat_model: str, base: str) -> None:
+    url = gateway.url + base
     with (
         openai.OpenAI(base_url=url, api_key="sk-nobody", max_retries=0) as stranger,
         pytest.raises(openai.AuthenticationError) as caught,
@@ -108,7 +132,70 @@ def test_openai_understands_the_gateway_s_refusals(gateway: LiveGateway, chat_mo
         pytest.raises(openai.PermissionDeniedError) as caught,
     ):
         restricted.chat.completions.create(model=chat_model, messages=MESSAGES)
-    assert (caught.value.code, caught.value.type) == ("model_not_allowed", "permission_error")
+    assert (caught.value.code, caught.value.type) == ("model_not_allowed", "key_model_access_denied")
+
+
+def test_openai_is_told_at_once_that_vllm_has_no_such_route(client: Any) -> None:
+    patient = client.with_options(max_retries=5)
+    for call in (
+        patient.files.list,
+        patient.batches.list,
+        lambda: patient.moderations.create(input="x"),
+        lambda: patient.images.generate(prompt="x"),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            call()
+
+
+def test_azure_chats_and_streams(azure: Any, gateway: LiveGateway, chat_model: str) -> None:
+    options: Any = {"model": chat_model, "messages": MESSAGES, "max_tokens": 8, "temperature": 0, "seed": 1}
+    whole = azure.chat.completions.create(**options)
+    stream = azure.chat.completions.create(**options, stream=True)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert whole.usage.completion_tokens == 8
+    record = gateway.record_of(whole._request_id)
+    assert (record["route"], record["model"], record["status"]) == ("/v1/chat/completions", chat_model, 200)
+
+
+def test_azure_completes_and_creates_a_response(azure: Any, chat_model: str) -> None:
+    assert azure.completions.create(model=chat_model, prompt="Paris is", max_tokens=4).usage.completion_tokens == 4
+    assert azure.responses.create(model=chat_model, input="hi", max_output_tokens=4).usage.output_tokens > 0
+
+
+def test_azure_s_deployment_decides_whatever_the_call_names(gateway: LiveGateway, chat_model: str) -> None:
+    key = gateway.make_key(models=[chat_model])
+    options: Any = {"azure_endpoint": gateway.url, "api_version": "2024-10-21", "api_key": key, "max_retries": 0}
+    with openai.AzureOpenAI(azure_deployment=chat_model, **options) as azure:
+        assert azure.chat.completions.create(model="gpt-4o", messages=MESSAGES, max_tokens=1).model == chat_model
+    with (
+        openai.AzureOpenAI(azure_deployment="secret", **options) as azure,
+        pytest.raises(openai.PermissionDeniedError),
+    ):
+        azure.chat.completions.create(model=chat_model, messages=MESSAGES, max_tokens=1)
+
+
+@pytest.mark.parametrize("path", ["/engines/{}/chat/completions", "/v1/engines/{}/chat/completions"])
+def test_the_model_of_an_engine_s_path_is_the_one_that_answers(
+    gateway: LiveGateway, virtual_key: str, chat_model: str, path: str
+) -> None:
+    request = json_request({"model": "nobody", "messages": MESSAGES, "max_tokens": 1})
+    answer = gateway.ask("POST", path.format(chat_model), virtual_key, **request)
+    assert (answer.status, answer.json["model"]) == (200, chat_model)
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank", "/vllm/rerank"])
+def test_documents_are_ranked(gateway: LiveGateway, virtual_key: str, score_model: str, path: str) -> None:
+    body = {"model": score_model, "query": "sun", "documents": ["moon", "sun"]}
+    answer = gateway.ask("POST", path, virtual_key, **json_request(body))
+    assert (answer.status, len(answer.json["results"])) == (200, 2)
+
+
+@pytest.mark.parametrize("path", ["/score", "/v1/score", "/engines/{}/score", "/vllm/score"])
+def test_texts_are_scored(gateway: LiveGateway, virtual_key: str, score_model: str, path: str) -> None:
+    body = {"model": score_model, "text_1": "sun", "text_2": ["moon", "sun"]}
+    answer = gateway.ask("POST", path.format(score_model), virtual_key, **json_request(body))
+    assert (answer.status, len(answer.json["data"])) == (200, 2)
 
 
 def test_anthropic_gets_a_message(claude: Any, chat_model: str) -> None:
@@ -140,9 +227,10 @@ def test_anthropic_tells_vllm_s_own_error(claude: Any, vllm_url: str, chat_model
     assert (caught.value.status_code, caught.value.response.content) == (directly.status, directly.body)
 
 
-def test_anthropic_understands_a_refused_key(gateway: LiveGateway, chat_model: str) -> None:
+@pytest.mark.parametrize("base", ["", "/vllm"])
+def test_anthropic_understands_a_refused_key(gateway: LiveGateway, chat_model: str, base: str) -> None:
     with (
-        anthropic.Anthropic(base_url=f"{gateway.url}/vllm", api_key="sk-nobody", max_retries=0) as stranger,
+        anthropic.Anthropic(base_url=gateway.url + base, api_key="sk-nobody", max_retries=5) as stranger,
         pytest.raises(anthropic.AuthenticationError) as caught,
     ):
         stranger.messages.create(model=chat_model, messages=MESSAGES, max_tokens=1)

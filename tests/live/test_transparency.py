@@ -118,15 +118,15 @@ CASES = [
     Case("no body", "POST", CHAT, 400),
     Case("another type", "POST", CHAT, 400, body=b"hello", headers=(("Content-Type", "text/plain"),)),
     Case("a form", "POST", CHAT, 400, body=MULTIPART, headers=(("Content-Type", "multipart/form-data; boundary=x"),)),
-    Case("models", "GET", "/v1/models", 200),
-    Case("a query", "GET", "/v1/models?b=2&a=1&a=%2F+%20&b=&=&x", 200),
+    Case("models", "GET", "/v1/models", 200, privileged=True),
+    Case("a query", "GET", "/v1/models?b=2&a=1&a=%2F+%20&b=&=&x", 200, privileged=True),
     Case("version", "GET", "/version", 200),
     Case("health", "GET", "/health", 200),
     Case("ping", "GET", "/ping", 200),
     Case("load", "GET", "/load", 200),
     Case("openapi", "GET", "/openapi.json", 200),
     Case("docs", "GET", "/docs", 200),
-    Case("head", "HEAD", "/v1/models", 405),
+    Case("head", "HEAD", "/v1/models", 405, privileged=True),
     Case("head of health", "HEAD", "/health", 405),
     Case("options", "OPTIONS", CHAT, 405),
     Case(
@@ -172,8 +172,8 @@ def key_for(gateway: LiveGateway, privileged: bool = False) -> str | None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_an_answer_is_vllm_s_own(case: Case, through: LiveGateway, vllm_url: str, chat_model: str) -> None:
     arguments = case.arguments(chat_model)
-    if case.method == "POST" and case.privileged:
-        # what acts on a server as a whole would go to all
+    if case.privileged:
+        # what acts on a server as a whole, or lists its models, would be for all servers
         arguments["headers"].append(("x-vllm-passthrough-server", vllm_url.partition("//")[2]))
     directly = ask(vllm_url, case.method, case.target, **arguments)
     answer = through.ask(case.method, f"/vllm{case.target}", key_for(through, case.privileged), **arguments)
@@ -218,7 +218,10 @@ def test_the_paths_without_v1_answer_the_same(through: LiveGateway, vllm_url: st
         assert_same(
             through.ask("POST", f"/vllm{path}", key, **arguments), ask(vllm_url, "POST", f"/v1{path}", **arguments)
         )
-    assert_same(through.ask("GET", "/vllm/models", key), ask(vllm_url, "GET", "/v1/models"))
+    # of a list of models, the gateway's own answer has those of all servers
+    chosen = [("x-vllm-passthrough-server", vllm_url.partition("//")[2])] if through.master_key else []
+    answer = through.ask("GET", "/vllm/models", key_for(through, privileged=True), headers=chosen)
+    assert_same(answer, ask(vllm_url, "GET", "/v1/models"))
 
 
 def test_a_request_id_of_the_client_s_own_gives_the_same_bytes(

@@ -17,7 +17,7 @@ from twisted_vllm.api_routes import ROUTES, ModelPlace, PrefixCache, VllmRoute
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
-from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
+from twisted_vllm.auth.records import ANONYMOUS, MASTER, PREFLIGHT, Principal
 from twisted_vllm.bodies.json_body import MAX_SURE
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import ModelEntry, PriceList, Server, TenantRoutes
@@ -29,6 +29,7 @@ from twisted_vllm.errors import (
     ModelNotFound,
     ModelUndetermined,
     RouteNotAllowed,
+    RouteNotFound,
 )
 from twisted_vllm.http.headers import RequestHead
 from twisted_vllm.proxy.admission import Admission
@@ -123,7 +124,7 @@ def test_a_privileged_route_is_for_administrators(path: bytes) -> None:
     asked = admission()
     asked.authorize(MASTER, b"POST", path)
     asked.authorize(ANONYMOUS, b"POST", path)
-    with pytest.raises(RouteNotAllowed):
+    with pytest.raises((RouteNotAllowed, RouteNotFound)):
         asked.authorize(TENANT, b"POST", path)
 
 
@@ -135,7 +136,7 @@ def test_the_operator_may_open_a_route_to_every_key() -> None:
 def test_an_alias_is_authorized_as_the_server_s_path() -> None:
     authorization = admission().authorize(TENANT, b"POST", b"/chat/completions?a=%2F")
     assert authorization.forwarded == b"/v1/chat/completions?a=%2F"
-    with pytest.raises(RouteNotAllowed):
+    with pytest.raises(RouteNotFound):
         admission(path_aliases=False).authorize(TENANT, b"POST", b"/chat/completions")
 
 
@@ -609,6 +610,76 @@ def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principa
     assert held.body is not None
     assert (found.renamed or name or "").encode() in held.body
     assert (found.renamed is None) == (held.body == field + b"--b--\r\n")
+
+
+@pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT, RESTRICTED])
+@pytest.mark.parametrize("named", [b"", b'"model": "public"', b'"model": "secret"', b'"model": null', b'"model": 1'])
+def test_the_path_s_model_decides_and_stands_in_the_body(principal: Principal, named: bytes) -> None:
+    decides = admission(MODELS)
+    authorization = decides.authorize(principal, b"POST", b"/v1/completions", "public")
+    assert authorization.needs_body
+    assert decides.must_hold(authorization, head_of(b"application/json", 100))
+    try:
+        admitted = decides.admit(authorization, JSON, b"{%b}" % named)
+    except ModelUndetermined:
+        assert named.endswith(b"1")
+        return
+    plain = admit(admission(MODELS), b'{"model": "public"}', principal)
+    found = WholeRequest(decides, authorization, admitted)
+    assert (found.server, found.model) == (plain.server, "public")
+    assert found.body is not None
+    assert json.loads(bytes(found.body)) == {"model": json.loads(plain.body or b"")["model"]}
+
+
+def test_a_key_may_use_no_other_model_by_the_path_or_by_the_body() -> None:
+    decides = admission(MODELS)
+    authorization = decides.authorize(RESTRICTED, b"POST", b"/v1/completions", "secret")
+    for body in (b'{"model": "public"}', b"{}", None, b""):
+        with pytest.raises(ModelNotAllowed):
+            decides.admit(authorization, JSON, body)
+    with pytest.raises(ModelNotAllowed):
+        decides.admit_form(authorization, {}, "public", None)
+
+
+@pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT, RESTRICTED])
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        *((JSON, body) for body in REPEATED),
+        *(pair for pair in UNDETERMINED if pair[1] not in (b'["public"]', b'{"model": "public",}')),
+    ],
+)
+def test_a_body_in_which_the_path_s_model_cannot_be_written_is_refused(
+    principal: Principal, headers: Any, body: bytes
+) -> None:
+    decides = admission(MODELS)
+    authorization = decides.authorize(principal, b"POST", b"/v1/completions", "public")
+    with pytest.raises(ModelUndetermined):
+        decides.admit(authorization, headers, body)
+    with pytest.raises(ModelUndetermined):
+        decides.admit_form(authorization, {}, None, UNCLEAR)
+
+
+def test_a_preflight_and_a_method_without_a_body_use_no_model_of_the_path() -> None:
+    decides = admission(MODELS)
+    for method in (b"OPTIONS", b"GET"):
+        authorization = decides.authorize(
+            MASTER if method == b"GET" else PREFLIGHT, method, b"/v1/completions", "public"
+        )
+        assert (authorization.path_model, authorization.needs_body) == ("", False)
+
+
+@pytest.mark.parametrize("name", ["public", "same", "small-one", None])
+def test_a_form_that_streams_below_a_model_is_admitted_as_one_that_is_held(name: str | None) -> None:
+    decides = admission(MODELS)
+    authorization = decides.authorize(RESTRICTED, b"POST", b"/v1/audio/transcriptions", "public")
+    field = b"" if name is None else form(name.encode()).removesuffix(b"--b--\r\n")
+    held = WholeRequest(decides, authorization, decides.admit(authorization, FORM, field + b"--b--\r\n"))
+    found = WholeRequest(decides, authorization, decides.admit_form(authorization, {}, name, None))
+    assert (found.server, found.model) == (held.server, held.model)
+    assert held.body is not None
+    assert (found.renamed or name or "").encode() in bytes(held.body)
+    assert bytes(held.body).count(b'name="model"') == 1
 
 
 @pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT])

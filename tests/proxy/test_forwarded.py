@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.proxy.forwarded import Network, client_address, client_headers
+from twisted_vllm.proxy.forwarded import Network, client_address, client_headers, path_prefix
 
 TRUSTED: tuple[Network, ...] = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
 SPOOFED = {
@@ -98,3 +98,29 @@ _ADDRESSES = st.ip_addresses(v=4).map(str)
 def test_nothing_a_client_writes_hides_its_address_behind_a_trusted_proxy(claimed: list[str], client: str) -> None:
     chain = ", ".join([*claimed, client]).encode()
     assert client_address("10.9.9.9", {b"x-forwarded-for": chain}, TRUSTED) == str(ip_address(client))
+
+
+@pytest.mark.parametrize(
+    ("said", "prefix"),
+    [
+        (b"/llm", b"/llm"),
+        (b"/llm/", b"/llm"),
+        (b"/outer, /inner/v-1", b"/outer/inner/v-1"),
+        (b"/", b""),
+        (b"", b""),
+        (b"llm", b""),
+        (b"//evil.example", b""),
+        (b"/a//evil.example", b""),
+        (b"/, /evil.example", b"/evil.example"),
+        (b"/a/../b", b""),
+        (b"/a?b", b""),
+        (b"/a b", b""),
+        (b"/\\evil.example", b""),
+        (b"/" + b"a" * 256, b""),
+    ],
+)
+def test_the_path_that_a_trusted_proxy_cut_off_is_a_plain_path(said: bytes, prefix: bytes) -> None:
+    headers = {b"x-forwarded-prefix": said}
+    assert path_prefix("10.1.2.3", headers, TRUSTED) == prefix
+    assert path_prefix("203.0.113.9", headers, TRUSTED) == b""
+    assert path_prefix("10.1.2.3", headers, ()) == b""

@@ -35,8 +35,8 @@ from twisted_vllm.usage.spool.format import encode_rows
 BEGAN, OVER = 1_764_072_000.25, 1_764_072_001.75
 OWN_ID = b"69259a40" + b"0a" * 12
 ANSWER = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}'
-#: the most bytes of a row in the spool, with one of `usage_headers`
-MOST_ROW_BYTES = 8_000
+#: the most bytes of a row in the spool, with one of `usage_headers`, tags and metadata
+MOST_ROW_BYTES = 20_000
 CHAT = b"/vllm/v1/chat/completions"
 KEY = "ab" * 32
 
@@ -167,7 +167,12 @@ def test_long_names_are_not_cached(ledger: Ledger) -> None:
 def test_a_row_takes_bounded_bytes_on_the_disk_whatever_a_caller_sends(text: str) -> None:
     ledger = Ledger(usage_headers=(b"x-tags",), end_user_headers=(b"x-user",))
     long = text.encode("utf-8") * 4_000
-    named = ((b"x-request-id", b'"' * 128), (b"x-tags", long), (b"x-user", long))
+    tags = b",".join(text.encode("utf-8") * 200 + b"%d" % number for number in range(100))
+    metadata = json.dumps({"a": text * 300}).encode()
+    named = (
+        *((b"x-request-id", b'"' * 128), (b"x-tags", long), (b"x-user", long)),
+        *((b"x-litellm-tags", tags), (b"x-litellm-spend-logs-metadata", metadata)),
+    )
     model = text if text.isprintable() else "m"
     row = ledger.serve(model=model * LONGEST_NAME, headers=named, user=text * 100_000)
     assert row is not None
@@ -288,3 +293,37 @@ def test_a_running_request_costs_what_it_cost_when_it_began_and_the_next_one_the
     assert (running.cost, following.cost) == (8 * 10**12, 12 * 10**12)
     assert dict(target_of(running.target).prices)["output_cost_per_token"] == "2"
     assert dict(target_of(following.target).prices)["output_cost_per_token"] == "3"
+
+
+SAYING = (
+    (b"x-litellm-tags", b" job-1, job-2 ,,job-1"),
+    (b"x-litellm-spend-logs-metadata", b'{"ticket": "T-1"}'),
+)
+
+
+def test_a_row_has_what_headers_and_body_say_of_the_request(ledger: Ledger) -> None:
+    row = ledger.serve(headers=SAYING, metadata={"tags": ["job-2", "job-3", 5], "spend_logs_metadata": {"b": 1}})
+    assert row is not None
+    assert row.request_tags == ("job-1", "job-2", "job-3")
+    assert row.spend_metadata == '{"ticket":"T-1"}'
+    row = ledger.serve(litellm_metadata={"tags": ["a"], "spend_logs_metadata": {"b": 1}}, metadata={"tags": ["c"]})
+    assert row is not None
+    assert (row.request_tags, row.spend_metadata) == (("a", "c"), '{"b":1}')
+
+
+def test_a_row_has_no_tags_where_the_operator_wants_none(ledger: Ledger) -> None:
+    ledger.recorder.reconfigure((), request_tags=False)
+    row = ledger.serve(headers=SAYING, metadata={"tags": ["job-3"]})
+    assert row is not None
+    assert (row.request_tags, row.spend_metadata) == ((), "")
+
+
+def test_tags_and_metadata_show_no_key(ledger: Ledger) -> None:
+    secret = "sk-0123456789abcdef0123456789abcdef"
+    metadata = json.dumps({"key": secret}).encode()
+    headers = ((b"x-litellm-tags", secret.encode()), (b"x-litellm-spend-logs-metadata", metadata))
+    row = ledger.serve(headers=headers)
+    assert row is not None
+    assert row.request_tags
+    assert secret not in str(row)
+    assert json.loads(row.spend_metadata).keys() == {"key"}

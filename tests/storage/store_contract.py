@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -19,6 +19,7 @@ from twisted_vllm.auth.grants import (
     EndUser,
     FormerKey,
     KeyGrant,
+    OrganizationGrant,
     Revision,
     Snapshot,
     TeamGrant,
@@ -27,20 +28,23 @@ from twisted_vllm.auth.grants import (
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.field_policy.rules import NO_RULES, rules_of
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited, member_id
 from twisted_vllm.storage.errors import AliasExists, KeyExists
 from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.records import (
     AuditRecord,
+    BudgetRecord,
     EndUserRecord,
     FormerKeyRecord,
     Member,
     ModelRecord,
+    OrganizationMember,
+    OrganizationRecord,
     TeamRecord,
     UserRecord,
 )
 from twisted_vllm.storage.repository import PageQuery
-from twisted_vllm.storage.transaction import KEPT_CHANGES
+from twisted_vllm.storage.transaction import KEPT_CHANGES, Transaction
 
 MADE = datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
 #: fields of users, teams and end users
@@ -568,6 +572,83 @@ class StoreContract:
             assert [record.token for page in found for record in page.records] == expected(matching, query)
             assert all(0 < len(page.records) <= query.size for page in found)
             assert {page.total_count for page in found} <= {len(matching)}
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_budget_changes_the_limits_of_all_who_name_it(self, store: IStore) -> None:
+        own, shared = Allowance(rpm=1, max_budget=9), Allowance(rpm=5, tpm=7, budget_duration="1d")
+
+        def work(transaction: Transaction) -> None:
+            transaction.budgets.insert(BudgetRecord(budget_id="b", allowance=shared, **CREATED))
+            transaction.keys.insert(key_record(1, budget_id="b", allowance=own))
+            transaction.keys.insert(key_record(2, allowance=own))
+            transaction.users.insert(UserRecord(user_id="ada", budget_id="b", **CREATED))
+            transaction.teams.insert(TeamRecord(team_id="x", budget_id="b", **CREATED))
+            transaction.end_users.insert(EndUserRecord(user_id="eve", budget_id="b", **CREATED))
+            transaction.organizations.insert(OrganizationRecord(organization_id="acme", budget_id="b", **CREATED))
+            transaction.members.put(Member("x", "ada", budget_id="b"))
+            transaction.members.put(Member("x", "bob"))
+
+        def effective(found: Changes | Snapshot) -> dict[str, Allowance | None]:
+            keys = found.keys.values() if isinstance(found, Changes) else found.keys
+            assert isinstance(keys, Iterable)
+            return {
+                **{grant.token: grant.allowance for grant in keys if grant},
+                **{id: user.allowance for id, user in found.users.items() if user},
+                **{id: team.allowance for id, team in found.teams.items() if team},
+                **{id: each.allowance for id, each in found.end_users.items() if each},
+                **{id: each.allowance for id, each in found.organizations.items() if each},
+                **dict(found.members),
+            }
+
+        mine = member_id("x", "ada")
+        await store.change(work)
+        snapshot = await store.load()
+        within = Allowance(rpm=1, tpm=7, max_budget=9)
+        holders = ("ada", "x", "eve", "acme", mine)
+        assert effective(snapshot) == {token(1): within, token(2): own, **dict.fromkeys(holders, shared)}
+        assert snapshot.shared == {"b": shared}
+
+        smaller = Allowance(tpm=1)
+        _, changes = await store.change(
+            lambda transaction: transaction.budgets.replace(
+                "b", BudgetRecord(budget_id="b", allowance=smaller, **CREATED)
+            )
+        )
+        changed = {token(1): Allowance(rpm=1, tpm=1, max_budget=9), **dict.fromkeys(holders, smaller)}
+        assert effective(changes) == changed
+        assert changes.shared == {"b": smaller}
+        _, followed = await store.changes_since(snapshot.revision)
+        assert isinstance(followed, Changes)
+        assert effective(followed) == changed
+
+        _, gone = await store.change(lambda transaction: transaction.members.remove_all(user_ids=["ada"]))
+        assert gone.members == {mine: None}
+
+    @pytest_twisted.ensureDeferred
+    async def test_memberships_and_what_is_above_teams_come_back(self, store: IStore) -> None:
+        organization = OrganizationRecord(
+            organization_id="acme", organization_alias="Acme", models=("m",), metadata={"a": 1}, **CREATED
+        )
+        member = Member("x", "ada", "admin", Allowance(max_budget=1))
+        team = TeamRecord(team_id="x", organization_id="acme", aliases={"fast": "qwen"}, **CREATED)
+
+        def work(transaction: Transaction) -> None:
+            transaction.organizations.insert(organization)
+            transaction.organization_members.put(OrganizationMember("acme", "ada", "org_admin"))
+            transaction.organization_members.put(OrganizationMember("acme", "bob"))
+            transaction.teams.insert(team)
+            transaction.members.put(Member("x", "ada"))
+            transaction.members.put(member)
+
+        _, changes = await store.change(work)
+        assert changes.teams == {"x": TeamGrant(organization_id="acme", aliases={"fast": "qwen"})}
+        assert changes.organizations == {"acme": OrganizationGrant(("m",))}
+        assert (await store.read(lambda transaction: transaction.organizations.get("acme"))) == organization
+        assert (await store.read(lambda transaction: transaction.teams.get("x"))) == team
+        assert (await store.read(lambda transaction: transaction.members.of_users(["ada"]))) == {"ada": [member]}
+        assert (await store.read(lambda transaction: transaction.members.get("x", "bob"))) is None
+        of = await store.read(lambda transaction: transaction.organization_members.of_organizations(["acme"]))
+        assert [(each.user_id, each.role) for each in of["acme"]] == [("ada", "org_admin"), ("bob", "internal_user")]
 
 
 def state(record: KeyRecord) -> str:

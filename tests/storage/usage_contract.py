@@ -19,6 +19,7 @@ from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.tables import spend
 from twisted_vllm.storage.usage import batch as batch_module
+from twisted_vllm.storage.usage.daily_tags import MAX_TAGS_OF_KEY, OTHER, DailyTags
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.tables import (
     usage,
@@ -26,9 +27,11 @@ from twisted_vllm.storage.usage.tables import (
     usage_monthly,
     usage_payer_tags,
     usage_payers,
+    usage_request_tags,
     usage_targets,
     usage_totals,
 )
+from twisted_vllm.storage.usage.writes import AlsoPay, nobody_else
 from twisted_vllm.usage.interfaces import RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import Payer, Target, UsageRow, payer_of, refer, target_of
 
@@ -47,6 +50,7 @@ EVERYTHING = usage_row(
     user_id="ada",
     team_id="red",
     tags=("a", 'b,"c"', "a"),
+    organization_id="acme",
     model="qwen",
     server="gpu:8000",
     route="/v1/chat/completions",
@@ -73,6 +77,9 @@ EVERYTHING = usage_row(
     bytes_out=11,
     requests=12,
     attempts="gpu-2:8000 status_503",
+    request_tags=("b", "a", "über,alles"),
+    spend_metadata='{"ticket":"T-1"}',
+    response_id="resp_1",
 )
 
 
@@ -80,6 +87,7 @@ class Ledger:
     """The ledger in one database, with budgets whose periods a test sets."""
 
     def __init__(self, url: str) -> None:
+        self.also_pay: AlsoPay = nobody_else
         self.periods: Callable[[str, str, float], int] = lambda kind, name, time: 0
         self.now = float(NOON)
         self.url = url
@@ -89,7 +97,12 @@ class Ledger:
 
     def another(self) -> UsageDatabase:
         """Return a connection of another process."""
-        return UsageDatabase(Secret(self.url), lambda *asked: self.periods(*asked), lambda: self.now)
+        return UsageDatabase(
+            Secret(self.url),
+            lambda *asked: self.periods(*asked),
+            lambda: self.now,
+            lambda payers, model: self.also_pay(payers, model),
+        )
 
     def write(self, *rows: UsageRow, own: bool = True) -> list[SpendUpdate]:
         return self.database.write(rows, own)
@@ -173,6 +186,10 @@ def check_sums(ledger: Ledger, rows: list[UsageRow]) -> None:
     assert {(row["kind"], row["id"]): row["total_spend"] for row in ledger.read(spend)} == dict(spent)
 
 
+def _is_daily_tag(row: dict[str, Any]) -> bool:
+    return bool((row["dimension"], row["period"]) == ("tag", "day"))
+
+
 class UsageContract:
     """What every IUsageStore on a database promises; a subclass gives its `Ledger` as the fixture `ledger`."""
 
@@ -191,6 +208,9 @@ class UsageContract:
                 "error": row.error or None,
                 "requests": None if row.requests == 1 else row.requests,
                 "attempts": row.attempts or None,
+                "request_tags": list(row.request_tags) or None,
+                "spend_metadata": row.spend_metadata or None,
+                "response_id": row.response_id or None,
             }
             assert payer == msgspec.structs.asdict(payer_of(row.payer)) | {"tags": list(payer_of(row.payer).tags)}
             assert target == msgspec.structs.asdict(target_of(row.target)) | {
@@ -300,6 +320,27 @@ class UsageContract:
         ]
         assert ledger.write(usage_row(3, cost=0), usage_row(4, key_id="", cost=9)) == []
 
+    def test_an_organization_pays_and_whoever_else_has_a_budget(self, ledger: Ledger) -> None:
+        asked = []
+
+        def also_pay(payers: Iterable[tuple[str, str]], model: str) -> list[tuple[str, str]]:
+            asked.append((sorted(payers), model))
+            return [("proxy", "proxy"), ("member", "red\x1fada")]
+
+        ledger.also_pay = also_pay
+        rows = [usage_row(number, user_id="ada", team_id="red", organization_id="acme", cost=5) for number in (1, 2)]
+        told = {(spent.kind, spent.id): (spent.amount, spent.total) for spent in ledger.write(*rows)}
+        payers = [("key", "k1"), ("organization", "acme"), ("team", "red"), ("user", "ada")]
+        assert told == dict.fromkeys([*payers, ("proxy", "proxy"), ("member", "red\x1fada")], (10, 10))
+        assert asked == [(payers, "qwen")]
+        [payer] = ledger.read(usage_payers)
+        assert payer["organization_id"] == "acme"
+
+    def test_the_gateway_pays_once_for_a_request_with_an_end_user(self, ledger: Ledger) -> None:
+        ledger.also_pay = lambda payers, model: [("proxy", "proxy")]
+        told = {(spent.kind, spent.id): spent.total for spent in ledger.write(usage_row(1, end_user="e", cost=5))}
+        assert told == {("key", "k1"): 5, ("end_user", "e"): 5, ("proxy", "proxy"): 5}
+
     def test_rows_that_are_there_already_are_told_with_their_amount(self, ledger: Ledger) -> None:
         """The first answer may have been lost with the connection; the limiter must hear of it once."""
         ledger.write(*usage_rows(3))
@@ -346,6 +387,41 @@ class UsageContract:
         ledger.write(usage_row(1, time=midnight * 1_000_000))
         ledger.now = midnight - 2.0
         assert ledger.write(usage_row(2)) == [SpendUpdate("key", "k1", 7, 7, midnight)]
+
+    # what clients say
+
+    def test_tags_of_requests_have_sums_and_those_of_their_keys_count_once(self, ledger: Ledger) -> None:
+        both = usage_row(0, tags=("own",), request_tags=("own", "job"), cost=3)
+        ledger.write(both, usage_row(1, request_tags=("job",), cost=4), usage_row(2, cost=5))
+        # written again after a fault
+        ledger.write(both)
+        sums = {row["value"]: row["cost"] for row in ledger.read(usage_totals) if _is_daily_tag(row)}
+        assert sums == {"own": 3, "job": 7}
+        tagged = {(row["tag"], row["id"]) for row in ledger.read(usage_request_tags)}
+        assert tagged == {("job", both.id), ("job", usage_row(1).id)}
+
+    def test_tags_over_the_limit_are_added_up_together(self, ledger: Ledger) -> None:
+        most = MAX_TAGS_OF_KEY + 3
+        ledger.write(*[usage_row(number, request_tags=(f"t{number}",), cost=1) for number in range(most)])
+        ledger.write(usage_row(most, key_id="k2", request_tags=("of another key",), cost=1))
+        sums = {row["value"]: row["cost"] for row in ledger.read(usage_totals) if _is_daily_tag(row)}
+        assert len(sums) == MAX_TAGS_OF_KEY + 2
+        assert (sums[OTHER], sums["of another key"]) == (3, 1)
+
+    def test_a_new_process_knows_the_tags_of_the_day(self, ledger: Ledger) -> None:
+        ledger.write(usage_row(0, request_tags=("a",)))
+        with ledger.engine.begin() as connection:
+            tags, day = DailyTags(most=2), datetime.fromtimestamp(usage_row(0).time / 1e6, UTC).date().isoformat()
+            assert [tags.name(connection, day, "k1", tag) for tag in ("a", "b", "c", "b")] == ["a", "b", OTHER, "b"]
+
+    def test_the_tags_of_old_rows_go_with_them(self, ledger: Ledger) -> None:
+        rows = [usage_row(number, request_tags=("a", f"b{number}")) for number in range(4)]
+        ledger.write(*rows)
+        assert ledger.database.delete_before(rows[3].time, 10) == 3
+        assert {(row["tag"], row["id"]) for row in ledger.read(usage_request_tags)} == {
+            ("a", rows[3].id),
+            ("b3", rows[3].id),
+        }
 
     # retention
 

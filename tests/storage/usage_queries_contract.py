@@ -21,6 +21,7 @@ from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Plan, Unanswerable, UsageQuery, plan
 from twisted_vllm.storage.usage.queries.reports import (
     Cursor,
+    Entities,
     Group,
     keys_by_spend,
     page_of_days,
@@ -182,12 +183,12 @@ def check_that_days_come_in_pages(connection: Connection) -> None:
     keep(connection, rows)
     got: list[Any] = []
     while True:
-        page, total = page_of_days(connection, {"user": "Ada"}, START, END, len(got), 10)
+        page, total = page_of_days(connection, Entities("user", ("Ada",)), {}, START, END, len(got), 10)
         if not page:
             break
         got += page
     assert total == len(got)
-    assert sum(row[3 + _COST] for row in got) == sum(row.cost for row in rows if payer_of(row.payer).user_id == "Ada")
+    assert sum(row[4 + _COST] for row in got) == sum(row.cost for row in rows if payer_of(row.payer).user_id == "Ada")
     assert [row[0] for row in got] == sorted((row[0] for row in got), reverse=True)
     assert keys_by_spend(connection, 0, 10) == []
     assert users_by_spend(connection, 0, 10) == []
@@ -232,7 +233,7 @@ def check_that_indexes_are_used(connection: Connection) -> None:
         plans += plans_of(connection, lambda asked=asked: count_rows(connection, asked))
     for asked in (RowFilter(), RowFilter(request_id="f" * 32), RowFilter(equals={"model": "qwen"})):
         plans += plans_of(connection, lambda asked=asked: page_of_rows(connection, asked, 0, 10))
-    plans += plans_of(connection, lambda: page_of_days(connection, {"user": "Ada"}, START, END, 0, 10))
+    plans += plans_of(connection, lambda: page_of_days(connection, Entities("user", ("Ada",)), {}, START, END, 0, 10))
     assert len(plans) > 40
     for found in plans:
         lines = [line for line in found.splitlines() if "vllm_passthrough" in line or "usage" in line]

@@ -16,14 +16,33 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
+from werkzeug.routing import PathConverter
 from zope.interface import implementer
 
-from twisted_vllm.admin import audit, configuration, customers, health, model_entries, upstream_metrics
+from twisted_vllm.admin import (
+    audit,
+    configuration,
+    customers,
+    health,
+    model_entries,
+    model_lists,
+    upstream_metrics,
+)
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
-from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness, cannot_reload
+from twisted_vllm.admin.budgets import routes as budgets
+from twisted_vllm.admin.context import (
+    DATABASE_TIMEOUT,
+    AdminContext,
+    ModelLists,
+    ModelSource,
+    NoModels,
+    Readiness,
+    cannot_reload,
+)
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
+from twisted_vllm.admin.organizations import routes as organizations
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Route, Routes
@@ -35,6 +54,7 @@ from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
+from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
@@ -48,13 +68,19 @@ from twisted_vllm.upstreams.health_report import EndpointHealth
 
 WELCOME = {
     "service": "twisted_vllm",
-    "about": "A gateway for shared vLLM servers: everything below /vllm goes to vLLM in its own format.",
+    "about": "A gateway for shared vLLM servers: vLLM's inference routes, and all that is below /vllm, go to vLLM in "
+    "its own format.",
     "routes": {
-        "/vllm/…": "vLLM's own API",
+        "/v1/chat/completions, /v1/responses, /v1/messages, /v1/embeddings, /rerank …": "vLLM's inference routes",
+        "/engines/MODEL/…, /openai/deployments/MODEL/…": "the same; the path names the model",
+        "/vllm/…": "all of vLLM's own API",
         "/key/generate, /key/update, /key/regenerate, /key/info, /key/list, /key/delete …": "virtual keys",
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
+        "/v1/models, /model/info, /model_group/info": "the models that a key may use",
+        "/budget/new, /budget/update, /budget/list …": "limits that keys, users, teams, customers name by budget_id",
+        "/organization/new, /organization/info, /organization/list …": "organizations: a level above teams",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
         "/audit/list": "what administrators did",
         "/config/reload": "the configuration, read again",
@@ -103,7 +129,10 @@ ROUTES: tuple[Route, ...] = (
     *users.routes,
     *teams.routes,
     *customers.routes,
+    *budgets.routes,
+    *organizations.routes,
     *model_entries.routes,
+    *model_lists.routes,
     *audit.routes,
     *configuration.routes,
     *reports.routes,
@@ -123,6 +152,12 @@ def _is_health(request: IRequest) -> bool:
 
 def _peer_of(request: IRequest) -> str:
     return getattr(request.getClientAddress(), "host", None) or "-"
+
+
+class NameConverter(PathConverter):
+    """Matches a name with slashes, which may begin with one: a model's name may be an absolute path."""
+
+    regex = "/?[^/].*?"
 
 
 class AdminApp:
@@ -153,9 +188,12 @@ class AdminApp:
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         self_service: SelfService = SelfService(),  # noqa: B008 - frozen
         changes: ChangeLimits | None = None,
+        record_defaults: RecordDefaults = NO_DEFAULTS,
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
         model_source: Callable[[], ModelSource] | None = None,
+        models: ModelLists | None = None,
+        settings_in_effect: Callable[[], Settings] = Settings,
         database_timeout: float = DATABASE_TIMEOUT,
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
     ) -> None:
@@ -180,10 +218,13 @@ class AdminApp:
             key_bounds: the most that a key may be given.
             self_service: what people may do for themselves.
             changes: limits what they change; None for no limit.
+            record_defaults: what new keys, users and teams get that the request leaves out.
             web_pages: decides about requests of web pages.
             text: removes secrets from text of clients; None knows only their form.
             model_source: returns what entries of the model list are checked against; None for a gateway without a file
                 and without a key to encrypt with.
+            models: lists the models that a caller may use; None for none.
+            settings_in_effect: returns the settings with all entries of the model list.
             database_timeout: seconds that a client waits for the database.
             reload: reads the configuration again.
         """
@@ -211,9 +252,12 @@ class AdminApp:
             metrics_are_open=metrics_are_open,
             metrics_of_servers=metrics_of_servers,
             key_bounds=key_bounds,
+            record_defaults=record_defaults,
             web_pages=web_pages,
             text=ClientText(Redactor()) if text is None else text,
             model_source=model_source or (lambda: ModelSource(Settings(), Sealer(None, randbytes))),
+            models=NoModels() if models is None else models,
+            settings_in_effect=settings_in_effect,
             database_timeout=database_timeout,
             reload=reload,
         )
@@ -221,6 +265,7 @@ class AdminApp:
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False
+        app.url_map.converters = {**app.url_map.converters, "name": NameConverter}
         app.handle_errors(Exception)(send_failure)
         for route in ROUTES:
             app.route(route.path, methods=[route.method], endpoint=f"{route.method} {route.path}")(
@@ -237,12 +282,14 @@ class AdminApp:
         metrics_are_open: bool,
         key_bounds: KeyUpperBounds,
         self_service: SelfService,
+        record_defaults: RecordDefaults,
         database_timeout: float,
     ) -> None:
         """Use other settings from the next request on; the arguments are the constructor's."""
         self._context.authenticator.settings = self_service
         self._context.metrics_are_open = metrics_are_open
         self._context.key_bounds = key_bounds
+        self._context.record_defaults = record_defaults
         self._context.database_timeout = database_timeout
 
     def resource(self) -> IResource:

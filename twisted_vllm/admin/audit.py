@@ -38,7 +38,9 @@ class AuditQuery(Query, frozen=True, kw_only=True):
         str, msgspec.Meta(description="Who did it: `master`, or a key, its hash, or the first digits of its hash.")
     ] = ""
     action: Annotated[str, msgspec.Meta(description="What was done, such as `key/update`.")] = ""
-    object_type: Annotated[str, msgspec.Meta(description="`key`, `user`, `team`, `end_user` or `model`.")] = ""
+    object_type: Annotated[
+        str, msgspec.Meta(description="`key`, `user`, `team`, `organization`, `budget`, `end_user` or `model`.")
+    ] = ""
     object_id: Annotated[
         str, msgspec.Meta(description="The id of a user, a team or an end user, or a key as in `actor`.")
     ] = ""

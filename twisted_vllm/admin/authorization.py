@@ -19,7 +19,7 @@ from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.errors import MissingApiKey
+from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -27,6 +27,16 @@ _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 def token_of(key_or_token: str) -> str:
     """Return the token (SHA-256, in hex) of a key. A token stays as it is: no key looks like one."""
     return key_or_token.lower() if _TOKEN.fullmatch(key_or_token) else hash_key(key_or_token)
+
+
+def check_sees_user(principal: Principal, user_id: str) -> None:
+    """Check that a caller may see a user: administrators and viewers see all, a virtual key its own.
+
+    Raises:
+        RouteNotAllowed: it may not.
+    """
+    if not reads_everything(principal) and user_id != principal.user_id:
+        raise RouteNotAllowed("A virtual key may see its own user only; the master key sees every user.")
 
 
 class AdminAuthenticator:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 import attrs
 import msgspec
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,10 +24,11 @@ from twisted_vllm.admin.self_service import OwnScope
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
+from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
-from twisted_vllm.errors import GatewayError, InvalidRequest, StoreUnavailable
+from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics import Metrics
@@ -37,6 +38,7 @@ from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.report_queue import ReportCaller
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.upstreams.health_report import EndpointHealth
+from twisted_vllm.upstreams.listed_entries import ListedEntry
 
 T = TypeVar("T")
 
@@ -79,6 +81,45 @@ class ModelSource:
     sealer: Sealer
 
 
+class ModelLists(Protocol):
+    """Lists the models that a caller may use: `twisted_vllm.proxy.model_listing.ModelListing`."""
+
+    def check_allowed(self, principal: Principal) -> None:
+        """Check that a principal may list models."""
+
+    def listed(self, principal: Principal, query: Mapping[str, str], headers: Mapping[bytes, bytes]) -> Deferred[bytes]:
+        """Return the JSON of the list, by the parameters and headers of the request."""
+
+    def retrieve(
+        self, principal: Principal, name: str, query: Mapping[str, str], headers: Mapping[bytes, bytes]
+    ) -> Deferred[bytes]:
+        """Return the JSON of one model."""
+
+    def entries(self, principal: Principal, *, expand: bool, named: str = "") -> Deferred[list[ListedEntry]]:
+        """Return the entries of the model list."""
+
+
+class NoModels:
+    """The lists of an app without servers."""
+
+    def check_allowed(self, principal: Principal) -> None:
+        """Allow it."""
+
+    def listed(self, principal: Principal, query: Mapping[str, str], headers: Mapping[bytes, bytes]) -> Deferred[bytes]:
+        """Return an empty list."""
+        return succeed(b'{"object":"list","data":[]}')
+
+    def retrieve(
+        self, principal: Principal, name: str, query: Mapping[str, str], headers: Mapping[bytes, bytes]
+    ) -> Deferred[bytes]:
+        """Refuse it."""
+        return fail(ModelNotFound("There is no such model.", param="model"))
+
+    def entries(self, principal: Principal, *, expand: bool, named: str = "") -> Deferred[list[ListedEntry]]:
+        """Return none."""
+        return succeed([])
+
+
 def cannot_reload() -> Deferred[Reloaded]:
     """Refuse: there is nothing to read again."""
     return fail(InvalidRequest("This gateway was started without a configuration that can be read again."))
@@ -101,8 +142,11 @@ class AdminContext:
         metrics_are_open: whether anyone may read them, or only administrators.
         metrics_of_servers: collects the metrics of all servers, as `MetricsOfServers.expose`.
         key_bounds: the most that a key may be given.
+        record_defaults: what new keys, users and teams get that the request leaves out.
         text: removes secrets from text of clients.
         model_source: returns what entries of the model list are checked against, which a reload changes.
+        models: lists the models that a caller may use.
+        settings_in_effect: returns the settings with all entries of the model list.
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
@@ -121,7 +165,10 @@ class AdminContext:
     metrics_of_servers: Callable[[], Deferred[bytes]]
     text: ClientText
     model_source: Callable[[], ModelSource]
+    models: ModelLists
+    settings_in_effect: Callable[[], Settings]
     key_bounds: KeyUpperBounds = NO_BOUNDS
+    record_defaults: RecordDefaults = NO_DEFAULTS
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
@@ -175,6 +222,10 @@ class AuditContext:
     def _author(self) -> str:
         author: str | None = self.scope.author
         return author or self.actor
+
+    def new_id(self) -> str:
+        """Return a random id for a user, a team, an organization or a budget."""
+        return str(UUID(bytes=self.randbytes(16), version=4))
 
     def record_key(self, transaction: Transaction, before: KeyRecord | None, after: KeyRecord | None) -> None:
         """Write the change of a key to the audit log."""
@@ -252,8 +303,8 @@ class AdminCall:
         return self.audit.now
 
     def new_id(self) -> str:
-        """Return a random id for a user or a team."""
-        return str(UUID(bytes=self.context.randbytes(16), version=4))
+        """Return a random id, as `AuditContext.new_id`."""
+        return self.audit.new_id()
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run work that only reads in a transaction."""

@@ -12,13 +12,24 @@ from typing import Annotated, Any
 import attrs
 import msgspec
 
+from twisted_vllm.admin.budget_references import (
+    budgets_of,
+    check_budget,
+    effective,
+    effective_limits,
+    report_budget,
+)
 from twisted_vllm.admin.context import AdminCall, AuditContext
-from twisted_vllm.admin.fields import MAX_ITEMS, Alias, check_alias, redacted
-from twisted_vllm.admin.limits import LimitFields, report_limits, report_usage
-from twisted_vllm.admin.models import Body, Json, Limits, PageNumber, Query, Response
+from twisted_vllm.admin.fields import MAX_ITEMS, Alias, Reference, check_alias, redacted
+from twisted_vllm.admin.limits import LimitFields, Spent, report_usage
+from twisted_vllm.admin.lists import asked_page
+from twisted_vllm.admin.models import Body, BudgetTable, Json, Limits, PageNumber, Query, Response
 from twisted_vllm.admin.routing import Routes
+from twisted_vllm.admin.spending import set_spend
+from twisted_vllm.admin.unsupported import ON_CUSTOMERS
 from twisted_vllm.auth.records import Spend
-from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
+from twisted_vllm.errors import Conflict, NotFound
+from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.records import EndUserRecord
 from twisted_vllm.storage.repository import PageQuery
@@ -30,19 +41,19 @@ MAX_CUSTOMERS = 1000
 #: what the audit log and the spend table call a customer
 _KIND = "end_user"
 
+_CHANGES = ("created_at", "created_by", "updated_at", "updated_by")
+
 
 class CustomerFields(LimitFields, frozen=True, kw_only=True):
     """The fields of a customer that an administrator may set."""
 
-    UNSUPPORTED = {
-        **dict.fromkeys(("budget_id", "default_model", "allowed_model_region", "object_permission", "tpd_limit")),
-        "model_max_budget": {},
-        "spend": 0.0,
-    }
+    UNSUPPORTED = ON_CUSTOMERS
 
     user_id: Alias
     alias: Alias | None = None
     blocked: bool | None = None
+    budget_id: Reference | None = None
+    spend: Spent | None = None
 
     def check(self) -> None:
         """Check the id, the name and the limits."""
@@ -57,7 +68,7 @@ class CustomerFields(LimitFields, frozen=True, kw_only=True):
             given: the names of the fields that the request has.
             before: the limits until now.
         """
-        found: dict[str, Any] = {"alias": self.alias, "blocked": bool(self.blocked)}
+        found: dict[str, Any] = {"alias": self.alias, "blocked": bool(self.blocked), "budget_id": self.budget_id}
         found = {name: value for name, value in found.items() if name in given}
         return {**found, "allowance": self.limits(given, before)}
 
@@ -99,17 +110,6 @@ class CustomerListQuery(Query, frozen=True, kw_only=True):
     page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_CUSTOMERS, description="Entries per page.")] = MAX_CUSTOMERS
 
 
-class BudgetTable(Response, kw_only=True):
-    """A customer's limits, in the place where LiteLLM has them."""
-
-    max_budget: float | None
-    soft_budget: float | None
-    max_parallel_requests: int | None
-    tpm_limit: int | None
-    rpm_limit: int | None
-    budget_duration: str | None
-
-
 class CustomerReport(Limits, kw_only=True):
     """A customer. The times are null for one that only appeared in requests."""
 
@@ -118,7 +118,7 @@ class CustomerReport(Limits, kw_only=True):
     blocked: bool
     allowed_model_region: None
     default_model: None
-    budget_id: None
+    budget_id: str | None
     litellm_budget_table: BudgetTable | None
     created_at: datetime | None
     created_by: str | None
@@ -150,10 +150,20 @@ def add_customer(transaction: Transaction, audit: AuditContext, body: NewCustome
 
     Raises:
         Conflict: the customer exists.
+        NotFound: its budget does not exist.
     """
     if transaction.end_users.get(body.user_id) is not None:
         raise Conflict("Another customer has this id already. Send another `user_id`.", param="user_id")
-    return _insert(transaction, audit, body.user_id, body.values(body.__struct_fields__))
+    check_budget(transaction, body.budget_id)
+    record = _insert(transaction, audit, body.user_id, body.values(body.__struct_fields__))
+    _set_given_spend(transaction, audit, record, body.spend)
+    return record
+
+
+def _set_given_spend(transaction: Transaction, audit: AuditContext, record: EndUserRecord, spend: float | None) -> None:
+    if spend is not None:
+        limits = effective_limits(transaction, record)
+        set_spend(transaction, audit, _KIND, record.user_id, limits, from_dollars(spend))
 
 
 def update_customer(
@@ -168,12 +178,15 @@ def update_customer(
         given: the names of the fields that it has.
 
     Raises:
-        NotFound: there is no such customer.
+        NotFound: there is no such customer, or its budget does not exist.
     """
     record = transaction.end_users.get(body.user_id)
     if record is None:
         raise NotFound(f"No customer has the id `{redacted(body.user_id)}`.", param="user_id")
-    return _change(transaction, audit, record, body.values(given, record.allowance))
+    check_budget(transaction, body.budget_id)
+    changed = _change(transaction, audit, record, body.values(given, record.allowance))
+    _set_given_spend(transaction, audit, changed, body.spend)
+    return changed
 
 
 def block_customers(transaction: Transaction, audit: AuditContext, user_ids: Sequence[str]) -> list[EndUserRecord]:
@@ -239,32 +252,35 @@ def _find_all(transaction: Transaction, user_ids: Sequence[str]) -> list[EndUser
 def report_customers(transaction: Transaction, records: Sequence[EndUserRecord], now: datetime) -> list[Json]:
     """Return customers as `CustomerReport` describes them."""
     spend = transaction.spend.of(_KIND, [record.user_id for record in records])
-    return [_report(record.user_id, record, spend[record.user_id], now) for record in records]
+    budgets = budgets_of(transaction, records)
+    return [
+        {
+            **report_usage(record.allowance, spend[record.user_id], now, effective(record, budgets)),
+            **report_budget(record, budgets),
+            **{name: getattr(record, name) for name in ("user_id", "alias", "blocked")},
+            "allowed_model_region": None,
+            "default_model": None,
+            **{name: getattr(record, name) for name in _CHANGES},
+        }
+        for record in records
+    ]
 
 
-def _report(user_id: str, record: EndUserRecord | None, spend: Spend, now: datetime) -> Json:
-    """Return a customer; one without a record was never created and only appeared in requests."""
-    allowance = UNLIMITED if record is None else record.allowance
-    limits = report_limits(allowance)
+def _report_unknown(user_id: str, spend: Spend, now: datetime) -> Json:
+    """Return a customer that was never created and only appeared in requests."""
     return {
-        **report_usage(allowance, spend, now),
+        **report_usage(UNLIMITED, spend, now),
+        **dict.fromkeys(("budget_id", "litellm_budget_table", "alias", "allowed_model_region", "default_model")),
         "user_id": user_id,
-        "alias": None if record is None else record.alias,
-        "blocked": record is not None and record.blocked,
-        "allowed_model_region": None,
-        "default_model": None,
-        "budget_id": None,
-        "litellm_budget_table": None
-        if allowance.is_unlimited
-        else {name: limits[name] for name in BudgetTable.__struct_fields__},
-        **{name: getattr(record, name, None) for name in ("created_at", "created_by", "updated_at", "updated_by")},
+        "blocked": False,
+        **dict.fromkeys(_CHANGES),
     }
 
 
 routes = Routes()
 
 
-@routes.post("/customer/new", "/end_user/new", body=NewCustomerRequest, response=CustomerReport, errors=(409,))
+@routes.post("/customer/new", "/end_user/new", body=NewCustomerRequest, response=CustomerReport, errors=(404, 409))
 async def new(call: AdminCall, body: NewCustomerRequest) -> Json:
     """Create a customer, with its own limits or budget."""
 
@@ -281,10 +297,12 @@ async def info(call: AdminCall, query: CustomerInfoQuery) -> Json:
 
     def work(transaction: Transaction) -> Json:
         record = transaction.end_users.get(user_id)
+        if record is not None:
+            return report_customers(transaction, [record], call.now)[0]
         spend = transaction.spend.of(_KIND, [user_id])[user_id]
-        if record is None and not spend.total_spend:
+        if not spend.total_spend:
             raise NotFound("No such customer is known.", param="end_user_id")
-        return _report(user_id, record, spend, call.now)
+        return _report_unknown(user_id, spend, call.now)
 
     return await call.read(work)
 
@@ -320,14 +338,7 @@ async def list_customers(call: AdminCall, query: CustomerListQuery) -> list[Json
         page = transaction.end_users.page(
             PageQuery(page=query.page, size=query.page_size, sort_by="user_id", descending=False)
         )
-        if page.total_pages > 1 and not ("page" in call.given or "page_size" in call.given):
-            # LiteLLM's response is a bare list, which cannot say that it is incomplete.
-            raise InvalidRequest(
-                f"There are {page.total_count} customers: ask for one page after the other, as in "
-                "/customer/list?page=1&page_size=1000.",
-                param="page",
-            )
-        return report_customers(transaction, page.records, call.now)
+        return report_customers(transaction, asked_page(page, call.given, "customers", "/customer/list"), call.now)
 
     return await call.read(work)
 

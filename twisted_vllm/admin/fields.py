@@ -71,6 +71,17 @@ def _text(pattern: str, description: str | None = None) -> msgspec.Meta:
 Label = Annotated[str, _text(PRINTABLE)]
 Labels = Annotated[tuple[Label, ...], msgspec.Meta(max_length=MAX_ITEMS)]
 
+#: the id of what a record belongs to, and the fields that hold one
+Reference = Annotated[
+    str,
+    msgspec.Meta(
+        max_length=MAX_LENGTH,
+        description="An id. Empty is the same as no field.",
+        extra_json_schema={"pattern": PRINTABLE},
+    ),
+]
+REFERENCES = frozenset(("budget_id", "organization_id", "team_id"))
+
 #: a name that is written to logs
 Alias = Annotated[str, _text(f"^(?!sk-){PRINTABLE[1:]}", "A name. It must not look like a key.")]
 
@@ -207,6 +218,17 @@ def check_models(models: Iterable[str] | None) -> None:
 def stored_models(models: tuple[str, ...] | None) -> tuple[str, ...]:
     """Return models as they are stored: an empty list allows all."""
     return () if models is None or ALL_MODELS in models else models
+
+
+def check_printable_aliases(aliases: Mapping[str, str] | None, param: str = "aliases") -> None:
+    """Check that names of models can be printed.
+
+    Raises:
+        InvalidRequest: one cannot.
+    """
+    for each in (*(aliases or {}).keys(), *(aliases or {}).values()):
+        if not is_printable(each):
+            raise InvalidRequest(f"`{param}`: holds a character that cannot be printed.", param=param)
 
 
 def check_depth(metadata: object, name: str = "metadata") -> None:

@@ -15,7 +15,7 @@ from twisted_vllm.admin.models import Body, Json
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.money import PICODOLLARS, from_dollars, to_dollars
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, ModelBudget
 from twisted_vllm.ratelimit.periods import period_of
 
 #: the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
@@ -34,11 +34,61 @@ Counts = Annotated[dict[_ModelName, Count], msgspec.Meta(max_length=MAX_ITEMS)]
 #: an amount that fits in 64 bits of picodollars
 Dollars = Annotated[float, msgspec.Meta(ge=0, le=9_000_000, description="US dollars.")]
 
+#: what a key, user or customer has spent; None leaves it
+Spent = Annotated[
+    float,
+    msgspec.Meta(ge=0, le=9_000_000, description="The spend in the budget's current period, in US dollars."),
+]
+
 BudgetDuration = Annotated[
     str,
     msgspec.Meta(
         description="A number and a unit (s, m, h, d, w or mo), as in 30d.",
         extra_json_schema={"pattern": f"^({UNITS})$"},
+    ),
+]
+
+
+class ModelBudgetFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A budget for one model. LiteLLM has two names for each of its parts."""
+
+    budget_limit: Dollars | None = None
+    max_budget: Dollars | None = None
+    time_period: BudgetDuration | None = None
+    budget_duration: BudgetDuration | None = None
+
+    @property
+    def duration(self) -> str | None:
+        """The length of its period."""
+        return self.budget_duration if self.time_period is None else self.time_period
+
+    @property
+    def dollars(self) -> float | None:
+        """The most that may be spent in a period, in US dollars."""
+        return self.max_budget if self.budget_limit is None else self.budget_limit
+
+
+_ModelBudget = Annotated[
+    ModelBudgetFields,
+    msgspec.Meta(
+        extra_json_schema={
+            "oneOf": [
+                {
+                    "required": [name],
+                    "properties": {name: {"type": "number"}, other: {"type": "null"}},
+                }
+                for name, other in (("budget_limit", "max_budget"), ("max_budget", "budget_limit"))
+            ],
+            "anyOf": [{"properties": {name: {"type": "null"}}} for name in ("time_period", "budget_duration")],
+        }
+    ),
+]
+
+ModelBudgets = Annotated[
+    dict[_ModelName, Dollars | _ModelBudget],
+    msgspec.Meta(
+        max_length=MAX_ITEMS,
+        description="Budgets for single models: an amount, or an amount and the length of its period.",
     ),
 ]
 
@@ -54,6 +104,7 @@ class LimitFields(Body, frozen=True, kw_only=True):
     max_budget: Dollars | None = None
     soft_budget: Dollars | None = None
     budget_duration: BudgetDuration | None = None
+    model_max_budget: ModelBudgets | None = None
 
     WHOLE_NUMBER_MAPS: ClassVar[tuple[str, ...]] = ("model_rpm_limit", "model_tpm_limit")
 
@@ -67,6 +118,7 @@ class LimitFields(Body, frozen=True, kw_only=True):
         "max_budget": "max_budget",
         "soft_budget": "soft_budget",
         "budget_duration": "budget_duration",
+        "model_max_budget": "model_budgets",
     }
 
     def check(self) -> None:
@@ -75,14 +127,10 @@ class LimitFields(Body, frozen=True, kw_only=True):
         Raises:
             InvalidRequest: the duration is malformed, or a name can be no model's.
         """
-        if self.budget_duration is not None and not re.fullmatch(UNITS, self.budget_duration):
-            raise InvalidRequest(
-                "`budget_duration` must be a number above 0, of at most 5 digits, and a unit, one of s, m, h, d, w and "
-                "mo (as in 30d), or null for a budget that never begins anew.",
-                param="budget_duration",
-            )
+        check_budget_duration(self.budget_duration, "budget_duration")
         for name in LimitFields.WHOLE_NUMBER_MAPS:
             check_limited_models(getattr(self, name) or (), name)
+        check_model_budgets(self.model_max_budget, "model_max_budget")
 
     def limits(self, given: Container[str], before: Allowance = UNLIMITED) -> Allowance:
         """Return the limits after a request: those that it gives replace the ones from before.
@@ -100,9 +148,53 @@ class LimitFields(Body, frozen=True, kw_only=True):
             "max_budget": None if self.max_budget is None else from_dollars(self.max_budget),
             "soft_budget": None if self.soft_budget is None else from_dollars(self.soft_budget),
             "budget_duration": self.budget_duration,
+            "model_max_budget": model_budgets(self.model_max_budget),
         }
         changed = {self.ATTRIBUTES[name]: value for name, value in values.items() if name in given}
         return msgspec.structs.replace(before, **changed) if changed else before
+
+
+def check_budget_duration(duration: str | None, param: str) -> None:
+    """Check the length of a budget's period.
+
+    Raises:
+        InvalidRequest: it is malformed.
+    """
+    if duration is not None and not re.fullmatch(UNITS, duration):
+        raise InvalidRequest(
+            f"`{param}` must be a number above 0, of at most 5 digits, and a unit, one of s, m, h, d, w and "
+            "mo (as in 30d), or null for a budget that never begins anew.",
+            param=param,
+        )
+
+
+def check_model_budgets(budgets: Mapping[str, float | ModelBudgetFields] | None, param: str) -> None:
+    """Check budgets for single models.
+
+    Raises:
+        InvalidRequest: a name can be no model's, or a budget has no amount, two, or a malformed or second period.
+    """
+    check_limited_models(budgets or (), param)
+    for budget in (budgets or {}).values():
+        if not isinstance(budget, ModelBudgetFields):
+            continue
+        if (budget.budget_limit is None) == (budget.max_budget is None):
+            raise InvalidRequest(f"`{param}`: give each model one of `max_budget` and `budget_limit`.", param=param)
+        if budget.time_period is not None and budget.budget_duration is not None:
+            raise InvalidRequest(
+                f"`{param}`: `budget_duration` and `time_period` are the same: send one of them.", param=param
+            )
+        check_budget_duration(budget.duration, param)
+
+
+def model_budgets(budgets: Mapping[str, float | ModelBudgetFields] | None) -> dict[str, ModelBudget]:
+    """Return budgets for single models as an `Allowance` has them."""
+    return {
+        model: ModelBudget(from_dollars(each.dollars or 0), each.duration)
+        if isinstance(each, ModelBudgetFields)
+        else ModelBudget(from_dollars(each))
+        for model, each in (budgets or {}).items()
+    }
 
 
 def dollars(picodollars: int | None) -> float | None:
@@ -133,6 +225,15 @@ def report_limits(allowance: Allowance) -> Json:
         "max_budget": dollars(allowance.max_budget),
         "soft_budget": dollars(allowance.soft_budget),
         "budget_duration": allowance.budget_duration,
+        "model_max_budget": {
+            model: {
+                "max_budget": dollars(budget.max_budget),
+                "budget_duration": budget.budget_duration,
+                "budget_limit": dollars(budget.max_budget),
+                "time_period": budget.budget_duration,
+            }
+            for model, budget in allowance.model_budgets.items()
+        },
     }
 
 
@@ -142,12 +243,20 @@ def current_spend(allowance: Allowance, spend: Spend, now: datetime) -> int:
     return spend.spend if spend.period_start >= start else 0
 
 
-def report_usage(allowance: Allowance, spend: Spend, now: datetime) -> Json:
-    """Return limits, the spend in the current period and in total, and when the next period begins."""
-    _, end = period_of(allowance.budget_duration, now.timestamp())
+def report_usage(allowance: Allowance, spend: Spend, now: datetime, effective: Allowance | None = None) -> Json:
+    """Return limits, the spend in the current period and in total, and when the next period begins.
+
+    Args:
+        allowance: the limits.
+        spend: what was spent.
+        now: the time.
+        effective: the limits that hold, where a budget adds to them; its period is what counts.
+    """
+    holding = allowance if effective is None else effective
+    _, end = period_of(holding.budget_duration, now.timestamp())
     return {
         **report_limits(allowance),
-        "spend": money(current_spend(allowance, spend, now)),
+        "spend": money(current_spend(holding, spend, now)),
         "total_spend": money(spend.total_spend),
         "budget_reset_at": None if end is None else datetime.fromtimestamp(end, UTC),
     }

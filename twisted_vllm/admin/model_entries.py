@@ -37,7 +37,7 @@ Params = Annotated[
         description="The settings of the server, as in the configuration file. null counts as left out.",
         extra_json_schema={
             "properties": {
-                "model": {"type": "string", "pattern": f"^{PROVIDER}/[^*?\\s]+$"},
+                "model": {"type": "string", "pattern": f"^{PROVIDER}/[^?\\s]+$"},
                 "api_base": {"type": ["string", "null"]},
                 API_KEY: {"type": ["string", "null"], "description": "Kept encrypted, and never shown again."},
             }

@@ -92,6 +92,20 @@ def check_limits_over_keys(allowance: Allowance, keys: Iterable[KeyRecord]) -> N
             )
 
 
+def check_aliases_of_team(aliases: Mapping[str, str], allowance: Allowance) -> None:
+    """Check that no limit of a team is for a name that the team has for another model.
+
+    Raises:
+        InvalidRequest: one is.
+    """
+    for field, name, model in _uncounted(aliases, allowance):
+        raise InvalidRequest(
+            f"`{field}`: `{redacted(name)}` is the team's own name (`model_aliases`) for `{redacted(model)}`, and a "
+            f"limit counts the model: write `{redacted(model)}`.",
+            param=field,
+        )
+
+
 def _uncounted(aliases: Mapping[str, str], allowance: Allowance) -> Iterator[tuple[str, str, str]]:
     """Yield the field, the name and its model of each limit that counts nothing for a key with these aliases."""
     if not aliases or not allowance.counts_models:

@@ -51,6 +51,9 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 class Query(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of a query. An empty parameter is the same as none."""
 
+    #: whether other parameters are ignored, as where clients of other servers ask
+    IGNORES_OTHERS: ClassVar[bool] = False
+
     #: LiteLLM's parameters that this gateway does not support, as in `Body`
     UNSUPPORTED: ClassVar[Mapping[str, Any]] = {}
 
@@ -82,8 +85,30 @@ class Error(Response, kw_only=True):
     error: ErrorDetail
 
 
-class Limits(Response, kw_only=True):
-    """The limits of a key, user, team or customer, and its spend. A limit that is null does not apply."""
+class ReportedModelBudget(Response, kw_only=True):
+    """A budget for one model, under both of LiteLLM's names."""
+
+    max_budget: float
+    budget_duration: str | None
+    budget_limit: float
+    time_period: str | None
+
+
+class BudgetTable(Response, kw_only=True):
+    """The limits that hold, with those of the budget that is named, in the place where LiteLLM has them."""
+
+    budget_id: str | None
+    max_budget: float | None
+    soft_budget: float | None
+    max_parallel_requests: int | None
+    tpm_limit: int | None
+    rpm_limit: int | None
+    model_max_budget: dict[str, ReportedModelBudget]
+    budget_duration: str | None
+
+
+class OwnLimits(Response, kw_only=True):
+    """Limits. One that is null does not apply."""
 
     rpm_limit: int | None
     tpm_limit: int | None
@@ -93,6 +118,12 @@ class Limits(Response, kw_only=True):
     max_budget: float | None
     soft_budget: float | None
     budget_duration: str | None
+    model_max_budget: dict[str, ReportedModelBudget]
+
+
+class Limits(OwnLimits, kw_only=True):
+    """The limits of a key, user, team, organization or customer, and its spend. One that is null does not apply."""
+
     spend: Annotated[float, msgspec.Meta(description="In the budget's current period, in US dollars.")]
     total_spend: Annotated[float, msgspec.Meta(description="In total, in US dollars.")]
     budget_reset_at: Annotated[datetime | None, msgspec.Meta(description="When the budget's next period begins.")]

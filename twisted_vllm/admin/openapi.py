@@ -46,7 +46,8 @@ _HEADER = {"schema": {"type": "string"}}
 
 _ABOUT = (
     "The admin API of a gateway for shared vLLM servers: virtual keys, users, teams, customers, usage and its cost, "
-    "the audit log and health, in LiteLLM's shapes. vLLM's own API is below /vllm; /vllm/openapi.json describes it."
+    "the audit log and health, in LiteLLM's shapes. vLLM's own API is below /vllm, and its inference routes "
+    "are also at the root (passthrough.root_routes); /vllm/openapi.json describes them."
 )
 
 
@@ -62,8 +63,11 @@ def make_document(routes: Iterable[Route]) -> Json:
     remaining = iter(schemas)
     paths: dict[str, Json] = {}
     for route in routes:
+        name = _operation_id(route.path)
+        # a path with several methods
+        again = paths.get(_PATH_PARAMETER.sub(r"{\1}", route.path))
         operation = {
-            "operationId": _operation_id(route.path),
+            "operationId": f"{name}_{route.method.lower()}" if again else name,
             "tags": [route.path.split("/")[1] or "about"],
             **_description(route),
             **_operation(route, remaining),

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.admin.fields import check_printable, redacted
+from twisted_vllm.admin.fields import REFERENCES, check_printable, redacted
 from twisted_vllm.admin.models import Body, Query
 from twisted_vllm.errors import InvalidRequest
 
@@ -66,6 +66,11 @@ def read_query(request: IRequest) -> dict[str, str]:
     return found
 
 
+def without_blanks(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a body without the references that are empty: LiteLLM's dashboard sends "" where nothing was chosen."""
+    return {name: value for name, value in body.items() if value != "" or name not in REFERENCES}
+
+
 def parse_body(body: Mapping[str, Any], model: type[BodyT]) -> BodyT:
     """Return a JSON object as a struct, checked.
 
@@ -99,11 +104,12 @@ def parse_query(query: Mapping[str, str], model: type[QueryT]) -> QueryT:
     Raises:
         InvalidRequest: a parameter is unknown or unsupported, or has a value that it does not take.
     """
-    _refuse_unsupported(
-        {name: False if text.lower() == "false" else text for name, text in query.items()},
-        model.__struct_fields__,
-        model.UNSUPPORTED,
-    )
+    if not model.IGNORES_OTHERS:
+        _refuse_unsupported(
+            {name: False if text.lower() == "false" else text for name, text in query.items()},
+            model.__struct_fields__,
+            model.UNSUPPORTED,
+        )
     types = get_type_hints(model)
     given = {name: query[name] for name in model.__struct_fields__ if query.get(name)}
     for name, text in given.items():

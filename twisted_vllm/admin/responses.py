@@ -13,6 +13,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import PRIVATE_RESPONSE, GatewayError, MethodNotAllowed, NotFound
+from twisted_vllm.mounts import route_below_mount
 
 _log = Logger()
 
@@ -63,6 +64,16 @@ def _error_of(failure: Failure, request: IRequest) -> GatewayError:
         methods = sorted(set(error.valid_methods or ()) - {"HEAD"})
         return MethodNotAllowed(f"This route takes {' and '.join(methods)}.")
     if isinstance(error, HTTPException) and (error.code or 500) < 500:
-        return NotFound("The gateway has no such route. vLLM's routes are below /vllm; GET / lists the gateway's own.")
+        return _no_route(cast(Any, request).path)
     _log.failure("an admin request failed", failure=failure, log_secrets=_context_of(request).secrets)
     return GatewayError("The gateway failed to answer. Its log says why.")
+
+
+def _no_route(path: bytes) -> NotFound:
+    below = route_below_mount(path)
+    if below is not None:
+        return NotFound(f"The gateway has no such route. vLLM's route of this kind is {below}.")
+    return NotFound(
+        "The gateway has no such route. vLLM's are below /vllm, and its inference routes also at the root; GET / lists "
+        "the gateway's own."
+    )

@@ -28,7 +28,7 @@ from twisted_vllm.admin.access import Access as Access
 from twisted_vllm.admin.authorization import first_headers
 from twisted_vllm.admin.context import AdminCall, AdminContext
 from twisted_vllm.admin.models import Body, Json, Query
-from twisted_vllm.admin.parsing import parse_body, parse_query, read_object, read_query
+from twisted_vllm.admin.parsing import parse_body, parse_query, read_object, read_query, without_blanks
 from twisted_vllm.admin.responses import send_json
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.http.headers import is_json
@@ -135,6 +135,12 @@ class Routes:
         """Declare a PATCH route, as `post`."""
         return self._changing("PATCH", paths, body, access, options)
 
+    def delete(
+        self, *paths: str, body: type[BodyT], access: Access = Access.ADMINISTRATOR, **options: Any
+    ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
+        """Declare a DELETE route with a body, as `post`."""
+        return self._changing("DELETE", paths, body, access, options)
+
     def _changing(
         self, method: str, paths: tuple[str, ...], body: type[BodyT], access: Access, options: Mapping[str, Any]
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
@@ -148,7 +154,7 @@ class Routes:
                 if access is Access.SELF_SERVICE:
                     authenticator.count_change(caller)
                 context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))
-                given = _with_path(await read_object(request), path, body)
+                given = without_blanks(_with_path(await read_object(request), path, body))
                 # the key may have been blocked while the body arrived
                 principal = authenticator.caller_of(request, access, action)
                 call = AdminCall(request, context, principal, action, path, given)

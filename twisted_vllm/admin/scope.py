@@ -25,12 +25,8 @@ class IScope(Interface):
     sees_all = Attribute("Whether the caller sees everything.")
     author = Attribute("What stands in `created_by` and `updated_by`; None for the name of the caller's key.")
 
-    def check_value(custom: str | None, param: str) -> None:
-        """Check that the caller may choose the value of a key.
-
-        Args:
-            custom: the value; None for a random one.
-            param: the field that has it.
+    def check_administrators(field: str) -> None:
+        """Check that the caller may send a field that only administrators set, such as the value of a key.
 
         Raises:
             RouteNotAllowed: it may not.
@@ -117,8 +113,9 @@ class AdministratorScope:
     sees_all = True
     author = None
 
-    def check_value(self, custom: str | None, param: str) -> None:
-        """Let the caller choose."""
+    def check_administrators(self, field: str) -> None:
+        """Let an administrator send it."""
+        self._check_changes()
 
     def check_keys(self, transaction: Transaction, *records: KeyRecord) -> None:
         """Refuse keys that administer, unless the caller has the master key's rights."""

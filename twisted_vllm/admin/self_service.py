@@ -23,6 +23,7 @@ import msgspec
 from sqlalchemy import ColumnElement
 from zope.interface import implementer
 
+from twisted_vllm.admin.budget_references import effective_limits
 from twisted_vllm.admin.powers import BY_MODEL, NUMBERS, Comparison, covers_models, unshared_limit
 from twisted_vllm.admin.scope import IScope
 from twisted_vllm.auth.policy import matches_model
@@ -139,10 +140,9 @@ class OwnScope:
         """The user, so that what people do for themselves can be told from what administrators do."""
         return None if self.principal.user_id is None else AUTHOR + self.principal.user_id
 
-    def check_value(self, custom: str | None, param: str) -> None:
-        """Refuse: a value that others could guess, or that tells whether a key exists."""
-        if custom is not None:
-            _refuse("only administrators choose the value of a key; leave it out for a random one", param)
+    def check_administrators(self, field: str) -> None:
+        """Refuse. A value that somebody chose could be guessed, or tell whether a key exists."""
+        _refuse("only administrators set this; leave it out", field)
 
     def check_keys(self, transaction: Transaction, *records: KeyRecord) -> None:
         """Refuse keys that are not the caller's own, and those of administrators."""
@@ -154,14 +154,15 @@ class OwnScope:
         """Return the key with the limits of the caller's own where the request has none."""
         caller = self._changing(transaction)
         self._check_settable(record, caller)
-        team_id = self._team_of_new(caller, record.team_id)
+        # what the operator's defaults fill in is no wish of the caller's
+        team_id = self._team_of_new(caller, record.team_id if given.get("team_id") is not None else None)
         if service_account and team_id is None:
             _refuse("a key without a user belongs to a team", "team_id")
         assert caller.user is not None
-        if record.user_id not in (None, caller.user.user_id):
+        if given.get("user_id") not in (None, caller.user.user_id):
             _refuse("the key would be another user's", "user_id")
         user_id = None if service_account else caller.user.user_id
-        most = effective_allowance(transaction, caller.key)
+        most = effective_limits(transaction, caller.key)
         made = _overlaid(caller.key, most, record, given, self._salt(caller, record))
         made = attrs.evolve(made, user_id=user_id, team_id=team_id)
         self._check_makeable(transaction, caller, made)
@@ -303,7 +304,7 @@ class OwnScope:
         return Comparison(self._allowance_of(transaction), self.settings.presets)
 
     def _allowance_of(self, transaction: Transaction) -> Callable[[_Limited], Allowance]:
-        return lambda record: effective_allowance(transaction, record)
+        return lambda record: effective_limits(transaction, record)
 
     def _check_makeable(self, transaction: Transaction, caller: _Caller, key: KeyRecord) -> None:
         """Check that a key may do no more than the caller's own, and that both together may not either."""
@@ -313,7 +314,7 @@ class OwnScope:
         if field is not None:
             _refuse("the key would be allowed more than the key that asks", field)
         allowance = self._allowance_of(transaction)(caller.key)
-        shared = [effective_allowance(transaction, each) for _, each in _above(transaction, key)]
+        shared = [effective_limits(transaction, each) for _, each in _above(transaction, key)]
         field = unshared_limit(allowance, shared)
         if field is not None:
             raise RouteNotAllowed(
@@ -342,12 +343,6 @@ class OwnScope:
                 "first.",
                 param=None,
             )
-
-
-def effective_allowance(transaction: Transaction, record: _Limited) -> Allowance:
-    """Return somebody's limits, with those of the budget that it names."""
-    budget = None if record.budget_id is None else transaction.budgets.get(record.budget_id)
-    return record.allowance if budget is None else record.allowance.within(budget.allowance)
 
 
 def _above(
@@ -416,7 +411,7 @@ def _overlaid(
     return attrs.evolve(
         mine,
         **{name: getattr(asked, name) for name in _OWN_OF_NEW},
-        models=asked.models or mine.models,
+        models=asked.models if "models" in wanted and asked.models else mine.models or asked.models,
         aliases=asked.aliases or mine.aliases,
         allowed_routes=asked.allowed_routes or mine.allowed_routes,
         expires=asked.expires if "duration" in wanted else min(ends, default=None),

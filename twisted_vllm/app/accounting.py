@@ -16,6 +16,7 @@ from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.proxy.end_user_budgets import EndUserBudgets, ReadSpend
 from twisted_vllm.proxy.metrics import PreflightCollector
 from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
@@ -72,6 +73,7 @@ class AccountingService:
         metrics: Metrics,
         uncounted: UncountedRequests,
         client_of: Callable[[RequestContext], str],
+        read_spend: ReadSpend,
     ) -> None:
         """Create them; nothing is opened yet.
 
@@ -82,6 +84,7 @@ class AccountingService:
             metrics: gets the collector of preflights, and the ledger's in `open`.
             uncounted: limits the requests that the limiter does not count.
             client_of: returns the address of a request's client.
+            read_spend: reads the spend of end users from the database.
         """
         self._index = index
         self._metrics = metrics
@@ -106,12 +109,14 @@ class AccountingService:
         self.spool: Spool | None = Spool(settings.spool_directory) if ledger.enabled else None
         self.writer: LedgerWriter | None = None
         self._store: UsageDatabase | None = None
+        self._budgets = EndUserBudgets(self.limiter, index, read_spend)
         self.observer = Accounting(
             limiter=self.limiter,
             end_users=index,
             rows=self.spool,
             uncounted=uncounted,
             client_of=client_of,
+            budgets=self._budgets,
             **_rules_of(settings),
         )
         metrics.add(PreflightCollector(self.observer))
@@ -164,7 +169,8 @@ class AccountingService:
             self.writer.recover(RECOVERY_SECONDS)
             self._metrics.add(LedgerCollector(spool, self.writer))
         for spend in spends():
-            self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
+            if self._budgets.holds(spend.kind, spend.id):
+                self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
 
     def start(self) -> None:
         """Start to move rows to the database, and to connect to Redis; warn if limits are not shared."""
@@ -182,7 +188,8 @@ class AccountingService:
 
     def spend_set(self, spend: Spend) -> None:
         """Set the spend that an administrator set."""
-        self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
+        if self._budgets.holds(spend.kind, spend.id):
+            self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
 
     def read_anew(self) -> None:
         """Store again what rows refer to: the database may have been restored."""

@@ -9,6 +9,7 @@ from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import GatewayLimits
 from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.config.new_records import RecordDefaults
 from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
@@ -78,6 +79,7 @@ class AdminSettings(TypedDict):
     metrics_are_open: bool
     key_bounds: KeyUpperBounds
     self_service: SelfService
+    record_defaults: RecordDefaults
     database_timeout: float
 
 
@@ -92,6 +94,7 @@ def admin_of(settings: Settings) -> AdminSettings:
             # the presets of allowed_routes would open again what the operator closed to keys without any
             presets=not settings.tenant_routes.deny,
         ),
+        record_defaults=settings.record_defaults,
         # an earlier change, the connection and the change itself
         database_timeout=3 * settings.timeouts.database,
     )

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, TimeoutError, gatherResults, inline
 from twisted.internet.task import deferLater
 
 from twisted_vllm.config.describe import url_of
+from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.config.settings import Server, Settings
 from twisted_vllm.config.urls import RedisServer, describe_database
 from twisted_vllm.errors import GatewayError
@@ -95,7 +96,7 @@ class Probe:
         try:
             yield self._get(server, b"/health")
             served = _models_of((yield self._get(server, b"/v1/models")))
-            missing = [name for name in self._models_at(server) if name not in served]
+            missing = [name for name in self._models_at(server) if not _serves(served, name)]
             if missing:
                 raise _Unfit(f"it does not serve {_listed(missing)}, but {_listed(served)}")
         except (GatewayError, _Unfit) as error:
@@ -153,6 +154,14 @@ def _models_of(body: bytes) -> list[str]:
         return [card.id for card in msgspec.json.decode(body, type=_Cards).data]
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise _Unfit("it answers GET /v1/models, but not with a list of models: it is no vLLM") from None
+
+
+def _serves(served: Sequence[str], name: str) -> bool:
+    """Return whether a server has a model, or one that a name with wildcards matches."""
+    if not is_pattern(name):
+        return name in served
+    pattern = NamePattern(name)
+    return any(pattern.match(each) is not None for each in served)
 
 
 def _refusal(status: int, path: str, body: bytes, server: Server) -> str:

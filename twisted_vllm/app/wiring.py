@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from random import random
+from time import time
 from typing import Any
 
 import attrs
@@ -58,6 +59,7 @@ from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
+from twisted_vllm.mounts import MOUNT, Mounts
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
@@ -74,18 +76,20 @@ from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
+from twisted_vllm.proxy.litellm_headers import LitellmHeaders
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
     ConnectionCollector,
     HeldBodiesCollector,
     StaleConnectionCollector,
 )
-from twisted_vllm.proxy.paths import MOUNT
+from twisted_vllm.proxy.model_listing import ModelListing
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
+from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import DatabaseCollector
 from twisted_vllm.storage.registry import Registry
@@ -233,7 +237,13 @@ class Wiring:
         self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
         self._changes = ChangeLimits(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
         self.accounting = accounting = AccountingService(
-            reactor, settings, self.index, self.metrics, uncounted, client_of
+            reactor,
+            settings,
+            self.index,
+            self.metrics,
+            uncounted,
+            client_of,
+            lambda end_users: self.store.read(lambda transaction: transaction.spend.of(END_USER, end_users)),
         )
         self.models = ModelList(
             settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
@@ -260,7 +270,12 @@ class Wiring:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush
             self._recorder = recorder = LedgerRecorder(
-                accounting.spool, text, ids.make, usage_headers=usage_headers_of(settings), coalescer=coalescer
+                accounting.spool,
+                text,
+                ids.make,
+                usage_headers=usage_headers_of(settings),
+                request_tags=settings.ledger.request_tags,
+                coalescer=coalescer,
             )
             observers.append(recorder)
             self.each_minute.add(recorder.write_repeated)
@@ -302,8 +317,17 @@ class Wiring:
             places=places,
             **admission_of(settings),
         )
-        self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         cooperate = turn_cooperator(reactor).cooperate
+        listing = ModelListing(
+            router,
+            served_models,
+            admission,
+            entries=lambda: self.models.current.models,
+            default_prices=lambda: self.models.current.default_prices,
+            created=int(time()),
+            cooperate=cooperate,
+        )
+        self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         self._forwarder = forwarder = Forwarder(
             admission=admission,
             dispatcher=dispatcher,
@@ -321,6 +345,7 @@ class Wiring:
             kv_caches=kv_caches,
         )
         self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
+        self._mounts = mounts = Mounts(settings.root_routes, settings.path_aliases)
         self._pass_through = pass_through = PassThroughResource(
             admission=admission,
             forwarder=forwarder,
@@ -334,6 +359,8 @@ class Wiring:
             throttle=throttle,
             web_pages=web_pages,
             accounting=accounting.observer,
+            mounts=mounts,
+            listing=listing,
         )
 
         metrics_of_servers = MetricsOfServers(
@@ -371,11 +398,15 @@ class Wiring:
             text=text,
             reload=lambda: self.reloader.reload(),
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
+            models=listing,
+            settings_in_effect=lambda: self.models.current,
             **admin_of(settings),
         )
+        self.litellm_headers = LitellmHeaders()
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
             other=admin.resource(),
+            find=lambda path: None if mounts.find(path) is None else pass_through,
             deadlines=self.deadlines,
             coalescer=coalescer,
             disconnects=self.disconnects,
@@ -387,6 +418,8 @@ class Wiring:
             web_pages=web_pages,
             is_exempt=addresses.may_take_all_connections,
             max_refused=descriptors.refused,
+            budget_exceeded_status=settings.budget_exceeded_status_code,
+            added_lines=self.litellm_headers.lines if settings.litellm_headers else None,
         )
         if isinstance(observer, LineObserver):
             observer.secrets_in_flight = self.site.secrets_in_flight
@@ -454,14 +487,21 @@ class Wiring:
         self._forwarder.reconfigure(settings.routing, settings.retry, settings.session_header)
         self._admission.reconfigure(**admission)
         if self._recorder is not None:
-            self._recorder.reconfigure(usage_headers_of(settings))
+            self._recorder.reconfigure(usage_headers_of(settings), request_tags=settings.ledger.request_tags)
         self._form_files.reconfigure(limits.max_spooled_form_bytes, descriptors.form_files)
+        self._mounts.reconfigure(settings.root_routes, settings.path_aliases)
         self._pass_through.reconfigure(limits)
         self._admin.reconfigure(**admin_of(settings))
         self.database.reconfigure(timeouts.database)
         self.reports.reconfigure(report_limits_of(limits), timeouts.report)
         self.registry.reconfigure(timeouts.database)
-        self.site.reconfigure(attrs.evolve(limits, max_connections=descriptors.clients), timeouts, descriptors.refused)
+        self.site.reconfigure(
+            attrs.evolve(limits, max_connections=descriptors.clients),
+            timeouts,
+            descriptors.refused,
+            settings.budget_exceeded_status_code,
+            self.litellm_headers.lines if settings.litellm_headers else None,
+        )
         self.revoker.reconfigure(settings.revoke_running)
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again

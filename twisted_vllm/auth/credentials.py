@@ -1,7 +1,8 @@
 """Finds the credential of a request.
 
-``Authorization: Bearer KEY``, which OpenAI's clients send, wins over the other headers that LiteLLM accepts. A browser
-cannot set headers for a WebSocket except the subprotocols, so OpenAI's clients put the key among these.
+``Authorization: Bearer KEY``, which OpenAI's clients send, wins over the other headers that LiteLLM accepts; without
+any of these, ``Authorization: KEY`` counts, which some tools send. A browser cannot set headers for a WebSocket except
+the subprotocols, so OpenAI's clients put the key among these.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ KEY_SUBPROTOCOL = b"openai-insecure-api-key."
 
 _BEARER = b"bearer "
 
+#: a key without a scheme: one word
+_ALONE = re.compile(rb"\S+")
+
 _MAX_DECODINGS = 4
 _SEGMENT = re.compile(r"[^\s/]+")
 _WORD = re.compile(r"\S+")
@@ -51,7 +55,8 @@ def _text(value: bytes) -> str | None:
 def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
     """Return the credential of a request.
 
-    An ``Authorization`` with another scheme is skipped. Never raises.
+    An ``Authorization`` with another scheme is skipped; one without a scheme counts if no other header has a key. Never
+    raises.
 
     Args:
         headers: the request's headers: lower-case names, and the first value of each.
@@ -59,8 +64,8 @@ def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
     Returns:
         The key without its scheme, never empty; ``None`` without a credential.
     """
-    value = headers.get(AUTHORIZATION)
-    if value is not None and value[:7].lower() == _BEARER and (found := _text(value[7:])) is not None:
+    authorization = headers.get(AUTHORIZATION, b"")
+    if authorization[:7].lower() == _BEARER and (found := _text(authorization[7:])) is not None:
         return found
     for name in KEY_HEADERS:
         value = headers.get(name)
@@ -72,6 +77,8 @@ def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
             value = value[7:]
         if value.lower() != b"bearer" and (found := _text(value)) is not None:
             return found
+    if _ALONE.fullmatch(authorization) and authorization.lower() != b"bearer":
+        return _text(authorization)
     offered = headers.get(SUBPROTOCOLS)
     if offered is None or b"websocket" not in headers.get(b"upgrade", b"").lower():
         return None

@@ -87,6 +87,7 @@ class KeyIndex:
 
     Attributes:
         changes: the number of changes of keys, users, teams and settings; a change may invalidate earlier decisions.
+        limits_strangers: whether end users without a record have limits.
     """
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
@@ -167,7 +168,7 @@ class KeyIndex:
         """Set the limits of end users without a record."""
         shared = self._shared.get(self._gateway.end_user_budget or "", UNLIMITED)
         self._stranger = self._gateway.end_user.within(shared)
-        self._limits_strangers = not self._stranger.is_unlimited
+        self.limits_strangers = not self._stranger.is_unlimited
 
     @property
     def of_everybody(self) -> tuple[Limited, ...]:
@@ -262,14 +263,18 @@ class KeyIndex:
     @property
     def has_end_users(self) -> bool:
         """Whether any end user has limits or is blocked, so that requests must be read for their end user."""
-        return self._limits_strangers or bool(self._end_users)
+        return self.limits_strangers or bool(self._end_users)
 
     def end_user(self, user_id: str) -> EndUser | None:
         """Return an end user; ``None`` if it has no limits and is not blocked."""
         found = self._end_users.get(user_id)
-        if found is None and self._limits_strangers:
-            return EndUser(Limited(END_USER, user_id, self._stranger))
+        if found is None and self.limits_strangers:
+            return EndUser(Limited(END_USER, user_id, self._stranger), has_record=False)
         return found
+
+    def has_record(self, user_id: str) -> bool:
+        """Return whether an end user has a record that limits or blocks it."""
+        return user_id in self._end_users
 
     def budgets(self) -> set[tuple[str, str]]:
         """Return the kind and id of everybody who has a budget."""

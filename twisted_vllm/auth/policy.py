@@ -16,6 +16,7 @@ import attrs
 
 from twisted_vllm.api_routes import (
     ROUTES,
+    UNKNOWN,
     ModelPlace,
     PrefixCache,
     Route,
@@ -26,20 +27,31 @@ from twisted_vllm.api_routes import (
 )
 from twisted_vllm.auth.records import MANAGEMENT, Principal
 from twisted_vllm.config.settings import TenantRoutes
-from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, RouteNotAllowed
+from twisted_vllm.errors import (
+    GatewayError,
+    InvalidRequest,
+    ModelNotAllowed,
+    RouteMethodNotAllowed,
+    RouteNotAllowed,
+    RouteNotFound,
+)
+from twisted_vllm.mounts import MOUNT
 
 #: characters of a caller's text to quote in an error message
 CLIP = 100
-
-#: where the pass-through is mounted; rules may include it
-MOUNT = "/vllm"
 
 #: the route groups of LiteLLM that are supported; its ``openai_routes`` include ``/v1/models``
 LITELLM_GROUPS = frozenset(("llm_api_routes", "openai_routes"))
 
 
+# rules may include where the pass-through is mounted
+_BELOW_MOUNT = MOUNT.decode() + "/"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SEPARATOR = re.compile(r"[/\\]")
+
+
+_OPENS = "the master key may call it, and a key whose allowed_routes names it"
+_OPENS_TO_ALL = "the operator can open it to all keys in passthrough.tenant_routes.allow"
 
 
 @attrs.frozen
@@ -100,8 +112,8 @@ def parse_rule(text: str) -> RouteRule:
             message = f"{text[:CLIP]!r} is not a route. Write a path, prefix/* or a class name ({names})."
             raise InvalidRequest(message, param="allowed_routes") from None
     path, below = (text[:-1], True) if text.endswith("/*") else (text, False)
-    if path.startswith(MOUNT + "/"):
-        path = path.removeprefix(MOUNT)
+    if path.startswith(_BELOW_MOUNT):
+        path = path[len(MOUNT) :]
     # A lone surrogate becomes a question mark, which makes the path invalid.
     plain = plain_path(path.encode("utf-8", "replace"))
     if plain is None or "*" in plain:
@@ -113,6 +125,10 @@ def parse_rule(text: str) -> RouteRule:
     if below:
         return RouteRule(prefix=prefix_without_alias(plain))
     return RouteRule(path=without_alias(plain.encode()).decode())
+
+
+# LiteLLM's name of a level in the types of its errors
+_SHORT = {"organization": "org"}
 
 
 @lru_cache(maxsize=1024)
@@ -164,6 +180,8 @@ class RoutePolicy:
 
         Raises:
             RouteNotAllowed: it may not; the message says what would allow it.
+            RouteNotFound: it may not call what is not known, and vLLM does not have this route.
+            RouteMethodNotAllowed: likewise, and vLLM has the route, but not for this method.
         """
         if principal.is_administrator:
             return
@@ -174,12 +192,12 @@ class RoutePolicy:
             )
         if principal.allowed_routes:
             if not _any_matches(_granted(principal.allowed_routes), route):
-                raise _refusal(route, "its allowed_routes do not name it")
+                raise _unknown(route) or _refusal(route, "its allowed_routes do not name it")
             return
         if self._is_denied(route):
             raise _refusal(route, "the operator closed it in passthrough.tenant_routes.deny")
         if route.route_class is RouteClass.PRIVILEGED and not _any_matches(self._allow, route):
-            raise _refusal(route, "it is a privileged route or one that the gateway does not know", openable=True)
+            raise _unknown(route) or _refusal(route, "it is a privileged route", openable=True)
 
     def _is_denied(self, route: Route) -> bool:
         if not self._deny:
@@ -256,11 +274,31 @@ def _check_level(who: str, level: str, patterns: tuple[str, ...], model: str) ->
         f"{who} may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
         f"An administrator can change the {level}'s models.",
         param="model",
+        level=_SHORT.get(level, level),
     )
 
 
 def _any_matches(rules: Sequence[RouteRule], route: Route) -> bool:
     return any(rule.matches(route) for rule in rules)
+
+
+def _unknown(route: Route) -> GatewayError | None:
+    """Return the refusal of what vLLM does not have, in vLLM's place; None for a route that it has.
+
+    Clients look for routes of other services, and take a 403 for a fault of their key.
+    """
+    if not route.certain:
+        return None
+    path = route.path[:CLIP]
+    if route.row is UNKNOWN:
+        return RouteNotFound(
+            f"vLLM has no route {path}, as far as the gateway knows, so no server was asked. If a plugin of the server "
+            f"serves it: {_OPENS}; {_OPENS_TO_ALL}."
+        )
+    if route.route_class is route.row.route_class:
+        return None
+    methods = ", ".join(method.decode() for method in route.row.methods)
+    return RouteMethodNotAllowed(f"vLLM serves {path} by {methods} only, so no server was asked.", route.row.methods)
 
 
 def _refusal(route: Route, reason: str, openable: bool = False) -> RouteNotAllowed:
@@ -270,7 +308,5 @@ def _refusal(route: Route, reason: str, openable: bool = False) -> RouteNotAllow
             f"This key may not call {path}: the path can be read in more than one way, and so it counts as privileged. "
             "Send the plain path, without escapes, empty or dot segments, or use the master key."
         )
-    opens = "The master key may call it, and a key whose allowed_routes names it"
-    if openable:
-        opens += "; the operator can open it to all keys in passthrough.tenant_routes.allow"
-    return RouteNotAllowed(f"This key may not call {path}: {reason}. {opens}.")
+    opens = f"{_OPENS}; {_OPENS_TO_ALL}" if openable else _OPENS
+    return RouteNotAllowed(f"This key may not call {path}: {reason}. {opens[0].upper()}{opens[1:]}.")

@@ -24,11 +24,22 @@ from twisted_vllm.bodies.checked_decoder import CheckedDecoder, checked_decoder
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bodies.members import MAX_MEMBERS, Member, last, too_many_members, undetermined
 from twisted_vllm.bodies.pydantic_values import MAX_NUMBER, to_bool, to_count
+from twisted_vllm.bodies.request_tags import (
+    MAX_SAID,
+    METADATA,
+    NOTHING_SAID,
+    TAGS,
+    Said,
+    metadata_of,
+    said_in,
+    tags_of_list,
+    together,
+)
 from twisted_vllm.errors import BodyTooComplex
 from twisted_vllm.field_policy.escapes import ESCAPED_LETTER
 from twisted_vllm.field_policy.media import Repeated, settled
 from twisted_vllm.field_policy.policy import FieldPolicy
-from twisted_vllm.field_policy.shortened import KEPT_AT_TOP, ShortenedText, beginning_of, size_of
+from twisted_vllm.field_policy.shortened import KEPT_AT_TOP, ShortenedList, ShortenedText, beginning_of, size_of
 
 
 class ModelField(msgspec.Struct, frozen=True, gc=False):
@@ -63,6 +74,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
         salted: whether it has ``cache_salt``.
         stream_interval: the least tokens of a stream's event that the client requests; 1 if it does not.
         plain: whether no key contains escapes, so that keys can be searched for as bytes.
+        said: what it says for the ledger, in ``litellm_metadata`` and ``metadata``.
     """
 
     model: ModelField | None = None
@@ -78,6 +90,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     salted: bool = False
     stream_interval: int = 1
     plain: bool = False
+    said: Said = NOTHING_SAID
 
 
 #: the size in bytes up to which a body that cannot be read is parsed as vLLM does; larger ones are read in steps
@@ -95,6 +108,8 @@ class _Options(msgspec.Struct, gc=False):
 
 class _Metadata(msgspec.Struct, gc=False):
     user_id: str | None = None
+    tags: msgspec.Raw = _NO_VALUE
+    spend_logs_metadata: msgspec.Raw = _NO_VALUE
 
 
 class _Body(msgspec.Struct, gc=False):
@@ -104,6 +119,7 @@ class _Body(msgspec.Struct, gc=False):
     user: str | None = None
     safety_identifier: str | None = None
     metadata: _Metadata | None = None
+    litellm_metadata: _Metadata | None = None
     cache_salt: str | msgspec.UnsetType | None = msgspec.UNSET
     min_tokens: _Number = None
     stream_interval: _Number = None
@@ -230,8 +246,17 @@ def read_body(body: bytes | HeldBody, fields: BodyFields, policy: FieldPolicy | 
         found.user or found.safety_identifier or (None if found.metadata is None else found.metadata.user_id) or None,
         found.cache_salt is not msgspec.UNSET,
         1 if found.stream_interval is None else to_count(found.stream_interval) or 1,
-        plain=True,
+        True,
+        NOTHING_SAID
+        if found.metadata is None and found.litellm_metadata is None
+        else together(_said(found.litellm_metadata), _said(found.metadata)),
     )
+
+
+def _said(metadata: _Metadata | None) -> Said:
+    if metadata is None or (metadata.tags is _NO_VALUE and metadata.spend_logs_metadata is _NO_VALUE):
+        return NOTHING_SAID
+    return Said(tags_of_list(metadata.tags), metadata_of(metadata.spend_logs_metadata))
 
 
 def _holds(checked: CheckedDecoder, found: Any, body: bytes) -> bool:
@@ -414,7 +439,37 @@ def _facts(found: list[Member], field: ModelField | None, fields: BodyFields) ->
         next((beginning_of(user) for user in users if isinstance(user, str) and user), None),
         "cache_salt" in values,
         to_count(sampling.get("stream_interval")) or 1,
+        said=together(
+            *(
+                _said_in(values.get(name)) if sizes.get(name, 0) <= MAX_SAID else NOTHING_SAID
+                for name in ("litellm_metadata", "metadata")
+            )
+        ),
     )
+
+
+def _said_in(metadata: object) -> Said:
+    if not isinstance(metadata, dict):
+        return NOTHING_SAID
+    found = {name: settled(metadata[name]) for name in (TAGS, METADATA) if name in metadata}
+    try:
+        return said_in({name: _as_sent(value) if name == METADATA else value for name, value in found.items()})
+    except ValueError:
+        return said_in({TAGS: found.get(TAGS)})
+
+
+def _as_sent(value: object) -> object:
+    """Return a value as the client sent it; of a repeated key, the last.
+
+    Raises:
+        ValueError: a part of it was not kept.
+    """
+    value = settled(value)
+    if isinstance(value, (ShortenedText, ShortenedList)):
+        raise ValueError("it is not kept whole")
+    if isinstance(value, dict):
+        return {name: _as_sent(each) for name, each in value.items()}
+    return [_as_sent(each) for each in value] if isinstance(value, list) else value
 
 
 def _prompts(value: object) -> int:

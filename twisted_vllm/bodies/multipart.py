@@ -65,6 +65,34 @@ def rename_in_form(body: bytes, field: ModelField, new: str) -> bytes:
     return body[: field.start] + content_for(new) + body[field.end :]
 
 
+def insert_in_form(body: bytes, content_type: bytes, name: str) -> tuple[bytes, ModelField]:
+    """Return a form with a field "model" in front, and this field.
+
+    Args:
+        body: a strict form without the field.
+        content_type: the request's ``Content-Type``.
+        name: the model's name.
+
+    Raises:
+        ModelUndetermined: the name contains a line break, so that it could end the field.
+    """
+    part = part_for(content_type, name)
+    end = len(part) - len(b"\r\n")
+    return part + body, ModelField(name, end - len(content_for(name)), end)
+
+
+def part_for(content_type: bytes, name: str) -> bytes:
+    """Return a part with the field "model", to stand in front of a form.
+
+    Raises:
+        ModelUndetermined: the name contains a line break, or ``Content-Type`` has no valid boundary.
+    """
+    return b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (
+        _boundary(content_type),
+        content_for(name),
+    )
+
+
 def content_for(name: str) -> bytes:
     """Return the content of a field "model" with this name.
 

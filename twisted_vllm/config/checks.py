@@ -381,6 +381,21 @@ def one_of(*names: str) -> Checker[str]:
     return check
 
 
+def one_number_of(*numbers: int) -> Checker[int]:
+    """Return a checker for one of a few whole numbers."""
+    known = ", ".join(map(str, numbers))
+    check_whole = whole()
+
+    @checker("whole number", known)
+    def check(value: object, place: Place) -> int:
+        found = check_whole(value, place)
+        if found not in numbers:
+            raise Rejected(f"must be one of {known}")
+        return found
+
+    return check
+
+
 def optional(check: Checker[T], null: str, *, empty: bool = False) -> Checker[T | None]:
     """Return a checker that also accepts ``null``.
 

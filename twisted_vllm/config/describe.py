@@ -15,6 +15,7 @@ import attrs
 
 from twisted_vllm.config.declaration import Setting, values_of, yaml_of
 from twisted_vllm.config.load import variables
+from twisted_vllm.config.name_patterns import is_pattern
 from twisted_vllm.config.routing import DEFAULT_STRATEGY
 from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.servers import SERVER_LIMITS, SERVER_TIMEOUTS
@@ -145,6 +146,8 @@ def _models(settings: Settings) -> Iterator[str]:
 
 def _model(entry: ModelEntry, total: int, ranked: str) -> str:
     says = [f"{entry.model_name} -> {entry.upstream_model} at {_server(entry.server)}"]
+    if is_pattern(entry.model_name):
+        says.append(", every name that it matches and no other entry has")
     if entry.discovery:
         says.append(f", servers by {entry.discovery}")
     if total > entry.weight:
@@ -263,6 +266,11 @@ LINES = (
         "path aliases",
         lambda settings: ["on" if settings.path_aliases else "off: only vLLM's own paths work"],
         ("passthrough.path_aliases",),
+    ),
+    Line(
+        "root routes",
+        lambda settings: ["on" if settings.root_routes else "off: vLLM's routes are below /vllm alone"],
+        ("passthrough.root_routes",),
     ),
     Line("open to keys", lambda settings: settings.tenant_routes.allow, ("passthrough.tenant_routes.allow",)),
     Line("closed to keys", lambda settings: settings.tenant_routes.deny, ("passthrough.tenant_routes.deny",)),

@@ -50,13 +50,13 @@ LITELLM_SETTINGS = names(
     _SHARED
     + """
     add_function_to_prompt allowed_openai_params api_base api_version audit_log_callbacks
-    budget_exceeded_status_code cache cache_params cost_discount_config cost_margin_config custom_provider_map
+    cache cache_params cost_discount_config cost_margin_config custom_provider_map
     datadog_params default_in_memory_ttl default_redis_ttl disable_add_transform_inline_image_block
     disable_end_user_cost_tracking disable_end_user_cost_tracking_prometheus_only disable_hf_tokenizer_download
     drop_params enable_azure_ad_token_refresh enable_caching_on_provider_specific_optional_params
     enable_end_user_cost_tracking enable_json_schema_validation enable_key_alias_format_validation
     enable_loadbalancing_on_batch_endpoints enable_preview_features extra_spend_tag_headers failure_callback
-    force_ipv4 forward_traceparent_to_llm_provider input_callback internal_user_budget_duration json_logs
+    force_ipv4 forward_traceparent_to_llm_provider input_callback json_logs
     langfuse_default_tags mcp_aliases modify_params prometheus_initialize_budget_metrics
     prometheus_metrics_config public_model_groups public_model_groups_links redact_messages_in_exceptions
     redact_user_api_key_info s3_callback_params service_callback service_callbacks

@@ -21,6 +21,7 @@ from twisted_vllm.config.declaration import (
     settings_of,
 )
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
+from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report, shown, suggestion
 from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.config.server_tls import TlsParams
@@ -297,6 +298,10 @@ def _warn_of_unknown_models(routing: RoutingSettings, fleet: Fleet, written: Map
     """Warn of names of models that do nothing, unless such a model is added while the gateway runs."""
     known = {entry.model_name for entry in fleet.models}
     aliases = known | routing.model_group_alias.keys()
+    patterns = [NamePattern(name) for name in known if is_pattern(name)]
+
+    def is_known(name: str) -> bool:
+        return name in known or any(each.match(name) is not None for each in patterns)
 
     def place(attribute: str) -> Place:
         block = "router_settings" if written.get(attribute) is not None else "litellm_settings"
@@ -308,17 +313,17 @@ def _warn_of_unknown_models(routing: RoutingSettings, fleet: Fleet, written: Map
     def look(at: Place, others: Iterable[str]) -> None:
         for each in others:
             # any other name is one for the default server
-            if each not in aliases and fleet.default is None:
+            if each not in aliases and fleet.default is None and not is_known(each):
                 warn(at, each, known)
 
     for attribute in ("fallbacks", "context_window_fallbacks"):
         for name, others in getattr(routing, attribute).items():
             at = place(attribute).key(name)
-            if name == "*":
+            if name == "*" and name not in known:
                 place(attribute).warn("* stands for no model: ignored (write default_fallbacks)")
             elif name in routing.model_group_alias and name not in known:
                 at.warn("is an alias: ignored (write the name of the model)")
-            elif name not in known:
+            elif not is_known(name):
                 warn(at, name, known)
             look(at, others)
     look(place("default_fallbacks"), routing.default_fallbacks)
@@ -326,7 +331,7 @@ def _warn_of_unknown_models(routing: RoutingSettings, fleet: Fleet, written: Map
         at = place("model_group_alias").key(alias)
         if alias in known:
             at.warn("a model of model_list has this name: ignored")
-        elif name not in known:
+        elif not is_known(name):
             warn(at, name, known)
 
 

@@ -59,10 +59,6 @@ def _has_refusing_check(value: object) -> bool:
     return any(name in _REFUSING_CHECKS for name in _items(value) if isinstance(name, str))
 
 
-def _is_positive(value: object) -> bool:
-    return asks_for_something(value) and value not in (0, "0")
-
-
 def _says_reject(value: object) -> bool:
     return isinstance(value, str) and value.strip().lower() == "reject"
 
@@ -142,10 +138,7 @@ LITELLM_SETTINGS: Restrictions = {
         "a guardrail, a limiter, or a name with a dot",
     ),
     "default_end_user_max_budget": Restriction("limit what each end user spends", _NEW_END_USERS),
-    "default_internal_user_params": Restriction("limit new users", _NEW_USERS),
-    "default_key_generate_params": Restriction("limit new keys", _NEW_KEYS),
     "default_max_internal_user_budget": Restriction("limit what each user spends", _NEW_USERS),
-    "default_team_params": Restriction("limit new teams", "send the limits with each POST /team/new"),
     "default_team_settings": Restriction(
         "limit teams", "send the limits with each POST /team/new", _holds_limits, "a limit in one of its entries"
     ),
@@ -153,7 +146,6 @@ LITELLM_SETTINGS: Restrictions = {
     "key_generation_settings": Restriction(
         "decide who may make keys", "write passthrough.self_service.enabled: false to leave that to administrators"
     ),
-    "max_internal_user_budget": Restriction("limit what each user spends", _NEW_USERS),
     "max_parallel_requests": Restriction("limit the requests in flight", _CONCURRENCY),
     "max_user_budget": Restriction("limit what each user spends", _NEW_USERS),
     "priority_reservation": Restriction(
@@ -200,7 +192,8 @@ GENERAL_SETTINGS: Restrictions = {
     ),
     "missing_session_id": Restriction("refuse requests without a session id", _CHECK_BEFORE, _says_reject, "reject"),
     "reject_clientside_metadata_tags": Restriction(
-        "refuse requests that bring tags", "tags count here from the key alone, whatever a request says"
+        "refuse requests that bring tags",
+        "leave it out, and set `passthrough.ledger.request_tags: false`: tags then count from the key alone",
     ),
     "require_auth_for_metrics_endpoint": Restriction("close GET /metrics from here", "write it below litellm_settings"),
     "required_params": Restriction("refuse requests without certain parameters", _CHECK_BEFORE),

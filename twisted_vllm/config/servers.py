@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
 from typing import Any
 
 import attrs
+import msgspec
 
 from twisted_vllm.config import litellm, restricting
 from twisted_vllm.config.checks import checker, kind_of, list_of, one_of, optional, seconds, secret, text, whole
@@ -24,7 +26,8 @@ from twisted_vllm.config.declaration import (
     setting,
     settings_of,
 )
-from twisted_vllm.config.problems import Place, Rejected, nearest
+from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
+from twisted_vllm.config.problems import REFERENCE, Place, Rejected, nearest
 from twisted_vllm.config.routing import routing_strategy, zmq_endpoint
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import TLS_SETTINGS, ServerTls, TlsParams, flag_or_file, resolve_tls
@@ -37,7 +40,6 @@ PROVIDER = "hosted_vllm"
 #: the values of ``discovery``
 DNS, SRV = DISCOVERIES = ("dns", "srv")
 
-_WILDCARD = re.compile(r"[*?]")
 #: the name of an SRV record (RFC 2782)
 _SERVICE = re.compile(r"_[a-z0-9-]+\._(?:tcp|udp)\.[a-z0-9]")
 _PROVIDER_NAME = re.compile(r"[a-z0-9_.-]{1,40}")
@@ -61,12 +63,14 @@ _PRICES = tuple(
 )
 
 
-@checker("text", "no wildcards")
+@checker("text", "* for any text")
 def model_name(value: object, place: Place) -> str:
-    """Check for the name of one model."""
+    """Check for the name of a model, or of all models that it matches with ``*``."""
     found = text(value, place)
-    if _WILDCARD.search(found):
-        raise Rejected("must name one model: wildcards are not supported (write one entry for each model)")
+    if "?" in found:
+        raise Rejected("must not have a question mark (the only wildcard is *)")
+    if found.count(WILDCARD) > MAX_WILDCARDS:
+        raise Rejected(f"has over {MAX_WILDCARDS} wildcards")
     return found
 
 
@@ -88,7 +92,8 @@ class ModelParams:
     model: str = setting(
         Required(f"write {PROVIDER}/NAME"),
         hosted_model,
-        f"{PROVIDER}/ and the name that the server uses (vLLM's --served-model-name).",
+        f"{PROVIDER}/ and the name that the server uses (vLLM's --served-model-name). A * in it stands for what the * "
+        f"of model_name stands for: {PROVIDER}/*.",
         example="hosted_vllm/Qwen/Qwen2.5-7B-Instruct",
     )
     api_base: Address | None = setting(
@@ -185,7 +190,9 @@ class Entry:
     model_name: str = setting(
         Required("write the name that callers use"),
         model_name,
-        'The name that callers use: the "model" of a request.',
+        'The name that callers use: the "model" of a request. A * in it stands for any text (qwen*): the entry serves '
+        "all models that it matches and that no other entry names; of several such entries, the one with the longest "
+        "model_name.",
         example="qwen",
     )
     litellm_params: ModelParams = setting(
@@ -235,10 +242,31 @@ PARAM_NAMES = frozenset(
 
 @attrs.frozen
 class Row:
-    """An entry of ``model_list`` and its place."""
+    """An entry of ``model_list`` and its place.
+
+    Attributes:
+        place: its place.
+        entry: the entry.
+        description: its ``model_info`` as it is written, in JSON.
+    """
 
     place: Place
     entry: Entry
+    description: bytes = b"{}"
+
+
+def described(info: object) -> bytes:
+    """Return the ``model_info`` of an entry in JSON, without what stands for variables of the environment."""
+    found = {
+        name: value
+        for name, value in (info.items() if isinstance(info, dict) else ())
+        if isinstance(name, str) and value is not None and REFERENCE not in repr(value)
+    }
+    try:
+        return msgspec.json.encode(found)
+    except (TypeError, ValueError, RecursionError):
+        # YAML has values that JSON has not
+        return b"{}"
 
 
 @checker("row")
@@ -252,7 +280,7 @@ def row(value: object, place: Place) -> Row | None:
     entry = ENTRY_SECTION(value, place)
     if place.report.refused_below(place.path):
         raise Rejected(None)
-    return Row(place, entry)
+    return Row(place, entry, described(value.get("model_info") if isinstance(value, dict) else None))
 
 
 @checker("list of models")
@@ -456,6 +484,7 @@ class _Placed:
     entry: Entry
     address: Address
     key: Secret | None
+    description: bytes
 
 
 def assemble(
@@ -480,7 +509,8 @@ def assemble(
         _check_discovery(params.discovery, address, row.place.key("litellm_params"))
         # The default server's key goes to that server alone.
         key = params.api_key or (servers.api_key if address == default else None)
-        placed.append(_Placed(row.place, row.entry, address, key))
+        _check_wildcards(row.entry, row.place.key("litellm_params"))
+        placed.append(_Placed(row.place, row.entry, address, key, row.description))
 
     longest = _longest_timeouts(placed)
     smallest = _smallest_limits(placed)
@@ -534,10 +564,40 @@ def assemble(
                 rpm=each.entry.litellm_params.rpm,
                 tpm=each.entry.litellm_params.tpm,
                 strategy=strategies.get(each.entry.model_name),
+                model_id=model_id,
+                description=each.description,
             )
-            for each in placed
+            for each, model_id in zip(placed, _ids(placed), strict=True)
         ),
     )
+
+
+def _ids(placed: Sequence[_Placed]) -> Iterator[str]:
+    """Yield the id of each entry: its own, or one that follows from what it serves and is the same at each start."""
+    taken: set[str] = set()
+    for each in placed:
+        own = msgspec.json.decode(each.description).get("id")
+        params = each.entry.litellm_params
+        made, number = "", 0
+        while not made or made in taken:
+            what = (each.entry.model_name, each.address.url, params.model, str(number))
+            made, number = sha256("\n".join(what).encode("utf-8", "replace")).hexdigest(), number + 1
+        found = own if isinstance(own, str) and own and own not in taken else made
+        taken.add(found)
+        yield found
+
+
+def _check_wildcards(entry: Entry, params: Place) -> None:
+    """Refuse a server's name with more wildcards than callers' names fill in."""
+    own, server = entry.model_name.count(WILDCARD), entry.litellm_params.model.count(WILDCARD)
+    if server <= own:
+        return
+    if own == 0:
+        params.key("model").refuse(
+            "has a wildcard, and model_name has none (write the server's name of the model, or a * in model_name)"
+        )
+    else:
+        params.key("model").refuse(f"has {server} wildcards, and model_name has {own} (it fills in no more)")
 
 
 def _check_discovery(discovery: str | None, address: Address, params: Place) -> None:

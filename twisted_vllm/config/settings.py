@@ -25,6 +25,7 @@ from twisted_vllm.config.checks import (
     master_key,
     network,
     one_field_path,
+    one_number_of,
     one_of,
     optional,
     origin,
@@ -42,6 +43,7 @@ from twisted_vllm.config.checks import (
 )
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
+from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
     aliases,
@@ -373,6 +375,12 @@ class LedgerSettings:
         list_of(header_name),
         "Request headers to store with each row, such as x-project.",
         litellm="litellm_settings.extra_spend_tag_headers",
+    )
+    request_tags: bool = setting(
+        True,
+        flag,
+        "Whether a row keeps what its client says of the request: tags (x-litellm-tags, metadata.tags) and metadata "
+        "(x-litellm-spend-logs-metadata). The tags also count in the reports by tag.",
     )
 
 
@@ -709,8 +717,9 @@ class ModelEntry:
     """One entry of ``model_list``, resolved.
 
     Attributes:
-        model_name: the name that callers use.
-        upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``.
+        model_name: the name that callers use, perhaps with wildcards (`twisted_vllm.config.name_patterns`).
+        upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``. Its wildcards stand for what those
+            of `model_name` stand for.
         server: the server that runs it.
         weight: its share among entries of the same ``model_name``, above 0.
         prices: its prices; if it sets none, the default prices apply.
@@ -719,6 +728,8 @@ class ModelEntry:
         tpm: the most tokens in a minute; None means no limit.
         strategy: the routing strategy of its ``model_name``; None for the general one.
         discovery: how servers are found below the server's name: ``dns`` or ``srv``; None if it is one server.
+        model_id: its id; the servers of one service share it.
+        description: its ``model_info`` as it is written, in JSON.
     """
 
     model_name: str
@@ -731,6 +742,8 @@ class ModelEntry:
     tpm: int | None = None
     strategy: str | None = None
     discovery: str | None = None
+    model_id: str = ""
+    description: bytes = b"{}"
 
 
 _NO_TLS = TlsParams()
@@ -839,6 +852,43 @@ class Settings:
         "The budget (POST /budget/new) whose limits hold for each end user without a record; max_end_user_budget wins.",
         block="litellm_settings",
     )
+    default_key_generate_params: NewKeyDefaults = setting(
+        NewKeyDefaults(),
+        section(NewKeyDefaults),
+        "What POST /key/generate gives a key where the request has nothing.",
+        block="litellm_settings",
+    )
+    default_internal_user_params: NewUserDefaults = setting(
+        NewUserDefaults(),
+        section(NewUserDefaults),
+        "What POST /user/new gives a user where the request has nothing.",
+        block="litellm_settings",
+    )
+    max_internal_user_budget: Decimal | None = setting(
+        None,
+        optional(amount(MAX_DOLLARS), "none"),
+        "The budget of a new user with the role internal_user, where neither the request nor "
+        "default_internal_user_params has one.",
+        block="litellm_settings",
+    )
+    internal_user_budget_duration: str | None = setting(
+        None,
+        optional(period, "one endless period"),
+        "The period of the budget of such a user, likewise.",
+        block="litellm_settings",
+    )
+    default_team_params: NewTeamDefaults = setting(
+        NewTeamDefaults(),
+        section(NewTeamDefaults),
+        "What POST /team/new gives a team where the request has nothing.",
+        block="litellm_settings",
+    )
+    budget_exceeded_status_code: int = setting(
+        429,
+        one_number_of(400, 402, 403, 422, 429),
+        "The status of the answer budget_exceeded. LiteLLM's own default is 422, which clients do not send again.",
+        block="litellm_settings",
+    )
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,
@@ -873,8 +923,21 @@ class Settings:
         "its own errors; * for every origin. Without a master key also the only foreign origins whose pages may use "
         "the models, and * is refused. With one, vLLM's --allowed-origins decides about its own routes.",
     )
+    litellm_headers: bool = setting(
+        True,
+        flag,
+        "Whether answers below /vllm carry LiteLLM's headers: x-litellm-call-id, x-litellm-model-group, and the limits "
+        "of the key (x-litellm-key-rpm-limit, x-litellm-key-tpm-limit, x-litellm-key-max-budget).",
+    )
     path_aliases: bool = setting(
         True, flag, "Whether the routes that vLLM has only below /v1 also work without it: /vllm/chat/completions."
+    )
+    root_routes: bool = setting(
+        True,
+        flag,
+        "Whether vLLM's inference routes are also at the gateway's root, as in LiteLLM and vLLM: /v1/chat/completions, "
+        "/engines/MODEL/chat/completions, /openai/deployments/MODEL/chat/completions. If not, they are below /vllm "
+        "alone.",
     )
     tenant_routes: TenantRoutes = setting(
         TenantRoutes(),
@@ -979,6 +1042,17 @@ class Settings:
     models: tuple[ModelEntry, ...] = ()
     usual_tls: TlsParams = _NO_TLS
     warnings: tuple[str, ...] = ()
+
+    @property
+    def record_defaults(self) -> RecordDefaults:
+        """What new keys, users and teams get that the request leaves out."""
+        return RecordDefaults(
+            self.default_key_generate_params,
+            self.default_internal_user_params,
+            self.default_team_params,
+            self.max_internal_user_budget,
+            self.internal_user_budget_duration,
+        )
 
     @property
     def sealing_secret(self) -> Secret | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -10,7 +11,15 @@ import msgspec
 
 from twisted_vllm.config.problems import REFERENCE, ConfigError, Place, Problem, Report
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.servers import ENTRY_SECTION, PARAM_NAMES, Entry, Row, ServerSettings, assemble
+from twisted_vllm.config.servers import (
+    ENTRY_SECTION,
+    PARAM_NAMES,
+    Entry,
+    Row,
+    ServerSettings,
+    assemble,
+    described,
+)
 from twisted_vllm.config.settings import ModelEntry, PriceList, Server, Settings
 from twisted_vllm.config.urls import Address
 
@@ -192,9 +201,12 @@ def _row(model: StoredModel, place: Place, unseal: Unseal, checked: CheckedEntri
     except ValueError as error:
         place.key("litellm_params").key(API_KEY).refuse(str(error))
         return None
+    created = datetime.fromtimestamp(model.created, UTC).isoformat()
+    description = described({**model.model_info, "id": model.model_id, "db_model": True, "created_at": created})
     if key is None:
-        return Row(place, entry)
-    return Row(place, attrs.evolve(entry, litellm_params=attrs.evolve(entry.litellm_params, api_key=key)))
+        return Row(place, entry, description)
+    entry = attrs.evolve(entry, litellm_params=attrs.evolve(entry.litellm_params, api_key=key))
+    return Row(place, entry, description)
 
 
 def _assembled(settings: Settings, rows: Sequence[Row], root: Place) -> list[ModelEntry]:

@@ -25,9 +25,9 @@ DECISIVE = (HOST, ORIGIN, SITE, ASKED_METHOD, ASKED_HEADERS, b"content-type")
 
 #: what a page may read of an answer besides its body and the headers that every page may read (Fetch §3.3.2)
 _EXPOSED = (
-    b"x-request-id, retry-after, x-vllm-passthrough-error, www-authenticate, x-ratelimit-limit-requests, "
-    b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
-    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+    b"x-request-id, retry-after, x-should-retry, x-vllm-passthrough-error, www-authenticate, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 
 #: seconds for which a browser may remember the answer to a preflight
@@ -127,6 +127,16 @@ class WebPages:
             (b"access-control-expose-headers", _EXPOSED),
             varies,
         ]
+
+    def error_headers(self, headers: Mapping[bytes, bytes]) -> Headers:
+        """Return the CORS headers of an error of the gateway's own on a route of vLLM.
+
+        Without ``allowed_origins``, and with a master key, every page may read it: it tells no secret, and vLLM decided
+        at the preflight whether the page may send a key. Otherwise the page would learn only that it failed.
+        """
+        if self._origins or self.is_open or ORIGIN not in headers:
+            return self.response_headers(headers)
+        return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED)]
 
     def preflight(self, method: bytes, headers: Mapping[bytes, bytes]) -> Headers | None:
         """Return the headers that answer a preflight (Fetch §4.8) from an origin that is allowed; else None."""

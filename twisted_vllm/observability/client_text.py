@@ -93,6 +93,10 @@ class ClientText:
                 text = text.replace(secret, MASK)
         return text[:TEXT_LIMIT]
 
+    def whole(self, context: RequestContext, text: str) -> str:
+        """Return a text of bounded size that must not be cut."""
+        return strike_out(self._redact(text), carried(context.head.first), MASK) if text else ""
+
     def _without_spelled(self, text: str) -> str:
         """Return a text of segments without secrets, in whatever spelling."""
         text = self._redact(text)

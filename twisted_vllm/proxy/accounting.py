@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.api_routes import ModelPlace, Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.records import PREFLIGHT
+from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bounded_cache import BoundedCache
@@ -21,6 +21,7 @@ from twisted_vllm.errors import EndUserBlocked, InvalidRequest, LedgerUnavailabl
 from twisted_vllm.http.headers import RequestHead
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.proxy.admission import Admitted
+from twisted_vllm.proxy.end_user_budgets import EndUserBudgets
 from twisted_vllm.proxy.ledger import TEXT_LIMIT, UsageSink
 from twisted_vllm.proxy.serving import Serving
 from twisted_vllm.ratelimit.allowance import Limited
@@ -84,6 +85,7 @@ class Accounting(RequestObserver):
         uncounted: UncountedRequests | None = None,
         client_of: Callable[[RequestContext], str] = _peer_of,
         now: Callable[[], float] = time.time,
+        budgets: EndUserBudgets | None = None,
     ) -> None:
         """Set up the accounting.
 
@@ -99,7 +101,9 @@ class Accounting(RequestObserver):
             uncounted: limits the requests that the limiter does not count; None limits none.
             client_of: returns the address of a request's client.
             now: returns the time in Unix seconds.
+            budgets: loads the budgets of end users without a record; None if they are in the limiter already.
         """
+        self._budgets = budgets
         self._limiter = limiter
         self._end_users = end_users
         self._find_end_user = end_users.end_user
@@ -192,6 +196,7 @@ class Accounting(RequestObserver):
         if self._fail_closed:
             self._check_ledger()
         facts = admitted.facts
+        context.said = facts.said
         head = context.head
         end_user = self._end_user_of(head) or facts.end_user
         limited = authorization.principal.limited
@@ -259,11 +264,23 @@ class Accounting(RequestObserver):
         model = self._limited_name(serving, limited) if serving.asked else serving.model
         if any(each.allowance.model_budgets for each in limited):
             limited = (*limited, *self._end_users.model_budgets(limited, serving.model))
+        loading = self._load_budget(end_user)
+        if loading is not None:
+            admit = self._limiter.admit
+            return loading.addCallback(lambda _: admit(limited, model, prompt + output, cost, self._now()))
         reserved = self._limiter.admit(limited, model, prompt + output, cost, self._now())
         if isinstance(reserved, Reservation):
             context.reservation = reserved
             return None
         return reserved
+
+    def count_read(self, principal: Principal) -> None:
+        """Count a request that the gateway answers itself.
+
+        Raises:
+            RateLimitExceeded: it is one too many for its key.
+        """
+        self._uncounted.count(principal, self._now())
 
     def placed(
         self,
@@ -410,6 +427,12 @@ class Accounting(RequestObserver):
         if record.blocked:
             raise EndUserBlocked("This end user was blocked. Ask an administrator to unblock it.")
         return limited if record.limited.allowance.is_unlimited else (*limited, record.limited)
+
+    def _load_budget(self, end_user: str | None) -> Deferred[None] | None:
+        """Have the budget of an end user without a record in the limiter; None if it is there, or there is none."""
+        if end_user is None or self._budgets is None or not self._end_users.limits_strangers:
+            return None
+        return None if self._end_users.has_record(end_user) else self._budgets.load(end_user)
 
     @staticmethod
     def _limited_name(serving: Serving, limited: Sequence[Limited]) -> str:

@@ -30,7 +30,7 @@ from twisted_vllm.bodies.edits import (
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.bodies.json_body import MAX_SURE, UNREAD, BodyFacts, ModelField, is_no_object, read_body
-from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
+from twisted_vllm.bodies.multipart import find_model_in_form, insert_in_form, rename_in_form
 from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, check_repeatable, read_response_fields
 from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization
@@ -39,7 +39,7 @@ from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.field_policy.policy import FieldPolicy
 from twisted_vllm.http.headers import RequestHead, is_form, is_json
 from twisted_vllm.proxy.chosen_servers import chosen_server
-from twisted_vllm.proxy.paths import target
+from twisted_vllm.proxy.paths import model_in, target
 from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored_response_in
 from twisted_vllm.proxy.serving import BaseModels, Serving, ServingChooser
 from twisted_vllm.proxy.upstream_headers import PRIORITY
@@ -52,6 +52,10 @@ from twisted_vllm.usage.records import Payer, refer
 _PERHAPS, _HEADER, _EVENT = ModelPlace.PERHAPS, ModelPlace.HEADER, ModelPlace.EVENT
 _SALTED = PrefixCache.SALTED
 
+#: the list of models, and the methods by which it is read
+LISTING = classify(b"GET", b"/v1/models")
+_LISTING_METHODS = (b"GET", b"HEAD")
+
 #: methods whose requests have no body
 _WITHOUT_BODY = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
@@ -62,7 +66,7 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         serving: what serves it.
         path: path and query, below the server's base path.
-        body: the body as it came; None if it streams.
+        body: the body as it came, or a form with the model of the path; None if it streams.
         facts: other facts read from the body.
         form: whether the body is a form.
         named: the model that the body names; empty if it names none.
@@ -201,21 +205,26 @@ class Admission:
             return PREFLIGHT
         return self._authenticate(headers, now)
 
-    def authorize(self, principal: Principal, method: bytes, raw: bytes) -> Authorization:
+    def authorize(self, principal: Principal, method: bytes, raw: bytes, path_model: str = "") -> Authorization:
         """Authorize a request by its head.
 
         Args:
             principal: the caller.
             method: the method.
-            raw: the request target below ``/vllm``, as received.
+            raw: the request target below its mount, as received.
+            path_model: the model that the path names; empty if it names none.
 
         Raises:
             InvalidRequest: the path's dot segments lead out of ``/vllm``.
-            RouteNotAllowed: the principal may not call this route.
+            RouteNotAllowed, RouteNotFound, RouteMethodNotAllowed: the principal may not call this route.
             ResponseNotFound: the path names a stored response that the principal's key did not make.
         """
         resolved = target(raw, self._path_aliases)
-        route = classify(method, resolved.path)
+        model_id = model_in(resolved.path, self._path_aliases) if method in _LISTING_METHODS else None
+        # whoever may list models may ask for each
+        route = classify(method, resolved.path) if model_id is None else LISTING
+        if route.name == LISTING.name and model_id is None and method in _LISTING_METHODS:
+            model_id = ""
         takes_model = route.takes_model
         ids, stores, response_id, response_server = self._response_ids, False, None, None
         if ids is not None and principal is not PREFLIGHT:
@@ -244,6 +253,7 @@ class Admission:
                 or route.row.model is _HEADER
                 or fields is not None
                 or principal.priority is not None
+                or bool(path_model)
             )
         )
         return Authorization(
@@ -261,7 +271,21 @@ class Admission:
             response_server,
             fields,
             route.route_class is RouteClass.READ_ONLY or response_id is not None,
+            path_model if takes_model else "",
+            model_id=model_id,
         )
+
+    def may_use_model(self, principal: Principal, name: str) -> bool:
+        """Return whether a principal may use a model, by a name whose alias of the key is resolved."""
+        return principal.is_administrator or self._serving.may_use(principal, name)
+
+    def check_may_list(self, principal: Principal) -> None:
+        """Check that a principal may list models.
+
+        Raises:
+            RouteNotAllowed: it may not.
+        """
+        self._policy.check_route(principal, LISTING)
 
     def must_hold(self, authorization: Authorization, head: RequestHead) -> bool:
         """Return whether a body that is on its way must be held, by what its head says of it.
@@ -315,8 +339,13 @@ class Admission:
         form = headers.get(b"content-type") != b"application/json" and is_form(headers)
         facts, unread = self._facts(authorization, headers, body, form)
         field = facts.model
+        path_model = authorization.path_model
+        if path_model and field is None and form and facts is not UNREAD:
+            assert isinstance(body, bytes)
+            body, field = insert_in_form(body, headers[b"content-type"], path_model)
+            facts = BodyFacts(model=field)
         own = "" if field is None else field.name
-        named = instead or own
+        named = instead or path_model or own
         place = row.model
         if place is _PERHAPS:
             return self._admit_unknown(authorization, named, body, chosen)
@@ -491,17 +520,18 @@ class Admission:
                 `admit`.
         """
         principal = authorization.principal
+        named = authorization.path_model or name or ""
         if authorization.stores and principal.kind == "key":
             raise _no_json()
         if fault is not None and _must_be_read(authorization):
             raise fault
-        if not name and authorization.restricted:
+        if not named and authorization.restricted:
             raise _no_model()
         chosen = self._chosen(principal, headers) if SERVER in headers else None
-        if chosen is not None and not name:
+        if chosen is not None and not named:
             serving = self._serving.at(chosen, takes_model=True)
         else:
-            serving = self._serving.by_body(authorization, name or "", insertable=False)
+            serving = self._serving.by_body(authorization, named, insertable=False)
             if chosen is not None:
                 serving = self._serving.moved(serving, chosen, principal)
         return Admitted(
@@ -562,11 +592,12 @@ class Admission:
                     raise
                 # its traceback refers to the body
                 return UNREAD, error.with_traceback(None)
-            if facts.model_repeated and not principal.is_administrator:
+            path_model = authorization.path_model
+            if facts.model_repeated and (path_model or not principal.is_administrator):
                 raise ModelUndetermined('"model" is there more than once. Send it once.', param="model")
-            if not restricted or not route.takes_model or (facts.model is not None and facts.model.name):
+            if not restricted or path_model or not route.takes_model or (facts.model is not None and facts.model.name):
                 return facts, None
-        if restricted and (route.takes_model or route.row.model is ModelPlace.EVENT):
+        if restricted and not authorization.path_model and (route.takes_model or route.row.model is ModelPlace.EVENT):
             raise _no_model()
         if body is None and authorization.needs_body and not _is_readable(headers):
             return UNREAD, _unreadable_type()
@@ -594,6 +625,8 @@ def _must_be_read(authorization: Authorization) -> bool:
         or principal.priority is not None
         or authorization.fields is not None
         or (authorization.stores and principal.kind == "key")
+        # the body must name the model of the path
+        or bool(authorization.path_model)
     )
 
 

@@ -18,7 +18,7 @@ def for_client(head: ResponseHead, context: RequestContext, mount: bytes) -> Res
     Args:
         head: the server's head.
         context: the request's context.
-        mount: the path below which the gateway serves vLLM.
+        mount: what stands before the server's paths in the gateway's: ``/vllm``, or nothing.
     """
     assert context.server is not None
     relayed: HeaderList = []
@@ -40,7 +40,7 @@ def own_location(value: bytes, server: Server, mount: bytes) -> bytes:
     Args:
         value: an absolute URL, one without a scheme, a path, or a relative reference (RFC 3986 §4.1).
         server: the server.
-        mount: the path below which the gateway serves vLLM.
+        mount: what stands before the server's paths in the gateway's.
     """
     scheme, separator, rest = value.partition(b"//")
     if separator and scheme.lower() in (b"http:", b"https:", b""):

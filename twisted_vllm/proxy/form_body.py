@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IConsumer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.bodies.multipart import FormScan, content_for
+from twisted_vllm.bodies.multipart import FormScan, content_for, part_for
 from twisted_vllm.errors import GatewayError, ModelUndetermined
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.http.headers import is_form
@@ -85,6 +85,8 @@ class FormBody(RequestBody):
         self._scan: FormScan | None = None
         self._state = _State.BUFFERING
         self._name: bytes | None = None
+        # what goes before the form
+        self._inserted = b""
         # received after the model, not sent yet
         self._backlog: list[bytes] = []
         self._complete = False
@@ -186,17 +188,25 @@ class FormBody(RequestBody):
             self.cancel()
 
     def name_model(self, name: str | None) -> None:
-        """Set the model name for the server; None keeps the form's own.
+        """Set the model name for the server; None keeps the form's own, or none.
 
         Raises:
             ModelUndetermined: the name cannot be written in a form.
         """
         if self.model is None:
+            if name is not None:
+                self._insert(name)
             return
         own = self.model.encode("utf-8")
         self._name = own if name is None else content_for(name)
         if isinstance(self.length, int):
             self.length += len(self._name) - len(own)
+
+    def _insert(self, name: str) -> None:
+        """Name the model in a form that names none: the request's path does."""
+        before, self._inserted = self._inserted, part_for(self._request.head.first[b"content-type"], name)
+        if isinstance(self.length, int):
+            self.length += len(self._inserted) - len(before)
 
     # sending
 
@@ -206,6 +216,8 @@ class FormBody(RequestBody):
         if self._state is _State.WAITING:
             self._state = _State.SENDING
             self._replaying = True
+            if self._inserted:
+                self._write(consumer, self._inserted)
             if not self._spool.busy:
                 self._replay()
         return self._done

@@ -1,11 +1,12 @@
 """The client's address behind proxies, and the ``X-Forwarded-*`` headers for vLLM.
 
-``X-Forwarded-For``, ``-Proto`` and ``-Host`` are accepted only from a peer in ``trusted_proxies``; from any other peer
-they are replaced. (``Forwarded`` of RFC 7239 is not used: uvicorn does not read it.)
+``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``-Prefix`` are accepted only from a peer in ``trusted_proxies``; from
+any other peer they are replaced. (``Forwarded`` of RFC 7239 is not used: uvicorn does not read it.)
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -19,9 +20,16 @@ HeaderPairs = list[tuple[bytes, bytes]]
 FORWARDED_FOR = b"x-forwarded-for"
 FORWARDED_PROTO = b"x-forwarded-proto"
 FORWARDED_HOST = b"x-forwarded-host"
+#: the path that a proxy in front cut off; it is not sent to servers, which are asked by their own paths
+FORWARDED_PREFIX = b"x-forwarded-prefix"
 
 #: the address of a peer on a UNIX socket, which has none (RFC 7239 §6.2)
 UNKNOWN = "unknown"
+
+# plain segments: a prefix begins the path of a redirect, which must lead to no other host
+_PREFIX = re.compile(rb"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~-]+)*")
+#: longer prefixes, in bytes, are ignored
+MAX_PREFIX_LENGTH = 256
 
 #: fits an IPv6 address with a zone; longer texts are neither parsed nor cached
 MAX_ADDRESS_LENGTH = 64
@@ -39,7 +47,7 @@ def said_by_proxies(headers: HeaderPairs, trusted: Sequence[Network]) -> dict[by
         return joined
     for name, value in headers:
         name = name.lower()
-        if name in (FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST):
+        if name in (FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, FORWARDED_PREFIX):
             joined[name] = joined[name] + b", " + value if name in joined else value
     return joined
 
@@ -98,6 +106,18 @@ def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: Sequence[
     return address
 
 
+def path_prefix(peer: str, headers: Mapping[bytes, bytes], trusted: Sequence[Network]) -> bytes:
+    """Return the path that proxies in front cut off; empty without any.
+
+    Several values, of several proxies, are joined in order, the outermost first. `headers` is as for `client_headers`.
+    """
+    said = headers.get(FORWARDED_PREFIX, b"")
+    if not said or not _is_trusted(peer, tuple(trusted)):
+        return b""
+    prefix = b"".join(each.strip().removesuffix(b"/") for each in said.split(b","))
+    return prefix if len(prefix) <= MAX_PREFIX_LENGTH and _PREFIX.fullmatch(prefix) else b""
+
+
 class ClientAddresses:
     """Which client a request comes from, by the proxies that the operator trusts, and whether it is served.
 
@@ -127,6 +147,11 @@ class ClientAddresses:
         if not trusted:
             return context.peer.host or UNKNOWN
         return client_address(context.peer.host, said_by_proxies(context.head.headers, trusted), trusted)
+
+    def prefix(self, context: RequestContext) -> bytes:
+        """Return the path that trusted proxies in front of the gateway cut off; see `path_prefix`."""
+        trusted = self.trusted
+        return path_prefix(context.peer.host, said_by_proxies(context.head.headers, trusted), trusted)
 
     def allows(self, context: RequestContext) -> bool:
         """Return whether a request comes from an address that is served.

@@ -311,7 +311,7 @@ class Forwarding:
         if len(usable) < 2:
             return None
         prefix = self._routing_for(principal).prefix
-        model = usable[0].upstream_model or admitted.serving.model
+        model = admitted.serving.name_at(usable[0]) or admitted.serving.model
         return caches.prepare([each.server for each in usable], prefix, body, model, principal.cache_salt)
 
     def _place(self) -> None:
@@ -474,6 +474,11 @@ class Forwarding:
                 on_ended=placement.ended,
             )
         )
+
+    @property
+    def path_prefix(self) -> bytes:
+        """The path that proxies in front of the gateway cut off."""
+        return self._forwarder.addresses.prefix(self._request.context)
 
     def _new_relay(self) -> Relay:
         request, places = self._request, self._forwarder.places

@@ -7,6 +7,14 @@ from typing import Protocol
 
 import msgspec
 
+from twisted_vllm.bodies.request_tags import (
+    METADATA_HEADER,
+    NOTHING_SAID,
+    TAGS_HEADER,
+    Said,
+    said_in_headers,
+    together,
+)
 from twisted_vllm.context import RequestContext
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
@@ -55,6 +63,7 @@ class LedgerRecorder(RequestObserver):
         make_id: Callable[[float], bytes],
         *,
         usage_headers: Sequence[bytes] = (),
+        request_tags: bool = True,
         coalescer: Coalescer | None = None,
     ) -> None:
         """Make a recorder. Call `write_repeated` once a minute and at the end.
@@ -64,6 +73,7 @@ class LedgerRecorder(RequestObserver):
             text: removes secrets from client-supplied text.
             make_id: makes a row id of 32 hex digits from the request's start in Unix seconds.
             usage_headers: lower-case names of the request headers to record.
+            request_tags: whether to record the tags and the metadata that clients give their requests.
             coalescer: flushes the rows at the end of a reactor turn; outside a turn the recorder flushes them itself.
                 With None it never flushes.
         """
@@ -72,12 +82,13 @@ class LedgerRecorder(RequestObserver):
         self._coalescer = coalescer
         self._text = text
         self._make_id = make_id
-        self.reconfigure(usage_headers)
+        self.reconfigure(usage_headers, request_tags=request_tags)
         self._repeated = RepeatedRows()
 
-    def reconfigure(self, usage_headers: Sequence[bytes]) -> None:
-        """Record these headers from now on; the argument is the constructor's."""
+    def reconfigure(self, usage_headers: Sequence[bytes], *, request_tags: bool) -> None:
+        """Record these from now on; the arguments are the constructor's."""
         self._usage_headers = tuple(usage_headers)
+        self._request_tags = request_tags
 
     def finished(self, context: RequestContext) -> None:
         """Append the row of a request, if it was sent."""
@@ -94,6 +105,11 @@ class LedgerRecorder(RequestObserver):
         if b"x-request-id" in first:
             # a client may reuse its id
             row_id, request_id = self._make_id(started).decode("ascii"), row_id
+        said = context.said
+        if TAGS_HEADER in first or METADATA_HEADER in first:
+            said = together(said_in_headers(first), said)
+        if said is not NOTHING_SAID:
+            said = self._without_secrets(context, said) if self._request_tags else NOTHING_SAID
         background = context.background
         append = self._append if background is None or not background.running else background.keep_row
         if authorization.uncounted:
@@ -126,6 +142,9 @@ class LedgerRecorder(RequestObserver):
                 context.bytes_out,
                 1,
                 context.failed_attempts if context.attempts else "",
+                said.tags,
+                said.metadata,
+                meter.response_id or (meter.answer_id if authorization.stores else context.repeated_as),
             )
         )
         if self._coalescer is not None and not self._coalescer.holding:
@@ -141,6 +160,10 @@ class LedgerRecorder(RequestObserver):
         found = self._repeated.add(row)
         if found is not None:
             self._append(found)
+
+    def _without_secrets(self, context: RequestContext, said: Said) -> Said:
+        tags = tuple(self._text.text(context, tag) for tag in said.tags)
+        return Said(tags, self._text.whole(context, said.metadata))
 
     def _target(self, pricing: RoutePricing, context: RequestContext) -> msgspec.Raw:
         """Return the `Target` that all requests with one pricing share."""

@@ -1,4 +1,4 @@
-"""Maps a request target below ``/vllm`` to the vLLM server's target.
+"""Maps a request target below a mount to the vLLM server's target.
 
 Path and query keep their bytes: ``%2F``, repeated parameters, their order and ``+``. Only routes that vLLM serves below
 ``/v1`` alone get a missing ``/v1`` added (`VllmRoute.alias`), so that one base URL serves both ``/metrics`` and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
@@ -17,13 +18,11 @@ import attrs
 from twisted_vllm.api_routes import MEMOISED_LENGTH, without_alias
 from twisted_vllm.errors import InvalidRequest
 
-#: the path of the pass-through
-MOUNT = b"/vllm"
-
 # RFC 9112 §3.2 allows no fragment in a request target; uvicorn (httptools) cuts one off and refuses other bytes. So the
 # gateway and vLLM would read the excluded bytes differently.
 _TARGET = re.compile(rb"[!\"$-~]*")
 _SEGMENT_ENDS = re.compile(rb"[/\\]")
+_ANY_SLASH = re.compile(r"[/\\]")
 
 
 @attrs.frozen
@@ -45,7 +44,7 @@ def target(raw: bytes, aliases: bool = True) -> Target:
     """Return the destination of a request.
 
     Args:
-        raw: the request target below ``/vllm`` as received, such as ``b"/chat/completions?x=%2F"``.
+        raw: the request target below its mount as received, such as ``b"/chat/completions?x=%2F"``.
         aliases: whether routes that vLLM serves only below ``/v1`` also work without it.
 
     Raises:
@@ -101,3 +100,27 @@ def _goes_above_root(segments: Iterable[bytes]) -> bool:
 
 
 _memoised = lru_cache(maxsize=1024)(_target)
+
+
+#: the paths of one model, below which its name stands; the second is an alias
+_MODEL_PATHS = (b"/v1/models/", b"/models/")
+
+
+def model_in(path: bytes, aliases: bool) -> str | None:
+    """Return the name of the model that a path describes; None if it describes none.
+
+    The name may have slashes, percent-encoded or not.
+
+    Args:
+        path: the raw path, as in `Target`.
+        aliases: whether it may stand without ``/v1``.
+    """
+    for start in _MODEL_PATHS if aliases else _MODEL_PATHS[:1]:
+        if path.startswith(start):
+            with suppress(UnicodeDecodeError):
+                name = unquote_to_bytes(path[len(start) :]).decode("utf-8")
+                # a server without --served-model-name names its model by an absolute path; with a last slash it is
+                # the list's path; with dot segments, nobody knows
+                parts = _ANY_SLASH.split(name.removeprefix("/"))
+                return None if any(part in ("", ".", "..") for part in parts) else name
+    return None

@@ -21,8 +21,8 @@ from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList, ResponseHead, relayed_trailers
 from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.mounts import prefix_of
 from twisted_vllm.proxy.client_head import for_client
-from twisted_vllm.proxy.paths import MOUNT
 
 
 @implementer(IRelayedBody)
@@ -240,8 +240,13 @@ class Relay(Protocol):
         if context.reservation is not None:
             self._request.added = context.reservation.lines
         if head.status != 200 or context.repeated_as or context.fallback:
-            head = for_client(head, context, MOUNT)
+            head = for_client(head, context, self._mount())
         self._request.relay_head(head)
+
+    def _mount(self) -> bytes:
+        """Return what stands before the server's paths in the client's."""
+        cut_off = b"" if self._forwarding is None else self._forwarding.path_prefix
+        return cut_off + prefix_of(self.context.head.target)
 
     def _failed(self, failure: Failure) -> None:
         self._pending = None

@@ -1,10 +1,12 @@
-"""The resource below ``/vllm``, which connects admission, forwarding and the relay."""
+"""The resource of vLLM's routes, which connects admission, forwarding and the relay."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from urllib.parse import parse_qsl
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -14,11 +16,19 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.steering_headers import SERVER
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import Authorization, RequestContext
-from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
+from twisted_vllm.errors import (
+    ADDRESS_NOT_ALLOWED,
+    PRIVATE_RESPONSE,
+    AddressNotAllowed,
+    Draining,
+    GatewayError,
+    MissingApiKey,
+)
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.http.net.bounded_turns import Cooperate, Jobs
@@ -26,6 +36,7 @@ from twisted_vllm.http.server.body_room import owner_of
 from twisted_vllm.http.server.held_bodies import SMALL_BODY, UNCOUNTED
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
+from twisted_vllm.mounts import Mounts
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, ResponseUnlocated
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization
@@ -37,7 +48,7 @@ from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
 from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, own_answer
-from twisted_vllm.proxy.paths import MOUNT
+from twisted_vllm.proxy.model_listing import ModelListing
 from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import RequestBody
 from twisted_vllm.proxy.serving import BaseModelUnknown
@@ -45,6 +56,11 @@ from twisted_vllm.proxy.upstream_headers import dropped_from
 
 #: a buffered body up to this size in bytes is read for its model even if only the log needs it
 PEEK_LIMIT = 65_536
+
+#: the most parameters of a request about models; more are ignored
+MAX_PARAMETERS = 100
+#: the headers of the gateway's own lists
+JSON_ANSWER = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"), *PRIVATE_RESPONSE)
 
 
 @implementer(IResource, IStreamingResource)
@@ -68,6 +84,8 @@ class PassThroughResource:
         throttle: AuthenticationThrottle | None = None,
         web_pages: WebPages = NO_WEB_PAGES,
         accounting: Accounting | None = None,
+        mounts: Mounts | None = None,
+        listing: ModelListing | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the resource.
@@ -85,6 +103,8 @@ class PassThroughResource:
             throttle: slows down guessing of keys.
             web_pages: decides about requests of web pages.
             accounting: meters and limits requests; None does neither.
+            mounts: decides what a path means to a server; None for the settings' defaults.
+            listing: lists the models of all servers; None forwards requests for them.
             now: the time in Unix seconds.
         """
         self._admission = admission
@@ -99,6 +119,8 @@ class PassThroughResource:
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
         self._web_pages = web_pages
         self._accounting = accounting
+        self._mounts = Mounts() if mounts is None else mounts
+        self._listing = listing
         self._now = now
         self._cache = AuthorizationCache()
         self.reconfigure(limits)
@@ -114,7 +136,7 @@ class PassThroughResource:
 
     def putChild(self, path: bytes, child: IResource) -> None:
         """Refuse: everything below is vLLM's."""
-        raise TypeError("everything below /vllm belongs to the server behind it")
+        raise TypeError("these paths belong to the server behind them")
 
     def render(self, request: GatewayRequest) -> int:
         """Start to process `request`; its body may still be arriving."""
@@ -136,6 +158,8 @@ class PassThroughResource:
             request.relay_head(own_answer(authorization.route.row))
             request.relay_body(b"", True)
             return
+        if authorization.model_id is not None and self._list(request, authorization, authorization.model_id):
+            return
         most = self._limits.max_held_body_bytes
         received, complete = request.body_received, request.body_complete
         if complete and received <= UNCOUNTED and (received <= most or not authorization.needs_body):
@@ -154,6 +178,27 @@ class PassThroughResource:
             self._hold(request, most)
         else:
             self._admit(request, None, None)
+
+    def _list(self, request: GatewayRequest, authorization: Authorization, model_id: str) -> bool:
+        """Answer a request about models; return whether it is not the server's own answer."""
+        listing, principal = self._listing, authorization.principal
+        headers = request.context.head.first
+        if listing is None:
+            return False
+        steered = SERVER in headers and not principal.restricts_models
+        if not model_id and (steered or listing.forwards(principal)):
+            return False
+        if self._accounting is not None:
+            self._accounting.count_read(principal)
+        query: dict[str, str] = {}
+        with suppress(ValueError):
+            query = dict(parse_qsl(request.uri.partition(b"?")[2].decode("latin-1"), max_num_fields=MAX_PARAMETERS))
+        if model_id:
+            answer = listing.retrieve(principal, model_id, query, headers)
+        else:
+            answer = listing.listed(principal, query, headers)
+        PendingStep(request, None, answer).then(lambda body: request.respond(200, list(JSON_ANSWER), body))
+        return True
 
     def _wants_body(self, context: RequestContext, authorization: Authorization) -> bool:
         """Return whether to hold a body that decides nothing about the request's server."""
@@ -185,7 +230,10 @@ class PassThroughResource:
             raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
         self._web_pages.check(context.head.first)
         principal = context.principal = self._identify(context)
-        authorization = self._admission.authorize(principal, request.method, request.uri[len(MOUNT) :])
+        path, mark, query = request.uri.partition(b"?")
+        mount = self._mounts.find(path)
+        assert mount is not None, "the site asks the same mounts"
+        authorization = self._admission.authorize(principal, request.method, mount.path + mark + query, mount.model)
         context.authorization = authorization
         if template is None or MAX_FORWARDS in context.head.first:
             return None

@@ -12,6 +12,7 @@ from twisted_vllm.auth.policy import RoutePolicy, is_no_path
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.steering_headers import ADAPTER, SERVERS_OF_MODEL
 from twisted_vllm.bounded_cache import BoundedCache
+from twisted_vllm.config.name_patterns import filled
 from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization
 from twisted_vllm.errors import ModelNotAllowed, ModelNotFound, ModelUndetermined
@@ -39,6 +40,7 @@ class Serving(msgspec.Struct, frozen=True, gc=False):
         priced: whether the price is known. It is not if the server's base model serves the request and the prices of
             the server's models differ.
         server: the server that has what the request continues; None if any will do.
+        segments: what the wildcards of the group's name stand for.
     """
 
     group: ModelGroup
@@ -47,9 +49,12 @@ class Serving(msgspec.Struct, frozen=True, gc=False):
     asked: str = ""
     priced: bool = True
     server: Server | None = None
+    segments: tuple[str, ...] = ()
 
     def name_at(self, destination: Destination) -> str:
         """Return a destination's name of the model, which the body must contain; empty to leave the body as it is."""
+        if self.segments and destination.upstream_model is not None:
+            return filled(destination.upstream_model, self.segments, self.named)
         return self.named and (destination.upstream_model or self.named)
 
 
@@ -129,7 +134,8 @@ class ServingChooser:
         found = next((each for each in group.destinations if each.server.url == server.url), None)
         if found is not None:
             alone = router.only(found.server, found.entry)
-            return msgspec.structs.replace(serving, group=alone, named=serving.name_at(found), server=None)
+            named = serving.name_at(found)
+            return msgspec.structs.replace(serving, group=alone, named=named, server=None, segments=())
         if group.name:
             # of a model of the list, only its entries may be used
             serves = {each.state.name: each.server for each in group.destinations}
@@ -138,7 +144,8 @@ class ServingChooser:
         if entry is None:
             return msgspec.structs.replace(serving, group=router.only(server))
         # by the server's own name of a model of the list, whose price and limits count
-        model, named = entry.model_name, serving.named
+        named = serving.named
+        model = router.public_name(server, named) or entry.model_name
         return Serving(router.only(server, entry), named, model, "" if named == model else named)
 
     def servers_of(self, authorization: Authorization, name: str | None) -> tuple[ServerState, ...]:
@@ -216,9 +223,12 @@ class ServingChooser:
         if authorization.restricted:
             self._check(authorization.principal, asked)
         found = self._unlisted.get(asked)
-        if found is not None and found.group is router.default:
-            return found
+        if found is not None and (found.group is router.default or router.has(found.group)):
+            return found if server is None else msgspec.structs.replace(found, server=server)
         group = router.find(asked)
+        if group.pattern is not None:
+            found = self._matched(authorization.principal, group, asked)
+            return found if server is None else msgspec.structs.replace(found, server=server)
         if group.dearest.entry is None:
             self._policy.check_unlisted_model(authorization.principal, asked)
             found = Serving(group, asked, asked)
@@ -228,6 +238,31 @@ class ServingChooser:
             return found
         model = group.name
         return Serving(group, model, model, "" if asked == model else asked, server=server)
+
+    def _matched(self, principal: Principal, group: ModelGroup, asked: str) -> Serving:
+        """Return the serving of a model that a pattern matches. It counts by its own name, not by the pattern.
+
+        Raises:
+            ModelNotAllowed: the name may be a path.
+        """
+        assert group.pattern is not None
+        name = self._router.alias(asked) or asked
+        # a server gets what the caller wrote
+        self._policy.check_unlisted_model(principal, name)
+        segments = group.pattern.match(name)
+        assert segments is not None
+        found = Serving(group, name, name, "" if asked == name else asked, segments=segments)
+        if is_no_path(asked):
+            self._unlisted.keep(asked, found, max(len(asked), len(name)))
+        return found
+
+    def may_use(self, principal: Principal, asked: str) -> bool:
+        """Return whether a principal may use a model, by a name whose alias of the key is resolved."""
+        try:
+            self._check(principal, asked)
+        except ModelNotAllowed:
+            return False
+        return True
 
     def _check(self, principal: Principal, asked: str) -> None:
         """Check that a principal may use a model by one of its names (``model_group_alias``)."""
@@ -273,20 +308,27 @@ class ServingChooser:
                 )
             return Serving(router.only(server), priced=not router.prices_differ(server))
         entry = router.serving(server, name)
-        model = name if entry is None else entry.model_name
+        model = name if entry is None else router.public_name(server, name) or entry.model_name
         self._policy.check_model(principal, model)
         if entry is None:
             self._policy.check_unlisted_model(principal, model)
         if (
             adapter is None
             and asked
-            and destination.entry is None
+            and (destination.entry is None or group.pattern is not None)
             and authorization.restricted
-            and not self._base_models.has_model(server, asked)
+            and not self._base_models.has_model(server, self._name_at(group, destination, asked))
         ):
             # the base model would answer for any name; on other routes vLLM refuses a name that it does not have
             raise _no_such_model(asked)
         return Serving(router.only(server, entry), "", model, "" if name == model else name)
+
+    def _name_at(self, group: ModelGroup, destination: Destination, asked: str) -> str:
+        """Return a destination's name of a model that no entry names."""
+        if group.pattern is None or destination.upstream_model is None:
+            return asked
+        name = self._router.alias(asked) or asked
+        return filled(destination.upstream_model, group.pattern.match(name) or (), name)
 
 
 def _no_such_model(name: str) -> ModelNotFound:

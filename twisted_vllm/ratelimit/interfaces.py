@@ -37,6 +37,9 @@ class Limiter(Protocol):
     def budget_reset(self, kind: str, id: str, spend: int, period_start: int) -> None:
         """Set the spend that an administrator set in the database."""
 
+    def budget_is_idle(self, kind: str, id: str) -> bool:
+        """Return whether the database has all that was spent of a budget, and nothing is reserved here."""
+
     def budget_forgotten(self, kind: str, id: str) -> None:
         """Remove a budget."""
 

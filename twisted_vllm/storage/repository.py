@@ -100,9 +100,10 @@ class Repository(Generic[RecordT]):
         found = self.find(**{self._identity.name: identity})
         return found[0] if found else None
 
-    def count(self) -> int:
-        """Return how many records there are."""
-        return self._connection.execute(select(func.count()).select_from(self._table)).scalar_one()
+    def count(self, **equals: Any) -> int:
+        """Return how many records there are, or how many whose columns have these values."""
+        wanted = [self._table.c[name] == value for name, value in equals.items()]
+        return self._connection.execute(select(func.count()).select_from(self._table).where(*wanted)).scalar_one()
 
     def find(self, **equals: Any) -> list[RecordT]:
         """Return the records whose columns have these values, sorted by identity."""
@@ -144,6 +145,10 @@ class Repository(Generic[RecordT]):
 
     def _sort_column(self, name: str) -> ColumnElement[Any] | None:
         return self._table.c.get(name)
+
+    def are(self, identities: Sequence[str]) -> ColumnElement[bool]:
+        """Return the condition that a record is one of these."""
+        return self._identity.in_(identities)
 
     def insert(self, record: RecordT) -> None:
         """Add a record."""
@@ -333,6 +338,10 @@ class MemberRepository(_Memberships[Member]):
     def of_users(self, user_ids: Sequence[str]) -> dict[str, list[Member]]:
         """Return the memberships of each user, sorted by team."""
         return self._grouped_by(self._user, user_ids, self._group)
+
+    def are_teams_of(self, user_id: str) -> ColumnElement[bool]:
+        """Return the condition that a team has this user as a member, for a page of teams."""
+        return tables.teams.c.team_id.in_(select(self._group).where(self._user == user_id))
 
     def of_budget(self, budget_id: str) -> list[Member]:
         """Return the memberships whose limits a budget gives."""

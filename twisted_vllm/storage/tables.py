@@ -40,7 +40,7 @@ metadata = MetaData()
 #: The kind of what changed, and a name that may be made of several names. SQLite ignores the length of a column, and
 #: keeps the one that the first version had.
 _KIND = String(8).with_variant(String(16), "postgresql")
-_NAME = String(255).with_variant(Text, "postgresql")
+_NAME = String(255).with_variant(String(600), "postgresql")
 
 
 def _changes() -> tuple[Column[Any], ...]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
+from twisted_vllm.config.name_patterns import NamePattern, callers_name, filled, is_pattern, specificity
 from twisted_vllm.config.settings import ModelEntry, RetrySettings, RoutingSettings, Server
 from twisted_vllm.errors import ModelNotFound
 from twisted_vllm.upstreams.entry_limits import EntryLimits
@@ -30,7 +31,8 @@ class Destination:
     Attributes:
         server: the server.
         state: what is known of it.
-        upstream_model: the server's name of the model; None if it is the group's, or the request's own.
+        upstream_model: the server's name of the model, perhaps with wildcards; None if it is the group's, or the
+            request's own.
         entry: the entry whose price and name count; None if there is none.
         weight: its share of the group's requests, above 0.
         order: destinations with a lower number are used first.
@@ -66,6 +68,8 @@ class ModelGroup:
 
     Attributes:
         name: the model's name; empty for requests without a model, or with one that no entry has.
+        pattern: the name as a pattern, if it has wildcards: one group serves all models that it matches.
+        of_pattern: whether it is one model of such a group, which has fallbacks of its own.
         destinations: all of them, in the order of the file.
         tiers: the same by `Destination.order`, the first to be used first.
         lone: the destination, if there is only one and it has no limit of its own; else None.
@@ -89,6 +93,8 @@ class ModelGroup:
         "fallbacks",
         "lone",
         "name",
+        "of_pattern",
+        "pattern",
         "policy",
         "queue",
         "strategy",
@@ -107,6 +113,8 @@ class ModelGroup:
         retry_share: float = 0.0,
     ) -> None:
         self.name = name
+        self.pattern: NamePattern | None = None
+        self.of_pattern = False
         self.destinations = tuple(destinations)
         orders = sorted({each.order for each in self.destinations})
         self.tiers = tuple(tuple(each for each in self.destinations if each.order == order) for order in orders)
@@ -183,6 +191,7 @@ class Router:
     Attributes:
         servers: the states of all servers.
         default: the group of the default server, for models without an entry; None if there is no default server.
+        changes: how often the model groups were replaced.
     """
 
     default: ModelGroup | None
@@ -207,6 +216,7 @@ class Router:
         """
         self.servers = servers
         self.default = None
+        self.changes = 0
         self._make_table = make_table
         self._random = random
         self._groups: dict[str, ModelGroup] = {}
@@ -228,6 +238,7 @@ class Router:
             routing: the strategies, fallbacks and aliases.
             retry_share: the most retries, as a share of a group's requests.
         """
+        self.changes += 1
         self._retry_share = retry_share
         servers = [] if default_server is None else [default_server]
         for state in self.servers.configure([*servers, *(entry.server for entry in models)]):
@@ -248,11 +259,23 @@ class Router:
             name: self._group(name, map(self._destination_of, entries), previous.get(name), entries[0].strategy)
             for name, entries in grouped.items()
         }
-        self._aliases = {
-            alias: self._groups[name]
+        # the most specific first
+        self._patterns = sorted(
+            ((group.pattern, group) for group in self._groups.values() if group.pattern is not None),
+            key=lambda each: specificity(each[0].text),
+            reverse=True,
+        )
+        for name in dict.fromkeys((*routing.fallbacks, *routing.context_window_fallbacks)):
+            matched = None if name in self._groups else self._matched(name)
+            if matched is not None:
+                self._groups[name] = self._of_pattern(name, matched, grouped[matched.name], previous.get(name))
+        self._named = {name: group for name, group in self._groups.items() if group.pattern is None}
+        self._targets = {
+            alias: name
             for alias, name in routing.model_group_alias.items()
-            if name in self._groups and alias not in self._groups
+            if alias not in self._named and (name in self._named or self._matched(name) is not None)
         }
+        self._aliases = {alias: self._named.get(name) or self._matched(name) for alias, name in self._targets.items()}
         former, self.default = self.default, None
         if default_server is not None:
             self.default = self._only(self._destination(default_server), fallbacks=routing.default_fallbacks)
@@ -260,7 +283,12 @@ class Router:
                 self.default.succeed(former)
         # by the server and its own name of the model; of several entries, the dearest
         self._served: dict[tuple[bytes, str], ModelEntry] = {}
+        #: the entries with wildcards in the server's name, by server
+        self._served_patterns: dict[bytes, list[ModelEntry]] = {}
         for entry in models:
+            if is_pattern(entry.upstream_model):
+                self._served_patterns.setdefault(entry.server.url, []).append(entry)
+                continue
             key = (entry.server.url, entry.upstream_model)
             known = self._served.get(key)
             self._served[key] = entry if known is None else max(known, entry, key=_price)
@@ -272,39 +300,57 @@ class Router:
         }
         self._alone: dict[tuple[Server, ModelEntry | None], ModelGroup] = {}
         self._priced = {entry.server.url for entry in models if any(_price(entry))}
-        self._first = self._groups[models[0].model_name] if models else None
+        # no name stands in for those that a pattern matches
+        self._first = next(iter(self._named.values()), None)
         self._unnamed = self.default
         if self._unnamed is None and models:
             self._unnamed = self._only(self._destination(models[0].server))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The configured model names, in order and without duplicates."""
-        return tuple(self._groups)
+        """The configured model names, in order and without duplicates; some may have wildcards."""
+        return tuple(name for name, group in self._groups.items() if not group.of_pattern)
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The further names of models (``model_group_alias``)."""
+        return tuple(self._targets)
+
+    @property
+    def pattern_groups(self) -> tuple[ModelGroup, ...]:
+        """The groups whose names have wildcards, the most specific first."""
+        return tuple(group for _, group in self._patterns)
 
     @property
     def groups(self) -> tuple[ModelGroup, ...]:
         """The groups of the configured model names, and that of the default server."""
-        return (*self._groups.values(), *(() if self.default is None else (self.default,)))
+        named = (group for group in self._groups.values() if not group.of_pattern)
+        return (*named, *(() if self.default is None else (self.default,)))
 
     def alias(self, model: str) -> str | None:
         """Return the name of the model that `model` is another name of (``model_group_alias``), or None."""
-        group = self._aliases.get(model)
-        return None if group is None else group.name
+        return self._targets.get(model)
+
+    def has(self, group: ModelGroup) -> bool:
+        """Return whether a group of an entry is in use."""
+        return self._groups.get(group.name) is group
 
     def find(self, model: str) -> ModelGroup:
-        """Return the group that serves a model.
+        """Return the group that serves a model: of entries with its name, else of the most specific pattern.
 
         Raises:
-            ModelNotFound: no entry has the name and there is no default server.
+            ModelNotFound: no entry has the name or matches it, and there is no default server.
         """
-        group = self._groups.get(model) or self._aliases.get(model)
+        group = self._named.get(model) or self._aliases.get(model)
         if group is not None:
             return group
         direct = self._direct.get(model)
         if direct is not None:
             # no caller avoids an entry's price and limits by the server's own name
             return direct
+        group = self._matched(model)
+        if group is not None:
+            return group
         if self.default is None:
             raise ModelNotFound(
                 f"No server is configured for the model {model[:CLIP]!r}. Send a model_name of the gateway's "
@@ -312,6 +358,13 @@ class Router:
                 param="model",
             )
         return self.default
+
+    def matches(self, model: str, group_name: str) -> bool:
+        """Return whether the group of a name serves a model: that of a pattern; or with an empty name, the default."""
+        try:
+            return self.find(model).name == group_name
+        except ModelNotFound:
+            return False
 
     def first(self) -> ModelGroup | None:
         """Return the group of the first entry, which serves requests that name no model; None if it does not."""
@@ -343,11 +396,43 @@ class Router:
 
     def serving(self, server: Server, name: str) -> ModelEntry | None:
         """Return the entry whose model a server serves under its own name `name`; None if there is none."""
-        return self._served.get((server.url, name))
+        entry = self._served.get((server.url, name))
+        if entry is None:
+            for each in self._served_patterns.get(server.url, ()):
+                found = callers_name(each.model_name, each.upstream_model, name)
+                if found is not None and (group := self._matched(found)) is not None and group.name == each.model_name:
+                    return each
+        return entry
+
+    def public_name(self, server: Server, name: str) -> str | None:
+        """Return the name by which callers ask for the model that a server calls `name`; None if no entry tells."""
+        entry = self.serving(server, name)
+        return None if entry is None else callers_name(entry.model_name, entry.upstream_model, name)
 
     def prices_differ(self, server: Server) -> bool:
         """Return whether the price of a request to a server depends on which of its models serves it."""
         return server.url in self._priced
+
+    def _matched(self, model: str) -> ModelGroup | None:
+        """Return the group of the most specific pattern that a name matches."""
+        for pattern, group in self._patterns:
+            if pattern.match(model) is not None:
+                return group
+        return None
+
+    def _of_pattern(
+        self, name: str, matched: ModelGroup, entries: Sequence[ModelEntry], previous: ModelGroup | None
+    ) -> ModelGroup:
+        """Return a group of one model that a pattern matches, for its own fallbacks."""
+        assert matched.pattern is not None
+        segments = matched.pattern.match(name)
+        assert segments is not None
+        destinations = [
+            self._destination(entry.server, filled(entry.upstream_model, segments, name), entry) for entry in entries
+        ]
+        group = self._group(name, destinations, previous, entries[0].strategy)
+        group.of_pattern = True
+        return group
 
     def _destination(
         self, server: Server, upstream_model: str | None = None, entry: ModelEntry | None = None
@@ -376,6 +461,8 @@ class Router:
             routing.context_window_fallbacks.get(name, ()),
             self._retry_share,
         )
+        if is_pattern(name):
+            group.pattern = NamePattern(name)
         if previous is not None:
             group.succeed(previous)
         return group

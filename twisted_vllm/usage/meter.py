@@ -6,9 +6,10 @@ import msgspec
 
 from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.usage.pricing import RoutePricing
+from twisted_vllm.usage.readers.counts import response_id_in
 from twisted_vllm.usage.readers.registry import IDENTITY, JsonFormat, JsonReader, UsageReader
 from twisted_vllm.usage.readers.stream_filter import Fingerprint, StreamFilter
-from twisted_vllm.usage.readers.streams import ChunkStream
+from twisted_vllm.usage.readers.streams import ChunkStream, ResponseStream
 from twisted_vllm.usage.readers.uploaded_audio import UploadedAudio
 from twisted_vllm.usage.records import NOTHING_USED, Usage
 
@@ -91,6 +92,13 @@ class UsageMeter(msgspec.Struct, eq=False):
             and head.content_encoding.strip().lower() in IDENTITY
         ):
             self.filter = StreamFilter(reader, self.fingerprint)
+
+    @property
+    def answer_id(self) -> str:
+        """The id of a response (``resp_…``) that its server made; empty if it cannot be told."""
+        if self.reader is None:
+            return response_id_in(self.whole)
+        return self.reader.answer_id if isinstance(self.reader, (JsonReader, ResponseStream)) else ""
 
     def feed(self, data: bytes) -> bytes:
         """Take the next piece of the response; return the bytes to send to the client now."""

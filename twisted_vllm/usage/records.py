@@ -20,7 +20,10 @@ MAX_NUMBER = 2**52
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 
-_INDEXED = ("request_id", "key_id", "key_name", "user_id", "team_id", "organization_id", "end_user", "model")
+_INDEXED = (
+    *("request_id", "key_id", "key_name", "user_id", "team_id", "organization_id", "end_user", "model"),
+    "response_id",
+)
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -116,6 +119,9 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
         requests: the requests that the row stands for. If they are several, `time`, `id` and what describes a request
             are those of the first, the sums are of all, and there is no `first_byte_us`.
         attempts: the attempts that failed before the one that the row describes, as `RequestContext.failed_attempts`.
+        request_tags: the labels that the client gave the request, beside those of its key.
+        spend_metadata: what the client wants to find in the row: a JSON object as text, or empty.
+        response_id: the id of the server's answer where it does not follow from the id of the request; else empty.
     """
 
     id: str
@@ -143,6 +149,9 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     bytes_out: int = 0
     requests: int = 1
     attempts: str = ""
+    request_tags: tuple[str, ...] = ()
+    spend_metadata: str = ""
+    response_id: str = ""
 
 
 _json = msgspec.json.Encoder().encode
@@ -173,7 +182,7 @@ def clean_struct(struct: _S) -> _S:
             value = _clean_text(value)[: MAX_TEXT if name in _INDEXED else MAX_LONG_TEXT]
         elif isinstance(value, int) and not isinstance(value, bool):
             value = max(-MAX_NUMBER, min(value, MAX_NUMBER))
-        elif name == "tags":
+        elif name in ("tags", "request_tags"):
             value = tuple(_clean_text(each)[:MAX_TEXT] for each in value)
         elif name == "prices":
             value = tuple((_clean_text(key), _clean_text(each)[:MAX_LONG_TEXT]) for key, each in value)

@@ -35,7 +35,8 @@ class RepeatedRows:
     """Holds rows that differ only in what is added up.
 
     In each round the first `SINGLE_ROWS` rows of a payer are written at once. The next ones are held, one for each
-    target, status, outcome, error, failed attempts, end user and recorded headers, until the round ends.
+    target, status, outcome, error, failed attempts, end user, tags, metadata and recorded headers, until the round
+    ends.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,8 @@ class RepeatedRows:
         headers = None if row.headers is None else tuple(row.headers.items())
         hour = row.time // _HOUR_US
         ending = (row.status, row.outcome, row.error, row.attempts)
-        key = (payer, bytes(row.target), ending, row.end_user, headers, row.stream, hour)
+        said = (row.request_tags, row.spend_metadata)
+        key = (payer, bytes(row.target), ending, row.end_user, headers, said, row.stream, hour)
         held = self._held.get(key)
         if held is None:
             if len(self._held) >= MAX_HELD:
@@ -81,6 +83,7 @@ def _joined(held: _Held) -> UsageRow:
     return msgspec.structs.replace(
         held.row,
         request_id="",
+        response_id="",
         first_byte_us=None,
         total_us=held.total_us,
         bytes_in=held.bytes_in,

@@ -119,7 +119,7 @@ def test_a_change_must_name_its_key(gateway: Gateway, path: str, body: object) -
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"spend": 5}, "spend"),
+        ({"spend": -5}, "spend"),
         ({"temp_budget_increase": 5}, "temp_budget_increase"),
         ({"models": ["all-team-models"]}, "models"),
         ({"priority": "high"}, "priority"),

@@ -163,6 +163,7 @@ def test_daily_activity_breaks_each_day_down(gateway: Gateway, keys: dict[str, A
         "key_alias": "ada",
         "team_id": "t1",
         "user_id": "ada",
+        "user_email": None,
         "key_exists": True,
     }
     assert answer["metadata"]["total_spend"] == Decimal("4.000000000001")

@@ -71,7 +71,7 @@ def test_members_come_and_go_and_those_that_nobody_knew_are_made(gateway: Gatewa
     answer = gateway.post("/team/member_add", {"team_id": "x", "member": {"user_email": "A@b", "role": "admin"}})
     assert (answer.status, members(answer.json)) == (200, {"ada": "admin"})
     answer = gateway.post("/team/member_add", {"team_id": "x", "member": [{"user_id": "bob"}, {"user_id": "ada"}]})
-    assert members(answer.json) == {"ada": "user", "bob": "user"}
+    assert members(answer.json) == {"ada": "admin", "bob": "user"}
     assert [user["user_id"] for user in answer.json["updated_users"]] == ["bob", "ada"]
     assert len(answer.json["updated_team_memberships"]) == 2
     assert gateway.get("/user/info?user_id=bob").status == 200
@@ -136,10 +136,9 @@ def test_teams_are_listed_all_or_a_user_s(gateway: Gateway) -> None:
     [
         ("/team/new", {"team_id": "x"}, 409, "team_id"),
         ("/team/new", {"max_budget": -3}, 400, "max_budget"),
-        ("/team/new", {"team_member_budget": 3}, 400, "team_member_budget"),
+        ("/team/new", {"team_member_budget": -3}, 400, "team_member_budget"),
         ("/team/new", {"members": [{"user_id": "a"}]}, 400, "members"),
         ("/team/new", {"members_with_roles": [{}]}, 400, "member"),
-        ("/team/new", {"members_with_roles": [{"user_email": "no@body"}]}, 404, "user_email"),
         ("/team/new", {"members_with_roles": [{"user_id": "a", "role": "king"}]}, 400, "members_with_roles[0].role"),
         ("/team/new", {"team_alias": "sk-looks-like-a-key"}, 400, "team_alias"),
         ("/team/update", {"models": []}, 400, "team_id"),
@@ -154,7 +153,7 @@ def test_teams_are_listed_all_or_a_user_s(gateway: Gateway) -> None:
         ("/team/member_update", {"team_id": "x", "user_id": "ada"}, 404, "user_id"),
         ("/team/member_update", {"team_id": "y", "user_id": "ada"}, 404, "team_id"),
         ("/team/member_update", {"team_id": "x", "user_id": "a", "role": "king"}, 400, "role"),
-        ("/team/member_update", {"team_id": "x", "user_id": "a", "max_budget_in_team": 1}, 400, "max_budget_in_team"),
+        ("/team/member_update", {"team_id": "x", "user_id": "a", "max_budget_in_team": -1}, 400, "max_budget_in_team"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name_and_changes_nothing(

@@ -136,9 +136,9 @@ def test_a_key_sees_its_own_user_and_no_other(gateway: Gateway) -> None:
         ({"user_id": "sk-a-key-in-the-wrong-place"}, "user_id"),
         ({"user_id": "a\nb"}, "user_id"),
         ({"max_budget": -5}, "max_budget"),
-        ({"budget_id": "b"}, "budget_id"),
+        ({"budget_id": 3}, "budget_id"),
         ({"models": ["no-default-models"]}, "models"),
-        ({"auto_create_key": False, "duration": "1h"}, "auto_create_key"),
+        ({"auto_create_key": False, "duration": "1h"}, "duration"),
         ({"user_alais": "x"}, "user_alais"),
     ],
 )

@@ -25,18 +25,20 @@ from twisted_vllm.admin.fields import (
     Models,
     Never,
     NoGrace,
+    Reference,
     RouteRules,
     check_alias,
     check_depth,
     check_models,
-    is_printable,
+    check_printable_aliases,
     one_of_fields,
     stored_models,
 )
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
-from twisted_vllm.admin.limits import Dollars, LimitFields
+from twisted_vllm.admin.limits import Dollars, LimitFields, Spent
 from twisted_vllm.admin.models import (
     Body,
+    BudgetTable,
     Json,
     PageNumber,
     PageSize,
@@ -47,6 +49,7 @@ from twisted_vllm.admin.models import (
     Strings,
     Token,
 )
+from twisted_vllm.admin.unsupported import ON_KEYS
 from twisted_vllm.auth.policy import parse_rule
 from twisted_vllm.auth.records import MANAGEMENT, KeyRecord
 from twisted_vllm.auth.steering_headers import GRANTABLE_HEADERS
@@ -77,39 +80,6 @@ _ROUTES_OF_TYPE = {
 _HEADERS = frozenset(name.decode() for name in GRANTABLE_HEADERS)
 _Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
-#: fields of ``/key/generate`` that only LiteLLM supports, with LiteLLM's defaults
-UNSUPPORTED_ON_GENERATE: Json = {
-    "config": {},
-    "permissions": {},
-    "agent_id": None,
-    "organization_id": None,
-    "project_id": None,
-    "spend": 0.0,
-    "budget_id": None,
-    "budget_limits": None,
-    "model_max_budget": {},
-    "budget_fallbacks": None,
-    "tpd_limit": None,
-    "tag_rpm_limit": None,
-    "rpm_limit_type": None,
-    "tpm_limit_type": None,
-    "allowed_passthrough_routes": None,
-    "denied_passthrough_routes": None,
-    "allowed_cache_controls": [],
-    "guardrails": None,
-    "policies": None,
-    "prompts": None,
-    "enforced_params": None,
-    "end_user_budget_id": None,
-    "auto_rotate": False,
-    "rotation_interval": None,
-    "router_settings": None,
-    "access_group_ids": None,
-    "object_permission": None,
-    "allowed_vector_store_indexes": None,
-    "send_invite_email": None,
-}
-
 #: JSON Schema: a request sets `key_type` or `allowed_routes`, not both
 ROUTES_ONCE: Json = {
     "anyOf": [
@@ -125,6 +95,8 @@ NAMES_KEY: Json = one_of_fields("key", "key_alias")
 class KeyFields(LimitFields, frozen=True, kw_only=True):
     """The fields of a key that an administrator may set. A `key_type` sets the `allowed_routes` of that type."""
 
+    UNSUPPORTED = ON_KEYS
+
     key_alias: Alias | None = None
     duration: Duration | Never | None = None
     models: Models | None = None
@@ -133,11 +105,14 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
     tags: Labels | None = None
     user_id: Label | None = None
-    team_id: Label | None = None
+    team_id: Reference | None = None
+    organization_id: Reference | None = None
+    budget_id: Reference | None = None
     aliases: ModelAliases | None = None
     priority: _Priority | None = None
     granted_headers: GrantedHeaders | None = None
     cache_isolation: bool | None = None
+    spend: Spent | None = None
     forbidden_fields: ForbiddenFields | None = None
     field_limits: FieldLimits | None = None
     allowed_fields: AllowedFields | None = None
@@ -164,9 +139,7 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
                     f"`granted_headers` may hold {', '.join(sorted(_HEADERS))}: other headers need no grant.",
                     param="granted_headers",
                 )
-        for each in (*(self.aliases or {}).keys(), *(self.aliases or {}).values()):
-            if not is_printable(each):
-                raise InvalidRequest("`aliases`: holds a character that cannot be printed.", param="aliases")
+        check_printable_aliases(self.aliases)
         for name in ("forbidden_fields", "field_limits", "allowed_fields"):
             check_paths(name, getattr(self, name))
         check_depth(self.metadata)
@@ -191,6 +164,8 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
             "tags": self.tags or (),
             "user_id": self.user_id,
             "team_id": self.team_id,
+            "organization_id": self.organization_id,
+            "budget_id": self.budget_id,
             "aliases": self.aliases or {},
             "priority": self.priority,
             "granted_headers": tuple(name.lower() for name in self.granted_headers or ()),
@@ -216,8 +191,6 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
 class GenerateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/generate``. A field that is null is the same as none."""
 
-    UNSUPPORTED = UNSUPPORTED_ON_GENERATE
-
     key: CustomKey | None = None
 
     def check(self) -> None:
@@ -228,12 +201,6 @@ class GenerateRequest(KeyFields, frozen=True, kw_only=True):
 
 class UpdateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/update``. It names the key by `key`, or else by `key_alias`. null clears a field."""
-
-    UNSUPPORTED = {
-        **UNSUPPORTED_ON_GENERATE,
-        "temp_budget_increase": None,
-        "temp_budget_expiry": None,
-    }
 
     key: KeyOrHash | None = None
 
@@ -246,7 +213,7 @@ class UpdateRequest(KeyFields, frozen=True, kw_only=True):
 class RegenerateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/regenerate``. It may change fields of the key as well, as in ``/key/update``."""
 
-    UNSUPPORTED = {**UNSUPPORTED_ON_GENERATE, "new_master_key": None}
+    UNSUPPORTED = {**ON_KEYS, "new_master_key": None}
 
     key: KeyOrHash | None = None
     new_key: CustomKey | None = None
@@ -329,7 +296,6 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /key/list``."""
 
     UNSUPPORTED = {
-        "organization_id": None,
         "project_id": None,
         "agent_id": None,
         "access_group_id": None,
@@ -342,6 +308,7 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     size: PageSize = 10
     user_id: str = ""
     team_id: str = ""
+    organization_id: str = ""
     key_alias: str = ""
     key_hash: Annotated[str, msgspec.Meta(description="A key or its hash.")] = ""
     return_full_object: Annotated[
@@ -369,7 +336,8 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
 
     def page_query(self) -> PageQuery:
         """Return the page that is asked for."""
-        equals = {name: getattr(self, name) for name in ("user_id", "team_id", "key_alias") if getattr(self, name)}
+        names = ("user_id", "team_id", "organization_id", "key_alias")
+        equals = {name: getattr(self, name) for name in names if getattr(self, name)}
         if self.key_hash:
             equals["token"] = token_of(self.key_hash)
         return PageQuery(
@@ -425,15 +393,14 @@ class KeyReport(Record, kw_only=True):
     team_id: str | None
     rotation_count: int
     last_rotation_at: datetime | None
-    litellm_budget_table: None
+    litellm_budget_table: BudgetTable | None
     config: Json
     permissions: Json
     agent_id: None
-    organization_id: None
+    organization_id: str | None
     project_id: None
-    budget_id: None
+    budget_id: str | None
     budget_limits: None
-    model_max_budget: Json
     budget_fallbacks: None
     tpd_limit: None
     tag_rpm_limit: None

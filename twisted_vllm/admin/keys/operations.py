@@ -9,33 +9,40 @@ from typing import Any
 import attrs
 
 from twisted_vllm.admin.authorization import token_of
+from twisted_vllm.admin.budget_references import (
+    budgets_of,
+    check_budget,
+    effective,
+    effective_limits,
+    report_budget,
+)
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.fields import expiry_of, redacted
 from twisted_vllm.admin.keys.models import (
-    UNSUPPORTED_ON_GENERATE,
     BulkRequest,
     DeleteRequest,
     RegenerateRequest,
     UpdateRequest,
 )
-from twisted_vllm.admin.limits import current_spend, dollars, report_usage
+from twisted_vllm.admin.limits import dollars, report_usage
+from twisted_vllm.admin.memberships import find_organization
 from twisted_vllm.admin.model_limits import check_limits_of_key
 from twisted_vllm.admin.models import Json
-from twisted_vllm.admin.parsing import parse_body
+from twisted_vllm.admin.parsing import parse_body, without_blanks
 from twisted_vllm.admin.scope import IScope
+from twisted_vllm.admin.spending import set_spend, spend_now
+from twisted_vllm.admin.unsupported import IN_KEY_REPORTS
 from twisted_vllm.auth.authenticator import hash_key, name_key
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
-from twisted_vllm.ratelimit.periods import period_of
+from twisted_vllm.money import from_dollars
+from twisted_vllm.ratelimit.allowance import Allowance
 from twisted_vllm.storage.records import FormerKeyRecord
 from twisted_vllm.storage.transaction import Transaction
 
 #: how long to store a key's former value after it stopped working, so that its callers get the reason
 _FORMER_KEY_RETENTION = timedelta(days=1)
-
-#: LiteLLM's fields that every report of a key has, with their defaults
-_DEFAULTS = {name: value for name, value in UNSUPPORTED_ON_GENERATE.items() if name != "send_invite_email"}
 
 
 def new_record(key: str, values: Mapping[str, Any], audit: AuditContext) -> KeyRecord:
@@ -74,10 +81,30 @@ def insert(
         RouteNotAllowed: the actor may not create such a key.
     """
     record = audit.scope.new_key(transaction, record, given, service_account)
+    _check_references(transaction, record)
     _check_model_limits(transaction, record)
     transaction.keys.insert(record)
     audit.record_key(transaction, None, record)
     return record
+
+
+def set_given_spend(transaction: Transaction, audit: AuditContext, record: KeyRecord, spend: float | None) -> None:
+    """Set the spend of a key that a request gives, in US dollars; None leaves it.
+
+    Raises:
+        RouteNotAllowed: the actor may not set it.
+    """
+    if spend is not None:
+        audit.scope.check_administrators("spend")
+        set_spend(
+            transaction,
+            audit,
+            "key",
+            record.key_id,
+            effective_limits(transaction, record),
+            from_dollars(spend),
+            name=record.hash_prefix,
+        )
 
 
 def find(transaction: Transaction, scope: IScope, key: str | None, alias: str | None) -> KeyRecord:
@@ -88,9 +115,8 @@ def find(transaction: Transaction, scope: IScope, key: str | None, alias: str | 
         RouteNotAllowed: the caller may not see it.
     """
     if key is not None:
-        return scope.visible_key(
-            transaction, transaction.keys.get(token_of(key)), NotFound("No such key is known.", param="key")
-        )
+        missing = NotFound("No such key is known.", param="key")
+        return scope.visible_key(transaction, transaction.keys.get(token_of(key)), missing)
     missing = NotFound(f"No key has the alias `{redacted(alias or '')}`.", param="key_alias")
     return scope.visible_key(transaction, transaction.keys.by_alias(alias or ""), missing)
 
@@ -105,6 +131,8 @@ def change(transaction: Transaction, audit: AuditContext, record: KeyRecord, val
     """
     changed = attrs.evolve(record, **values, **audit.updated)
     audit.scope.check_key_change(transaction, record, changed)
+    if _referred(changed) != _referred(record):
+        _check_references(transaction, changed)
     if _counted(changed) != _counted(record):
         _check_model_limits(transaction, changed)
     transaction.replace_key(record, changed)
@@ -112,22 +140,47 @@ def change(transaction: Transaction, audit: AuditContext, record: KeyRecord, val
     return changed
 
 
+def _referred(record: KeyRecord) -> tuple[object, ...]:
+    return record.budget_id, record.organization_id, record.team_id
+
+
+def _check_references(transaction: Transaction, record: KeyRecord) -> None:
+    """Check that what gives a key limits exists, and that no key leaves the organization of its team.
+
+    Raises:
+        NotFound: its budget or its organization does not exist.
+        InvalidRequest: its team is in another organization.
+    """
+    check_budget(transaction, record.budget_id)
+    if record.organization_id is None:
+        return
+    find_organization(transaction, record.organization_id)
+    team = None if record.team_id is None else transaction.teams.get(record.team_id)
+    if team is not None and team.organization_id not in (None, record.organization_id):
+        raise InvalidRequest(
+            "The key's team is in another organization: leave `organization_id` out, and the team's holds.",
+            param="organization_id",
+        )
+
+
 def _counted(record: KeyRecord) -> tuple[object, ...]:
     """Return what decides which limits of one model count for a key."""
     allowance = record.allowance
-    return record.aliases, allowance.model_rpm, allowance.model_tpm, record.user_id, record.team_id
+    models = allowance.model_rpm, allowance.model_tpm, allowance.model_budgets
+    return record.aliases, models, record.user_id, record.team_id, record.budget_id
 
 
 def _check_model_limits(transaction: Transaction, record: KeyRecord) -> None:
-    if not record.aliases:
+    team = None if record.team_id is None else transaction.teams.get(record.team_id)
+    if not record.aliases and (team is None or not team.aliases):
         return
-    holders = {"key": record.allowance}
+    holders = {"key": effective_limits(transaction, record)}
     user = None if record.user_id is None else transaction.users.get(record.user_id)
     if user is not None:
-        holders["user"] = user.allowance
-    team = None if record.team_id is None else transaction.teams.get(record.team_id)
+        holders["user"] = effective_limits(transaction, user)
     if team is not None:
-        holders["team"] = team.allowance
+        holders["team"] = effective_limits(transaction, team)
+        record = attrs.evolve(record, aliases={**(team.aliases or {}), **record.aliases})
     check_limits_of_key(record, holders)
 
 
@@ -144,7 +197,9 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateRequest, g
         NotFound, AliasExists, RouteNotAllowed: as `find` and `change`.
     """
     record = find(transaction, audit.scope, body.key, body.key_alias)
-    return change(transaction, audit, record, body.values(given, audit, record))
+    changed = change(transaction, audit, record, body.values(given, audit, record))
+    set_given_spend(transaction, audit, changed, body.spend)
+    return changed
 
 
 def update_each(transaction: Transaction, audit: AuditContext, body: BulkRequest) -> Json:
@@ -153,7 +208,8 @@ def update_each(transaction: Transaction, audit: AuditContext, body: BulkRequest
     failed: list[Json] = []
     for number, each in enumerate(body.keys):
         try:
-            changed.append(update(transaction, audit, parse_body(each, UpdateRequest), each))
+            given = without_blanks(each)
+            changed.append(update(transaction, audit, parse_body(given, UpdateRequest), given))
         except GatewayError as error:
             # Operations check before they write, so a refused one has changed nothing.
             failed.append({"index": number, "key_info": None, "failed_reason": error.message})
@@ -190,6 +246,7 @@ def regenerate(
         "last_rotation_at": audit.now,
     }
     changed = change(transaction, audit, record, values)
+    set_given_spend(transaction, audit, changed, body.spend)
     _delete_old_former_keys(transaction, record, audit.now)
     transaction.former.insert(
         FormerKeyRecord(
@@ -234,12 +291,11 @@ def reset_spend(transaction: Transaction, audit: AuditContext, key: str, reset_t
     """
     record = find(transaction, audit.scope, key, None)
     audit.scope.check_keys(transaction, record)
-    before = current_spend(record.allowance, transaction.spend.of("key", [record.key_id])[record.key_id], audit.now)
+    limits = effective_limits(transaction, record)
+    before = spend_now(transaction, audit, "key", record.key_id, limits)
     if reset_to > before:
         raise Conflict("`reset_to` must not be more than the key has spent.", param="reset_to")
-    start, _ = period_of(record.allowance.budget_duration, audit.now.timestamp())
-    transaction.spend.set("key", record.key_id, reset_to, start)
-    audit.record(transaction, "key", record.hash_prefix, {"spend": dollars(before)}, {"spend": dollars(reset_to)})
+    set_spend(transaction, audit, "key", record.key_id, limits, reset_to, name=record.hash_prefix)
     report = report_key(transaction, record, audit.now)
     return {
         "key_hash": record.token,
@@ -301,7 +357,8 @@ def status_of(record: KeyRecord, now: datetime) -> str:
 def report_keys(transaction: Transaction, records: Sequence[KeyRecord], now: datetime) -> list[Json]:
     """Return keys as `KeyReport` describes them."""
     spend = transaction.spend.of("key", [record.key_id for record in records])
-    return [_report(record, spend[record.key_id], now) for record in records]
+    budgets = budgets_of(transaction, records)
+    return [_report(record, spend[record.key_id], budgets, now) for record in records]
 
 
 def report_key(transaction: Transaction, record: KeyRecord, now: datetime) -> Json:
@@ -310,10 +367,12 @@ def report_key(transaction: Transaction, record: KeyRecord, now: datetime) -> Js
     return report
 
 
-def _report(record: KeyRecord, spend: Spend, now: datetime) -> Json:
+def _report(record: KeyRecord, spend: Spend, budgets: Mapping[str, Allowance], now: datetime) -> Json:
     return {
-        **_DEFAULTS,
-        **report_usage(record.allowance, spend, now),
+        **IN_KEY_REPORTS,
+        **report_usage(record.allowance, spend, now, effective(record, budgets)),
+        "budget_id": record.budget_id,
+        "litellm_budget_table": report_budget(record, budgets)["litellm_budget_table"] if record.budget_id else None,
         "token": record.token,
         "key_name": record.key_name,
         "key_alias": record.key_alias,
@@ -332,7 +391,7 @@ def _report(record: KeyRecord, spend: Spend, now: datetime) -> Json:
         "tags": record.tags,
         "user_id": record.user_id,
         "team_id": record.team_id,
-        "litellm_budget_table": None,
+        "organization_id": record.organization_id,
         "rotation_count": record.rotation_count,
         "last_rotation_at": record.last_rotation_at,
         "created_at": record.created_at,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.defaults import with_key_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys import operations
 from twisted_vllm.admin.keys.models import (
@@ -57,7 +60,7 @@ routes = Routes()
 )
 async def generate(call: AdminCall, body: GenerateRequest) -> Json:
     """Create a key. The response is the only one that shows its value."""
-    return await _create(call, body)
+    return await _create(call, with_key_defaults(body, call.given, call.context.record_defaults))
 
 
 @routes.post(
@@ -78,6 +81,8 @@ async def generate_service_account(call: AdminCall, body: GenerateRequest) -> Js
         raise InvalidRequest("A service account belongs to a team: send `team_id`.", param="team_id")
     if body.user_id is not None:
         raise InvalidRequest("A service account belongs to no user: leave `user_id` out.", param="user_id")
+    filled = with_key_defaults(body, call.given, call.context.record_defaults)
+    body = msgspec.structs.replace(filled, user_id=None)
     metadata = {"service_account_id": body.key_alias, **(body.metadata or {})}
     return await _create(call, body, service_account=True, metadata=metadata)
 
@@ -88,6 +93,7 @@ async def _create(call: AdminCall, body: GenerateRequest, *, service_account: bo
 
     def work(transaction: Transaction) -> Json:
         made = operations.insert(transaction, call.audit, record, call.given, service_account=service_account)
+        operations.set_given_spend(transaction, call.audit, made, body.spend)
         return operations.report_key(transaction, made, call.now)
 
     return {**await call.change(work), **_with_value(record, key), "duration": body.duration}
@@ -95,7 +101,8 @@ async def _create(call: AdminCall, body: GenerateRequest, *, service_account: bo
 
 def _new_value(call: AdminCall, custom: str | None, param: str) -> str:
     """Return the value of a new key: the one that the request gives, or a random one."""
-    call.scope.check_value(custom, param)
+    if custom is not None:
+        call.scope.check_administrators(param)
     key = generate_key(call.context.randbytes) if custom is None else custom
     if call.context.authenticator.is_master(key):
         raise KeyExists(param)

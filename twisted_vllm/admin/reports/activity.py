@@ -7,19 +7,31 @@ from typing import Any
 
 from twisted_vllm.admin.limits import money
 from twisted_vllm.admin.models import Json
-from twisted_vllm.admin.reports.models import DailyActivityQuery
+from twisted_vllm.admin.reports.models import ActivityFilters, ActivityPage
 from twisted_vllm.admin.reports.operations import PROVIDER, name_of_key
-from twisted_vllm.admin.reports.scope import UsageScope
+from twisted_vllm.admin.reports.scope import Asked, UsageScope
+from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
-from twisted_vllm.storage.usage.queries.reports import Group, page_of_days, read_all
+from twisted_vllm.storage.usage.queries.reports import NO_KEY, Entities, Group, page_of_days, read_all
 from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels
-from twisted_vllm.storage.usage.tables import DAY, SUMS
+from twisted_vllm.storage.usage.tables import DAY, SUMS, TEAM
 
 #: models with the most requests in `/global/activity/model`
 _TOP_MODELS = 10
 
 _REQUESTS, _TOKENS = SUMS.index("requests"), SUMS.index("total_tokens")
+
+#: what LiteLLM also counts, and this gateway has nothing of
+NOT_METERED = (
+    *("flat_cost", "ptu_hours", "compression_saved_tokens", "compression_savings_spend"),
+    *("prompt_caching_savings_spend", "gateway_injected_caching_savings_spend", "autorouter_savings_spend"),
+)
+#: the most sums of a day, an entity, a key and a model in one response
+MAX_ENTRIES = 20_000
+# the name of usage that no entity of the kind caused
+_UNASSIGNED = "Unassigned"
+
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 Sums = list[int]
@@ -56,91 +68,148 @@ def _short_date(day: str) -> str:
     return f"{_MONTHS[int(day[5:7]) - 1]} {day[8:]}"
 
 
-def daily_activity(
-    transaction: Transaction, scope: UsageScope, query: DailyActivityQuery, start: int, end: int
+def page_of_activity(
+    transaction: Transaction, scope: UsageScope, query: ActivityPage, asked: Asked, start: int, end: int
 ) -> Json:
-    """Return a page of usage by day, model and key, as `DailyUses` describes it.
+    """Return a page of usage by day, entity, key and model, as `DailyUses` describes it.
 
     Args:
         transaction: the transaction.
         scope: what the caller may see.
         query: the request.
+        asked: the entities that it asks for.
         start: the first microsecond since 1970.
         end: the first microsecond after the last.
 
     Raises:
         RouteNotAllowed: the caller may not see it.
+        InvalidRequest: the sums that it asks for are not kept.
     """
-    connection = transaction.connection
-    equals = scope.activity_filters(connection, query)
+    equals = _filters(transaction, scope, query, asked)
     rows: Sequence[Any] = []
     total = 0
     if equals is not None:
         skip = (query.page - 1) * query.page_size
-        rows, total = page_of_days(connection, equals, start, end, skip, query.page_size)
-    labels = key_labels(connection, sorted({row.key_id for row in rows if row.key_id}))
+        rows, total = page_of_days(transaction.connection, asked.entities, equals, start, end, skip, query.page_size)
     pages = max(1, -(-total // query.page_size))
-    return {
-        "results": _report_days(rows, labels),
-        "metadata": {
-            **_totals(rows),
-            "page": query.page,
-            "total_pages": pages,
-            "has_more": query.page < pages,
-        },
-    }
+    place = {"page": query.page, "total_pages": pages, "has_more": query.page < pages}
+    return _report_activity(transaction, asked.entities, rows, place)
 
 
-class _Breakdown:
-    """The sums of a day: in total, by model, by key, and by key of each model."""
+def whole_activity(
+    transaction: Transaction, scope: UsageScope, query: ActivityFilters, asked: Asked, start: int, end: int
+) -> Json:
+    """Return all usage by day, entity, key and model, as one page of `page_of_activity`.
+
+    Raises:
+        RouteNotAllowed: the caller may not see it.
+        InvalidRequest: it is too much for one response.
+    """
+    equals = _filters(transaction, scope, query, asked)
+    rows: Sequence[Any] = []
+    if equals is not None:
+        rows, total = page_of_days(transaction.connection, asked.entities, equals, start, end, 0, MAX_ENTRIES)
+        if total > MAX_ENTRIES:
+            raise InvalidRequest(
+                f"This is more than {MAX_ENTRIES:,} entries: ask for fewer days, or for the pages of the route without "
+                "/aggregated.",
+                param="start_date",
+            )
+    return _report_activity(transaction, asked.entities, rows, {"page": 1, "total_pages": 1, "has_more": False})
+
+
+def _filters(
+    transaction: Transaction, scope: UsageScope, query: ActivityFilters, asked: Asked
+) -> dict[str, str] | None:
+    if query.api_key and not asked.entities.has_keys:
+        raise InvalidRequest(
+            "Sums of organizations, customers and tags are not kept by key: leave out `api_key`, or ask /usage/report.",
+            param="api_key",
+        )
+    return scope.activity_filters(transaction.connection, query, asked)
+
+
+def _report_activity(transaction: Transaction, entities: Entities, rows: Sequence[Any], place: Json) -> Json:
+    labels = key_labels(transaction.connection, sorted({row.key_id for row in rows if row.key_id}))
+    values = sorted({row[1] for row in rows if row[1]})
+    metadata: dict[str, Json] = {}
+    if entities.dimension == TEAM:
+        metadata = {
+            team.team_id: {"team_alias": team.team_alias} for team in transaction.teams.among("team_id", values)
+        }
+    return {"results": _report_days(rows, labels, metadata), "metadata": {**_totals(rows), **place}}
+
+
+class _Part:
+    """The sums of a part of a day, in total and by key."""
+
+    __slots__ = ("keys", "total")
 
     def __init__(self) -> None:
         self.total: Sums = [0] * len(SUMS)
-        self.models: dict[str, Sums] = {}
         self.keys: dict[str, Sums] = {}
-        self.keys_of_models: dict[str, dict[str, Sums]] = {}
 
-    def add(self, key_id: str, model: str, sums: Sequence[int]) -> None:
-        """Add the usage of a model by a key."""
-        empty = [0] * len(SUMS)
+    def add(self, key_id: str, sums: Sequence[int]) -> None:
+        """Add the usage of a key."""
         self.total = _add(self.total, sums)
-        self.models[model] = _add(self.models.get(model, empty), sums)
-        self.keys[key_id] = _add(self.keys.get(key_id, empty), sums)
-        self.keys_of_models.setdefault(model, {})[key_id] = list(sums)
+        found = self.keys.get(key_id)
+        self.keys[key_id] = list(sums) if found is None else _add(found, sums)
+
+    def report(self, labels: Mapping[str, KeyLabel], metadata: Json | None = None) -> Json:
+        """Return the part as LiteLLM shows it."""
+        keys = {key_id: sums for key_id, sums in self.keys.items() if key_id != NO_KEY}
+        return {
+            "metrics": _metrics(self.total),
+            "metadata": metadata or {},
+            "api_key_breakdown": _report_keys(keys, labels),
+        }
+
+
+class _Day:
+    """The sums of a day: in total, by model and by entity."""
+
+    def __init__(self) -> None:
+        self.total = _Part()
+        self.models: dict[str, _Part] = {}
+        self.entities: dict[str, _Part] = {}
+
+    def add(self, entity: str, key_id: str, model: str, sums: Sequence[int]) -> None:
+        """Add the usage of a model by a key."""
+        for part in (
+            self.total,
+            self.models.setdefault(model, _Part()),
+            self.entities.setdefault(entity, _Part()),
+        ):
+            part.add(key_id, sums)
 
 
 def _add(one: Sequence[int], other: Sequence[int]) -> Sums:
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
-def _report_days(rows: Sequence[Any], labels: Mapping[str, KeyLabel]) -> list[Json]:
-    days: dict[str, _Breakdown] = {}
+def _report_days(rows: Sequence[Any], labels: Mapping[str, KeyLabel], metadata: Mapping[str, Json]) -> list[Json]:
+    days: dict[str, _Day] = {}
     for row in rows:
-        days.setdefault(row[0].isoformat(), _Breakdown()).add(row[1], row[2], row[3:])
+        days.setdefault(row[0].isoformat(), _Day()).add(row[1], row[2], row[3], row[4:])
     found = []
     for name, day in days.items():
-        models = {
-            model: {
-                "metrics": _metrics(sums),
-                "metadata": {},
-                "api_key_breakdown": _report_keys(day.keys_of_models[model], labels),
-            }
-            for model, sums in day.models.items()
-        }
-        keys = _report_keys(day.keys, labels)
-        metrics = _metrics(day.total)
+        models = {model: part.report(labels) for model, part in day.models.items()}
+        whole = day.total.report(labels)
         found.append(
             {
                 "date": name,
-                "metrics": metrics,
+                "metrics": whole["metrics"],
                 "breakdown": {
                     "models": models,
                     "model_groups": models,
-                    "providers": {PROVIDER: {"metrics": metrics, "metadata": {}, "api_key_breakdown": keys}},
-                    "api_keys": keys,
+                    "providers": {PROVIDER: whole},
+                    "api_keys": whole["api_key_breakdown"],
                     "mcp_servers": {},
                     "endpoints": {},
-                    "entities": {},
+                    "entities": {
+                        entity or _UNASSIGNED: part.report(labels, metadata.get(entity))
+                        for entity, part in day.entities.items()
+                    },
                 },
             }
         )
@@ -157,6 +226,7 @@ def _report_keys(used: Mapping[str, Sums], labels: Mapping[str, KeyLabel]) -> Js
                 "key_alias": None if label is None else label.key_alias,
                 "team_id": None if label is None else label.team_id,
                 "user_id": None if label is None else label.user_id,
+                "user_email": None,
                 "key_exists": label is not None,
             },
         }
@@ -177,13 +247,15 @@ def _metrics(sums: Sequence[int]) -> Json:
         "failed_requests": values["failed"],
         "api_requests": values["requests"],
         "total_response_time_ms": values["total_us"] // 1000,
+        "timed_requests": values["requests"],
+        **dict.fromkeys(NOT_METERED, 0),
     }
 
 
 def _totals(rows: Sequence[Any]) -> Json:
     total: Sums = [0] * len(SUMS)
     for row in rows:
-        total = _add(total, row[3:])
+        total = _add(total, row[4:])
     metrics = _metrics(total)
     return {
         "total_spend": metrics["spend"],
@@ -196,4 +268,6 @@ def _totals(rows: Sequence[Any]) -> Json:
         "total_cache_read_input_tokens": metrics["cache_read_input_tokens"],
         "total_cache_creation_input_tokens": 0,
         "total_response_time_ms": metrics["total_response_time_ms"],
+        "total_timed_requests": metrics["timed_requests"],
+        **{f"total_{name}": 0 for name in NOT_METERED},
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from twisted_vllm.admin.models import (
     MOMENT_SCHEMA,
     MOMENT_WORDS,
+    Body,
     Json,
     NumberedPage,
     PageNumber,
@@ -64,11 +65,13 @@ class LogsQuery(Filters, frozen=True, kw_only=True):
 
 
 class PagedLogsQuery(Filters, frozen=True, kw_only=True):
-    """The query of ``GET /spend/logs/v2``."""
+    """The query of ``GET /spend/logs/v2`` and ``/spend/logs/ui``."""
 
-    UNSUPPORTED = dict.fromkeys(
-        ("min_spend", "max_spend", "key_alias", "error_code", "error_message", "model_id", "sort_by", "sort_order")
-    )
+    UNSUPPORTED = {
+        **dict.fromkeys(("min_spend", "max_spend", "key_alias", "error_code", "error_message", "model_id", "search")),
+        "sort_by": "startTime",
+        "sort_order": "desc",
+    }
 
     request_id: str = ""
     start_date: Start = ""
@@ -127,16 +130,146 @@ class TopQuery(Query, frozen=True, kw_only=True):
     limit: TopCount = 10
 
 
-class DailyActivityQuery(DatesQuery, frozen=True, kw_only=True):
-    """The query of ``GET /user/daily/activity``."""
-
-    UNSUPPORTED = {"timezone": "0"}
+class ActivityFilters(DatesQuery, frozen=True, kw_only=True):
+    """What all queries of the daily activity have."""
 
     api_key: KeyName = ""
-    user_id: str = ""
     model: str = ""
+    timezone: Annotated[
+        str,
+        msgspec.Meta(
+            description="The minutes from the caller's time to UTC, as JavaScript's getTimezoneOffset. Days are UTC's: "
+            "one more is added at the end or the start, so that the caller's days are all covered.",
+            extra_json_schema={"pattern": "^(-?[0-9]{1,3})?$"},
+        ),
+    ] = ""
+
+
+class ActivityPage(ActivityFilters, frozen=True, kw_only=True):
+    """What the queries of its pages have."""
+
     page: PageNumber = 1
     page_size: BigPage = 50
+
+
+Ids = Annotated[str, msgspec.Meta(description="Ids, separated by commas.")]
+
+
+class DailyActivityQuery(ActivityPage, frozen=True, kw_only=True):
+    """The query of ``GET /user/daily/activity``."""
+
+    user_id: str = ""
+
+
+class AllUserActivityQuery(ActivityFilters, frozen=True, kw_only=True):
+    """The query of ``GET /user/daily/activity/aggregated``."""
+
+    user_id: str = ""
+
+
+class TeamActivityQuery(ActivityPage, frozen=True, kw_only=True):
+    """The query of ``GET /team/daily/activity``."""
+
+    team_ids: Ids = ""
+    exclude_team_ids: Ids = ""
+
+
+class AllTeamActivityQuery(ActivityFilters, frozen=True, kw_only=True):
+    """The query of ``GET /team/daily/activity/aggregated``."""
+
+    team_ids: Ids = ""
+    exclude_team_ids: Ids = ""
+
+
+class OrganizationActivityQuery(ActivityPage, frozen=True, kw_only=True):
+    """The query of ``GET /organization/daily/activity``."""
+
+    organization_ids: Ids = ""
+    exclude_organization_ids: Ids = ""
+
+
+class AllOrganizationActivityQuery(ActivityFilters, frozen=True, kw_only=True):
+    """The query of ``GET /organization/daily/activity/aggregated``."""
+
+    organization_ids: Ids = ""
+    exclude_organization_ids: Ids = ""
+
+
+class CustomerActivityQuery(ActivityPage, frozen=True, kw_only=True):
+    """The query of ``GET /customer/daily/activity``."""
+
+    end_user_ids: Ids = ""
+    exclude_end_user_ids: Ids = ""
+
+
+class AllCustomerActivityQuery(ActivityFilters, frozen=True, kw_only=True):
+    """The query of ``GET /customer/daily/activity/aggregated``."""
+
+    end_user_ids: Ids = ""
+    exclude_end_user_ids: Ids = ""
+
+
+class TagActivityQuery(ActivityPage, frozen=True, kw_only=True):
+    """The query of ``GET /tag/daily/activity``."""
+
+    tags: Annotated[str, msgspec.Meta(description="Tags, separated by commas.")] = ""
+
+
+class AllTagActivityQuery(ActivityFilters, frozen=True, kw_only=True):
+    """The query of ``GET /tag/daily/activity/aggregated``."""
+
+    tags: Annotated[str, msgspec.Meta(description="Tags, separated by commas.")] = ""
+
+
+class GlobalReportQuery(DatesQuery, frozen=True, kw_only=True):
+    """The query of ``GET /global/spend/report``."""
+
+    group_by: Literal["", "team", "customer", "api_key"] = ""
+    api_key: KeyName = ""
+    internal_user_id: str = ""
+    team_id: str = ""
+    customer_id: str = ""
+
+
+class UserReportQuery(DatesQuery, frozen=True, kw_only=True):
+    """The query of ``GET /user/spend/report``."""
+
+    user_id: str = ""
+
+
+class TeamReportQuery(DatesQuery, frozen=True, kw_only=True):
+    """The query of ``GET /team/spend/report``."""
+
+    team_id: str = ""
+
+
+class TagsQuery(DatesQuery, frozen=True, kw_only=True):
+    """The query of ``GET /global/spend/tags``."""
+
+    tags: Annotated[str, msgspec.Meta(description="Tags, separated by commas; all-tags for all.")] = ""
+
+
+class LogPayloadQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /spend/logs/ui/{request_id}``, which needs no dates."""
+
+    start_date: str = ""
+    end_date: str = ""
+
+
+class EndUsersBody(Body, frozen=True, kw_only=True):
+    """The body of ``POST /global/spend/end_users``."""
+
+    api_key: str | None = None
+    startTime: str | None = None
+    endTime: str | None = None
+
+
+class CalculateBody(Body, frozen=True, kw_only=True):
+    """The body of ``POST /spend/calculate``: a prompt that is to be sent, or an answer that came."""
+
+    model: str | None = None
+    messages: list[Any] | None = None
+    completion_response: dict[str, Any] | None = None
 
 
 class ReportQuery(Filters, frozen=True, kw_only=True):
@@ -182,7 +315,7 @@ class SpendLog(Response, kw_only=True):
     api_base: Annotated[str | None, msgspec.Meta(description="The server's name, for administrators only.")]
     user: str
     team_id: str | None
-    organization_id: None
+    organization_id: str | None
     end_user: str
     request_tags: Strings
     cache_hit: str
@@ -200,6 +333,61 @@ class SpendLogPage(NumberedPage, kw_only=True):
 
     data: tuple[SpendLog, ...]
     total_is_capped: Annotated[bool, msgspec.Meta(description="Whether there are more requests than `total`.")]
+
+
+class TagSum(Response, kw_only=True):
+    """The spend of a tag, as LiteLLM's page of tags shows it."""
+
+    name: str
+    spend: Amount
+    log_count: int
+
+
+class TagSums(Response, kw_only=True):
+    """The spend of tags."""
+
+    spend_per_tag: tuple[TagSum, ...]
+
+
+class TagNames(Response, kw_only=True):
+    """The tags that were used."""
+
+    tag_names: Strings
+
+
+class EndUserNames(Response, kw_only=True):
+    """The end users that were named."""
+
+    end_users: Strings
+
+
+class EndUserSpend(Response, kw_only=True):
+    """The spend of an end user."""
+
+    end_user: str
+    total_count: int
+    total_spend: Amount
+
+
+class ProviderSpend(Response, kw_only=True):
+    """The spend of a provider: there is one, vLLM."""
+
+    provider: str
+    spend: Amount
+
+
+class CalculatedCost(Response, kw_only=True):
+    """The cost of a request."""
+
+    cost: Amount
+
+
+class LogPayload(Response, kw_only=True):
+    """What a request and its answer contained: the gateway keeps neither."""
+
+    messages: Json
+    response: Json
+    proxy_server_request: Json
 
 
 class TagSpend(Response, kw_only=True):
@@ -315,6 +503,14 @@ class Metrics(Response, kw_only=True):
     failed_requests: int
     api_requests: int
     total_response_time_ms: int
+    timed_requests: int
+    flat_cost: Amount
+    ptu_hours: Amount
+    compression_saved_tokens: int
+    compression_savings_spend: Amount
+    prompt_caching_savings_spend: Amount
+    gateway_injected_caching_savings_spend: Amount
+    autorouter_savings_spend: Amount
 
 
 class DailyUse(Response, kw_only=True):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from sqlalchemy import Row
 
 from twisted_vllm.admin.keys.operations import report_keys
@@ -131,9 +132,9 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
         "api_base": row.server if with_server else None,
         "user": row.user_id or "",
         "team_id": row.team_id,
-        "organization_id": None,
+        "organization_id": row.organization_id or None,
         "end_user": row.end_user or "",
-        "request_tags": row.tags,
+        "request_tags": list(dict.fromkeys((*row.tags, *(row.request_tags or ())))),
         "cache_hit": "False",
         "cache_key": None,
         "requester_ip_address": None,
@@ -162,6 +163,8 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
             "bytes_out": row.bytes_out,
             "requests": requests,
             "attempts": _failed_attempts(row.attempts, with_server=with_server),
+            "response_id": row.response_id,
+            "spend_logs_metadata": None if row.spend_metadata is None else msgspec.Raw(row.spend_metadata.encode()),
         },
     }
 
@@ -253,8 +256,21 @@ def costs_of_keys(transaction: Transaction, scope: UsageScope, api_key: str, sta
         if key_id is None:
             return []
         equals[KEY] = key_id
+    return costs_by_key(transaction, scope.restrict(equals), start, end)
+
+
+def costs_by_key(transaction: Transaction, equals: Mapping[str, str], start: int, end: int) -> list[Json]:
+    """Return the cost and tokens of the keys of some usage by model, the highest cost first.
+
+    Args:
+        transaction: the transaction.
+        equals: values that ``key``, ``user`` and ``team`` must have.
+        start: the first microsecond since 1970.
+        end: the first microsecond after the last.
+    """
+    connection = transaction.connection
     keys: dict[str, dict[str, list[int]]] = {}
-    for group in read_totals(connection, UsageQuery((KEY, MODEL), MONTH, start, end, scope.restrict(equals))):
+    for group in read_totals(connection, UsageQuery((KEY, MODEL), MONTH, start, end, equals)):
         key_id, model = group.values
         keys.setdefault(key_id, {})[model] = [group.sums[number] for number in (_COST, _INPUT, _OUTPUT)]
     labels = key_labels(connection, [key_id for key_id in keys if key_id])
@@ -334,7 +350,7 @@ def top_models(transaction: Transaction, limit: int, start: int, end: int) -> li
 def spend_of_teams(transaction: Transaction, start: int, end: int) -> Json:
     """Return the spend of teams, by day and in total, as `TeamsSpend` describes it."""
     groups = list(read_all(transaction.connection, UsageQuery((TEAM,), DAY, start, end)))
-    names = _team_names(transaction, sorted({group.values[0] for group in groups}))
+    names = team_names(transaction, sorted({group.values[0] for group in groups}))
     days: dict[str, dict[str, int]] = {}
     total: dict[str, int] = {}
     for group in groups:
@@ -352,9 +368,9 @@ def spend_of_teams(transaction: Transaction, start: int, end: int) -> Json:
     }
 
 
-def _team_names(transaction: Transaction, team_ids: Sequence[str]) -> dict[str, str]:
+def team_names(transaction: Transaction, team_ids: Sequence[str], unassigned: str = "Unassigned") -> dict[str, str]:
     """Return the names of teams in reports: their aliases, as in LiteLLM, or their ids."""
-    names = {team_id: team_id or "Unassigned" for team_id in team_ids}
+    names = {team_id: team_id or unassigned for team_id in team_ids}
     for team in transaction.teams.among("team_id", team_ids):
         names[team.team_id] = team.team_alias or team.team_id
     return names

@@ -10,37 +10,64 @@ from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.models import Json, NoQuery
-from twisted_vllm.admin.reports import activity, operations
+from twisted_vllm.admin.reports import activity, breakdowns, operations
 from twisted_vllm.admin.reports.models import (
     Activity,
+    ActivityFilters,
+    ActivityPage,
     ActivityQuery,
+    AllCustomerActivityQuery,
+    AllOrganizationActivityQuery,
+    AllTagActivityQuery,
+    AllTeamActivityQuery,
+    AllUserActivityQuery,
+    CalculateBody,
+    CalculatedCost,
+    CustomerActivityQuery,
     DailyActivityQuery,
     DailyUses,
     DatedSpend,
     DatesQuery,
+    EndUserNames,
+    EndUsersBody,
+    EndUserSpend,
+    Filters,
     GlobalLogsQuery,
+    GlobalReportQuery,
     GlobalSpendReport,
     KeyReportQuery,
     KeySpendReport,
+    LogPayload,
+    LogPayloadQuery,
     LogsQuery,
     ModelActivity,
+    OrganizationActivityQuery,
     PagedLogsQuery,
+    ProviderSpend,
     ReportQuery,
     SpendListQuery,
     SpendLogPage,
     SpendUsersQuery,
+    TagActivityQuery,
+    TagNames,
     TagSpend,
+    TagsQuery,
+    TagSums,
+    TeamActivityQuery,
+    TeamReportQuery,
     TeamsSpend,
     TopKey,
     TopModel,
     TopQuery,
     UsageReport,
+    UserReportQuery,
 )
-from twisted_vllm.admin.reports.scope import UsageScope, days_of, span_of
+from twisted_vllm.admin.reports.scope import Asked, UsageScope, days_of, local_days_of, span_of
 from twisted_vllm.admin.reports.usage_report import send_report
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.tables import END_USER, ORGANIZATION, TAG, TEAM, USER
 
 routes = Routes()
 
@@ -66,11 +93,33 @@ async def logs(call: AdminCall, query: LogsQuery) -> msgspec.Raw:
     )
 
 
-@routes.get("/spend/logs/v2", query=PagedLogsQuery, response=SpendLogPage, access=Access.ANY_KEY, errors=(504,))
+@routes.get(
+    *("/spend/logs/v2", "/spend/logs/ui"),
+    query=PagedLogsQuery,
+    response=SpendLogPage,
+    access=Access.ANY_KEY,
+    errors=(504,),
+)
 async def paged_logs(call: AdminCall, query: PagedLogsQuery) -> msgspec.Raw:
     """Return a page of requests, the newest first, and their number."""
     scope, span = UsageScope.of(call), span_of(query.start_date, query.end_date)
     return await _read(call, lambda transaction: operations.page_of_logs(transaction, scope, query, span))
+
+
+@routes.get(
+    "/spend/logs/ui/<string:request_id>",
+    query=LogPayloadQuery,
+    response=LogPayload | None,
+    access=Access.ANY_KEY,
+    errors=(504,),
+)
+async def log_payload(call: AdminCall, _query: LogPayloadQuery) -> object:
+    """Return what a request and its answer contained: nothing of either is kept. null, if there is no such request."""
+    scope, span, request_id = UsageScope.of(call), span_of("", ""), call.path["request_id"]
+    found = await call.report(
+        lambda transaction: operations.rows(transaction, scope, Filters(), request_id, span, 0, 1)
+    )
+    return {"messages": {}, "response": {}, "proxy_server_request": {}} if found else None
 
 
 @routes.get("/spend/keys", query=SpendListQuery, response=tuple[KeyReport, ...], errors=(504,))
@@ -104,6 +153,77 @@ async def costs_of_keys(call: AdminCall, query: KeyReportQuery) -> msgspec.Raw:
     """Return the cost and tokens of a key by model. Administrators see every key."""
     scope, days = UsageScope.of(call), days_of(query.start_date, query.end_date, call.now)
     return await _read(call, lambda transaction: operations.costs_of_keys(transaction, scope, query.api_key, *days))
+
+
+@routes.get("/user/spend/report", query=UserReportQuery, response=tuple[KeySpendReport, ...], errors=(504,))
+async def costs_of_user(call: AdminCall, query: UserReportQuery) -> msgspec.Raw:
+    """Return the cost and tokens of the keys of a user by model."""
+    return await _costs(call, query, USER, query.user_id)
+
+
+@routes.get("/team/spend/report", query=TeamReportQuery, response=tuple[KeySpendReport, ...], errors=(504,))
+async def costs_of_team(call: AdminCall, query: TeamReportQuery) -> msgspec.Raw:
+    """Return the cost and tokens of the keys of a team by model."""
+    return await _costs(call, query, TEAM, query.team_id)
+
+
+async def _costs(call: AdminCall, query: DatesQuery, dimension: str, id: str) -> msgspec.Raw:
+    days = days_of(query.start_date, query.end_date, call.now)
+    equals = {dimension: id} if id else {}
+    return await _read(call, lambda transaction: operations.costs_by_key(transaction, equals, *days))
+
+
+@routes.get("/global/spend/report", query=GlobalReportQuery, response=tuple[Json, ...], errors=(504,))
+async def spend_report(call: AdminCall, query: GlobalReportQuery) -> msgspec.Raw:
+    """Return spend by day and team or customer, or by key and model.
+
+    With `api_key` or `internal_user_id`, that of the keys by model; with `team_id` and `customer_id`, that of both.
+    """
+    scope, days = UsageScope.of(call), days_of(query.start_date, query.end_date, call.now)
+    return await _read(call, lambda transaction: breakdowns.spend_report(transaction, scope, query, *days))
+
+
+@routes.get("/global/spend/tags", query=TagsQuery, response=TagSums, errors=(504,))
+async def spend_per_tag(call: AdminCall, query: TagsQuery) -> msgspec.Raw:
+    """Return the spend of tags, the highest first. Without dates, of the last 30 days and today."""
+    days = days_of(query.start_date, query.end_date, call.now)
+    return await _read(call, lambda transaction: breakdowns.spend_per_tag(transaction, query.tags, *days))
+
+
+@routes.get("/global/spend/all_tag_names", query=NoQuery, response=TagNames, errors=(504,))
+async def tag_names(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
+    """Return the tags that were used, at most 10,000."""
+    return await _read(call, breakdowns.tag_names)
+
+
+@routes.get("/global/all_end_users", query=NoQuery, response=EndUserNames, errors=(504,))
+async def end_user_names(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
+    """Return the end users that were named, at most 10,000."""
+    return await _read(call, breakdowns.end_user_names)
+
+
+@routes.get("/global/spend/provider", query=DatesQuery, response=tuple[ProviderSpend, ...], errors=(504,))
+async def spend_of_provider(call: AdminCall, query: DatesQuery) -> msgspec.Raw:
+    """Return the spend of vLLM, the only provider. Without dates, of the last 30 days and today."""
+    days = days_of(query.start_date, query.end_date, call.now)
+    return await _read(call, lambda transaction: breakdowns.spend_of_provider(transaction, *days))
+
+
+@routes.post("/global/spend/end_users", body=EndUsersBody, response=tuple[EndUserSpend, ...], errors=(504,))
+async def spend_of_end_users(call: AdminCall, body: EndUsersBody) -> msgspec.Raw:
+    """Return the 100 end users with the highest spend, by default of the last 30 days and today.
+
+    Days count as a whole. With `api_key`, the rows of that key are added up, as far back as they are kept.
+    """
+    start, end = ((text or "")[: len("2026-03-01")] for text in (body.startTime, body.endTime))
+    scope, days, api_key = UsageScope.of(call), days_of(start, end, call.now), body.api_key or ""
+    return await _read(call, lambda transaction: breakdowns.spend_of_end_users(transaction, scope, api_key, *days))
+
+
+@routes.post("/spend/calculate", body=CalculateBody, response=CalculatedCost, errors=(404,))
+async def calculate(call: AdminCall, body: CalculateBody) -> Json:
+    """Return the cost of an answer, or of a prompt, whose tokens are estimated; by the prices in effect."""
+    return breakdowns.calculated_cost(call.context.settings_in_effect(), body)
 
 
 @routes.get("/global/spend", query=NoQuery, response=GlobalSpendReport, errors=(504,))
@@ -157,15 +277,102 @@ async def activity_of_models(call: AdminCall, query: ActivityQuery) -> msgspec.R
     return await _read(call, lambda transaction: activity.activity_of_models(transaction, *days))
 
 
+async def _page(call: AdminCall, query: ActivityPage, asked: Asked) -> msgspec.Raw:
+    scope, days = UsageScope.of(call), local_days_of(query, call.now)
+    return await _read(call, lambda transaction: activity.page_of_activity(transaction, scope, query, asked, *days))
+
+
+async def _whole(call: AdminCall, query: ActivityFilters, asked: Asked) -> msgspec.Raw:
+    scope, days = UsageScope.of(call), local_days_of(query, call.now)
+    return await _read(call, lambda transaction: activity.whole_activity(transaction, scope, query, asked, *days))
+
+
 @routes.get("/user/daily/activity", query=DailyActivityQuery, response=DailyUses, access=Access.ANY_KEY, errors=(504,))
 async def daily_activity(call: AdminCall, query: DailyActivityQuery) -> msgspec.Raw:
-    """Return usage by day, model and key.
+    """Return usage by day, user, model and key.
 
     As in LiteLLM, a virtual key sees the usage of all keys of its user, or its own if it has no user. An entry of a
-    page is the sum of a day, a key and a model. The totals are those of the page.
+    page is the sum of a day, a user, a key and a model. The totals are those of the page.
     """
-    scope, days = UsageScope.of(call), days_of(query.start_date, query.end_date, call.now)
-    return await _read(call, lambda transaction: activity.daily_activity(transaction, scope, query, *days))
+    return await _page(call, query, Asked.one(USER, query.user_id))
+
+
+@routes.get(
+    "/user/daily/activity/aggregated",
+    query=AllUserActivityQuery,
+    response=DailyUses,
+    access=Access.ANY_KEY,
+    errors=(504,),
+)
+async def whole_daily_activity(call: AdminCall, query: AllUserActivityQuery) -> msgspec.Raw:
+    """Return usage by day, user, model and key, as one page."""
+    return await _whole(call, query, Asked.one(USER, query.user_id))
+
+
+@routes.get("/team/daily/activity", query=TeamActivityQuery, response=DailyUses, access=Access.ANY_KEY, errors=(504,))
+async def team_activity(call: AdminCall, query: TeamActivityQuery) -> msgspec.Raw:
+    """Return usage by day, team, model and key. A virtual key sees its own usage in its team."""
+    return await _page(call, query, Asked.of(TEAM, query.team_ids, query.exclude_team_ids))
+
+
+@routes.get(
+    "/team/daily/activity/aggregated",
+    query=AllTeamActivityQuery,
+    response=DailyUses,
+    access=Access.ANY_KEY,
+    errors=(504,),
+)
+async def whole_team_activity(call: AdminCall, query: AllTeamActivityQuery) -> msgspec.Raw:
+    """Return usage by day, team, model and key, as one page."""
+    return await _whole(call, query, Asked.of(TEAM, query.team_ids, query.exclude_team_ids))
+
+
+@routes.get("/organization/daily/activity", query=OrganizationActivityQuery, response=DailyUses, errors=(504,))
+async def organization_activity(call: AdminCall, query: OrganizationActivityQuery) -> msgspec.Raw:
+    """Return usage by day, organization and model. It is not kept by key."""
+    return await _page(call, query, Asked.of(ORGANIZATION, query.organization_ids, query.exclude_organization_ids))
+
+
+@routes.get(
+    "/organization/daily/activity/aggregated", query=AllOrganizationActivityQuery, response=DailyUses, errors=(504,)
+)
+async def whole_organization_activity(call: AdminCall, query: AllOrganizationActivityQuery) -> msgspec.Raw:
+    """Return usage by day, organization and model, as one page."""
+    return await _whole(call, query, Asked.of(ORGANIZATION, query.organization_ids, query.exclude_organization_ids))
+
+
+@routes.get(
+    *("/customer/daily/activity", "/end_user/daily/activity"),
+    query=CustomerActivityQuery,
+    response=DailyUses,
+    errors=(504,),
+)
+async def customer_activity(call: AdminCall, query: CustomerActivityQuery) -> msgspec.Raw:
+    """Return usage by day, customer and model. It is not kept by key."""
+    return await _page(call, query, Asked.of(END_USER, query.end_user_ids, query.exclude_end_user_ids))
+
+
+@routes.get(
+    *("/customer/daily/activity/aggregated", "/end_user/daily/activity/aggregated"),
+    query=AllCustomerActivityQuery,
+    response=DailyUses,
+    errors=(504,),
+)
+async def whole_customer_activity(call: AdminCall, query: AllCustomerActivityQuery) -> msgspec.Raw:
+    """Return usage by day, customer and model, as one page."""
+    return await _whole(call, query, Asked.of(END_USER, query.end_user_ids, query.exclude_end_user_ids))
+
+
+@routes.get("/tag/daily/activity", query=TagActivityQuery, response=DailyUses, errors=(504,))
+async def tag_activity(call: AdminCall, query: TagActivityQuery) -> msgspec.Raw:
+    """Return usage by day, tag and model. It is not kept by key; a request with several tags counts for each."""
+    return await _page(call, query, Asked.of(TAG, query.tags))
+
+
+@routes.get("/tag/daily/activity/aggregated", query=AllTagActivityQuery, response=DailyUses, errors=(504,))
+async def whole_tag_activity(call: AdminCall, query: AllTagActivityQuery) -> msgspec.Raw:
+    """Return usage by day, tag and model, as one page."""
+    return await _whole(call, query, Asked.of(TAG, query.tags))
 
 
 @routes.get(

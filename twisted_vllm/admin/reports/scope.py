@@ -12,18 +12,23 @@ from sqlalchemy import Connection
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import MOMENT_WORDS
-from twisted_vllm.admin.reports.models import DailyActivityQuery, Filters
+from twisted_vllm.admin.reports.models import ActivityFilters, Filters
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
 from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
+from twisted_vllm.storage.usage.queries.reports import Entities
 from twisted_vllm.storage.usage.queries.rows import key_id_of
 from twisted_vllm.storage.usage.tables import DAY_US, END_USER, KEY, TAG, TEAM, USER
 
 #: days of LiteLLM's reports without dates, besides today
 RECENT_DAYS = 30
 
+#: ids in one parameter
+MAX_IDS = 500
+
 _DATE_LENGTH = len("2026-03-01")
+_OFFSET = re.compile("-?[0-9]{1,3}")
 _KEY_ID = re.compile("[0-9a-f]{32}")
 _OWN_USAGE_ONLY = "A virtual key may see its own usage only; the master key sees everybody's."
 
@@ -97,30 +102,72 @@ class UsageScope:
             equals[KEY] = key_id
         return self.restrict(equals)
 
-    def activity_filters(self, connection: Connection, query: DailyActivityQuery) -> dict[str, str] | None:
+    def activity_filters(self, connection: Connection, query: ActivityFilters, asked: Asked) -> dict[str, str] | None:
         """Return the filters of the daily activity; None if nothing can match.
 
-        As in LiteLLM, a virtual key sees the usage of all keys of its user, or its own if it has no user.
+        As in LiteLLM, a virtual key that asks for users sees the usage of all keys of its user, or its own if it has
+        no user. One that asks for teams sees its own usage in its team.
 
         Raises:
             RouteNotAllowed: the caller may not see that.
         """
         equals = {MODEL: query.model} if query.model else {}
-        own_user = self.principal.user_id
-        if query.user_id:
-            if not self.sees_all and query.user_id != own_user:
-                raise RouteNotAllowed("A virtual key may see the usage of its own user only.")
-            equals[USER] = query.user_id
-        elif not self.sees_all and own_user is not None:
-            equals[USER] = own_user
+        own, among = self.principal, asked.entities.among
         if query.api_key:
             key_id = self.find_key(connection, query.api_key)
             if key_id is None:
                 return None
             equals[KEY] = key_id
-        elif not self.sees_all and own_user is None:
-            equals[KEY] = self.principal.key_id
-        return equals
+        if self.sees_all:
+            return equals
+        if asked.entities.dimension == USER:
+            if among is not None and set(among) != {own.user_id}:
+                raise RouteNotAllowed("A virtual key may see the usage of its own user only.")
+            if own.user_id is not None:
+                equals[USER] = own.user_id
+            else:
+                equals[KEY] = own.key_id
+            return equals
+        if asked.entities.dimension != TEAM or (among is not None and set(among) != {own.team_id}):
+            raise RouteNotAllowed("A virtual key may see its own usage in its own team only.")
+        return {**equals, TEAM: own.team_id or "", KEY: own.key_id}
+
+
+@attrs.frozen
+class Asked:
+    """The entities that a request for the daily activity names.
+
+    Attributes:
+        entities: the entities.
+    """
+
+    entities: Entities
+
+    @classmethod
+    def of(cls, dimension: str, among: str, without: str = "") -> Asked:
+        """Read them.
+
+        Args:
+            dimension: as in `Entities`.
+            among: the ids to show, separated by commas; empty for all.
+            without: the ids to leave out, likewise.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        return cls(Entities(dimension, _ids(among) or None, _ids(without)))
+
+    @classmethod
+    def one(cls, dimension: str, id: str) -> Asked:
+        """Return the request for one entity; for all, if the id is empty."""
+        return cls(Entities(dimension, (id,) if id else None))
+
+
+def _ids(text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(part for each in text.split(",") if (part := each.strip())))
+    if len(found) > MAX_IDS:
+        raise InvalidRequest(f"At most {MAX_IDS} ids can be named, and these are {len(found)}: name fewer, or none.")
+    return found
 
 
 @attrs.frozen
@@ -173,6 +220,22 @@ def days_of(start: str, end: str, now: datetime, recent: int = RECENT_DAYS) -> t
             last = max(last, span.start + DAY_US)
     first = last - (recent + 1) * DAY_US if span.start is None else span.start
     return max(first, 0), last
+
+
+def local_days_of(query: ActivityFilters, now: datetime) -> tuple[int, int]:
+    """Return the whole days in UTC that cover those of a query, which are the caller's.
+
+    Raises:
+        InvalidRequest: a date is malformed, or the time zone is none.
+    """
+    start, end = days_of(query.start_date, query.end_date, now)
+    if not query.timezone:
+        return start, end
+    if not _OFFSET.fullmatch(query.timezone):
+        raise InvalidRequest("`timezone` must be the minutes to UTC, as in -120.", param="timezone")
+    minutes = int(query.timezone)
+    # east of UTC, the first day began before; west of it, the last one ends later
+    return start - (DAY_US if minutes < 0 and start else 0), end + (DAY_US if minutes > 0 else 0)
 
 
 def iso(moment: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,27 +15,64 @@ from twisted_vllm.admin.fields import (
     Email,
     Label,
     Labels,
+    ModelAliases,
     Models,
+    Reference,
     check_alias,
     check_depth,
     check_email,
     check_models,
+    check_printable_aliases,
     one_of_fields,
     stored_models,
 )
-from twisted_vllm.admin.keys.models import UNSUPPORTED_ON_GENERATE, KeyReport
-from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import Body, Json, Query, Record, Response, Strings
+from twisted_vllm.admin.keys.models import KeyReport
+from twisted_vllm.admin.limits import (
+    BudgetDuration,
+    Count,
+    Dollars,
+    LimitFields,
+    ModelBudgets,
+    check_budget_duration,
+    check_model_budgets,
+)
+from twisted_vllm.admin.models import (
+    Body,
+    BudgetTable,
+    Json,
+    NumberedPage,
+    PageNumber,
+    PageSize,
+    Query,
+    Record,
+    ReportedModelBudget,
+    Response,
+    SortOrder,
+    Strings,
+)
+from twisted_vllm.admin.unsupported import ON_MEMBERS, ON_TEAMS
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
+from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.storage.repository import PageQuery
 
 TeamRole = Literal["user", "admin"]
 
-_UNSUPPORTED_ON_MEMBER: Json = dict.fromkeys(
-    ("max_budget_in_team", "budget_duration", "tpm_limit", "rpm_limit", "allowed_models")
-)
+#: members that one bulk request may add, and teams that a list holds without a page
+MAX_BULK_MEMBERS = 500
+MAX_TEAMS = 1000
+
+
+#: LiteLLM's fields for the limits of each member of a team, and those of a budget
+MEMBER_LIMITS = {
+    "team_member_budget": "max_budget",
+    "team_member_budget_duration": "budget_duration",
+    "team_member_rpm_limit": "rpm_limit",
+    "team_member_tpm_limit": "tpm_limit",
+    "team_member_model_max_budget": "model_max_budget",
+}
 
 
 class NewMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,27 +99,7 @@ _Members = Annotated[tuple[_Member, ...], msgspec.Meta(max_length=MAX_ITEMS)]
 class TeamFields(LimitFields, frozen=True, kw_only=True):
     """The fields of a team that an administrator may set."""
 
-    UNSUPPORTED = {
-        **{
-            name: UNSUPPORTED_ON_GENERATE[name]
-            for name in (
-                *("budget_limits", "budget_id", "tpd_limit", "router_settings"),
-                *("rpm_limit_type", "tpm_limit_type", "guardrails", "policies"),
-            )
-        },
-        "object_permission": None,
-        "organization_id": None,
-        "admins": [],
-        "members": [],
-        "model_aliases": None,
-        "tags": None,
-        "team_member_budget": None,
-        "team_member_rpm_limit": None,
-        "team_member_tpm_limit": None,
-        "team_member_key_duration": None,
-        "team_member_permissions": None,
-        "access_group_ids": None,
-    }
+    UNSUPPORTED = ON_TEAMS
 
     team_alias: Alias | None = None
     models: Models | None = None
@@ -89,6 +107,14 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
     forbidden_fields: ForbiddenFields | None = None
     field_limits: FieldLimits | None = None
+    model_aliases: ModelAliases | None = None
+    organization_id: Reference | None = None
+    budget_id: Reference | None = None
+    team_member_budget: Dollars | None = None
+    team_member_budget_duration: BudgetDuration | None = None
+    team_member_rpm_limit: Count | None = None
+    team_member_tpm_limit: Count | None = None
+    team_member_model_max_budget: ModelBudgets | None = None
 
     WHOLE_NUMBER_MAPS = (*LimitFields.WHOLE_NUMBER_MAPS, "field_limits")
 
@@ -103,7 +129,15 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
         super().check()
         check_paths("forbidden_fields", self.forbidden_fields)
         check_paths("field_limits", self.field_limits)
+        check_printable_aliases(self.model_aliases, "model_aliases")
+        check_budget_duration(self.team_member_budget_duration, "team_member_budget_duration")
+        check_model_budgets(self.team_member_model_max_budget, "team_member_model_max_budget")
         check_depth(self.metadata)
+
+    def member_limits(self, given: Container[str], before: Allowance = UNLIMITED) -> Allowance:
+        """Return the limits of each member after a request, as `limits` those of the team."""
+        fields = {name: getattr(self, field) for field, name in MEMBER_LIMITS.items() if field in given}
+        return LimitFields(**fields).limits(fields, before)
 
     def values(
         self, given: Container[str], before: Allowance = UNLIMITED, rules: FieldRules = NO_RULES
@@ -120,7 +154,11 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
             "models": stored_models(self.models),
             "blocked": bool(self.blocked),
             "metadata": self.metadata or {},
+            "organization_id": self.organization_id,
+            "budget_id": self.budget_id,
         }
+        if "model_aliases" in given:
+            found["aliases"] = self.model_aliases or None
         found = {name: value for name, value in found.items() if name in given}
         fields = {"forbidden_fields": self.forbidden_fields, "field_limits": self.field_limits}
         return {
@@ -165,10 +203,12 @@ class DeleteTeamsRequest(Body, frozen=True, kw_only=True):
 class AddMembersRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /team/member_add``: one member or several."""
 
-    UNSUPPORTED = _UNSUPPORTED_ON_MEMBER
+    UNSUPPORTED = ON_MEMBERS
 
     team_id: Label
     member: _Member | _Members
+    max_budget_in_team: Dollars | None = None
+    budget_duration: BudgetDuration | None = None
 
     @property
     def members(self) -> tuple[NewMember, ...]:
@@ -176,24 +216,80 @@ class AddMembersRequest(Body, frozen=True, kw_only=True):
         return (self.member,) if isinstance(self.member, NewMember) else self.member
 
     def check(self) -> None:
-        """Check the members."""
+        """Check the members and their limits."""
+        check_budget_duration(self.budget_duration, "budget_duration")
         for member in self.members:
             member.check()
+
+    @property
+    def allowance(self) -> Allowance:
+        """The limits of each member in the team."""
+        return allowance_in_team(self.max_budget_in_team, self.budget_duration)
+
+
+class BulkAddMembersRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /team/bulk_member_add``: some members, or all users."""
+
+    team_id: Label
+    members: Annotated[tuple[_Member, ...], msgspec.Meta(max_length=MAX_BULK_MEMBERS)] | None = None
+    all_users: bool | None = None
+    max_budget_in_team: Dollars | None = None
+
+    @property
+    def allowance(self) -> Allowance:
+        """The limits of each member in the team."""
+        return allowance_in_team(self.max_budget_in_team)
+
+    def check(self) -> None:
+        """Check the members, and that there are some.
+
+        Raises:
+            InvalidRequest: there are none, or both fields name some.
+        """
+        if bool(self.members) == bool(self.all_users):
+            raise InvalidRequest("Send `members`, or `all_users`.", param="members")
+        for member in self.members or ():
+            member.check()
+
+
+class TeamModelsRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /team/model/add`` and ``/team/model/delete``."""
+
+    team_id: Label
+    models: Annotated[Models, msgspec.Meta(min_length=1)]
+
+    def check(self) -> None:
+        """Check the models."""
+        check_models(self.models)
 
 
 class UpdateMemberRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /team/member_update``. It names the user by `user_id`, or else by `user_email`."""
 
-    UNSUPPORTED = _UNSUPPORTED_ON_MEMBER
+    UNSUPPORTED = ON_MEMBERS
 
     team_id: Label
     user_id: Label | None = None
     user_email: Label | None = None
     role: TeamRole | None = None
+    max_budget_in_team: Dollars | None = None
+    budget_duration: BudgetDuration | None = None
+    tpm_limit: Count | None = None
+    rpm_limit: Count | None = None
+    model_max_budget: ModelBudgets | None = None
 
     def check(self) -> None:
-        """Check that a member is named."""
+        """Check that a member is named, and its limits."""
         _check_member_named(self.user_id, self.user_email)
+        check_budget_duration(self.budget_duration, "budget_duration")
+        check_model_budgets(self.model_max_budget, "model_max_budget")
+
+    def limits(self, given: Container[str], before: Allowance) -> Allowance:
+        """Return the member's limits after the request, as `LimitFields.limits`."""
+        names = {"max_budget_in_team": "max_budget"}
+        names |= {name: name for name in ("budget_duration", "tpm_limit", "rpm_limit", "model_max_budget")}
+        fields = {name: getattr(self, field) for field, name in names.items() if field in given}
+        return LimitFields(**fields).limits(fields, before)
 
 
 class RemoveMemberRequest(Body, frozen=True, kw_only=True):
@@ -208,6 +304,11 @@ class RemoveMemberRequest(Body, frozen=True, kw_only=True):
         _check_member_named(self.user_id, self.user_email)
 
 
+def allowance_in_team(max_budget: float | None, duration: str | None = None) -> Allowance:
+    """Return the limits of a member who may spend some US dollars in the team."""
+    return Allowance(max_budget=None if max_budget is None else from_dollars(max_budget), budget_duration=duration)
+
+
 def _check_member_named(user_id: str | None, user_email: str | None) -> None:
     if user_id is None and user_email is None:
         raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="user_id")
@@ -216,15 +317,54 @@ def _check_member_named(user_id: str | None, user_email: str | None) -> None:
 class TeamInfoQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /team/info``."""
 
-    team_id: Annotated[str, msgspec.Meta(min_length=1)]
+    team_id: Annotated[str, msgspec.Meta(description="The team. Default: the team of the caller's key.")] = ""
 
 
 class TeamListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /team/list``."""
 
-    UNSUPPORTED = {"organization_id": None}
-
     user_id: Annotated[str, msgspec.Meta(description="Only the teams of this user. Default: all teams.")] = ""
+    organization_id: Annotated[str, msgspec.Meta(description="Only the teams of this organization.")] = ""
+    page: PageNumber = 1
+    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_TEAMS, description="Entries per page.")] = MAX_TEAMS
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            size=self.page_size,
+            equals={"organization_id": self.organization_id} if self.organization_id else {},
+            sort_by="team_id",
+            descending=False,
+        )
+
+
+class TeamPageQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /v2/team/list``."""
+
+    UNSUPPORTED = {"search": None, "search_team_id_match": "exact", "status": None}
+
+    user_id: Annotated[str, msgspec.Meta(description="Only the teams of this user.")] = ""
+    organization_id: Annotated[str, msgspec.Meta(description="Only the teams of this organization.")] = ""
+    team_id: str = ""
+    team_alias: Annotated[str, msgspec.Meta(description="Text that the name contains, in any case.")] = ""
+    page: PageNumber = 1
+    page_size: PageSize = 10
+    sort_by: Literal["team_id", "team_alias", "created_at", "updated_at"] = "team_id"
+    sort_order: SortOrder = "asc"
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            size=self.page_size,
+            equals={name: getattr(self, name) for name in ("team_id", "organization_id") if getattr(self, name)},
+            contains={"team_alias": self.team_alias} if self.team_alias else {},
+            sort_by=self.sort_by,
+            descending=self.sort_order == "desc",
+        )
 
 
 class Membership(Response, kw_only=True):
@@ -232,8 +372,11 @@ class Membership(Response, kw_only=True):
 
     user_id: str
     team_id: str
-    budget_id: None
-    litellm_budget_table: None
+    budget_id: str | None
+    litellm_budget_table: BudgetTable | None
+    spend: Annotated[float, msgspec.Meta(description="In the team, in its budget's current period, in US dollars.")]
+    total_spend: float
+    budget_reset_at: datetime | None
 
 
 class MemberRole(Response, kw_only=True):
@@ -241,7 +384,7 @@ class MemberRole(Response, kw_only=True):
 
     role: TeamRole
     user_id: str
-    user_email: None
+    user_email: str | None
 
 
 class TeamReport(Record, kw_only=True):
@@ -251,11 +394,52 @@ class TeamReport(Record, kw_only=True):
     metadata: Json
     team_id: str
     team_alias: str | None
-    organization_id: None
+    organization_id: str | None
+    budget_id: str | None
+    litellm_budget_table: BudgetTable | None
+    model_aliases: dict[str, str]
+    team_member_budget_table: Annotated[
+        BudgetTable | None, msgspec.Meta(description="The limits of each member that sets none of its own.")
+    ]
     blocked: bool
     forbidden_fields: Strings
     field_limits: dict[str, int]
     members_with_roles: tuple[MemberRole, ...]
+
+
+class ListedTeam(TeamReport, kw_only=True):
+    """A team, with the number of its members and keys."""
+
+    members_count: int
+    keys_count: int
+
+
+class TeamPage(NumberedPage, kw_only=True):
+    """A page of teams."""
+
+    teams: tuple[ListedTeam, ...]
+
+
+class AddedMember(Response, kw_only=True):
+    """The result for one member of a bulk request."""
+
+    user_id: str | None
+    user_email: str | None
+    success: bool
+    error: str | None
+    updated_user: UserReport | None
+    updated_team_membership: Membership | None
+
+
+class BulkAddedMembers(Response, kw_only=True):
+    """The results of a bulk request, in its order."""
+
+    team_id: str
+    results: tuple[AddedMember, ...]
+    total_requested: int
+    successful_additions: int
+    failed_additions: int
+    updated_team: TeamReport
 
 
 class ChangedMember(Response, kw_only=True):
@@ -265,9 +449,11 @@ class ChangedMember(Response, kw_only=True):
     user_id: str
     user_email: str | None
     role: TeamRole
-    max_budget_in_team: None
-    tpm_limit: None
-    rpm_limit: None
+    max_budget_in_team: float | None
+    budget_duration: str | None
+    tpm_limit: int | None
+    rpm_limit: int | None
+    model_max_budget: dict[str, ReportedModelBudget]
 
 
 class TeamInfo(Response, kw_only=True):

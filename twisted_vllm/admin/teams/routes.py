@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+
+from sqlalchemy import ColumnElement
 
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.defaults import with_team_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys.operations import report_keys
+from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.admin.lists import asked_page
 from twisted_vllm.admin.memberships import find_team
-from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.models import Json, NoQuery
 from twisted_vllm.admin.routing import Routes
-from twisted_vllm.admin.scope import IScope
 from twisted_vllm.admin.self_service import NOT_OWN_TEAM
 from twisted_vllm.admin.teams import operations
 from twisted_vllm.admin.teams.models import (
     AddedMembers,
     AddMembersRequest,
+    BulkAddedMembers,
+    BulkAddMembersRequest,
     ChangedMember,
     ChangedTeam,
     DeletedTeams,
@@ -27,15 +32,17 @@ from twisted_vllm.admin.teams.models import (
     TeamInfo,
     TeamInfoQuery,
     TeamListQuery,
+    TeamModelsRequest,
+    TeamPage,
+    TeamPageQuery,
     TeamReport,
     TeamRequest,
     UpdateMemberRequest,
     UpdateTeamRequest,
 )
-from twisted_vllm.admin.teams.operations import report_membership, report_team, report_teams
+from twisted_vllm.admin.teams.operations import report_memberships, report_team, report_teams
 from twisted_vllm.admin.users.operations import report_users
-from twisted_vllm.auth.records import Principal
-from twisted_vllm.errors import RouteNotAllowed
+from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
 from twisted_vllm.storage.records import TeamRecord
 from twisted_vllm.storage.transaction import Transaction
 
@@ -48,6 +55,7 @@ _NAMES_USER = one_of_fields("user_id", "user_email")
 @routes.post("/team/new", body=NewTeamRequest, response=TeamReport, errors=(404, 409))
 async def new(call: AdminCall, body: NewTeamRequest) -> Json:
     """Create a team with its first members."""
+    body = with_team_defaults(body, call.given, call.context.record_defaults)
     team_id = call.new_id() if body.team_id is None else body.team_id
 
     def work(transaction: Transaction) -> Json:
@@ -62,14 +70,15 @@ async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
 
     Administrators of the team see all of it, its members only what is their own.
     """
-    team_id = query.team_id
+    team_id = query.team_id or call.principal.team_id
+    if not team_id:
+        raise InvalidRequest("Name the team: /team/info?team_id=…", param="team_id")
 
     def work(transaction: Transaction) -> Json:
         own = call.scope.own_teams(transaction)
         if own is not None and team_id not in own:
             raise RouteNotAllowed(NOT_OWN_TEAM)
-        team = find_team(transaction, team_id)
-        [report] = reports_for(transaction, call.scope, call.principal, [team], call.now)
+        [report] = _reports(transaction, call, [find_team(transaction, team_id)])
         keys = call.scope.visible_keys(transaction, transaction.keys.find(team_id=team_id))
         shown = {member["user_id"] for member in report["members_with_roles"]}
         members = transaction.members.of_teams([team_id])[team_id]
@@ -77,20 +86,21 @@ async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
             "team_id": team_id,
             "team_info": report,
             "keys": report_keys(transaction, keys, call.now),
-            "team_memberships": [report_membership(member) for member in members if member.user_id in shown],
+            "team_memberships": report_memberships(
+                transaction, [member for member in members if member.user_id in shown], call.now
+            ),
         }
 
     return await call.read(work)
 
 
-def reports_for(
-    transaction: Transaction, scope: IScope, principal: Principal, teams: Sequence[TeamRecord], now: datetime
-) -> list[Json]:
+def _reports(transaction: Transaction, call: AdminCall, teams: Sequence[TeamRecord]) -> list[Json]:
     """Return teams as a caller may see them: who administers a team sees its other members, and its metadata."""
-    reports = report_teams(transaction, teams, now)
+    reports = report_teams(transaction, teams, call.now)
     for report in reports:
-        if not scope.sees_team(transaction, report["team_id"]):
-            own = [member for member in report["members_with_roles"] if member["user_id"] == principal.user_id]
+        if not call.scope.sees_team(transaction, report["team_id"]):
+            user_id = call.principal.user_id
+            own = [member for member in report["members_with_roles"] if member["user_id"] == user_id]
             report.update(metadata={}, members_with_roles=own)
     return reports
 
@@ -114,20 +124,79 @@ async def delete(call: AdminCall, body: DeleteTeamsRequest) -> Json:
 
 @routes.get("/team/list", access=Access.ANY_KEY, query=TeamListQuery, response=tuple[TeamReport, ...])
 async def list_teams(call: AdminCall, query: TeamListQuery) -> list[Json]:
-    """Return all teams that the caller may see, or those of one user."""
+    """Return all teams that the caller may see, or those of one user. If they are more than 1000, ask by page."""
 
     def work(transaction: Transaction) -> list[Json]:
-        own = call.scope.own_teams(transaction)
-        if query.user_id:
-            if own is not None and query.user_id != call.principal.user_id:
-                raise RouteNotAllowed("This key may see the teams of its own user only.", param="user_id")
-            members = transaction.members.of_users([query.user_id])[query.user_id]
-            ids = frozenset(member.team_id for member in members)
-            own = ids if own is None else ids & own
-        teams = transaction.teams.find() if own is None else transaction.teams.among("team_id", sorted(own))
-        return reports_for(transaction, call.scope, call.principal, teams, call.now)
+        page = transaction.teams.page(query.page_query, *_conditions(transaction, call, query.user_id))
+        return _reports(transaction, call, asked_page(page, call.given, "teams", "/team/list"))
 
     return await call.read(work)
+
+
+@routes.get("/v2/team/list", access=Access.ANY_KEY, query=TeamPageQuery, response=TeamPage)
+async def list_page(call: AdminCall, query: TeamPageQuery) -> Json:
+    """Return a page of the teams that the caller may see, each with the number of its members and keys."""
+
+    def work(transaction: Transaction) -> Json:
+        page = transaction.teams.page(query.page_query, *_conditions(transaction, call, query.user_id))
+        ids = [team.team_id for team in page.records]
+        counts = transaction.keys.count_by("team_id", ids)
+        counted = {team_id: len(members) for team_id, members in transaction.members.of_teams(ids).items()}
+        return {
+            "teams": [
+                {
+                    **report,
+                    "members_count": counted[report["team_id"]],
+                    "keys_count": counts.get(report["team_id"], 0),
+                }
+                for report in _reports(transaction, call, page.records)
+            ],
+            "total": page.total_count,
+            "page": page.current_page,
+            "page_size": query.page_size,
+            "total_pages": page.total_pages,
+        }
+
+    return await call.read(work)
+
+
+def _conditions(transaction: Transaction, call: AdminCall, user_id: str) -> list[ColumnElement[bool]]:
+    """Return the conditions that the caller may see a team, and that it has a member; an empty id is any.
+
+    Raises:
+        RouteNotAllowed: it is another user than the caller's, and the caller may not see that.
+    """
+    own = call.scope.own_teams(transaction)
+    if own is not None and user_id not in ("", call.principal.user_id):
+        raise RouteNotAllowed("This key may see the teams of its own user only.", param="user_id")
+    found = [] if own is None else [transaction.teams.are(sorted(own))]
+    return [*found, transaction.members.are_teams_of(user_id)] if user_id else found
+
+
+@routes.get("/team/available", query=NoQuery, response=tuple[TeamReport, ...], access=Access.ANY_KEY)
+async def list_available(_call: AdminCall, _query: NoQuery) -> list[Json]:
+    """Return the teams that a user may join: none, because administrators add members."""
+    return []
+
+
+@routes.post("/team/model/add", body=TeamModelsRequest, response=TeamReport, errors=(404,))
+async def add_models(call: AdminCall, body: TeamModelsRequest) -> Json:
+    """Allow a team more models. A team without `models` may use all; then it may use these alone."""
+
+    def work(transaction: Transaction) -> Json:
+        return report_team(transaction, operations.add_models(transaction, call.audit, body), call.now)
+
+    return await call.change(work)
+
+
+@routes.post("/team/model/delete", body=TeamModelsRequest, response=TeamReport, errors=(404,))
+async def remove_models(call: AdminCall, body: TeamModelsRequest) -> Json:
+    """Take models from a team. The last cannot be taken, because an empty list allows all."""
+
+    def work(transaction: Transaction) -> Json:
+        return report_team(transaction, operations.remove_models(transaction, call.audit, body), call.now)
+
+    return await call.change(work)
 
 
 @routes.post("/team/block", body=TeamRequest, response=TeamReport, errors=(404,))
@@ -159,18 +228,60 @@ async def _set_blocked(call: AdminCall, body: TeamRequest, blocked: bool) -> Jso
     errors=(404, 409),
 )
 async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
-    """Add one member or several to a team. A user whose id is unknown is created."""
+    """Add one member or several to a team. A user whose id or address is unknown is created."""
 
     def work(transaction: Transaction) -> Json:
         team = operations.administered_team(transaction, call.scope, body.team_id, call.given)
-        users = operations.add_members(transaction, call.audit, team, body.members)
+        users = operations.add_members(transaction, call.audit, team, body.members, body.allowance)
         added = {user.user_id for user in users}
         members = transaction.members.of_teams([team.team_id])[team.team_id]
         return {
             **report_team(transaction, team, call.now),
             # what users have besides the team concerns administrators only
             "updated_users": report_users(transaction, users, call.now) if call.scope.sees_all else (),
-            "updated_team_memberships": [report_membership(member) for member in members if member.user_id in added],
+            "updated_team_memberships": report_memberships(
+                transaction, [member for member in members if member.user_id in added], call.now
+            ),
+        }
+
+    return await call.change(work)
+
+
+@routes.post(
+    "/team/bulk_member_add",
+    body=BulkAddMembersRequest,
+    response=BulkAddedMembers,
+    constraint={
+        "oneOf": [
+            {
+                "required": ["members"],
+                "properties": {"members": {"type": "array", "minItems": 1}, "all_users": {"enum": [False, None]}},
+            },
+            {
+                "required": ["all_users"],
+                "properties": {
+                    "members": {"anyOf": [{"type": "null"}, {"maxItems": 0}]},
+                    "all_users": {"const": True},
+                },
+            },
+        ]
+    },
+    errors=(404,),
+)
+async def add_each_member(call: AdminCall, body: BulkAddMembersRequest) -> Json:
+    """Add several members, or all users, to a team. The response has a result for each."""
+
+    def work(transaction: Transaction) -> Json:
+        team = find_team(transaction, body.team_id)
+        results = operations.add_each_member(transaction, call.audit, team, body)
+        successful = sum(result["success"] for result in results)
+        return {
+            "team_id": team.team_id,
+            "results": results,
+            "total_requested": len(results),
+            "successful_additions": successful,
+            "failed_additions": len(results) - successful,
+            "updated_team": report_team(transaction, team, call.now),
         }
 
     return await call.change(work)
@@ -185,16 +296,18 @@ async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
     errors=(404,),
 )
 async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
-    """Change the role of a member of a team."""
+    """Change the role or the limits of a member of a team. Fields that are absent stay; null clears a limit."""
     team, user, member = await call.change(
         lambda transaction: operations.update_member(transaction, call.audit, body, call.given)
     )
+    limits = report_limits(member.allowance)
     return {
         "team_id": team.team_id,
         "user_id": user.user_id,
         "user_email": user.user_email,
         "role": member.role,
-        **dict.fromkeys(("max_budget_in_team", "tpm_limit", "rpm_limit")),
+        "max_budget_in_team": limits["max_budget"],
+        **{name: limits[name] for name in ("budget_duration", "tpm_limit", "rpm_limit", "model_max_budget")},
     }
 
 

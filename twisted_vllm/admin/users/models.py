@@ -8,25 +8,30 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from twisted_vllm.admin.fields import (
+    MAX_ITEMS,
     ROLES,
     Alias,
     Duration,
     Email,
     Label,
     Labels,
+    ModelAliases,
     Models,
     Never,
+    Reference,
     Role,
     check_alias,
     check_depth,
     check_email,
     check_models,
+    check_printable_aliases,
     stored_models,
 )
-from twisted_vllm.admin.keys.models import UNSUPPORTED_ON_GENERATE, KeyReport
-from twisted_vllm.admin.limits import LimitFields
+from twisted_vllm.admin.keys.models import KeyReport
+from twisted_vllm.admin.limits import Dollars, LimitFields, Spent
 from twisted_vllm.admin.models import (
     Body,
+    BudgetTable,
     Json,
     NumberedPage,
     PageNumber,
@@ -38,26 +43,27 @@ from twisted_vllm.admin.models import (
     Strings,
     Token,
 )
+from twisted_vllm.admin.unsupported import ON_CHANGED_USERS, ON_NEW_USERS, ON_USERS
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.repository import PageQuery
+
+#: users that one bulk update may change
+MAX_BULK_USERS = 500
 
 
 class UserFields(LimitFields, frozen=True, kw_only=True):
     """The fields of a user that an administrator may set."""
 
-    UNSUPPORTED = {
-        **{name: value for name, value in UNSUPPORTED_ON_GENERATE.items() if name != "config"},
-        "organizations": None,
-        "password": None,
-        "sso_user_id": None,
-    }
+    UNSUPPORTED = ON_USERS
 
     user_alias: Alias | None = None
     user_email: Email | None = None
     user_role: Role | None = None
     models: Models | None = None
     metadata: dict[str, Any] | None = None
+    spend: Spent | None = None
+    budget_id: Reference | None = None
 
     def check(self) -> None:
         """Check the name, the role, the address, models, limits and metadata.
@@ -86,31 +92,71 @@ class UserFields(LimitFields, frozen=True, kw_only=True):
             "user_role": self.user_role or ROLES[0],
             "models": stored_models(self.models),
             "metadata": self.metadata or {},
+            "budget_id": self.budget_id,
         }
         found = {name: value for name, value in found.items() if name in given}
         return {**found, "allowance": self.limits(given, before)}
 
 
+class NewUserTeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A team of a new user, with what the user is and may spend there."""
+
+    team_id: Label
+    user_role: Literal["user", "admin"] = "user"
+    max_budget_in_team: Dollars | None = None
+
+
 class NewUserRequest(UserFields, frozen=True, kw_only=True):
-    """The body of ``POST /user/new``. A key is created as well, unless `auto_create_key` is false."""
+    """The body of ``POST /user/new``. A key is created as well, unless `auto_create_key` is false.
+
+    `key_alias`, `duration` and `aliases` are the key's; the limits and `models` are the user's, and hold for all its
+    keys. `team_id` is a team of the user, and the team of the key.
+    """
+
+    UNSUPPORTED = ON_NEW_USERS
 
     user_id: Alias | None = None
-    teams: Labels | None = None
+    teams: Annotated[tuple[Label | NewUserTeam, ...], msgspec.Meta(max_length=MAX_ITEMS)] | None = None
+    team_id: Reference | None = None
+    organizations: Labels | None = None
     auto_create_key: bool | None = None
     key_alias: Alias | None = None
     duration: Duration | Never | None = None
+    aliases: ModelAliases | None = None
+
+    @property
+    def memberships(self) -> list[NewUserTeam]:
+        """The teams that the user joins, each once."""
+        teams = [NewUserTeam(team_id=each) if isinstance(each, str) else each for each in self.teams or ()]
+        if self.team_id is not None:
+            teams.append(NewUserTeam(team_id=self.team_id))
+        return list({each.team_id: each for each in reversed(teams)}.values())[::-1]
 
     def check(self) -> None:
-        """Check the fields of the user, its id, and the name of its key."""
+        """Check the fields of the user, its id, and those of its key.
+
+        Raises:
+            InvalidRequest: a value cannot be used, or is a key's and no key is made.
+        """
         super().check()
         check_alias(self.user_id, "user_id")
         check_alias(self.key_alias, "key_alias")
+        check_printable_aliases(self.aliases)
+        if self.auto_create_key is False:
+            for name in ("key_alias", "duration", "aliases"):
+                if getattr(self, name):
+                    raise InvalidRequest(f"`{name}` is a key's, and none is made: send `auto_create_key`.", param=name)
 
 
 class UpdateUserRequest(UserFields, frozen=True, kw_only=True):
-    """The body of ``POST /user/update``. It names the user by `user_id`, or by `user_email`. null clears a field."""
+    """The body of ``POST /user/update``. It names the user by `user_id`, or by `user_email`. null clears a field.
 
-    user_id: Label | None = None
+    As in LiteLLM, a user who is not known is created.
+    """
+
+    UNSUPPORTED = ON_CHANGED_USERS
+
+    user_id: Alias | None = None
 
     def check(self) -> None:
         """Check that a user is named, and the fields of the user.
@@ -121,6 +167,29 @@ class UpdateUserRequest(UserFields, frozen=True, kw_only=True):
         if self.user_id is None and self.user_email is None:
             raise InvalidRequest("Name the user: `user_id`, or `user_email`.", param="user_id")
         super().check()
+        check_alias(self.user_id, "user_id")
+
+
+class BulkUpdateUsersRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /user/bulk_update``: bodies of ``/user/update``, or one for all users."""
+
+    users: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(min_length=1, max_length=MAX_BULK_USERS)] | None = None
+    all_users: bool | None = None
+    user_updates: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        """Check that it says whom to change, once.
+
+        Raises:
+            InvalidRequest: it does not, or names everybody's address or id.
+        """
+        if (self.users is not None) == bool(self.all_users):
+            raise InvalidRequest("Send `users`, or `all_users` with `user_updates`.", param="users")
+        if bool(self.all_users) != (self.user_updates is not None):
+            raise InvalidRequest("`all_users` and `user_updates` belong together.", param="user_updates")
+        for name in ("user_id", "user_email"):
+            if (self.user_updates or {}).get(name) is not None:
+                raise InvalidRequest(f"`user_updates` cannot give all users one `{name}`.", param="user_updates")
 
 
 class DeleteUsersRequest(Body, frozen=True, kw_only=True):
@@ -169,6 +238,9 @@ class UserReport(Record, kw_only=True):
     user_alias: str | None
     user_email: str | None
     user_role: str
+    budget_id: str | None
+    litellm_budget_table: BudgetTable | None
+    organizations: Annotated[Strings, msgspec.Meta(description="The ids of the user's organizations.")]
     teams: Annotated[Strings, msgspec.Meta(description="The ids of the user's teams.")]
 
 
@@ -196,6 +268,25 @@ class UserInfo(Response, kw_only=True):
     teams: Annotated[
         tuple[Json, ...], msgspec.Meta(description="As `TeamReport` for administrators, as `OwnTeam` for others.")
     ]
+
+
+class UpdatedUser(Response, kw_only=True):
+    """The result for one user of a bulk update."""
+
+    user_id: str | None
+    user_email: str | None
+    success: bool
+    error: str | None
+    updated_user: UserReport | None
+
+
+class UpdatedUsers(Response, kw_only=True):
+    """The results of a bulk update, in the order of the request."""
+
+    results: tuple[UpdatedUser, ...]
+    total_requested: int
+    successful_updates: int
+    failed_updates: int
 
 
 class ChangedUser(Response, kw_only=True):

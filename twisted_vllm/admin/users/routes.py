@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from twisted_vllm.admin.access import Access
+from twisted_vllm.admin.authorization import check_sees_user
 from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.defaults import with_user_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
@@ -13,20 +15,24 @@ from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.teams.operations import report_teams
 from twisted_vllm.admin.users import operations
 from twisted_vllm.admin.users.models import (
+    BulkUpdateUsersRequest,
     ChangedUser,
     DeleteUsersRequest,
     NewUser,
     NewUserRequest,
+    UpdatedUsers,
     UpdateUserRequest,
     UserInfo,
     UserInfoQuery,
     UserList,
     UserListQuery,
+    UserReport,
 )
 from twisted_vllm.admin.users.operations import report_user, report_users
 from twisted_vllm.auth.authenticator import generate_key
-from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
+from twisted_vllm.errors import NotFound
 from twisted_vllm.ratelimit.allowance import UNLIMITED
+from twisted_vllm.storage.records import UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
@@ -39,7 +45,13 @@ routes = Routes()
     constraint={
         "anyOf": [
             {"properties": {"auto_create_key": {"enum": [True, None]}}},
-            {"properties": {"key_alias": {"type": "null"}, "duration": {"type": "null"}}},
+            {
+                "properties": {
+                    "key_alias": {"type": "null"},
+                    "duration": {"type": "null"},
+                    "aliases": {"anyOf": [{"type": "null"}, {"maxProperties": 0}]},
+                }
+            },
         ]
     },
     may_be_empty=True,
@@ -47,6 +59,7 @@ routes = Routes()
 )
 async def new(call: AdminCall, body: NewUserRequest) -> Json:
     """Create a user, and a key for it unless `auto_create_key` is false."""
+    body = with_user_defaults(body, call.given, call.context.record_defaults)
     user_id = call.new_id() if body.user_id is None else body.user_id
     key = record = None
     if body.auto_create_key is not False:
@@ -55,19 +68,19 @@ async def new(call: AdminCall, body: NewUserRequest) -> Json:
         values = {
             "user_id": user_id,
             "key_alias": body.key_alias,
+            "team_id": body.team_id,
+            "aliases": body.aliases or {},
             "expires": bounded_expiry(bounds, body.duration, call.now),
             "allowance": bounded_allowance(bounds, UNLIMITED, LimitFields.ATTRIBUTES, call.now),
         }
         record = keys.new_record(key, values, call.audit)
-    elif body.key_alias is not None or body.duration is not None:
-        raise InvalidRequest("`key_alias` and `duration` are a key's, and none is made.", param="auto_create_key")
 
     def work(transaction: Transaction) -> Json:
         user = operations.add(transaction, call.audit, body, user_id, record)
         return {
             **({} if record is None else keys.report_key(transaction, record, call.now)),
             **report_user(transaction, user, call.now),
-            "teams": body.teams or (),
+            "teams": [each.team_id for each in body.memberships],
             "key": key,
             "token_id": None if record is None else record.token,
         }
@@ -77,19 +90,12 @@ async def new(call: AdminCall, body: NewUserRequest) -> Json:
 
 @routes.get("/user/info", query=UserInfoQuery, response=UserInfo, access=Access.ANY_KEY, errors=(404,))
 async def info(call: AdminCall, query: UserInfoQuery) -> Json:
-    """Return a user with its keys and teams. A virtual key sees its own user, an administrator or viewer every user."""
+    """Return a user with its keys and teams. A virtual key sees its own user, an administrator every user."""
     sees_all = call.scope.sees_all
-    user_id = query.user_id or call.principal.user_id
-    if user_id is None:
-        raise NotFound("The caller is no user's key. Name the user: /user/info?user_id=…", param="user_id")
-    if not sees_all and user_id != call.principal.user_id:
-        raise RouteNotAllowed("A virtual key may see its own user only; the master key sees every user.")
+    user_id = _visible_user(call, query)
 
     def work(transaction: Transaction) -> Json:
-        user = transaction.users.get(user_id)
-        if user is None:
-            raise NotFound("No such user is known.", param="user_id")
-        report = report_user(transaction, user, call.now)
+        report = report_user(transaction, _user_of(transaction, user_id), call.now)
         teams = transaction.teams.among("team_id", report["teams"])
         return {
             "user_id": user_id,
@@ -104,6 +110,34 @@ async def info(call: AdminCall, query: UserInfoQuery) -> Json:
     return await call.read(work)
 
 
+@routes.get("/v2/user/info", query=UserInfoQuery, response=UserReport, access=Access.ANY_KEY, errors=(404,))
+async def info_alone(call: AdminCall, query: UserInfoQuery) -> Json:
+    """Return a user without its keys. A virtual key sees its own user, an administrator every user."""
+    user_id = _visible_user(call, query)
+    return await call.read(lambda transaction: report_user(transaction, _user_of(transaction, user_id), call.now))
+
+
+def _visible_user(call: AdminCall, query: UserInfoQuery) -> str:
+    """Return the id of the user that a request asks for.
+
+    Raises:
+        NotFound: it names none, and the caller has none.
+        RouteNotAllowed: the caller may not see it.
+    """
+    user_id = query.user_id or call.principal.user_id
+    if user_id is None:
+        raise NotFound("The caller is no user's key. Name the user: ?user_id=…", param="user_id")
+    check_sees_user(call.principal, user_id)
+    return user_id
+
+
+def _user_of(transaction: Transaction, user_id: str) -> UserRecord:
+    user = transaction.users.get(user_id)
+    if user is None:
+        raise NotFound("No such user is known.", param="user_id")
+    return user
+
+
 @routes.post(
     "/user/update",
     body=UpdateUserRequest,
@@ -112,13 +146,46 @@ async def info(call: AdminCall, query: UserInfoQuery) -> Json:
     errors=(404, 409),
 )
 async def update(call: AdminCall, body: UpdateUserRequest) -> Json:
-    """Change a user. Fields that are absent stay as they are; null clears a field."""
+    """Change a user, or create it. Fields that are absent stay as they are; null clears a field."""
 
     def work(transaction: Transaction) -> Json:
         user = operations.update(transaction, call.audit, body, call.given)
         return {"user_id": user.user_id, "data": report_user(transaction, user, call.now)}
 
     return await call.change(work)
+
+
+@routes.post(
+    "/user/bulk_update",
+    body=BulkUpdateUsersRequest,
+    response=UpdatedUsers,
+    constraint={
+        "oneOf": [
+            {
+                "required": ["users"],
+                "properties": {
+                    "users": {"type": "array"},
+                    "all_users": {"enum": [False, None]},
+                    "user_updates": {"type": "null"},
+                },
+            },
+            {
+                "required": ["all_users", "user_updates"],
+                "properties": {
+                    "users": {"type": "null"},
+                    "all_users": {"const": True},
+                    "user_updates": {
+                        "type": "object",
+                        "properties": {"user_id": {"type": "null"}, "user_email": {"type": "null"}},
+                    },
+                },
+            },
+        ]
+    },
+)
+async def bulk_update(call: AdminCall, body: BulkUpdateUsersRequest) -> Json:
+    """Change several users, or all. Each is changed on its own, and the response has a result for each."""
+    return await call.change(lambda transaction: operations.update_each(transaction, call.audit, body))
 
 
 @routes.post("/user/delete", body=DeleteUsersRequest, response=int, errors=(404,))

@@ -25,7 +25,7 @@ from twisted.web.resource import IResource
 
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.context import Peer, RequestContext
-from twisted_vllm.errors import ERROR_HEADER, BodyTooLarge, GatewayError
+from twisted_vllm.errors import ERROR_HEADER, BodyTooLarge, BudgetExceeded, GatewayError
 from twisted_vllm.http.headers import (
     BODILESS,
     FRAMING,
@@ -43,6 +43,9 @@ from twisted_vllm.lifecycle import Lifecycle
 
 #: after an early response, up to this many bytes of the body are read and dropped to keep the connection
 DISCARD_LIMIT = 262_144
+
+#: the ends of paths whose errors have Anthropic's shape, as vLLM's have there
+ANTHROPIC_PATHS = (b"/messages", b"/messages/count_tokens")
 
 #: longer names of headers, in bytes, do not reach the gateway's own endpoints, which read none of them
 MAX_HEADER_NAME = 64
@@ -74,6 +77,8 @@ class RequestSite(Protocol):
     lifecycle: Lifecycle
     web_pages: WebPages
     draining: bool
+    budget_exceeded_status: int
+    added_lines: Callable[[RequestContext], bytes] | None
     seconds: Callable[[], float]
 
     def date(self) -> bytes:
@@ -447,7 +452,12 @@ class GatewayRequest(server.Request):
         if self._disconnected or self.finished:
             return
         self.context.error_code = error.code
-        self.respond(error.status, error.headers(), error.body(self.context.without_secrets))
+        pages = self.channel.site.web_pages.error_headers(self.context.head.first)
+        anthropic = self.uri.partition(b"?")[0].rstrip(b"/").endswith(ANTHROPIC_PATHS) if self.head_complete else False
+        status = error.status
+        if isinstance(error, BudgetExceeded):
+            status = self.channel.site.budget_exceeded_status
+        self._respond(status, error.headers() + pages, error.body(self.context.without_secrets, anthropic=anthropic))
 
     def respond(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send a complete response of the gateway.
@@ -459,7 +469,9 @@ class GatewayRequest(server.Request):
         """
         if self._disconnected or self.finished:
             return
-        headers = headers + self.channel.site.web_pages.response_headers(self.context.head.first)
+        self._respond(status, headers + self.channel.site.web_pages.response_headers(self.context.head.first), body)
+
+    def _respond(self, status: int, headers: HeaderList, body: bytes) -> None:
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"date", self.channel.site.date()))
         self.relay_head(ResponseHead.own(status, _PHRASES.get(status, b""), headers))
@@ -472,6 +484,8 @@ class GatewayRequest(server.Request):
         """
         status = head.status
         added = self.added
+        if self.channel is not None and (more := self.channel.site.added_lines) is not None:
+            added += more(self.context)
         if not head.has_request_id:
             added = b"%bx-request-id: %b\r\n" % (added, self.context.request_id)
         self._chunked_out = False

@@ -12,6 +12,8 @@ from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource
 
 from twisted_vllm.config.settings import Limits, Timeouts
+from twisted_vllm.context import RequestContext
+from twisted_vllm.errors import BudgetExceeded
 from twisted_vllm.http.header_cache import RequestHeaderCache
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
@@ -60,6 +62,7 @@ class GatewaySite(server.Site):
         *,
         streaming: dict[bytes, IResource],
         other: IResource,
+        find: Callable[[bytes], IResource | None] = lambda path: None,
         deadlines: DeadlineSweeper,
         coalescer: WriteCoalescer,
         disconnects: DisconnectWatcher,
@@ -71,12 +74,15 @@ class GatewaySite(server.Site):
         web_pages: WebPages = NO_WEB_PAGES,
         is_exempt: Callable[[str], bool] = lambda host: True,
         max_refused: int = MAX_REFUSED,
+        budget_exceeded_status: int = BudgetExceeded.status,
+        added_lines: Callable[[RequestContext], bytes] | None = None,
     ) -> None:
         """Make the site.
 
         Args:
             streaming: the streaming resources, by first path segment.
             other: the resource for every other path.
+            find: finds the streaming resource of a path that begins with none of these segments; None for `other`.
             deadlines: checks the deadlines of all connections.
             coalescer: sends at the end of a reactor turn what was written in it.
             disconnects: detects clients that disconnect while they are not read from.
@@ -88,6 +94,8 @@ class GatewaySite(server.Site):
             web_pages: decides which web pages may read the gateway's own errors.
             is_exempt: returns whether an address may have more than its share of the connections.
             max_refused: connections over the limit to answer at a time.
+            budget_exceeded_status: the status of the answer to a request whose budget is spent.
+            added_lines: returns header lines to add to the response of a streaming resource; None adds none.
         """
         super().__init__(other, timeout=None, reactor=reactor)
         self.deadlines = deadlines
@@ -97,9 +105,12 @@ class GatewaySite(server.Site):
         self.timeouts = timeouts
         self.header_cache = RequestHeaderCache(limits)
         self.draining = False
+        self.added_lines = added_lines
+        self.budget_exceeded_status = budget_exceeded_status
         self.aborted = False
         self.seconds = reactor.seconds
         self._streaming = streaming
+        self._find = find
         self.ids = ids
         self.lifecycle = lifecycle
         self.web_pages = web_pages
@@ -121,10 +132,19 @@ class GatewaySite(server.Site):
             max_refused=max_refused,
         )
 
-    def reconfigure(self, limits: Limits, timeouts: Timeouts, max_refused: int) -> None:
+    def reconfigure(
+        self,
+        limits: Limits,
+        timeouts: Timeouts,
+        max_refused: int,
+        budget_exceeded_status: int = BudgetExceeded.status,
+        added_lines: Callable[[RequestContext], bytes] | None = None,
+    ) -> None:
         """Use other settings from the next request on each connection; the arguments are the constructor's."""
         self.limits = limits
         self.timeouts = timeouts
+        self.added_lines = added_lines
+        self.budget_exceeded_status = budget_exceeded_status
         self.header_cache.reconfigure(limits)
         self.held_bodies.reconfigure(limits.max_held_total_bytes, limits.max_held_bytes_per_key, timeouts.held_body)
         self.connection_limit.reconfigure(limits.max_connections, limits.max_connections_share, max_refused)
@@ -139,8 +159,10 @@ class GatewaySite(server.Site):
 
     def leaf_for(self, path: bytes) -> IResource:
         """Return the resource for `path`."""
-        leaf: IResource = self._streaming.get(path[1:].partition(b"/")[0], self.resource)
-        return leaf
+        leaf = self._streaming.get(path[1:].partition(b"/")[0])
+        if leaf is None:
+            leaf = self._find(path)
+        return self.resource if leaf is None else leaf
 
     def date(self) -> bytes:
         """Return the value of a ``Date`` header, formatted once a second."""

@@ -185,6 +185,12 @@ class LocalLimiter:
         """Set the spend that an administrator set in the database; the soft budget warns again."""
         self._budget((kind, id)).reset(spend, period_start)
 
+    def budget_is_idle(self, kind: str, id: str) -> bool:
+        """Return whether the database has all that was spent of a budget, and nothing is reserved."""
+        budget = self._budgets.get((kind, id))
+        scope = self._scopes.get((kind, id))
+        return (budget is None or not (budget.unsaved or budget.reserved)) and (scope is None or not scope.in_flight)
+
     def budget_forgotten(self, kind: str, id: str) -> None:
         """Remove a budget that was removed, or whose owner was deleted."""
         self._budgets.pop((kind, id), None)

@@ -223,6 +223,10 @@ class RedisLimiter:
             sent = self._connection.run(self._scripts.reset, [key], [str(period_start), str(spend)])
             sent.addErrback(_ignore_unavailable)
 
+    def budget_is_idle(self, kind: str, id: str) -> bool:
+        """As `LocalLimiter.budget_is_idle`; Redis has its own reservations."""
+        return self._local.budget_is_idle(kind, id)
+
     def budget_forgotten(self, kind: str, id: str) -> None:
         """As `LocalLimiter.budget_forgotten`."""
         self._local.budget_forgotten(kind, id)

@@ -6,7 +6,7 @@ The writer's thread spends microseconds on a row, so work per row is done by col
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from twisted_vllm.storage.usage.bulk_insert import BulkInsert, Values
+from twisted_vllm.storage.usage.daily_tags import DailyTags
 from twisted_vllm.storage.usage.tables import DAY_US, SUMS, usage_payer_tags, usage_payers, usage_targets
 from twisted_vllm.usage.records import Payer, Target, UsageRow, payer_of, target_of
 
@@ -75,11 +76,15 @@ class References:
     """Gives payers and targets their ids, and stores each once.
 
     Call `forget` when a transaction fails and when the connection is replaced.
+
+    Attributes:
+        daily_tags: decides which tags of requests have sums of their own.
     """
 
     def __init__(self) -> None:
         self.payers: _ReferenceIds[Payer] = _ReferenceIds(payer_of)
         self.targets: _ReferenceIds[Target] = _ReferenceIds(target_of)
+        self.daily_tags = DailyTags()
 
     def trim(self) -> None:
         """Bound the memory; for the beginning of a transaction."""
@@ -91,6 +96,7 @@ class References:
         """Assume that nothing is stored."""
         self.payers.forget()
         self.targets.forget()
+        self.daily_tags.forget()
 
     def write(self, connection: Connection) -> None:
         """Store the payers and targets that are new since the last call.
@@ -168,6 +174,8 @@ class UsageBatch:
         columns: the values of each column of the table `usage`, in its order.
         by_payer: the rows of each day, payer and target.
         by_end_user: the rows of each day, end user and target; ``""`` stands for no end user.
+        by_request_tag: the rows of each day, payer, tag of their client that the payer has not, and target.
+        request_tags: each such tag, with the time and the id of its row.
     """
 
     def __init__(self, rows: Sequence[UsageRow], references: References) -> None:
@@ -201,12 +209,46 @@ class UsageBatch:
                 (end_user or "", targets[target], group)
                 for end_user, target, group in _groups(days, end_users, column["target"], measures)
             ]
+        self.by_request_tag: list[tuple[Payer, str, Target, Group]] = []
+        self.request_tags: list[tuple[str, int, str]] = []
+        if any(column["request_tags"]):
+            self._add_tagged(column, days, measures, references)
+        column["request_tags"] = [_json(each).decode() if each else None for each in column["request_tags"]]
+        column["spend_metadata"] = [each or None for each in column["spend_metadata"]]
+        column["response_id"] = [each or None for each in column["response_id"]]
         column["request_id"] = [each or None for each in column["request_id"]]
         column["error"] = [each or None for each in column["error"]]
         column["headers"] = [_json(each).decode() if each else None for each in column["headers"]]
         column["attempts"] = [each or None for each in column["attempts"]]
         column["requests"] = [None if each == 1 else each for each in requests]
         self.columns = list(column.values())
+
+    def _add_tagged(
+        self,
+        column: Mapping[str, Sequence[Any]],
+        days: Sequence[int],
+        measures: Sequence[Sequence[int]],
+        references: References,
+    ) -> None:
+        """Add the rows whose clients gave them tags, once for each of these."""
+        payers, targets = references.payers.referents, references.targets.referents
+        found: list[tuple[int, tuple[int, str]]] = []
+        for number, (payer, tags) in enumerate(zip(column["payer"], column["request_tags"], strict=True)):
+            if tags:
+                found += [(number, (payer, tag)) for tag in dict.fromkeys(tags) if tag not in payers[payer].tags]
+        if not found:
+            return
+        numbers = [number for number, _ in found]
+        self.request_tags = sorted((tag, column["time"][number], column["id"][number]) for number, (_, tag) in found)
+        self.by_request_tag = [
+            (payers[payer], tag, targets[target], group)
+            for (payer, tag), target, group in _groups(
+                [days[number] for number in numbers],
+                [key for _, key in found],
+                [column["target"][number] for number in numbers],
+                [[values[number] for number in numbers] for values in measures],
+            )
+        ]
 
 
 def _groups(

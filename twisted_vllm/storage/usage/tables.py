@@ -111,6 +111,10 @@ usage = Table(
     Column("requests", BigInteger),
     # NULL is none, likewise
     Column("attempts", Text),
+    # likewise, what few requests have
+    Column("request_tags", JSON(none_as_null=True)),
+    Column("spend_metadata", Text),
+    Column("response_id", Text),
     # Clustered by time: rows of the same batch are in the same pages.
     PrimaryKeyConstraint("time", "id"),
     # An index costs every row, so those of optional columns are partial, and models, which many rows share, have none.
@@ -122,8 +126,24 @@ usage = Table(
             # `schema` adds PostgreSQL's: to name it here would load its dialect, 2 MB, into every process.
             sqlite_where=text(f"{columns[0]} IS NOT NULL"),
         )
-        for name, columns in (("end_user", ("end_user", "time")), ("request", ("request_id",)))
+        for name, columns in (
+            ("end_user", ("end_user", "time")),
+            ("request", ("request_id",)),
+            ("response", ("response_id",)),
+        )
     ),
+    sqlite_with_rowid=False,
+)
+
+#: which rows have a tag that their client gave them and their payer has not; they are deleted with the rows
+usage_request_tags = Table(
+    "vllm_passthrough_usage_request_tags",
+    metadata,
+    Column("tag", Text, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("id", String(32), nullable=False),
+    # in the order of time, as rows of a tag are read
+    PrimaryKeyConstraint("tag", "time", "id"),
     sqlite_with_rowid=False,
 )
 
@@ -162,7 +182,8 @@ usage_monthly = _combined("vllm_passthrough_usage_monthly", "month")
 
 #: Sums by day and by month, of the model with one other dimension: a million end users do not multiply the rows of the
 #: keys, and a report over a year reads months. ``start`` is the period's first day (UTC). The values of each dimension
-#: add up to ``all``, whose value is ``""``; not so for ``tag``, as a request may have several.
+#: add up to ``all``, whose value is ``""``; not so for ``tag``, as a request may have several, and ``organization``, as
+#: most have none.
 usage_totals = Table(
     "vllm_passthrough_usage_totals",
     metadata,

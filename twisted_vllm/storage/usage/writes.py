@@ -9,7 +9,7 @@ from functools import lru_cache
 from operator import attrgetter, itemgetter
 
 import attrs
-from sqlalchemy import Connection, Table, delete, select, update
+from sqlalchemy import Connection, Table, delete, select, tuple_, update
 
 from twisted_vllm.ratelimit.allowance import PROXY
 from twisted_vllm.storage.repository import in_chunks
@@ -31,6 +31,7 @@ from twisted_vllm.storage.usage.tables import (
     usage,
     usage_daily,
     usage_monthly,
+    usage_request_tags,
     usage_totals,
 )
 from twisted_vllm.usage.interfaces import SpendUpdate
@@ -71,6 +72,7 @@ _insert_postgresql = BulkInsert(usage, postgresql_tail="ON CONFLICT (time, id) D
 _add_daily = _adding_insert(usage_daily)
 _add_monthly = _adding_insert(usage_monthly)
 _add_totals = _adding_insert(usage_totals)
+_insert_request_tags = BulkInsert(usage_request_tags, "ON CONFLICT DO NOTHING")
 
 _SPEND = spend.name
 _add_spend = BulkInsert(
@@ -134,7 +136,8 @@ def write(
     new = _insert_new(connection, rows, batch, references, check_existing)
     updates: dict[Scope, SpendUpdate] = {}
     if new is not None:
-        _write_sums(connection, new)
+        _insert_request_tags.run(connection, new.request_tags)
+        _write_sums(connection, new, references)
         updates = _write_spend(connection, _groups_by_scope(new, also_pay), period_start, now)
     if not own:
         return [attrs.evolve(each, amount=0) for each in updates.values()]
@@ -152,8 +155,15 @@ def delete_before(connection: Connection, time: int, limit: int) -> int:
 
     Sums, payers and targets stay.
     """
-    old = select(usage.c.time, usage.c.id).where(usage.c.time < time).order_by(usage.c.time, usage.c.id)
+    columns = (usage.c.time, usage.c.id, usage.c.request_tags)
+    old = select(*columns).where(usage.c.time < time).order_by(usage.c.time, usage.c.id)
     found = connection.execute(old.limit(limit).with_for_update(skip_locked=True)).all()
+    tagged = [(tag, row.time, row.id) for row in found for tag in row.request_tags or ()]
+    for some in in_chunks(tagged):
+        named = tuple_(usage_request_tags.c.tag, usage_request_tags.c.time, usage_request_tags.c.id).in_(some)
+        # the tags say nothing more, but SQLite uses its index for them
+        by_tag = usage_request_tags.c.tag.in_({tag for tag, _, _ in some})
+        connection.execute(delete(usage_request_tags).where(by_tag, named))
     for chunk in in_chunks([(row.time, row.id) for row in found]):
         connection.execute(delete(usage).where(*has_row_key(chunk)))
     return len(found)
@@ -213,17 +223,23 @@ def _existing(connection: Connection, rows: Sequence[UsageRow]) -> set[RowKey]:
 _Addends = defaultdict[tuple[str, ...], list[Sums]]
 
 
-def _write_sums(connection: Connection, batch: UsageBatch) -> None:
+def _write_sums(connection: Connection, batch: UsageBatch, references: References) -> None:
     """Add rows to the sums of their days and months. Sorted, so that all processes lock in the same order."""
     daily: _Addends = defaultdict(list)
     totals: _Addends = defaultdict(list)
     for payer, target, group in batch.by_payer:
         day, model, sums = _day(group.day), target.model, group.sums
         daily[day, payer.key_id, payer.user_id or "", payer.team_id or "", model].append(sums)
+        if payer.organization_id:
+            totals[ORGANIZATION, DAY, day, payer.organization_id, model].append(sums)
         for tag in dict.fromkeys(payer.tags):
             totals[TAG, DAY, day, tag, model].append(sums)
     for end_user, target, group in batch.by_end_user:
         totals[END_USER, DAY, _day(group.day), end_user, target.model].append(group.sums)
+    for payer, tag, target, group in batch.by_request_tag:
+        day = _day(group.day)
+        named = references.daily_tags.name(connection, day, payer.key_id, tag)
+        totals[TAG, DAY, day, named, target.model].append(group.sums)
     monthly: _Addends = defaultdict(list)
     for (day, key_id, user_id, team_id, model), added in daily.items():
         monthly[_month(day), key_id, user_id, team_id, model] += added

@@ -8,6 +8,7 @@ The shapes are vLLM 0.32's: ``UsageInfo`` (serve/engine/protocol.py), ``Response
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -137,6 +138,28 @@ def plain_usage_at_end(data: bytes) -> Usage | None:
     if found.completion_tokens_details is not None:
         reasoning = found.completion_tokens_details.reasoning_tokens or 0
     return Usage(found.prompt_tokens, cached, found.completion_tokens, reasoning, found.total_tokens)
+
+
+class _Answer(msgspec.Struct, gc=False):
+    id: str = ""
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+# what an administrator may have chosen becomes a part of a URL and of a file's name
+_PLAIN_ID = re.compile(r"[0-9A-Za-z_-]{1,100}", re.ASCII)
+
+
+def response_id_in(answer: bytes) -> str:
+    """Return the id of the response in a server's answer; empty if it cannot be told."""
+    try:
+        return plain_id(_decode_answer(answer).id)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
+def plain_id(id: str | None) -> str:
+    """Return an id of a server's; empty if it could be none."""
+    return id if id is not None and _PLAIN_ID.fullmatch(id) else ""
 
 
 class AudioResponse(UsageResponse, gc=False):

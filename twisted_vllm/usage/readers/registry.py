@@ -120,6 +120,11 @@ class JsonReader:
         """Return the usage that the server reported, or None if it reported none."""
         return self._format.usage(self._document.read())
 
+    @property
+    def answer_id(self) -> str:
+        """The id of a response; empty if it cannot be told."""
+        return counts.response_id_in(self._document.read())
+
     def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage."""
         return self._format.estimate(prompt_tokens)
@@ -256,6 +261,7 @@ def _json_format(
 
 
 _USAGE = _json_format(counts.UsageResponse, counts.read_usage, b"usage", has_usage=True)
+_RESPONSE = _json_format(counts.UsageResponse, counts.read_usage, b"usage", b"id", has_usage=True)
 _AUDIO = _json_format(counts.AudioResponse, counts.read_audio, b"usage", b"duration", estimates_prompt=False)
 _TOKENIZE = _json_format(counts.TokenizeResponse, counts.read_tokenize, b"count", estimates_prompt=False)
 _TOKEN_COUNT = _json_format(counts.TokenCountResponse, counts.read_token_count, b"input_tokens", estimates_prompt=False)
@@ -266,7 +272,7 @@ READERS: dict[UsageFormat, ResponseReaders | None] = {
     UsageFormat.NONE: None,
     UsageFormat.COMPLETIONS: ResponseReaders(_USAGE, streams.ChunkStream),
     UsageFormat.CHAT: ResponseReaders(_USAGE, partial(streams.ChunkStream, chat=True)),
-    UsageFormat.RESPONSES: ResponseReaders(_USAGE, streams.ResponseStream),
+    UsageFormat.RESPONSES: ResponseReaders(_RESPONSE, streams.ResponseStream),
     UsageFormat.MESSAGES: ResponseReaders(_USAGE, streams.MessageStream),
     UsageFormat.COHERE_CHAT: ResponseReaders(_USAGE, streams.CohereStream),
     UsageFormat.COHERE_EMBED: ResponseReaders(_COHERE_EMBED, streams.ChunkStream),

@@ -66,6 +66,7 @@ class Holder(msgspec.Struct, gc=False):
     """The message or the response in an event."""
 
     usage: Counts | None = None
+    id: str | None = None
 
 
 class Event(msgspec.Struct, gc=False):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twisted_vllm.usage.readers.counts import Counts, to_usage
+from twisted_vllm.usage.readers.counts import Counts, plain_id, to_usage
 from twisted_vllm.usage.readers.document import Shape
 from twisted_vllm.usage.readers.sse import LONE_FROM, LONE_TO, EventParser, is_lone_event
 from twisted_vllm.usage.readers.stream_events import (
@@ -250,13 +250,15 @@ class ResponseStream:
 
     Attributes:
         stream: always True.
+        answer_id: the id of the response; empty before it is known.
     """
 
     stream = True
     reported: int | None = None
 
     def __init__(self) -> None:
-        self._events = _NamedEvents(b".delta", (b"response.",), Shape((b"usage",), outer=b"response"))
+        self._events = _NamedEvents(b".delta", (b"response.",), Shape((b"usage", b"id"), outer=b"response"))
+        self.answer_id = ""
         self._final: Usage | None = None
         self._failed = False
 
@@ -278,6 +280,10 @@ class ResponseStream:
                 decoded = decode_event(event)
                 if decoded is not None and decoded.response is not None and decoded.response.usage is not None:
                     self._final = to_usage(decoded.response.usage)
+            elif name == b"response.created":
+                decoded = decode_event(event)
+                if decoded is not None and decoded.response is not None:
+                    self.answer_id = plain_id(decoded.response.id)
 
     def usage(self) -> Usage | None:
         """Return the usage that the server reported, or None if it reported none."""

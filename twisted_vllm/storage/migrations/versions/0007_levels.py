@@ -20,8 +20,8 @@ def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         # SQLite ignores the length of a column
         op.alter_column(f"{_PREFIX}changes", "kind", type_=sa.String(16))
-        op.alter_column(f"{_PREFIX}changes", "name", type_=sa.Text)
-        op.alter_column(f"{_PREFIX}spend", "id", type_=sa.Text)
+        op.alter_column(f"{_PREFIX}changes", "name", type_=sa.String(600))
+        op.alter_column(f"{_PREFIX}spend", "id", type_=sa.String(600))
     op.create_table(
         f"{_PREFIX}organizations",
         sa.Column("organization_id", sa.String(255), primary_key=True),

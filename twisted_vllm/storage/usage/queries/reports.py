@@ -19,6 +19,7 @@ from sqlalchemy import (
     Row,
     Select,
     String,
+    Subquery,
     Table,
     and_,
     case,
@@ -48,9 +49,11 @@ from twisted_vllm.storage.usage.queries.plan import (
     month_start,
     plan,
 )
-from twisted_vllm.storage.usage.queries.rows import COLUMNS, joined, row_conditions
+from twisted_vllm.storage.usage.queries.rows import COLUMNS, joined, row_conditions, tags_of_rows
 from twisted_vllm.storage.usage.tables import (
+    DAY,
     DAY_US,
+    END_USER,
     KEY,
     MONTH,
     SUMS,
@@ -62,6 +65,9 @@ from twisted_vllm.storage.usage.tables import (
     usage_monthly,
     usage_totals,
 )
+
+#: stands for the key where sums are not kept by key
+NO_KEY = "-"
 
 #: groups per page
 PAGE = 5_000
@@ -201,31 +207,83 @@ def _check_size(left: int) -> None:
         )
 
 
+@attrs.frozen
+class Entities:
+    """Whose usage a report by day shows, one by one.
+
+    Attributes:
+        dimension: ``user``, ``team``, ``organization``, ``end_user`` or ``tag``.
+        among: the only values of it to show; None for all.
+        without: values of it to leave out.
+    """
+
+    dimension: str
+    among: Sequence[str] | None = None
+    without: Sequence[str] = ()
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether their sums are kept by key."""
+        return self.dimension in _COMBINED
+
+
 def page_of_days(
-    connection: Connection, equals: Mapping[str, str], start: int, end: int, skip: int, limit: int
+    connection: Connection,
+    entities: Entities,
+    equals: Mapping[str, str],
+    start: int,
+    end: int,
+    skip: int,
+    limit: int,
 ) -> tuple[Sequence[Row[Any]], int]:
-    """Return a page of the sums of each day, key and model, newest first, and their number over all pages.
+    """Return a page of the sums of each day, entity, key and model, newest first, and their number over all pages.
 
     Args:
         connection: of a transaction that reads.
-        equals: values that ``key``, ``user`` and ``model`` must have.
+        entities: the entities.
+        equals: values that ``model`` must have, and, if `Entities.has_keys`, ``key``, ``user`` and ``team``.
         start: the start of the first day, in microseconds since 1970.
         end: the end of the last day.
         skip: how many to leave out.
         limit: how many to return at most.
 
     Returns:
-        Rows of the day, the key's lasting id, the model and `SUMS`.
+        Rows of the day, the entity, the key's lasting id, the model and `SUMS`.
     """
-    table = usage_daily.c
-    groups = (table.day, table.key_id, table.model)
-    conditions = [table.day >= _date_of(start), table.day < _date_of(end)]
-    conditions += [table[_COMBINED[name]] == value for name, value in equals.items()]
+    columns: Mapping[str, ColumnElement[Any]]
+    if entities.has_keys:
+        table: Any = usage_daily.c
+        day, columns = table.day, {name: table[column] for name, column in _COMBINED.items()}
+        conditions = []
+    else:
+        table = usage_totals.c
+        day, columns = table.start, {entities.dimension: table.value, MODEL: table.model}
+        conditions = [table.dimension == entities.dimension, table.period == DAY]
+        if entities.dimension == END_USER:
+            # what nobody's end users used is no customer's
+            conditions.append(table.value != "")
+    entity = columns[entities.dimension]
+    groups = [day, entity, *([columns[KEY]] if entities.has_keys else []), columns[MODEL]]
+    conditions += [day >= _date_of(start), day < _date_of(end)]
+    conditions += [columns[name] == value for name, value in equals.items()]
+    if entities.among is not None:
+        conditions.append(entity.in_(entities.among))
+    if entities.without:
+        conditions.append(entity.not_in(entities.without))
     counted = select(*groups).where(*conditions).group_by(*groups).subquery()
     total = connection.execute(select(func.count()).select_from(counted)).scalar_one()
-    found = select(*groups, *_added(table)).where(*conditions).group_by(*groups)
+    shown = [day, entity, columns[KEY] if entities.has_keys else literal(NO_KEY).label("key_id"), columns[MODEL]]
+    found = select(*shown, *_added(table)).where(*conditions).group_by(*groups)
     found = found.order_by(*(column.desc() for column in groups)).offset(skip).limit(limit)
     return connection.execute(found).all(), total
+
+
+def names_used(connection: Connection, dimension: str, limit: int) -> list[str]:
+    """Return the values of a dimension that ever had usage, in order, but ``""``; at most so many."""
+    totals = usage_totals.c
+    wanted = (totals.dimension == dimension, totals.period == MONTH, totals.value != "")
+    found = select(totals.value).where(*wanted).distinct().order_by(totals.value).limit(limit)
+    return list(connection.execute(found).scalars())
 
 
 def first_row(connection: Connection) -> int | None:
@@ -307,6 +365,13 @@ def _page_statement(
     """Return the statement for a page."""
     build = {TOTALS: _from_totals, DAILY: _from_combined, ROWS: _from_rows}[planned.source]
     interval, columns, sums, conditions = build(planned, segment, low, high)
+    tags: Subquery | None = None
+    if planned.source == ROWS and TAG in planned.query.group_by:
+        tags = tags_of_rows([usage.c.time >= low, usage.c.time < high]).subquery()
+        columns = {**columns, TAG: tags.c.tag}
+        if TAG in planned.query.equals:
+            # A request may have several tags: show only the wanted one.
+            conditions = [*conditions, tags.c.tag == planned.query.equals[TAG]]
     if is_stored := _is_stored(planned, segment):
         table = usage_totals if planned.source == TOTALS else _combined_table(segment)[0]
         sums = [table.c[name] for name in SUMS]
@@ -316,6 +381,8 @@ def _page_statement(
     found = select(*(_as_stored(name) for name in names), *sums).where(*conditions)
     if planned.source == ROWS:
         found = joined(found.select_from(usage), planned.query.group_by)
+        if tags is not None:
+            found = found.join(tags, and_(tags.c.time == usage.c.time, tags.c.id == usage.c.id))
     if after is not None and names:
         found = found.where(tuple_(*names) > tuple_(*_literals(names, after)))
     if names and not is_stored:
@@ -400,7 +467,4 @@ def _from_rows(planned: Plan, _segment: Segment, low: int, high: int) -> _Parts:
         *(cast(func.sum(usage.c[name]), BigInteger) for name in SUMS[3:]),
     ]
     conditions: list[ColumnElement[bool]] = [usage.c.time >= low, usage.c.time < high]
-    if TAG in query.equals and TAG in query.group_by:
-        # A request may have several tags: show only the wanted one.
-        conditions.append(COLUMNS[TAG] == query.equals[TAG])
     return interval, COLUMNS, sums, conditions + row_conditions(query.equals)

@@ -17,15 +17,19 @@ import attrs
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    CompoundSelect,
     Connection,
     Row,
     Select,
     Text,
     and_,
+    exists,
     func,
     literal_column,
     not_,
+    or_,
     select,
+    union_all,
 )
 
 from twisted_vllm.storage.repository import in_chunks
@@ -44,6 +48,7 @@ from twisted_vllm.storage.usage.tables import (
     usage,
     usage_payer_tags,
     usage_payers,
+    usage_request_tags,
     usage_targets,
     usage_totals,
 )
@@ -56,17 +61,22 @@ _WINDOW, _GROWTH = 60_000_000, 8
 
 _DAY = timedelta(days=1)
 _ROW_ID = re.compile("[0-9a-f]{32}")
+#: What vLLM 0.32 writes before the ``X-Request-Id`` that the gateway sends, to make the id of its answer. The id of a
+#: response (``resp_…``) has nothing of it.
+_ANSWER_ID = re.compile(
+    "(?:chatcmpl|cmpl|embd|score|rerank|pooling|pool|classify|generate-tokens|decision|tokenize|transcribe|translate)-(.+)",
+    re.DOTALL,
+)
 
 # Not a parameter: PostgreSQL could not tell that the selected expression is the one in GROUP BY.
 _EMPTY = literal_column("''", Text)
 
-#: the dimensions that rows can be grouped by
+#: the dimensions that rows can be grouped by, beside their tags
 COLUMNS: Mapping[str, ColumnElement[Any]] = {
     KEY: usage_payers.c.key_id,
     USER: func.coalesce(usage_payers.c.user_id, _EMPTY),
     TEAM: func.coalesce(usage_payers.c.team_id, _EMPTY),
     END_USER: func.coalesce(usage.c.end_user, _EMPTY),
-    TAG: usage_payer_tags.c.tag,
     MODEL: usage_targets.c.model,
     ROUTE: usage_targets.c.route,
     SERVER: usage_targets.c.server,
@@ -83,7 +93,7 @@ class RowFilter:
         start: the start of the time range, in microseconds since 1970; None for no start.
         end: its end, exclusive; None for no end.
         equals: required values of dimensions; for a key its permanent id.
-        request_id: the request's.
+        request_id: the request's, or that of the server's answer.
         successful: whether the client got a complete response without an error; None for either.
     """
 
@@ -138,15 +148,23 @@ def page_of_rows(connection: Connection, wanted: RowFilter, skip: int, limit: in
     within = _time_range(connection, wanted)
     if within is None:
         return []
-    conditions = _conditions(wanted)
-    if wanted.request_id is None:
-        found = _newest_rows(connection, _payers(wanted.equals), conditions, within, skip, limit)
-    else:
-        both = [
+    if wanted.request_id is not None:
+        conditions = _conditions(wanted)
+        parts = [
             _newest_rows(connection, None, [*conditions, each], within, 0, skip + limit)
             for each in _has_request_id(wanted.request_id)
         ]
-        found = sorted((key for keys in both for key in keys), reverse=True)[skip : skip + limit]
+    elif TAG in wanted.equals:
+        # of a key with the tag, and with the tag from the client: each has its own index
+        by_key = [*_conditions(wanted, tagged=False), usage.c.payer.in_(_payers_of(wanted.equals))]
+        parts = [
+            _newest_rows(connection, _payers_of(wanted.equals), by_key, within, 0, skip + limit),
+            _newest_tagged(connection, wanted, within, skip + limit),
+        ]
+    else:
+        found = _newest_rows(connection, _payers(wanted.equals), _conditions(wanted), within, skip, limit)
+        return rows_of(connection, found)
+    found = sorted({key for keys in parts for key in keys}, reverse=True)[skip : skip + limit]
     return rows_of(connection, found)
 
 
@@ -205,6 +223,20 @@ def key_labels(connection: Connection, key_ids: Sequence[str]) -> dict[str, KeyL
 
 def row_conditions(equals: Mapping[str, str]) -> list[ColumnElement[bool]]:
     """Return the conditions for rows whose dimensions have certain values."""
+    found = _conditions_without_tag(equals)
+    if TAG in equals:
+        tagged = select(usage_payer_tags.c.payer).where(usage_payer_tags.c.tag == equals[TAG])
+        found.append(or_(usage.c.payer.in_(tagged), _is_tagged(equals[TAG])))
+    return found
+
+
+def _is_tagged(tag: str) -> ColumnElement[bool]:
+    """Return the condition for rows whose client gave them a tag."""
+    tags = usage_request_tags.c
+    return exists(select(tags.id).where(tags.tag == tag, tags.time == usage.c.time, tags.id == usage.c.id))
+
+
+def _conditions_without_tag(equals: Mapping[str, str]) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
     payers = _payers(equals)
     if payers is not None:
@@ -221,24 +253,41 @@ def joined(statement: Select[Any], dimensions: Collection[str]) -> Select[Any]:
     """Join rows with the tables that hold these dimensions."""
     if not {KEY, USER, TEAM}.isdisjoint(dimensions):
         statement = statement.join(usage_payers, usage_payers.c.id == usage.c.payer)
-    if TAG in dimensions:
-        statement = statement.join(usage_payer_tags, usage_payer_tags.c.payer == usage.c.payer)
     if not _TARGET_COLUMNS.keys().isdisjoint(dimensions):
         statement = statement.join(usage_targets, usage_targets.c.id == usage.c.target)
     return statement
 
 
 def _payers(equals: Mapping[str, str]) -> Select[Any] | None:
-    """Return the statement for the ids of the matching payers; None if all match."""
+    """Return the statement for the ids of the matching payers, whatever their tags; None if all match."""
     conditions = [_PAYER_COLUMNS[name] == value for name, value in equals.items() if name in _PAYER_COLUMNS]
-    if TAG in equals:
-        tagged = select(usage_payer_tags.c.payer).where(usage_payer_tags.c.tag == equals[TAG])
-        conditions.append(usage_payers.c.id.in_(tagged))
     return select(usage_payers.c.id).where(*conditions) if conditions else None
 
 
-def _conditions(wanted: RowFilter) -> list[ColumnElement[bool]]:
-    found = row_conditions(wanted.equals)
+def _payers_of(equals: Mapping[str, str]) -> Select[Any]:
+    """Return the statement for the ids of the matching payers that have a tag."""
+    tagged = usage_payers.c.id.in_(select(usage_payer_tags.c.payer).where(usage_payer_tags.c.tag == equals[TAG]))
+    payers = _payers(equals)
+    return select(usage_payers.c.id).where(tagged) if payers is None else payers.where(tagged)
+
+
+def tags_of_rows(conditions: Sequence[ColumnElement[bool]]) -> CompoundSelect[Any]:
+    """Return the statement for the tags of rows, with time and id: those of their payers, and those of their clients.
+
+    Args:
+        conditions: of the rows.
+    """
+    columns = (usage.c.time, usage.c.id)
+    of_payer = select(*columns, usage_payer_tags.c.tag).join(
+        usage_payer_tags, usage_payer_tags.c.payer == usage.c.payer
+    )
+    same = and_(usage_request_tags.c.time == usage.c.time, usage_request_tags.c.id == usage.c.id)
+    of_request = select(*columns, usage_request_tags.c.tag).join(usage_request_tags, same)
+    return union_all(of_payer.where(*conditions), of_request.where(*conditions))
+
+
+def _conditions(wanted: RowFilter, *, tagged: bool = True) -> list[ColumnElement[bool]]:
+    found = row_conditions(wanted.equals) if tagged else _conditions_without_tag(wanted.equals)
     if wanted.successful is not None:
         success = and_(usage.c.outcome == "completed", usage.c.status < 400)
         found.append(success if wanted.successful else not_(success))
@@ -246,19 +295,27 @@ def _conditions(wanted: RowFilter) -> list[ColumnElement[bool]]:
 
 
 def _has_request_id(request_id: str) -> list[ColumnElement[bool]]:
-    """Return the two conditions for a request's rows. They are searched one by one, as each has its own index."""
-    found: list[ColumnElement[bool]] = [usage.c.request_id == request_id]
-    if _ROW_ID.fullmatch(request_id):
-        # An id of the gateway's begins with the second of the row's time, which may have been rounded up.
-        second = int(request_id[:8], 16) * 1_000_000
-        found.append(
-            and_(
-                usage.c.time >= second,
-                usage.c.time <= second + 1_000_000,
-                usage.c.id == request_id,
-                usage.c.request_id.is_(None),
+    """Return the conditions for a request's rows. They are searched one by one, as each has its own index.
+
+    Args:
+        request_id: the request's id, or that of the server's answer.
+    """
+    answer = _ANSWER_ID.fullmatch(request_id)
+    found: list[ColumnElement[bool]] = []
+    for each in (request_id,) if answer is None else (request_id, answer[1]):
+        # the id of another attempt is kept without what the server writes before it
+        found += [usage.c.request_id == each, usage.c.response_id == each]
+        if _ROW_ID.fullmatch(each):
+            # An id of the gateway's begins with the second of the row's time, which may have been rounded up.
+            second = int(each[:8], 16) * 1_000_000
+            found.append(
+                and_(
+                    usage.c.time >= second,
+                    usage.c.time <= second + 1_000_000,
+                    usage.c.id == each,
+                    usage.c.request_id.is_(None),
+                )
             )
-        )
     return found
 
 
@@ -324,6 +381,20 @@ def _newest_rows(
         found += in_window
         end, width = start, width * _GROWTH
     return found
+
+
+def _newest_tagged(connection: Connection, wanted: RowFilter, within: _TimeRange, limit: int) -> list[RowKey]:
+    """Return the keys of the rows whose client gave them a tag, newest first."""
+    tags = usage_request_tags.c
+    same = and_(usage.c.time == tags.time, usage.c.id == tags.id)
+    statement = select(tags.time, tags.id).join(usage, same).where(tags.tag == wanted.equals[TAG])
+    statement = statement.where(*_conditions(wanted, tagged=False))
+    if within.start is not None:
+        statement = statement.where(tags.time >= within.start)
+    if within.end is not None:
+        statement = statement.where(tags.time < within.end)
+    statement = statement.order_by(tags.time.desc(), tags.id.desc()).limit(limit)
+    return [(row.time, row.id) for row in connection.execute(statement)]
 
 
 def _newest_time(connection: Connection, payers: Select[Any], within: _TimeRange) -> int | None:

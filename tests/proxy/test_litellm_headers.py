@@ -1,0 +1,68 @@
+"""LiteLLM's headers of a response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from twisted_vllm.auth.records import Principal
+from twisted_vllm.context import FailedAttempt, Peer, RequestContext
+from twisted_vllm.proxy.litellm_headers import MAX_NAME, MAX_PAIRS, LitellmHeaders
+from twisted_vllm.ratelimit.allowance import Allowance, Limited
+
+LIMITS = Allowance(rpm=60, max_budget=25 * 10**11)
+
+
+def context(**changes: Any) -> RequestContext:
+    made = RequestContext(Peer("192.0.2.1", False), 10.0)
+    made.request_id = b"id-1"
+    made.principal = Principal("key", "ada", key_id="k1", limited=(Limited("key", "k1", LIMITS),))
+    made.model = "qwen"
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_an_answer_names_its_call_its_model_and_the_limits_of_its_key() -> None:
+    lines = LitellmHeaders().lines(context())
+    assert lines.split(b"\r\n") == [
+        b"x-litellm-call-id: id-1",
+        b"x-litellm-model-group: qwen",
+        b"x-litellm-key-rpm-limit: 60",
+        b"x-litellm-key-max-budget: 2.5",
+        b"",
+    ]
+
+
+def test_the_limits_of_others_are_not_shown() -> None:
+    principal = Principal("key", "ada", key_id="k1", limited=(Limited("team", "t1", LIMITS),))
+    assert b"limit" not in LitellmHeaders().lines(context(principal=principal))
+
+
+def test_new_limits_are_shown_at_once() -> None:
+    headers = LitellmHeaders()
+    headers.lines(context())
+    other = Principal("key", "ada", key_id="k1", limited=(Limited("key", "k1", Allowance(tpm=5)),))
+    assert b"x-litellm-key-tpm-limit: 5\r\n" in headers.lines(context(principal=other))
+
+
+@pytest.mark.parametrize("model", ["a\r\nx-evil: 1", "\x00", "ü", "m" * (MAX_NAME + 1), ""])
+def test_a_name_that_is_no_header_is_left_out(model: str) -> None:
+    lines = LitellmHeaders().lines(context(model=model))
+    assert b"model-group" not in lines and b"evil" not in lines
+
+
+def test_a_stranger_s_call_has_its_id_and_further_attempts_are_counted() -> None:
+    assert LitellmHeaders().lines(context(principal=None)) == b"x-litellm-call-id: id-1\r\n"
+    tried = context(attempts=(FailedAttempt("gpu-1", "status_503"),))
+    assert LitellmHeaders().lines(tried).endswith(b"x-litellm-attempted-retries: 1\r\n")
+    # `for_client` names the model that answered instead
+    assert b"model-group" not in LitellmHeaders().lines(context(fallback="other"))
+
+
+def test_models_of_any_number_take_bounded_memory() -> None:
+    headers = LitellmHeaders()
+    for number in range(MAX_PAIRS + 10):
+        headers.lines(context(model=f"m{number}"))
+    assert len(headers) == MAX_PAIRS

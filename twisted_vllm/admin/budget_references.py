@@ -1,0 +1,106 @@
+"""Who names which budget (``budget_id``), and which limits hold for it then. All nouns that may name one share this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import attrs
+
+from twisted_vllm.admin.fields import redacted
+from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.admin.models import BudgetTable, Json
+from twisted_vllm.errors import NotFound
+from twisted_vllm.ratelimit.allowance import Allowance
+from twisted_vllm.storage.records import BudgetRecord
+from twisted_vllm.storage.transaction import Transaction
+
+
+class Holder(Protocol):
+    """A record with limits of its own, which may name a budget as well."""
+
+    @property
+    def allowance(self) -> Allowance:
+        """Its own limits."""
+
+    @property
+    def budget_id(self) -> str | None:
+        """The budget whose limits hold where it has none of its own."""
+
+
+def find_budget(transaction: Transaction, budget_id: str, param: str = "budget_id") -> BudgetRecord:
+    """Return a budget.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
+    budget = transaction.budgets.get(budget_id)
+    if budget is None:
+        raise NotFound(f"No budget has the id `{redacted(budget_id)}`. Make it with POST /budget/new.", param=param)
+    return budget
+
+
+def check_budget(transaction: Transaction, budget_id: str | None) -> None:
+    """Check that the budget that a request names exists: one that is mistyped would limit nothing.
+
+    Raises:
+        NotFound: it does not.
+    """
+    if budget_id is not None:
+        find_budget(transaction, budget_id)
+
+
+def budgets_of(transaction: Transaction, holders: Iterable[Holder]) -> dict[str, Allowance]:
+    """Return the limits of all budgets that some records name, by their ids."""
+    ids = [each.budget_id for each in holders if each.budget_id is not None]
+    return {budget.budget_id: budget.allowance for budget in transaction.budgets.among("budget_id", ids)}
+
+
+def effective(holder: Holder, budgets: Mapping[str, Allowance]) -> Allowance:
+    """Return the limits that hold for a record: its own, and those of its budget where it sets none.
+
+    Args:
+        holder: the record.
+        budgets: as from `budgets_of`.
+    """
+    shared = None if holder.budget_id is None else budgets.get(holder.budget_id)
+    return holder.allowance if shared is None else holder.allowance.within(shared)
+
+
+def effective_limits(transaction: Transaction, holder: Holder) -> Allowance:
+    """Return the limits that hold for one record, as `effective`."""
+    return effective(holder, budgets_of(transaction, [holder]))
+
+
+@attrs.frozen
+class _Alone:
+    """A budget as what names it and sets nothing of its own would hold it."""
+
+    allowance: Allowance
+    budget_id: str | None
+
+
+def budget_holder(budget: BudgetRecord) -> Holder:
+    """Return a holder of a budget that sets no limits of its own, for `report_budget`."""
+    return _Alone(budget.allowance, budget.budget_id)
+
+
+def holders_of(transaction: Transaction, budget_id: str) -> dict[str, int]:
+    """Return how many records of each kind name a budget; empty for none."""
+    found = {
+        "keys": transaction.keys.count(budget_id=budget_id),
+        "users": transaction.users.count(budget_id=budget_id),
+        "teams": transaction.teams.count(budget_id=budget_id),
+        "members of teams": len(transaction.members.of_budget(budget_id)),
+        "organizations": transaction.organizations.count(budget_id=budget_id),
+        "customers": transaction.end_users.count(budget_id=budget_id),
+    }
+    return {kind: number for kind, number in found.items() if number}
+
+
+def report_budget(holder: Holder, budgets: Mapping[str, Allowance]) -> Json:
+    """Return the budget of a record and the limits that hold for it, in the fields where LiteLLM has them."""
+    allowance = effective(holder, budgets)
+    limits = {**report_limits(allowance), "budget_id": holder.budget_id}
+    table = None if allowance.is_unlimited else {name: limits[name] for name in BudgetTable.__struct_fields__}
+    return {"budget_id": holder.budget_id, "litellm_budget_table": table}

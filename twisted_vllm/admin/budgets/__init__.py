@@ -1,0 +1,1 @@
+"""Budgets: limits that several name."""

@@ -1,0 +1,100 @@
+"""The requests and responses of the budget routes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from twisted_vllm.admin.fields import Alias, Label, Labels, check_alias
+from twisted_vllm.admin.limits import LimitFields
+from twisted_vllm.admin.models import Body, OwnLimits, PageNumber, Query, Response
+from twisted_vllm.admin.unsupported import ON_BUDGETS
+from twisted_vllm.storage.repository import PageQuery
+
+#: budgets in one response
+MAX_BUDGETS = 1000
+
+#: the fields that LiteLLM's dashboard can change, with their types in its words
+SETTINGS = {
+    "max_parallel_requests": ("Integer", "Requests in flight at a time."),
+    "tpm_limit": ("Integer", "Tokens in any 60 seconds."),
+    "rpm_limit": ("Integer", "Requests in any 60 seconds."),
+    "budget_duration": ("String", "The length of the budget's period, as in 30d; null for one endless period."),
+    "max_budget": ("Float", "The most that may be spent in a period, in US dollars."),
+    "soft_budget": ("Float", "The spend at which a warning is logged, in US dollars."),
+    "model_max_budget": ("Object", "Budgets for single models."),
+}
+
+
+class NewBudgetRequest(LimitFields, frozen=True, kw_only=True):
+    """The body of ``POST /budget/new``."""
+
+    UNSUPPORTED = ON_BUDGETS
+
+    budget_id: Alias | None = None
+
+    def check(self) -> None:
+        """Check the id and the limits."""
+        check_alias(self.budget_id, "budget_id")
+        super().check()
+
+
+class UpdateBudgetRequest(LimitFields, frozen=True, kw_only=True):
+    """The body of ``POST /budget/update``. Fields that are absent stay as they are; null removes a limit."""
+
+    UNSUPPORTED = ON_BUDGETS
+
+    budget_id: Label
+
+
+class BudgetsRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /budget/info``."""
+
+    budgets: Annotated[Labels, msgspec.Meta(min_length=1)]
+
+
+class DeleteBudgetRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /budget/delete``."""
+
+    id: Label
+
+
+class BudgetSettingsQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /budget/settings``."""
+
+    budget_id: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class BudgetListQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /budget/list``."""
+
+    page: PageNumber = 1
+    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BUDGETS, description="Entries per page.")] = MAX_BUDGETS
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(page=self.page, size=self.page_size, sort_by="budget_id", descending=False)
+
+
+class BudgetReport(OwnLimits, kw_only=True):
+    """A budget: limits for each that names it. Each of these has a spend of its own."""
+
+    budget_id: str
+    created_at: datetime
+    created_by: str
+    updated_at: datetime
+    updated_by: str
+
+
+class BudgetSetting(Response, kw_only=True):
+    """A field of a budget, for a form."""
+
+    field_name: str
+    field_type: str
+    field_description: str
+    field_value: Any
+    stored_in_db: bool
+    field_default_value: None

@@ -1,0 +1,34 @@
+"""Lists that LiteLLM sends as bare arrays. An array cannot say that it is incomplete, so a long one must be paged."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import TypeVar
+
+from attrs import AttrsInstance
+
+from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.repository import Page
+
+RecordT = TypeVar("RecordT", bound=AttrsInstance)
+
+
+def asked_page(page: Page[RecordT], given: Container[str], what: str, path: str) -> list[RecordT]:
+    """Return the records of a page that the caller asked for, or that is the only one.
+
+    Args:
+        page: the page.
+        given: the names of the parameters that the request has.
+        what: the word for the records, for the message.
+        path: the route, likewise.
+
+    Raises:
+        InvalidRequest: there are more, and the caller did not ask for a page.
+    """
+    if page.total_pages > 1 and not ("page" in given or "page_size" in given):
+        raise InvalidRequest(
+            f"There are {page.total_count} {what}: ask for one page after the other, as in "
+            f"{path}?page=1&page_size=1000.",
+            param="page",
+        )
+    return page.records

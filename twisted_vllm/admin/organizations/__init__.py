@@ -1,0 +1,1 @@
+"""Organizations: what is above teams."""

@@ -1,0 +1,251 @@
+"""The requests and responses of the organization routes."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from twisted_vllm.admin.fields import (
+    MAX_ITEMS,
+    Alias,
+    Email,
+    Label,
+    Labels,
+    Models,
+    Reference,
+    check_alias,
+    check_depth,
+    check_email,
+    check_models,
+    one_of_fields,
+    stored_models,
+)
+from twisted_vllm.admin.limits import LimitFields
+from twisted_vllm.admin.models import Body, BudgetTable, Json, Limits, PageNumber, Query, Response, Strings
+from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
+from twisted_vllm.admin.users.models import OwnTeam, UserReport
+from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.records import OrganizationRecord
+from twisted_vllm.storage.repository import PageQuery
+
+#: organizations in one response
+MAX_ORGANIZATIONS = 1000
+
+OrganizationRole = Literal["org_admin", "internal_user", "internal_user_viewer"]
+
+
+class NewOrganizationMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A user who becomes a member of an organization, named by `user_id`, or else by `user_email`."""
+
+    user_id: Alias | None = None
+    user_email: Email | None = None
+    role: OrganizationRole = "internal_user"
+
+    def check(self) -> None:
+        """Check the id and the address, as those of a user: an unknown member becomes a user.
+
+        Raises:
+            InvalidRequest: one of them cannot be used.
+        """
+        check_alias(self.user_id, "member.user_id")
+        check_email(self.user_email, "member.user_email")
+        if self.user_id is None and self.user_email is None:
+            raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="member")
+
+
+_Member = Annotated[NewOrganizationMember, msgspec.Meta(extra_json_schema=one_of_fields("user_id", "user_email"))]
+_Members = Annotated[tuple[_Member, ...], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+
+
+class OrganizationFields(LimitFields, frozen=True, kw_only=True):
+    """The fields of an organization that an administrator may set."""
+
+    UNSUPPORTED = ON_ORGANIZATIONS
+
+    models: Models | None = None
+    metadata: dict[str, Any] | None = None
+    budget_id: Reference | None = None
+
+    def check(self) -> None:
+        """Check models, limits and metadata."""
+        check_models(self.models)
+        super().check()
+        check_depth(self.metadata)
+
+
+class NewOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
+    """The body of ``POST /organization/new``."""
+
+    organization_alias: Alias
+    organization_id: Reference | None = None
+
+    def check(self) -> None:
+        """Check the fields of the organization, its id and its name."""
+        check_alias(self.organization_alias, "organization_alias")
+        check_alias(self.organization_id, "organization_id")
+        super().check()
+
+    def values(self) -> dict[str, Any]:
+        """Return the attributes of an `OrganizationRecord` that the request sets."""
+        return {
+            "organization_alias": self.organization_alias,
+            "models": stored_models(self.models),
+            "metadata": self.metadata or {},
+            "budget_id": self.budget_id,
+            "allowance": self.limits(self.__struct_fields__),
+        }
+
+
+class UpdateOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
+    """The body of ``PATCH /organization/update``. Fields that are absent stay as they are; null clears a field.
+
+    As in LiteLLM, `metadata` is merged into the one from before.
+    """
+
+    organization_id: Label
+    organization_alias: Alias | None = None
+
+    def check(self) -> None:
+        """Check the fields of the organization, and its name."""
+        check_alias(self.organization_alias, "organization_alias")
+        super().check()
+
+    def values(self, given: Container[str], before: OrganizationRecord) -> dict[str, Any]:
+        """Return the attributes of an `OrganizationRecord` that the request sets.
+
+        Args:
+            given: the names of the fields that the request has.
+            before: the organization until now.
+        """
+        found: dict[str, Any] = {
+            "organization_alias": self.organization_alias,
+            "models": stored_models(self.models),
+            "metadata": {} if self.metadata is None else {**before.metadata, **self.metadata},
+            "budget_id": self.budget_id,
+        }
+        found = {name: value for name, value in found.items() if name in given}
+        return {**found, "allowance": self.limits(given, before.allowance)}
+
+
+class OrganizationsRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /organization/info``."""
+
+    organizations: Annotated[Labels, msgspec.Meta(min_length=1)]
+
+
+class DeleteOrganizationsRequest(Body, frozen=True, kw_only=True):
+    """The body of ``DELETE /organization/delete``."""
+
+    organization_ids: Annotated[Labels, msgspec.Meta(min_length=1)]
+
+
+class AddOrganizationMembersRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /organization/member_add``: one member or several."""
+
+    UNSUPPORTED = ON_ORGANIZATION_MEMBERS
+
+    organization_id: Label
+    member: _Member | _Members
+
+    @property
+    def members(self) -> tuple[NewOrganizationMember, ...]:
+        """The members, also where the request has only one."""
+        return (self.member,) if isinstance(self.member, NewOrganizationMember) else self.member
+
+    def check(self) -> None:
+        """Check the members."""
+        for member in self.members:
+            member.check()
+
+
+class OrganizationMemberRequest(Body, frozen=True, kw_only=True):
+    """The body of ``DELETE /organization/member_delete``. It names the user by `user_id`, or else by `user_email`."""
+
+    organization_id: Label
+    user_id: Label | None = None
+    user_email: Label | None = None
+
+    def check(self) -> None:
+        """Check that a member is named.
+
+        Raises:
+            InvalidRequest: none is.
+        """
+        if self.user_id is None and self.user_email is None:
+            raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="user_id")
+
+
+class UpdateOrganizationMemberRequest(OrganizationMemberRequest, frozen=True, kw_only=True):
+    """The body of ``PATCH /organization/member_update``. It names the user as ``/organization/member_delete``."""
+
+    UNSUPPORTED = ON_ORGANIZATION_MEMBERS
+
+    role: OrganizationRole | None = None
+
+
+class OrganizationInfoQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /organization/info``."""
+
+    organization_id: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class OrganizationListQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /organization/list``."""
+
+    org_id: str = ""
+    org_alias: Annotated[str, msgspec.Meta(description="Text that the name contains, in any case.")] = ""
+    page: PageNumber = 1
+    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_ORGANIZATIONS, description="Entries per page.")] = (
+        MAX_ORGANIZATIONS
+    )
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            size=self.page_size,
+            equals={"organization_id": self.org_id} if self.org_id else {},
+            contains={"organization_alias": self.org_alias} if self.org_alias else {},
+            sort_by="organization_id",
+            descending=False,
+        )
+
+
+class OrganizationMembership(Response, kw_only=True):
+    """The membership of a user in an organization."""
+
+    organization_id: str
+    user_id: str
+    user_email: str | None
+    user_role: OrganizationRole
+    budget_id: None
+    litellm_budget_table: None
+
+
+class OrganizationReport(Limits, kw_only=True):
+    """An organization with its members and teams, and the spend of all its keys together."""
+
+    organization_id: str
+    organization_alias: str | None
+    models: Strings
+    metadata: Json
+    budget_id: str | None
+    litellm_budget_table: BudgetTable | None
+    members: tuple[OrganizationMembership, ...]
+    teams: tuple[OwnTeam, ...]
+    created_at: datetime
+    created_by: str
+    updated_at: datetime
+    updated_by: str
+
+
+class AddedOrganizationMembers(Response, kw_only=True):
+    """The users who became members."""
+
+    organization_id: str
+    updated_users: tuple[UserReport, ...]
+    updated_organization_memberships: tuple[OrganizationMembership, ...]

@@ -1,0 +1,166 @@
+"""The routes of organizations and their members, in LiteLLM's shapes."""
+
+from __future__ import annotations
+
+from twisted_vllm.admin.access import Access
+from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.fields import one_of_fields
+from twisted_vllm.admin.lists import asked_page
+from twisted_vllm.admin.memberships import find_organization
+from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.organizations import operations
+from twisted_vllm.admin.organizations.models import (
+    AddedOrganizationMembers,
+    AddOrganizationMembersRequest,
+    DeleteOrganizationsRequest,
+    NewOrganizationRequest,
+    OrganizationInfoQuery,
+    OrganizationListQuery,
+    OrganizationMemberRequest,
+    OrganizationMembership,
+    OrganizationReport,
+    OrganizationsRequest,
+    UpdateOrganizationMemberRequest,
+    UpdateOrganizationRequest,
+)
+from twisted_vllm.admin.organizations.operations import report_memberships, report_organizations
+from twisted_vllm.admin.routing import Routes
+from twisted_vllm.admin.users.operations import report_users
+from twisted_vllm.storage.transaction import Transaction
+
+routes = Routes()
+
+#: JSON Schema: a request names a user
+_NAMES_USER = one_of_fields("user_id", "user_email")
+
+
+@routes.post("/organization/new", body=NewOrganizationRequest, response=OrganizationReport, errors=(404, 409))
+async def new(call: AdminCall, body: NewOrganizationRequest) -> Json:
+    """Create an organization: limits and models for all keys of its teams, and for those that name it."""
+    organization_id = body.organization_id or call.new_id()
+
+    def work(transaction: Transaction) -> Json:
+        made = operations.add(transaction, call.audit, body, organization_id)
+        return report_organizations(transaction, [made], call.now)[0]
+
+    return await call.change(work)
+
+
+@routes.patch("/organization/update", body=UpdateOrganizationRequest, response=OrganizationReport, errors=(404,))
+async def update(call: AdminCall, body: UpdateOrganizationRequest) -> Json:
+    """Change an organization. Fields that are absent stay as they are; null clears a field."""
+
+    def work(transaction: Transaction) -> Json:
+        changed = operations.update(transaction, call.audit, body, call.given)
+        return report_organizations(transaction, [changed], call.now)[0]
+
+    return await call.change(work)
+
+
+@routes.get("/organization/info", query=OrganizationInfoQuery, response=OrganizationReport, errors=(404,))
+async def info(call: AdminCall, query: OrganizationInfoQuery) -> Json:
+    """Return an organization with its members and teams."""
+
+    def work(transaction: Transaction) -> Json:
+        found = find_organization(transaction, query.organization_id)
+        return report_organizations(transaction, [found], call.now)[0]
+
+    return await call.read(work)
+
+
+@routes.post(
+    "/organization/info", access=Access.READER, body=OrganizationsRequest, response=tuple[OrganizationReport, ...]
+)
+async def info_of_several(call: AdminCall, body: OrganizationsRequest) -> list[Json]:
+    """Return several organizations. Those that do not exist are left out."""
+
+    def work(transaction: Transaction) -> list[Json]:
+        found = transaction.organizations.among("organization_id", body.organizations)
+        return report_organizations(transaction, found, call.now)
+
+    return await call.read(work)
+
+
+@routes.get("/organization/list", query=OrganizationListQuery, response=tuple[OrganizationReport, ...])
+async def list_organizations(call: AdminCall, query: OrganizationListQuery) -> list[Json]:
+    """Return all organizations. If there are more than 1000, ask for them by page."""
+
+    def work(transaction: Transaction) -> list[Json]:
+        page = transaction.organizations.page(query.page_query)
+        found = asked_page(page, call.given, "organizations", "/organization/list")
+        return report_organizations(transaction, found, call.now)
+
+    return await call.read(work)
+
+
+@routes.delete(
+    "/organization/delete",
+    body=DeleteOrganizationsRequest,
+    response=tuple[OrganizationReport, ...],
+    errors=(404,),
+)
+async def delete(call: AdminCall, body: DeleteOrganizationsRequest) -> list[Json]:
+    """Delete organizations with their teams and keys: all that the request names, or none if one does not exist."""
+
+    def work(transaction: Transaction) -> list[Json]:
+        before = [
+            find_organization(transaction, each, "organization_ids") for each in dict.fromkeys(body.organization_ids)
+        ]
+        reports = report_organizations(transaction, before, call.now)
+        operations.delete(transaction, call.audit, body.organization_ids)
+        return reports
+
+    return await call.change(work)
+
+
+@routes.post(
+    "/organization/member_add",
+    body=AddOrganizationMembersRequest,
+    response=AddedOrganizationMembers,
+    constraint={"properties": {"member": {"anyOf": [{"type": "array"}, _NAMES_USER]}}},
+    errors=(404, 409),
+)
+async def add_members(call: AdminCall, body: AddOrganizationMembersRequest) -> Json:
+    """Add one member or several to an organization. A user whose id or address is unknown is created."""
+
+    def work(transaction: Transaction) -> Json:
+        users, members = operations.add_members(transaction, call.audit, body)
+        return {
+            "organization_id": body.organization_id,
+            "updated_users": report_users(transaction, users, call.now),
+            "updated_organization_memberships": report_memberships(transaction, members),
+        }
+
+    return await call.change(work)
+
+
+@routes.patch(
+    "/organization/member_update",
+    body=UpdateOrganizationMemberRequest,
+    response=OrganizationMembership,
+    constraint=_NAMES_USER,
+    errors=(404,),
+)
+async def update_member(call: AdminCall, body: UpdateOrganizationMemberRequest) -> Json:
+    """Change the role of a member of an organization."""
+
+    def work(transaction: Transaction) -> Json:
+        return report_memberships(transaction, [operations.update_member(transaction, call.audit, body)])[0]
+
+    return await call.change(work)
+
+
+@routes.delete(
+    "/organization/member_delete",
+    body=OrganizationMemberRequest,
+    response=OrganizationMembership,
+    constraint=_NAMES_USER,
+    errors=(404,),
+)
+async def remove_member(call: AdminCall, body: OrganizationMemberRequest) -> Json:
+    """Remove a user from an organization. The user's keys stay."""
+
+    def work(transaction: Transaction) -> Json:
+        return report_memberships(transaction, [operations.remove_member(transaction, call.audit, body)])[0]
+
+    return await call.change(work)
