@@ -209,7 +209,9 @@ async def spend_of_provider(call: AdminCall, query: DatesQuery) -> msgspec.Raw:
     return await _read(call, lambda transaction: breakdowns.spend_of_provider(transaction, *days))
 
 
-@routes.post("/global/spend/end_users", body=EndUsersBody, response=tuple[EndUserSpend, ...], errors=(504,))
+@routes.post(
+    "/global/spend/end_users", access=Access.READER, body=EndUsersBody, response=tuple[EndUserSpend, ...], errors=(504,)
+)
 async def spend_of_end_users(call: AdminCall, body: EndUsersBody) -> msgspec.Raw:
     """Return the 100 end users with the highest spend, by default of the last 30 days and today.
 
@@ -220,7 +222,7 @@ async def spend_of_end_users(call: AdminCall, body: EndUsersBody) -> msgspec.Raw
     return await _read(call, lambda transaction: breakdowns.spend_of_end_users(transaction, scope, api_key, *days))
 
 
-@routes.post("/spend/calculate", body=CalculateBody, response=CalculatedCost, errors=(404,))
+@routes.post("/spend/calculate", access=Access.READER, body=CalculateBody, response=CalculatedCost, errors=(404,))
 async def calculate(call: AdminCall, body: CalculateBody) -> Json:
     """Return the cost of an answer, or of a prompt, whose tokens are estimated; by the prices in effect."""
     return breakdowns.calculated_cost(call.context.settings_in_effect(), body)
