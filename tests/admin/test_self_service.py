@@ -177,10 +177,15 @@ def test_the_operators_bounds_hold_for_what_people_make() -> None:
         ({"team_id": "physics"}, None),
         ({"team_id": "no-such-team"}, None),
         ({"key": "sk-0123456789abcdef"}, "key"),
+        ({"spend": 0}, "spend"),
+        ({"budget_id": "rich"}, "budget_id"),
+        ({"organization_id": "acme"}, "organization_id"),
     ],
 )
 def test_a_user_makes_no_key_with(people: People, fields: dict[str, Any], param: str | None) -> None:
     people.team("physics", "bob")
+    assert people.post("/budget/new", MASTER_KEY, budget_id="rich", max_budget=1000).status == 200
+    assert people.post("/organization/new", MASTER_KEY, organization_id="acme", organization_alias="a").status == 200
     before = len(people.gateway.records())
     refused(people.post("/key/generate", **fields), param)
     assert len(people.gateway.records()) == before
@@ -286,16 +291,20 @@ def test_no_key_gets_the_value_of_one_that_may_do_more(people: People) -> None:
         {"key_type": "management"}, {"granted_headers": ["x-session-id"]},
         {"tags": []}, {"tags": None}, {"priority": None}, {"cache_isolation": False}, {"forbidden_fields": []},
         {"field_limits": {"n": 3}}, {"field_limits": None}, {"allowed_fields": ["*"]},
-        {"user_id": "bob"}, {"user_id": None}, {"team_id": "physics"},
+        {"user_id": "bob"}, {"user_id": None}, {"team_id": "physics"}, {"spend": 0}, {"budget_id": "rich"},
+        {"organization_id": "acme"}, {"model_max_budget": {}},
     ],
 )  # fmt: skip
 def test_a_key_does_not_widen_itself(people: People, change: dict[str, Any]) -> None:
     people.team("physics", "bob")
     by = people.key(
         user_id="ada", models=["qwen"], duration="10d", rpm_limit=10, max_budget=5, budget_duration="30d",
+        model_max_budget={"qwen": {"budget_limit": 1, "time_period": "1d"}},
         allowed_routes=["inference", "/key/update"], tags=["lab"], priority=3, cache_isolation=True,
         forbidden_fields=["tools"], field_limits={"n": 2},
     )  # fmt: skip
+    assert people.post("/budget/new", MASTER_KEY, budget_id="rich", max_budget=1000).status == 200
+    assert people.post("/organization/new", MASTER_KEY, organization_id="acme", organization_alias="a").status == 200
     before = people.record(by)
     refused(people.post("/key/update", by, key=by, **change))
     assert people.record(by) == before
@@ -412,6 +421,20 @@ def test_the_operator_may_leave_it_to_administrators() -> None:
     people = People(Gateway(self_service=SelfService(enabled=False)))
     assert "passthrough.self_service.enabled" in refused(people.post("/key/generate"))
     assert people.get("/key/list").json["total_count"] == 1
+
+
+def test_limits_that_come_from_a_budget_bound_what_its_key_makes(people: People) -> None:
+    assert people.post("/budget/new", MASTER_KEY, budget_id="small", max_budget=5, rpm_limit=9).status == 200
+    people.user("dora", max_budget=50, rpm_limit=100)
+    dora = people.key(user_id="dora", budget_id="small")
+    made = people.post("/key/generate", dora, max_budget=2)
+    assert (made.status, made.json["budget_id"], made.json["max_budget"]) == (200, "small", 2), made.body
+    refused(people.post("/key/generate", dora, max_budget=6), "max_budget")
+    refused(people.post("/key/generate", dora, rpm_limit=10), "rpm_limit")
+    refused(people.post("/key/update", dora, key=dora, budget_id=None))
+    # the budget is the key's alone, unless its user has one
+    alone = people.key(user_id="ada", budget_id="small")
+    refused(people.post("/key/generate", alone))
 
 
 # teams
