@@ -42,6 +42,7 @@ pytest.register_assert_rewrite(
     "tests.config",
     "tests.end_to_end",
     "tests.http",
+    "tests.identification",
     "tests.live",
     "tests.observability",
     "tests.packaging",

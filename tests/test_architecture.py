@@ -19,7 +19,7 @@ PLAIN = {
     "mounts",
 }
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
-SERVICES = VALUES | {"http", "observability", "storage", "upstreams"}
+SERVICES = VALUES | {"http", "identification", "observability", "storage", "upstreams"}
 
 #: what each part may import. A part is the longest prefix of a module's name that stands here.
 MAY_IMPORT = {
@@ -45,6 +45,8 @@ MAY_IMPORT = {
     # an entry's limits are windows, as those of keys
     "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
+    # it waits for the database and for an issuer
+    "identification": PLAIN | {"auth", "ratelimit", "storage", "upstreams"},
     "proxy": SERVICES,
     "admin": SERVICES,
     # a stand-in for vLLM must not share the gateway's reading of HTTP, or their errors would agree

@@ -22,6 +22,7 @@ MEMOISED = {
     "field_policy.policy._policy_of": "administrators' texts, which the key in memory has too",
     "field_policy.rules._interned": "administrators' texts, which the key in memory has too",
     "field_policy.rules.parse_path": "up to 600 characters: others raise an error, which is not kept",
+    "mounts._memoised": "paths up to MEMOISED_LENGTH",
     "observability.logging.lines._whole_second": "numbers",
     "observability.client_text._clean": "texts cut to READ_LIMIT",
     "observability.client_text._clean_path": "paths cut to READ_LIMIT",

@@ -150,9 +150,9 @@ def test_whatever_is_found_at_the_root_is_one_inference_route(path: bytes) -> No
 
 def test_the_longest_path_is_read_in_milliseconds() -> None:
     for tail in (b"chat/completions", b"chat/completion", b"../completions"):
-        started = time.perf_counter()
+        started = time.thread_time()
         MOUNTS.find(b"/engines/" + b"a/" * 30_000 + tail)
-        assert time.perf_counter() - started < 0.1
+        assert time.thread_time() - started < 0.1
 
 
 def test_settings_may_change() -> None:

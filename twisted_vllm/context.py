@@ -173,6 +173,7 @@ class RequestContext:
         authorization: its authorization; None outside ``/vllm``, or if it was refused.
         model: the model that it names, with the key's alias resolved; empty if it names none or was not read.
         server: the chosen server; None before.
+        model_id: the id of the entry of the model list that serves it; empty if none does.
         end_user: the end user that the caller names.
         said: what its body says for the ledger.
         meter: measures its usage; None if usage is not measured.
@@ -217,6 +218,7 @@ class RequestContext:
         "head",
         "meter",
         "model",
+        "model_id",
         "outcome",
         "peer",
         "principal",
@@ -243,6 +245,7 @@ class RequestContext:
         self.authorization: Authorization | None = None
         self.model = ""
         self.server: Server | None = None
+        self.model_id = ""
         self.end_user: str | None = None
         self.said: Said = NOTHING_SAID
         self.meter: UsageMeter | None = None

@@ -142,6 +142,31 @@ class InvalidApiKey(MissingApiKey):
     litellm_type = "token_not_found_in_db"
 
 
+class InvalidToken(InvalidApiKey):
+    """The credential is a JSON Web Token that is not valid."""
+
+    code = "invalid_token"
+
+
+class UnverifiedToken(InvalidToken):
+    """The credential is a JSON Web Token that was not verified yet."""
+
+
+class TokenNotAllowed(GatewayError):
+    """The token is valid, and its user, team or role is not let in."""
+
+    status = 403
+    code = "token_not_allowed"
+    type = "permission_error"
+
+
+class IssuerUnavailable(GatewayError):
+    """The keys of the issuer of tokens could not be had."""
+
+    status = 503
+    code = "issuer_unavailable"
+
+
 class ExpiredApiKey(MissingApiKey):
     """The key has expired."""
 

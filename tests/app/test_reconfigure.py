@@ -27,7 +27,7 @@ from twisted_vllm.observability.logging.setup import GatewayLog, TwistdLog
 
 #: what is counted or remembered, and times and descriptors: these differ
 COUNTED = re.compile(
-    r"\.index\.changes|\._redact\._|\._changes_seen|\.reloader\._read\.|\.health\._(count|checked)|"
+    r"\.index\.changes|\.router\.changes|\._redact\._|\._changes_seen|\.reloader\._read\.|\.health\._(count|checked)|"
     r"\.breaker\.since|\.deadlines\.now|\.pipelines\._ends|\.sink\._(descriptor|next_check)|\._attrs_cached_hash"
 )
 

@@ -95,6 +95,26 @@ def test_a_route_may_be_written_as_the_client_sees_it() -> None:
         assert _may(_key(text), "/v1/chat/completions"), text
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("/openai/v1/responses", "/v1/responses"),
+        ("/openai/responses", "/v1/responses"),
+        ("/engines/{model}/chat/completions", "/v1/chat/completions"),
+        ("/openai/deployments/{model}/embeddings", "/v1/embeddings"),
+    ],
+)
+def test_a_route_may_be_written_as_litellm_has_it_at_the_root(text: str, path: str) -> None:
+    assert _may(_key(text), path)
+    assert not _may(_key(text), "/v1/completions")
+    assert not _may(TENANT, path, deny=[text])
+
+
+def test_a_rule_does_not_take_a_model_in_a_path_for_all_models() -> None:
+    with pytest.raises(InvalidRequest, match="in models"):
+        parse_rule("/engines/small/completions")
+
+
 def test_a_prefix_takes_in_what_is_below_it_and_not_itself() -> None:
     for text in ("/v1/responses/*", "/responses/*", "/vllm/responses/*"):
         assert _may(_key(text), "/v1/responses/resp_1/cancel"), text

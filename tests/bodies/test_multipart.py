@@ -143,7 +143,7 @@ def test_renaming_changes_the_model_and_no_other_byte() -> None:
 
 
 @given(
-    st.text(st.characters(exclude_categories=("C",)), max_size=40),
+    st.text(st.characters(exclude_categories=["C"]), max_size=40),
     st.sampled_from([FILE + END, END, FILE + FILE + END]),
 )
 def test_a_form_without_a_model_can_be_given_one(name: str, body: bytes) -> None:

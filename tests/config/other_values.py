@@ -14,6 +14,7 @@ OTHERS: tuple[Any, ...] = (
     *(["x-other"], ["10.0.0.0/8"], ["https://other.example.com"], ["other.example.com"], ["/metrics"], ["https"]),
     *("session", "round-robin", [503], {"n": 3}, {"m": ["other"]}, {"other": "m"}, [{"m": ["other"]}], ["other"]),
     *("/other", "x", "internal_user", "sk-another-master-key", ["n"], ["logprobs"], ["vllm_xargs"]),
+    *([{"role": "r", "internal_role": "team"}], [{"scope": "s", "models": ["m"]}], ["ES256"]),
     *("sqlite:///other.sqlite3", "redis://127.0.0.1:6380/0", "127.0.0.1:5353"),
     422,
 )

@@ -104,16 +104,18 @@ def test_a_setting_with_a_value_that_restricts_nobody_is_warned_of(
 def test_a_value_from_the_environment_counts_by_what_it_says(
     load_text: Loader, problems_of: Refusal, value: str, restricts: bool
 ) -> None:
-    text = "general_settings: {enable_jwt_auth: os.environ/JWT}"
+    text = "general_settings: {enable_oauth2_auth: os.environ/OAUTH}"
     if restricts:
-        assert problems_of(text, {"JWT": value})[0].startswith("general_settings.enable_jwt_auth: would authenticate")
+        assert problems_of(text, {"OAUTH": value})[0].startswith(
+            "general_settings.enable_oauth2_auth: would authenticate"
+        )
     else:
-        assert load_text(text, BASE | {"JWT": value}).warnings == ()
+        assert load_text(text, BASE | {"OAUTH": value}).warnings == ()
 
 
 def test_a_variable_that_is_not_set_may_restrict(problems_of: Refusal) -> None:
-    (line,) = problems_of("general_settings: {enable_jwt_auth: os.environ/UNSET}")
-    assert line.startswith("general_settings.enable_jwt_auth: would authenticate")
+    (line,) = problems_of("general_settings: {enable_oauth2_auth: os.environ/UNSET}")
+    assert line.startswith("general_settings.enable_oauth2_auth: would authenticate")
 
 
 def test_python_of_the_operators_own_among_the_callbacks_may_refuse(problems_of: Refusal) -> None:

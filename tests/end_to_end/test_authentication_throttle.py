@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from sqlalchemy import Engine, event
+from twisted.internet.task import deferLater
 
 from tests.end_to_end.end_to_end_harness import request_bytes
 from tests.end_to_end.messages import OK
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.http.header_cache import MOST_HEADS
+from twisted_vllm.identification.inquiry import MOST_QUESTIONS
 
-GUESSES = 1_000
+GUESSES, CLIENTS = 1_000, 50
 
 
 @pytest_twisted.ensureDeferred
@@ -35,30 +36,46 @@ async def test_failed_authentication_is_throttled_on_every_route_and_valid_keys_
 @pytest.mark.parametrize("limit", [None, 60], ids=["as unknown", "as too many"])
 @pytest.mark.parametrize("path", ["/vllm/v1/models", "/key/info", "/key/list"])
 @pytest_twisted.ensureDeferred
-async def test_a_flood_of_invalid_keys_causes_no_query_and_fills_no_memory(
-    stand_in: Any, gateway_to: Any, path: str, limit: int | None
+async def test_a_flood_of_invalid_keys_asks_the_database_seldom_and_fills_no_memory(
+    reactor: Any, stand_in: Any, gateway_to: Any, path: str, limit: int | None
 ) -> None:
     gateway = gateway_to(stand_in(OK).port, limits=Limits(max_failed_authentications=limit))
     await gateway.make_key()
-    queries: list[str] = []
+    inquiry = gateway.service.wiring.inquiry
+    clients = [await gateway.connect() for _ in range(CLIENTS)]
+    for number in range(GUESSES):
+        clients[number % CLIENTS].send(request_bytes("GET", path, f"sk-guess-{number:032d}"))
 
-    def asked(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        queries.append(statement)
+    def answered() -> int:
+        return sum(client.received.count(b"HTTP/1.1 4") for client in clients)
 
-    client = await gateway.connect()
-    event.listen(Engine, "before_cursor_execute", asked)
-    try:
-        for number in range(GUESSES):
-            client.send(request_bytes("GET", path, f"sk-guess-{number:032d}"))
-        await client.until(lambda: client.received.count(b"HTTP/1.1 4") == GUESSES)
-        assert not queries
-        # this one does ask, and is heard
-        assert (await gateway.ask("GET", "/key/list")).status == 200
-        assert queries
-    finally:
-        event.remove(Engine, "before_cursor_execute", asked)
+    began, patience = gateway.clock.seconds(), reactor.seconds() + 20
+    while answered() < GUESSES:
+        assert reactor.seconds() < patience, f"{answered()} of {GUESSES} were answered"
+        gateway.clock.advance(0.01)
+        await deferLater(reactor, 0.001, lambda: None)
+    assert 0 < inquiry.asked <= 1 + MOST_QUESTIONS * (gateway.clock.seconds() - began)
     site = gateway.service.site
     assert len(site.header_cache) <= MOST_HEADS
     assert not site.running()
     assert len(site.ids) == 0
     assert len(gateway.service.wiring.index) == 1
+    assert "waiting=0" in repr(inquiry)
+
+
+@pytest.mark.parametrize("key", ["guess-0123456789abcdef", "sk-short", "Basic"])
+@pytest_twisted.ensureDeferred
+async def test_what_can_be_no_key_is_refused_without_a_question(stand_in: Any, gateway_to: Any, key: str) -> None:
+    gateway = gateway_to(stand_in(OK).port)
+    for path in ("/vllm/v1/models", "/key/info"):
+        assert (await gateway.ask("GET", path, key)).status == 401
+    assert gateway.service.wiring.inquiry.asked == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_open_gateway_asks_nothing(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in(OK).port, master_key=None)
+    assert (
+        await gateway.ask("GET", "/vllm/v1/models", "sk-whatever-0123456789", headers={"Host": "localhost"})
+    ).status == 200
+    assert gateway.service.wiring.inquiry.asked == 0

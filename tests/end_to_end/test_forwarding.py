@@ -32,7 +32,7 @@ async def test_every_method_reaches_the_server(stand_in: Any, gateway_to: Any, m
         ("/vllm/v1/models?q=%ff%FE&q=%c3%28&%00=%0d%0a", "/v1/models?q=%ff%FE&q=%c3%28&%00=%0d%0a"),
         ("/vllm/v1/models?;a=1;&&==?/:@!$'()*,~", "/v1/models?;a=1;&&==?/:@!$'()*,~"),
         ("/vllm/v1/models?", "/v1/models?"),
-        ("/vllm/v1/models/a%2Fb", "/v1/models/a%2Fb"),
+        ("/vllm/v1/files/a%2Fb", "/v1/files/a%2Fb"),
         ("/vllm/metrics", "/metrics"),
         ("/vllm/score", "/score"),
         ("/vllm/chat/completions", "/v1/chat/completions"),

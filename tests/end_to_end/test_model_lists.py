@@ -352,8 +352,10 @@ async def test_model_info_tells_prices_and_lengths_but_servers_to_administrators
         entry("qwen", "Qwen", server, prices=price, model_id="i1", description=b'{"mode":"chat","note":"x"}', rpm=7),
         entry("score", "Score", server, model_id="i2"),
     )
-    gateway = gateway_to(None, models=models)
+    gateway = gateway_to(None, models=models, routing=RoutingSettings(model_group_alias={"gpt": "score"}))
     key = await gateway.make_key(models=["qwen"])
+    assert await names(gateway, "/model_group/info") == ["qwen", "score", "gpt"]
+    assert (await gateway.ask("GET", "/model_group/info?model_group=gpt")).json["data"][0]["model_group"] == "gpt"
     for target in ("/model/info", "/v1/model/info", "/v2/model/info"):
         seen, own = (await gateway.ask("GET", target)).json, (await gateway.ask("GET", target, key)).json
         first = seen["data"][0]
@@ -363,7 +365,8 @@ async def test_model_info_tells_prices_and_lengths_but_servers_to_administrators
         described = first["model_info"]
         assert (described["id"], described["note"], described["litellm_provider"]) == ("i1", "x", "hosted_vllm")
         assert (described["max_input_tokens"], described["db_model"]) == (LENGTH, False)
-        assert [each["model_name"] for each in seen["data"]] == ["qwen", "score"]
+        further = [] if target == "/v2/model/info" else ["gpt"]
+        assert [each["model_name"] for each in seen["data"]] == ["qwen", "score", *further]
     assert await names(gateway, "/model/info?litellm_model_id=i2") == ["score"]
     assert (await gateway.ask("GET", "/model/info?litellm_model_id=i2", key)).status == 400
     page = (await gateway.ask("GET", "/v2/model/info?size=1&page=2&sortBy=model_name&sortOrder=desc")).json

@@ -111,7 +111,7 @@ def test_a_file_that_is_gone_changes_nothing(gateway: Reloadable) -> None:
 
 
 def test_another_master_key_holds_from_the_next_request_on(gateway: Reloadable) -> None:
-    first = b"GET /vllm/v1/models HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer %b\r\n\r\n"
+    first = b"GET /vllm/metrics HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer %b\r\n\r\n"
     with socket.create_connection((HOST, gateway.port)) as client:
 
         def status(key: str) -> int:

@@ -21,13 +21,14 @@ from tests.end_to_end.end_to_end_harness import (
     request_bytes,
     server_at,
 )
+from tests.end_to_end.ledger_harness import ANSWER, rows_in
 from tests.end_to_end.messages import EVENT_STREAM, LAST, OK, chunk, whole
 from twisted_vllm.admin.app import ROUTES as ADMIN_ROUTES
 from twisted_vllm.api_routes import ROUTES, ModelPlace
-from twisted_vllm.config.settings import ModelEntry
+from twisted_vllm.config.settings import LedgerSettings, ModelEntry
 from twisted_vllm.mounts import is_at_root
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 NAMED = ["/engines/{}/chat/completions", "/v1/engines/{}/chat/completions", "/openai/deployments/{}/chat/completions"]
 
 FORM = "multipart/form-data; boundary=xYz"
@@ -80,7 +81,13 @@ async def test_an_inference_route_at_the_root_is_the_one_below_vllm(row: Any, se
 async def test_the_path_s_model_decides_whatever_the_body_names(template: str, server: Any, gateway_to: Any) -> None:
     gateway = gateway_to(None, models=entries("org/m", "secret", port=server.port))
     key = await gateway.make_key(models=["org/*"])
-    bodies = [CHAT, {"messages": []}, {**CHAT, "model": "secret"}, {**CHAT, "model": None}, {**CHAT, "model": "nobody"}]
+    bodies: list[dict[str, Any]] = [
+        CHAT,
+        {"messages": []},
+        {**CHAT, "model": "secret"},
+        {**CHAT, "model": None},
+        {**CHAT, "model": "nobody"},
+    ]
     for model in ("org/m", "org%2Fm", "%6frg/m"):
         for body in bodies:
             target = template.format(model) + "?api-version=2024-10-21"
@@ -97,6 +104,20 @@ async def test_the_path_s_model_decides_whatever_the_body_names(template: str, s
     assert {line["model"] for line in lines if line["status"] == 200 and line["route"] == "/v1/chat/completions"} == {
         "org/m"
     }
+
+
+@pytest_twisted.ensureDeferred
+async def test_permissions_and_the_ledger_know_the_server_s_route_alone(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in(whole(ANSWER)).port, ledger=LedgerSettings())
+    key = await gateway.make_key(allowed_routes=["/v1/chat/completions"])
+    paths = ("/v1/chat/completions", "/chat/completions", "/openai/v1/chat/completions", "/engines/m/chat/completions")
+    for path in paths:
+        assert (await gateway.ask("POST", path, key, body=CHAT)).status == 200
+    for path in ("/v1/completions", "/engines/m/completions"):
+        assert (await gateway.ask("POST", path, key, body=CHAT)).error["code"] == "route_not_allowed"
+    await gateway.stop()
+    rows = [row for found in rows_in(gateway.database_file).values() for row in found]
+    assert [(row["route"], row["model"], row["total_tokens"]) for row in rows] == [("/v1/chat/completions", "m", 7)] * 4
 
 
 @pytest_twisted.ensureDeferred

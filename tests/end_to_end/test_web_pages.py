@@ -49,7 +49,18 @@ async def test_a_page_of_another_origin_reads_nothing(
     assert server.connections == []
 
 
-@pytest.mark.parametrize("path", ["/key/generate", "/key/delete", "/user/new", "/vllm/v1/completions", "/vllm/sleep"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/key/generate",
+        "/key/delete",
+        "/user/new",
+        "/vllm/v1/completions",
+        "/v1/completions",
+        "/engines/m/completions",
+        "/vllm/sleep",
+    ],
+)
 @pytest.mark.parametrize("method", ["POST", "OPTIONS"])
 @pytest_twisted.ensureDeferred
 async def test_a_page_of_another_origin_acts_on_nothing(path: str, method: str, stand_in: Any, gateway_to: Any) -> None:

@@ -91,3 +91,31 @@ def test_secrets_of_long_ago_are_forgotten() -> None:
     for number in range(MOST_FORMER + 1):
         redact.prepare([f"secret-number-{number}"])()
     assert redact("the-first-secret, secret-number-0, secret-number-1") == "the-first-secret, ***, ***"
+
+
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl-_x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TOKEN,
+        f"/vllm/{TOKEN}/x",
+        f'{{"token": "{TOKEN}"}}',
+        f"x={TOKEN}&y",
+        TOKEN.rpartition(".")[0] + ".",
+        TOKEN.replace(".", "%2E"),
+    ],
+)
+def test_a_json_web_token_is_masked_wherever_it_stands(text: str) -> None:
+    shown = Redactor()(text)
+    assert "***" in shown
+    for part in ("eyJhbGci", "eyJzdWIi", "c2lnbmF0"):
+        assert part not in shown
+
+
+def test_what_only_begins_like_a_token_is_shown() -> None:
+    assert (
+        Redactor()("eyJ is base64 of an object; greyJack.example.com")
+        == "eyJ is base64 of an object; greyJack.example.com"
+    )

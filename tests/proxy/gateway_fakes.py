@@ -147,10 +147,10 @@ class FakeRequest:
     def informational(self, status: int, reason: bytes, headers: HeaderPairs) -> None:
         self.events.append(("informational", status))
 
-    def pause_body(self) -> None:
+    def pause_body(self, why: str = "body") -> None:
         self.events.append("pause body")
 
-    def resume_body(self) -> None:
+    def resume_body(self, why: str = "body") -> None:
         self.events.append("resume body")
 
     # the response

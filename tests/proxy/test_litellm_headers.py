@@ -8,7 +8,7 @@ import pytest
 
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.context import FailedAttempt, Peer, RequestContext
-from twisted_vllm.proxy.litellm_headers import MAX_NAME, MAX_PAIRS, LitellmHeaders
+from twisted_vllm.proxy.litellm_headers import MAX_KNOWN, MAX_NAME, LitellmHeaders
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
 
 LIMITS = Allowance(rpm=60, max_budget=25 * 10**11)
@@ -25,9 +25,10 @@ def context(**changes: Any) -> RequestContext:
 
 
 def test_an_answer_names_its_call_its_model_and_the_limits_of_its_key() -> None:
-    lines = LitellmHeaders().lines(context())
+    lines = LitellmHeaders().lines(context(model_id="entry-1"))
     assert lines.split(b"\r\n") == [
         b"x-litellm-call-id: id-1",
+        b"x-litellm-model-id: entry-1",
         b"x-litellm-model-group: qwen",
         b"x-litellm-key-rpm-limit: 60",
         b"x-litellm-key-max-budget: 2.5",
@@ -63,6 +64,6 @@ def test_a_stranger_s_call_has_its_id_and_further_attempts_are_counted() -> None
 
 def test_models_of_any_number_take_bounded_memory() -> None:
     headers = LitellmHeaders()
-    for number in range(MAX_PAIRS + 10):
+    for number in range(MAX_KNOWN + 10):
         headers.lines(context(model=f"m{number}"))
-    assert len(headers) == MAX_PAIRS
+    assert len(headers) == MAX_KNOWN

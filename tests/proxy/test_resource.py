@@ -59,6 +59,7 @@ class ResourceHarness:
             in_thread=maybeDeferred,
             cooperate=turn_cooperator(self.clock).cooperate,
             ask_models=options.get("ask_models", self.base_models.ask),
+            before_refusal=options.get("before_refusal"),
             now=lambda: 1234.5,
         )
 
@@ -114,6 +115,53 @@ def test_a_refused_request_is_answered_and_not_forwarded() -> None:
     mounted = ResourceHarness(InvalidApiKey("no"))
     assert mounted.render().answered.code == "invalid_api_key"
     assert mounted.agent.sent == []
+
+
+class Finding:
+    """Finds out about callers when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.found: Deferred[None] = Deferred()
+
+    def __call__(self, headers: Any, error: Any, address: str) -> Deferred[None]:
+        self.asked.append((headers, error.code, address))
+        return self.found
+
+
+def test_a_caller_who_is_known_a_moment_later_is_served_and_its_body_waits_unread() -> None:
+    finding = Finding()
+    mounted = ResourceHarness(InvalidApiKey("no"), before_refusal=finding)
+    request = mounted.render(headers=[JSON, (b"X-Api-Key", b"k")], body=b'{"model": "m"}')
+    assert finding.asked == [
+        ({b"content-type": b"application/json", b"x-api-key": b"k"}, "invalid_api_key", "192.0.2.1")
+    ]
+    assert (request.answered, request.events, mounted.agent.sent) == (None, ["pause body"], [])
+    mounted.authenticator.principal = TENANT
+    finding.found.callback(None)
+    assert request.events[:2] == ["pause body", "resume body"]
+    assert request.context.principal is TENANT
+    assert mounted.sent.body == b'{"model": "m"}'
+    assert isinstance(request.work, Relay)
+
+
+def test_a_caller_who_stays_unknown_is_refused_once_and_for_all() -> None:
+    finding = Finding()
+    mounted = ResourceHarness(InvalidApiKey("no"), before_refusal=finding)
+    request = mounted.render()
+    finding.found.callback(None)
+    assert request.answered.code == "invalid_api_key"
+    assert (len(finding.asked), request.work, mounted.agent.sent) == (1, None, [])
+
+
+def test_a_client_that_leaves_while_its_key_is_looked_for_is_forgotten() -> None:
+    finding = Finding()
+    mounted = ResourceHarness(InvalidApiKey("no"), before_refusal=finding)
+    request = mounted.render()
+    request.work.cancel()
+    mounted.authenticator.principal = TENANT
+    finding.found.callback(None)
+    assert (request.answered, mounted.agent.sent) == (None, [])
 
 
 def test_nothing_new_begins_while_the_gateway_drains() -> None:

@@ -343,3 +343,65 @@ class Restored(Store):
 
     def spend(self) -> Deferred[list[Spend]]:
         return self._second.spend()
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_read_serves_all_who_ask_for_the_latest_changes(registry: Registry, database: Database) -> None:
+    await put(Store(database), key_record(1))
+    asked = [registry.catch_up() for _ in range(10)]
+    for each in asked:
+        await each
+    assert token(1) in registry.index
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_asks_during_a_read_gets_the_next_one(registry: Registry, database: Database) -> None:
+    """The read in progress may have begun before the change."""
+    first = registry.follow()
+    await put(Store(database), key_record(1))
+    await registry.catch_up()
+    assert token(1) in registry.index
+    await first
+
+
+@pytest_twisted.ensureDeferred
+async def test_changes_of_this_process_do_not_keep_those_of_others_from_whoever_asks(
+    registry: Registry, database: Database
+) -> None:
+    await put(Store(database), key_record(1))
+
+    def insert(number: int) -> Deferred[None]:
+        return registry.change(lambda transaction: transaction.keys.insert(key_record(number)))
+
+    changes = [insert(number) for number in range(2, 8)]
+    await registry.catch_up()
+    assert token(1) in registry.index
+    for each in changes:
+        await each
+    assert all(token(number) in registry.index for number in range(1, 8))
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_reads_never_run_at_a_time(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that began earlier would put back what the other has brought."""
+    running = most = 0
+    store: Any = registry._store
+    changes_since = store.changes_since
+
+    def counted(revision: Any) -> Deferred[Any]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+
+        def ended(result: Any) -> Any:
+            nonlocal running
+            running -= 1
+            return result
+
+        read: Deferred[Any] = changes_since(revision)
+        return read.addBoth(ended)
+
+    monkeypatch.setattr(store, "changes_since", counted)
+    for each in [registry.follow(), registry.catch_up(), registry.follow(), registry.catch_up()]:
+        await each
+    assert most == 1

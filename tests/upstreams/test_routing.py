@@ -88,7 +88,7 @@ def test_an_unknown_model_without_a_default_server_is_not_found_and_the_answer_s
     with pytest.raises(ModelNotFound) as caught:
         make_router([ModelEntry("secret-model", "x", A)], None).find("other")
     assert "'other'" in caught.value.message
-    assert "administrators see them in GET /health" in caught.value.message
+    assert "GET /v1/models lists those that the key may use" in caught.value.message
     assert "secret-model" not in caught.value.message
 
 

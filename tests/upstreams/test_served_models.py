@@ -14,7 +14,16 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
 from tests.proxy.gateway_fakes import server
-from twisted_vllm.upstreams.served_models import FRESH, MAX_ANSWER, MAX_OBJECTS, RETRY, TIMEOUT, ServedModels
+from twisted_vllm.upstreams.served_models import (
+    FRESH,
+    LISTED,
+    MAX_ANSWER,
+    MAX_OBJECTS,
+    PATIENCE,
+    RETRY,
+    TIMEOUT,
+    ServedModels,
+)
 
 SERVER = server("one:80")
 LIST = {
@@ -155,3 +164,63 @@ def test_the_models_of_a_server_with_thousands_of_adapters_are_read() -> None:
     models.ask(SERVER)
     assert models.base_model(SERVER) == "base"
     assert models.has_model(SERVER, "adapter-4999")
+
+
+def test_what_a_server_says_of_its_models_is_kept_as_it_is() -> None:
+    models, _ = served(Clock(), told({"data": [{"id": "a", "max_model_len": 7, "x": [1, {}]}, {"id": "b"}]}))
+    assert models.refresh([SERVER, SERVER]).called
+    assert models.cards(SERVER) == {"a": {"id": "a", "max_model_len": 7, "x": [1, {}]}, "b": {"id": "b"}}
+    assert models.answers(SERVER)
+
+
+def test_an_answer_is_listed_for_a_few_seconds() -> None:
+    clock = Clock()
+    models, client = served(clock, told(LIST), told({"data": [{"id": "new"}]}))
+    models.refresh([SERVER])
+    clock.advance(LISTED - 0.1)
+    models.refresh([SERVER])
+    assert len(client.sent) == 1
+    clock.advance(0.1)
+    models.refresh([SERVER])
+    assert list(models.cards(SERVER)) == ["new"]
+
+
+def test_nothing_waits_long_for_a_server_and_not_at_all_for_one_that_did_not_answer() -> None:
+    clock = Clock()
+    models, client = served(clock, Deferred(), Deferred())
+    waiting = [models.refresh([SERVER]), models.refresh([SERVER])]
+    clock.advance(PATIENCE - 0.1)
+    assert not any(each.called for each in waiting)
+    clock.advance(0.1)
+    assert all(each.called for each in waiting)
+    clock.advance(TIMEOUT)
+    assert not models.answers(SERVER)
+    clock.advance(RETRY)
+    assert models.refresh([SERVER]).called
+    assert len(client.sent) == 2
+
+
+def test_a_server_that_stops_to_answer_keeps_its_cards_and_its_base_model_for_its_time() -> None:
+    clock = Clock()
+    models, _ = served(clock, told(LIST), fail(ConnectionRefusedError()), fail(ConnectionRefusedError()))
+    models.refresh([SERVER])
+    clock.advance(LISTED)
+    models.refresh([SERVER])
+    assert (models.answers(SERVER), models.base_model(SERVER)) == (False, "base")
+    assert set(models.cards(SERVER)) == {"base", "also", "adapter"}
+    clock.advance(FRESH)
+    models.refresh([SERVER])
+    assert models.base_model(SERVER) == ""
+    models.keep_only([])
+    assert models.cards(SERVER) == {}
+
+
+def test_who_gives_up_waiting_disturbs_nobody() -> None:
+    answer: Deferred[Answer] = Deferred()
+    models, _ = served(Clock(), answer)
+    one, other = models.refresh([SERVER]), models.refresh([SERVER])
+    one.addErrback(lambda _: None)
+    one.cancel()
+    answer.callback(Answer(json.dumps(LIST).encode()))
+    assert other.called
+    assert models.answers(SERVER)

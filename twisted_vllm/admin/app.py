@@ -28,7 +28,7 @@ from twisted_vllm.admin import (
     model_lists,
     upstream_metrics,
 )
-from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
+from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, first_headers
 from twisted_vllm.admin.budgets import routes as budgets
 from twisted_vllm.admin.context import (
     DATABASE_TIMEOUT,
@@ -184,6 +184,7 @@ class AdminApp:
         client_of: Callable[[IRequest], str] = _peer_of,
         failures: AuthenticationThrottle | None = None,
         uncounted: UncountedRequests | None = None,
+        before_refusal: BeforeRefusal | None = None,
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         self_service: SelfService = SelfService(),  # noqa: B008 - frozen
@@ -214,6 +215,7 @@ class AdminApp:
             client_of: returns the address that a request comes from.
             failures: limits failed attempts to authenticate; None for no limit.
             uncounted: limits what a virtual key reads; None for no limit.
+            before_refusal: finds out about a caller who is about to be refused; None refuses at once.
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
             self_service: what people may do for themselves.
@@ -240,6 +242,7 @@ class AdminApp:
                 reads,
                 ChangeLimits() if changes is None else changes,
                 self_service,
+                before_refusal,
             ),
             registry=registry,
             reports=reports,

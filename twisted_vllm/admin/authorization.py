@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, cast
 
+from twisted.internet.defer import Deferred
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.access import Access, check_access
@@ -18,8 +19,15 @@ from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.token_index import TEAM_HEADER
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
+from twisted_vllm.errors import GatewayError, MissingApiKey, RouteNotAllowed, TokenNotAllowed
+
+#: finds out about a caller who is about to be refused, as `Identifier.before_refusal`
+BeforeRefusal = Callable[[Mapping[bytes, bytes], GatewayError, str], Deferred[None] | None]
+
+#: the headers that say who calls
+_DECISIVE = (*CREDENTIAL_HEADERS, TEAM_HEADER)
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -52,6 +60,7 @@ class AdminAuthenticator:
         uncounted: UncountedRequests,
         changes: ChangeLimits,
         settings: SelfService,
+        before_refusal: BeforeRefusal | None = None,
     ) -> None:
         """Use the gateway's authenticator.
 
@@ -64,6 +73,7 @@ class AdminAuthenticator:
             uncounted: limits what a virtual key reads.
             changes: limits what people change for themselves.
             settings: what people may do for themselves.
+            before_refusal: finds out about a caller who is about to be refused; None refuses at once.
         """
         self._authenticator = authenticator
         self._index = index
@@ -73,6 +83,22 @@ class AdminAuthenticator:
         self._uncounted = uncounted
         self._changes = changes
         self.settings = settings
+        self._before_refusal = before_refusal
+
+    async def find_out(self, request: IRequest) -> None:
+        """Wait until all is known of a request's caller that can be found out; whatever is not known is no error.
+
+        After that the other methods decide for good.
+        """
+        if self._before_refusal is None:
+            return
+        headers = _credential_headers(request)
+        try:
+            self._authenticator.authenticate(headers, self._now().timestamp())
+        except GatewayError as error:
+            waiting = self._before_refusal(headers, error, self.client_of(request))
+            if waiting is not None:
+                await waiting
 
     def principal_of(self, request: IRequest) -> Principal:
         """Return the principal of a request.
@@ -128,6 +154,8 @@ class AdminAuthenticator:
             if refusal is not error:
                 raise refusal from None
             return False
+        except TokenNotAllowed:
+            return False
         cast(Any, request).context.principal = principal
         return reads_everything(principal)
 
@@ -158,4 +186,4 @@ def first_headers(request: IRequest, names: Iterable[bytes]) -> dict[bytes, byte
 
 
 def _credential_headers(request: IRequest) -> dict[bytes, bytes]:
-    return first_headers(request, CREDENTIAL_HEADERS)
+    return first_headers(request, _DECISIVE)

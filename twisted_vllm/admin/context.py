@@ -46,7 +46,7 @@ T = TypeVar("T")
 DATABASE_TIMEOUT = 15.0
 
 #: text that looks like a key or its hash, for example in metadata
-_SECRET = re.compile(r"sk-[!-~]{13,}|\b[0-9a-fA-F]{64}\b")
+_SECRET = re.compile(r"sk-[!-~]{13,}|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|\b[0-9a-fA-F]{64}\b")
 
 _log = Logger()
 

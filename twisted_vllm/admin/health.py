@@ -152,6 +152,7 @@ async def metrics(context: AdminContext, request: IRequest) -> bytes:
 
     They name no key, user or model, and servers to administrators only. The operator may close them to all others.
     """
+    await context.authenticator.find_out(request)
     named = context.authenticator.is_reader(request) if context.metrics_are_open else True
     if not context.metrics_are_open:
         context.authenticator.caller_of(request, Access.READER, "metrics")

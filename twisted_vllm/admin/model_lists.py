@@ -17,7 +17,6 @@ from twisted_vllm.admin.models import Json, PageNumber, Query, Response, SortOrd
 from twisted_vllm.admin.parsing import read_query
 from twisted_vllm.admin.responses import send
 from twisted_vllm.admin.routing import Access, Routes
-from twisted_vllm.config.describe import url_of
 from twisted_vllm.config.name_patterns import is_pattern
 from twisted_vllm.config.servers import PROVIDER
 from twisted_vllm.errors import InvalidRequest
@@ -239,7 +238,7 @@ def entry_report(listed: ListedEntry, *, with_server: bool) -> Json:
     model = f"{PROVIDER}/{entry.upstream_model}"
     params: Json = {"model": model}
     if with_server:
-        params["api_base"] = url_of(entry.server)
+        params["api_base"] = entry.server.url.decode("ascii")
     for name, value in (("rpm", entry.rpm), ("tpm", entry.tpm)):
         if value is not None:
             params[name] = value

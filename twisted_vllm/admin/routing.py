@@ -109,7 +109,9 @@ class Routes:
 
         def declare(handler: GetHandler[QueryT]) -> GetHandler[QueryT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
-                principal = context.authenticator.caller_of(request, access, action)
+                authenticator = context.authenticator
+                await authenticator.find_out(request)
+                principal = authenticator.caller_of(request, access, action)
                 parameters = read_query(request)
                 given = {name: text for name, text in parameters.items() if text}
                 call = AdminCall(request, context, principal, action, path, given)
@@ -149,6 +151,7 @@ class Routes:
         def declare(handler: PostHandler[BodyT]) -> PostHandler[BodyT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
                 authenticator = context.authenticator
+                await authenticator.find_out(request)
                 # before the body is read: a stranger's is never held
                 caller = authenticator.caller_of(request, access, action)
                 if access is Access.SELF_SERVICE:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TypedDict
+
+from twisted.internet.interfaces import IReactorTime
 
 from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import GatewayLimits
 from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.token_index import TokenIndex
+from twisted_vllm.auth.tokens import TokenRules, algorithms
 from twisted_vllm.config.new_records import RecordDefaults
 from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
+from twisted_vllm.identification.directory import Directory
+from twisted_vllm.identification.key_sets import Fetch, KeySets
+from twisted_vllm.identification.verifier import TokenVerifier
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.report_queue import ReportLimits
@@ -122,3 +131,35 @@ def report_limits_of(limits: Limits) -> ReportLimits:
 def usage_headers_of(settings: Settings) -> list[bytes]:
     """Return the headers that each row of the ledger has."""
     return [name.encode("ascii") for name in settings.ledger.usage_headers]
+
+
+def key_sets_of(
+    settings: Settings, fetch: Fetch, clock: IReactorTime, on_dropped: Callable[[], None], known: KeySets | None
+) -> KeySets:
+    """Return the keys of the issuers of tokens; those that are known, if they are the same."""
+    claims = settings.litellm_jwtauth
+    made = KeySets(
+        settings.jwt_public_key_url or (),
+        claims.public_key_ttl,
+        claims.public_key_stale_ttl,
+        fetch,
+        clock,
+        on_dropped,
+    )
+    return known if known is not None and known.is_like(made) else made
+
+
+def verifier_of(
+    settings: Settings, tokens: TokenIndex, key_sets: KeySets, directory: Directory, throttle: AuthenticationThrottle
+) -> TokenVerifier:
+    """Return what verifies tokens; the other arguments are those of `TokenVerifier`."""
+    # loaded now, and not while the first token waits
+    algorithms()
+    jwt = settings.jwt
+    rules = TokenRules(
+        algorithms=frozenset(jwt.algorithms),
+        audiences=None if jwt.accept_any_audience else frozenset(settings.jwt_audience or ()),
+        issuers=frozenset(settings.jwt_issuer or ()) or None,
+        leeway=jwt.leeway,
+    )
+    return TokenVerifier(tokens, key_sets, rules, settings.litellm_jwtauth, directory, throttle, time.time)

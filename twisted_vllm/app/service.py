@@ -204,6 +204,7 @@ class GatewayService(Service):
         self.wiring.deadlines.stop()
         self._follower.stop()
         self.wiring.revoker.stop()
+        self.wiring.inquiry.stop()
         self.wiring.each_minute.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         # At the same time: each may wait a moment for a database that does not answer.

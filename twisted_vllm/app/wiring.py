@@ -15,6 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
+from twisted.web.client import Agent
 
 from twisted_vllm.admin.app import ROUTES, AdminApp
 from twisted_vllm.admin.context import ModelSource, Readiness
@@ -25,8 +26,10 @@ from twisted_vllm.app.component_settings import (
     admission_of,
     breaker_of,
     gateway_limits_of,
+    key_sets_of,
     report_limits_of,
     usage_headers_of,
+    verifier_of,
     web_pages_of,
 )
 from twisted_vllm.app.drain import Drain
@@ -38,6 +41,7 @@ from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError, Problem
@@ -58,6 +62,10 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
+from twisted_vllm.identification.directory import Directory
+from twisted_vllm.identification.identifier import Identifier
+from twisted_vllm.identification.inquiry import Inquiry
+from twisted_vllm.identification.key_sets import KeySets, fetch
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 from twisted_vllm.mounts import MOUNT, Mounts
 from twisted_vllm.observability.client_text import ClientText
@@ -131,6 +139,7 @@ class Wiring:
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
         background: follows responses that servers generate in the background.
+        inquiry: asks the database before a caller is refused.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         each_minute: writes once a minute what was summed up.
@@ -172,6 +181,7 @@ class Wiring:
             ConfigError: a file of TLS to a server cannot be used.
         """
         limits = settings.limits
+        self._reactor = reactor
         self._observer = observer
         self._addresses = addresses = ClientAddresses(settings.trusted_proxies, settings.allowed_ips)
         client_of = addresses.of
@@ -257,6 +267,7 @@ class Wiring:
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
         )
+        self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
 
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
@@ -292,7 +303,7 @@ class Wiring:
         )
         self.metrics.add(BackgroundCollector(background))
         self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
-        self.metrics.add(AbuseCollector(uncounted, unsent))
+        self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
         self.each_minute.add(unsent.report)
         observers += [background, RequestLog(observer, text, client_of, unsent)]
         observers.append(ServerActs(self._servers_acted, self._caches_emptied))
@@ -300,6 +311,11 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
+        self._tokens = TokenIndex(self.index)
+        self._key_sets: KeySets | None = None
+        self._people = Directory(self.registry, time)
+        self._identifier = identifier = Identifier(inquiry)
+        self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
         places = ResponsePlaces()
         locator = ResponseLocator(client, reactor, places)
@@ -357,6 +373,7 @@ class Wiring:
             ask_models=served_models.ask,
             locate=locate,
             throttle=throttle,
+            before_refusal=identifier.before_refusal,
             web_pages=web_pages,
             accounting=accounting.observer,
             mounts=mounts,
@@ -393,6 +410,7 @@ class Wiring:
             failures=throttle,
             uncounted=uncounted,
             changes=self._changes,
+            before_refusal=identifier.before_refusal,
             allows=allows_admin,
             web_pages=web_pages,
             text=text,
@@ -473,8 +491,8 @@ class Wiring:
         self.descriptors = descriptors = share_out(limits.max_connections, open_file_limit())
         self._addresses.reconfigure(settings.trusted_proxies, settings.allowed_ips)
         self._web_pages.reconfigure(**web_pages_of(settings))
-        self._authenticator.reconfigure(settings.master_key)
         self._throttle.reconfigure(limits.max_failed_authentications)
+        self._use_tokens(settings)
         self._uncounted.reconfigure(limits.max_uncounted_requests)
         self._changes.reconfigure(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
         self._unsent.reconfigure(settings.log.max_unsent_lines)
@@ -506,6 +524,22 @@ class Wiring:
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
         self.index.reconfigure(gateway_limits_of(settings))
+
+    def _use_tokens(self, settings: Settings) -> None:
+        """Take the tokens that the settings say, beside keys."""
+        self._tokens.forget()
+        if not settings.enable_jwt_auth:
+            self._authenticator.reconfigure(settings.master_key)
+            self._identifier.reconfigure(None)
+            return
+        agent = Agent(self._reactor, connectTimeout=settings.timeouts.connect)
+        # what was fetched stays: the issuer may be down at a reload
+        self._key_sets = key_sets_of(
+            settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
+        )
+        verifier = verifier_of(settings, self._tokens, self._key_sets, self._people, self._throttle)
+        self._authenticator.reconfigure(settings.master_key, self._tokens)
+        self._identifier.reconfigure(verifier)
 
     def _servers_acted(self) -> None:
         """Look at once whether servers sleep."""

@@ -12,6 +12,8 @@ import attrs
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
+from twisted_vllm.auth.token_index import TokenIndex
+from twisted_vllm.auth.tokens import is_token
 from twisted_vllm.config.secret import Secret, hash_of
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, InvalidApiKey, MissingApiKey
 
@@ -51,13 +53,21 @@ class Authenticator:
     keeps its own permissions even then, so a tenant's expired key stays expired.
     """
 
-    def __init__(self, master_key: Secret | None, index: KeyIndex) -> None:
+    def __init__(self, master_key: Secret | None, index: KeyIndex, tokens: TokenIndex | None = None) -> None:
+        """Make it.
+
+        Args:
+            master_key: the administrator's key; None opens the gateway.
+            index: the virtual keys.
+            tokens: the JSON Web Tokens that were verified; None takes none.
+        """
         self._index = index
         self._master_token: str | None = None
-        self.reconfigure(master_key)
+        self.reconfigure(master_key, tokens)
 
-    def reconfigure(self, master_key: Secret | None) -> None:
-        """Use another master key from now on; None opens the gateway."""
+    def reconfigure(self, master_key: Secret | None, tokens: TokenIndex | None = None) -> None:
+        """Use another master key and other tokens from now on; the arguments are the constructor's."""
+        self._tokens = tokens
         self._master_token = None if master_key is None else hash_of(master_key) or hash_key(master_key.reveal())
 
     @property
@@ -86,6 +96,9 @@ class Authenticator:
             InvalidApiKey: the credential is unknown.
             ExpiredApiKey: the key has expired, or was replaced.
             BlockedApiKey: the key or its team is blocked.
+            UnverifiedToken: it is a JSON Web Token of which something must be found out first.
+            InvalidToken, TokenNotAllowed, IssuerUnavailable, StoreUnavailable, TooManyFailures: as from
+                `TokenIndex.authenticate`.
         """
         credential = credential_of(headers)
         master_token = self._master_token
@@ -100,6 +113,8 @@ class Authenticator:
         if key is None:
             if master_token is None:
                 return self._limited(ANONYMOUS)
+            if self._tokens is not None and (token in self._tokens or is_token(credential)):
+                return self._tokens.authenticate(token, headers, now)
             raise InvalidApiKey(
                 "This API key is not known. Check that it was copied whole, or ask an administrator for a new one."
             )

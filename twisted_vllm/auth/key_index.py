@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import TypeVar
 
 import attrs
@@ -88,6 +88,8 @@ class KeyIndex:
     Attributes:
         changes: the number of changes of keys, users, teams and settings; a change may invalidate earlier decisions.
         limits_strangers: whether end users without a record have limits.
+        on_existence: called for each user, team and organization that changes, with its kind, its id and whether it
+            exists; with no id when all may have changed. None by default.
     """
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
@@ -95,6 +97,7 @@ class KeyIndex:
         self._joined: dict[str, IndexedKey] = {}
         self._shared: dict[str, Allowance] = {}
         self._gateway = NO_GATEWAY_LIMITS
+        self.on_existence: Callable[[str, str | None, bool], None] | None = None
         self.replace_all(Snapshot(keys=(KeyGrant.of(record) for record in records)))
 
     def __len__(self) -> int:
@@ -134,6 +137,8 @@ class KeyIndex:
         self._joined.clear()
         self._limit_strangers()
         self.changes += 1
+        if self.on_existence is not None:
+            self.on_existence("", None, False)
 
     def apply(self, changes: Changes) -> None:
         """Apply changes."""
@@ -156,6 +161,15 @@ class KeyIndex:
         if changes.concerns_keys:
             self._joined.clear()
             self.changes += 1
+        if self.on_existence is not None:
+            named: tuple[tuple[str, Mapping[str, object | None]], ...] = (
+                (USER, changes.users),
+                (TEAM, changes.teams),
+                (ORGANIZATION, changes.organizations),
+            )
+            for kind, records in named:
+                for name, record in records.items():
+                    self.on_existence(kind, name, record is not None)
 
     def reconfigure(self, limits: GatewayLimits) -> None:
         """Use other limits of the settings from now on."""
@@ -187,6 +201,11 @@ class KeyIndex:
     def find(self, token: str) -> IndexedKey | None:
         """Return a key, joined with its user and team; ``None`` if it is unknown."""
         return self._joined.get(token) or self._join(token)
+
+    def is_team_blocked(self, team_id: str) -> bool:
+        """Return whether a team is blocked."""
+        team = self._teams.get(team_id)
+        return team is not None and team.blocked
 
     def allowance_of(self, kind: str, identity: str) -> Allowance:
         """Return somebody's limits; `UNLIMITED` if it is unknown.

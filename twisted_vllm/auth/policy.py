@@ -35,7 +35,7 @@ from twisted_vllm.errors import (
     RouteNotAllowed,
     RouteNotFound,
 )
-from twisted_vllm.mounts import MOUNT
+from twisted_vllm.mounts import MOUNT, Mounts
 
 #: characters of a caller's text to quote in an error message
 CLIP = 100
@@ -46,6 +46,9 @@ LITELLM_GROUPS = frozenset(("llm_api_routes", "openai_routes"))
 
 # rules may include where the pass-through is mounted
 _BELOW_MOUNT = MOUNT.decode() + "/"
+# paths at the gateway's root, and how LiteLLM writes those that name a model
+_ROOT = Mounts()
+_ANY_MODEL = "{model}"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SEPARATOR = re.compile(r"[/\\]")
 
@@ -95,7 +98,8 @@ def parse_rule(text: str) -> RouteRule:
             - a class name: ``inference``, ``read_only`` or ``privileged``
             - a group of LiteLLM: ``llm_api_routes`` or ``openai_routes``, which are inference and ``/v1/models``
             - ``management``: the gateway's admin API, and no route of vLLM
-            - a path, or ``prefix/*`` for everything below it; with or without ``/vllm`` and ``/v1``
+            - a path, or ``prefix/*`` for everything below it; with or without ``/vllm`` and ``/v1``, or as it is at the
+              gateway's root: ``/openai/v1/responses``, ``/engines/{model}/completions``
 
     Raises:
         InvalidRequest: it is none of these.
@@ -114,6 +118,8 @@ def parse_rule(text: str) -> RouteRule:
     path, below = (text[:-1], True) if text.endswith("/*") else (text, False)
     if path.startswith(_BELOW_MOUNT):
         path = path[len(MOUNT) :]
+    elif not below:
+        path = _without_root(path)
     # A lone surrogate becomes a question mark, which makes the path invalid.
     plain = plain_path(path.encode("utf-8", "replace"))
     if plain is None or "*" in plain:
@@ -129,6 +135,20 @@ def parse_rule(text: str) -> RouteRule:
 
 # LiteLLM's name of a level in the types of its errors
 _SHORT = {"organization": "org"}
+
+
+def _without_root(text: str) -> str:
+    """Return the server's path of a rule for a path at the gateway's root."""
+    found = _ROOT.find(text.replace(_ANY_MODEL, "model").encode("utf-8", "replace"))
+    if found is None:
+        return text
+    if found.model and _ANY_MODEL not in text:
+        raise InvalidRequest(
+            f"{text[:CLIP]!r} names one model. A rule is for a route: write {_ANY_MODEL} in its place, and the model "
+            "in models.",
+            param="allowed_routes",
+        )
+    return found.path.decode("ascii")
 
 
 @lru_cache(maxsize=1024)

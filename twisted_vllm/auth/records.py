@@ -144,6 +144,7 @@ class Principal:
         organization_id: the organization of its key, or of its team.
         organization_models: the model patterns of that organization; empty means all models.
         role: LiteLLM's name for the role of its user; empty without a user.
+        end_user_id: the end user of its token, whom no request can replace; None if it names none.
     """
 
     kind: str
@@ -168,6 +169,7 @@ class Principal:
     organization_id: str | None = None
     organization_models: tuple[str, ...] = ()
     role: str = ""
+    end_user_id: str | None = None
 
     @property
     def is_administrator(self) -> bool:

@@ -28,8 +28,11 @@ SERVER = b"x-vllm-passthrough-server"
 #: the gateway's own: names the model whose servers an act of the operator goes to, such as ``/sleep``
 SERVERS_OF_MODEL = b"x-vllm-passthrough-model"
 
+#: chooses one of the teams of a caller with a token
+TEAM = b"x-litellm-team-id"
+
 #: headers for the gateway itself, which reach no server
-GATEWAYS_HEADERS = frozenset((SERVER, SERVERS_OF_MODEL))
+GATEWAYS_HEADERS = frozenset((SERVER, SERVERS_OF_MODEL, TEAM))
 
 #: the headers that a key may be granted
 GRANTABLE_HEADERS = OPERATORS_HEADERS | {SERVER}

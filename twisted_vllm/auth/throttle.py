@@ -30,6 +30,10 @@ class AuthenticationThrottle:
     def __len__(self) -> int:
         return len(self._failures)
 
+    def is_over(self, address: str, now: float) -> bool:
+        """Return whether so many failures came from an address that one more is answered 429."""
+        return self._limit is not None and self._failures.count(client_of(address), now) >= self._limit
+
     def record_failure(self, error: MissingApiKey, address: str, now: float) -> GatewayError:
         """Count a failure, and return the error for the client.
 

@@ -49,6 +49,15 @@ def _mode(settings: Settings) -> Iterator[str]:
         yield f"open: no master key is set, and anybody may do everything, {anywhere}"
 
 
+def _tokens(settings: Settings) -> Iterator[str]:
+    if not settings.enable_jwt_auth:
+        return
+    for url in settings.jwt_public_key_url or ():
+        yield f"signed by a key of {url}"
+    audience = "anybody" if settings.jwt.accept_any_audience else ", ".join(settings.jwt_audience or ())
+    yield f"for {audience}, from {', '.join(settings.jwt_issuer or ()) or 'any issuer with such a key'}"
+
+
 def _limits_together(settings: Settings) -> Iterator[str]:
     if settings.redis is not None:
         local = settings.limits_on_redis_loss == "local"
@@ -58,7 +67,10 @@ def _limits_together(settings: Settings) -> Iterator[str]:
 
 def _default_server(settings: Settings) -> Iterator[str]:
     default = settings.default_server
-    yield _server(default) if default else "none: a request that names no model goes to the first entry of the list"
+    first = "the first entry of the list"
+    if any(is_pattern(entry.model_name) for entry in settings.models):
+        first += " without a wildcard"
+    yield _server(default) if default else f"none: a request that names no model goes to {first}"
 
 
 def _tenant_fields(settings: Settings) -> Iterator[str]:
@@ -259,6 +271,17 @@ class Line:
 LINES = (
     Line("listen", lambda settings: settings.listen, ("passthrough.listen",)),
     Line("mode", _mode, ("general_settings.master_key", "passthrough.allow_anonymous")),
+    Line(
+        "tokens",
+        _tokens,
+        (
+            "general_settings.enable_jwt_auth",
+            "passthrough.jwt_public_key_url",
+            "passthrough.jwt_audience",
+            "passthrough.jwt_issuer",
+            "passthrough.jwt.accept_any_audience",
+        ),
+    ),
     Line("database", lambda settings: [describe_database(settings.database_url)], ("general_settings.database_url",)),
     Line("limits", _limits_together, ("passthrough.redis_url", "passthrough.limits_on_redis_loss")),
     Line("default server", _default_server),

@@ -20,6 +20,7 @@ from twisted_vllm.config.declaration import (
     setting,
     settings_of,
 )
+from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report, shown, suggestion
@@ -218,6 +219,8 @@ def load(
         )
     if found.get("allowed_ips") and not found.get("trusted_proxies"):
         _refuse_untold_addresses(written.get("general_settings"), root)
+    if found.get("enable_jwt_auth"):
+        _check_jwt(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
     fleet = _fleet(document.model_list, found, default_api_base, root)
@@ -278,6 +281,40 @@ def _refuse_untold_addresses(written: object, root: Place) -> None:
             "says that clients come through a proxy, whose address allowed_ips would be compared with (name the proxy "
             "in passthrough.trusted_proxies)"
         )
+
+
+def _check_jwt(found: Mapping[str, Any], root: Place) -> None:
+    """Refuse JWT authentication that would let nobody in, or everybody whom the issuer knows."""
+    refused = root.report.refused_below
+    keys, audience = _DECLARED["jwt_public_key_url"], _DECLARED["jwt_audience"]
+    if not found.get("jwt_public_key_url") and not refused(keys.path, *keys.environment):
+        root.at(keys.path).refuse("is missing (enable_jwt_auth needs it; or set JWT_PUBLIC_KEY_URL)")
+    if found.get("master_key") is None and not refused("general_settings", *variables_of("master_key")):
+        root.at("general_settings.enable_jwt_auth").refuse(
+            "checks nobody while there is no master key (set LITELLM_MASTER_KEY or general_settings.master_key)"
+        )
+    settings = found.get("jwt") or JwtSettings()
+    if not found.get("jwt_audience") and not settings.accept_any_audience and not refused(audience.path):
+        root.at(audience.path).refuse(
+            "is missing: tokens that the issuer made for any other program would be valid here (set JWT_AUDIENCE; or, "
+            "if that is meant, write jwt: {accept_any_audience: true} below passthrough)"
+        )
+    claims = found.get("litellm_jwtauth") or JwtClaims()
+    at = root.at("general_settings.litellm_jwtauth")
+    if (claims.user_roles_jwt_field is None) != (not claims.user_allowed_roles):
+        at.refuse("needs user_roles_jwt_field and user_allowed_roles together, or none of them")
+    if claims.user_allowed_email_domain is not None and claims.user_email_jwt_field is None:
+        at.key("user_allowed_email_domain").refuse("needs user_email_jwt_field")
+    if claims.role_mappings and claims.roles_jwt_field is None:
+        at.key("role_mappings").refuse("needs roles_jwt_field")
+    if claims.enforce_rbac and not claims.role_mappings:
+        at.key("enforce_rbac").refuse("needs role_mappings")
+    if claims.object_id_jwt_field is not None and not claims.role_mappings:
+        at.key("object_id_jwt_field").refuse("needs role_mappings, which say whether it is a user or a team")
+    if bool(claims.scope_mappings) != claims.enforce_scope_based_access:
+        at.refuse("needs scope_mappings and enforce_scope_based_access together, or none of them")
+    if claims.user_id_upsert and claims.user_id_jwt_field is None and claims.object_id_jwt_field is None:
+        at.key("user_id_upsert").refuse("needs user_id_jwt_field")
 
 
 def _warn_of_limits(limits: Limits, root: Place) -> None:

@@ -171,7 +171,6 @@ GENERAL_SETTINGS: Restrictions = {
     "disable_reset_budget": Restriction(
         "keep budgets from beginning anew", "make keys, users and teams without a budget_duration"
     ),
-    "enable_jwt_auth": Restriction("authenticate callers by JWT", _VIRTUAL_KEYS),
     "enable_oauth2_auth": Restriction("authenticate callers by OAuth 2", _VIRTUAL_KEYS),
     "enable_oauth2_proxy_auth": Restriction("authenticate callers by a proxy's headers", _VIRTUAL_KEYS),
     "enforce_rbac": Restriction("limit callers to the routes of their roles", _CLOSE_ROUTES),
@@ -181,7 +180,6 @@ GENERAL_SETTINGS: Restrictions = {
         "set passthrough.limits_on_redis_loss and passthrough.ledger.on_spool_failure to refuse",
     ),
     "global_max_parallel_requests": Restriction("limit the requests in flight", _CONCURRENCY),
-    "litellm_jwtauth": Restriction("authenticate and limit callers by JWT", _VIRTUAL_KEYS),
     "max_in_flight_requests_per_worker": Restriction("limit the requests in flight", _CONCURRENCY),
     "max_parallel_requests": Restriction("limit the requests in flight at each server", _CONCURRENCY),
     "max_request_size_mb": Restriction(

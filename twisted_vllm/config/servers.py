@@ -241,32 +241,46 @@ PARAM_NAMES = frozenset(
 
 
 @attrs.frozen
+class Description:
+    """The ``model_info`` of an entry.
+
+    Attributes:
+        text: all of it, in JSON.
+        own_id: the id that it names; empty if it names none.
+    """
+
+    text: bytes = b"{}"
+    own_id: str = ""
+
+
+@attrs.frozen
 class Row:
     """An entry of ``model_list`` and its place.
 
     Attributes:
         place: its place.
         entry: the entry.
-        description: its ``model_info`` as it is written, in JSON.
+        described: its ``model_info`` as it is written.
     """
 
     place: Place
     entry: Entry
-    description: bytes = b"{}"
+    described: Description = Description()
 
 
-def described(info: object) -> bytes:
-    """Return the ``model_info`` of an entry in JSON, without what stands for variables of the environment."""
+def description_of(info: object) -> Description:
+    """Return the ``model_info`` of an entry, without what stands for variables of the environment."""
     found = {
         name: value
         for name, value in (info.items() if isinstance(info, dict) else ())
         if isinstance(name, str) and value is not None and REFERENCE not in repr(value)
     }
+    own = found.get("id")
     try:
-        return msgspec.json.encode(found)
+        return Description(msgspec.json.encode(found), own if isinstance(own, str) else "")
     except (TypeError, ValueError, RecursionError):
         # YAML has values that JSON has not
-        return b"{}"
+        return Description()
 
 
 @checker("row")
@@ -280,7 +294,7 @@ def row(value: object, place: Place) -> Row | None:
     entry = ENTRY_SECTION(value, place)
     if place.report.refused_below(place.path):
         raise Rejected(None)
-    return Row(place, entry, described(value.get("model_info") if isinstance(value, dict) else None))
+    return Row(place, entry, description_of(value.get("model_info") if isinstance(value, dict) else None))
 
 
 @checker("list of models")
@@ -484,7 +498,7 @@ class _Placed:
     entry: Entry
     address: Address
     key: Secret | None
-    description: bytes
+    described: Description
 
 
 def assemble(
@@ -510,7 +524,7 @@ def assemble(
         # The default server's key goes to that server alone.
         key = params.api_key or (servers.api_key if address == default else None)
         _check_wildcards(row.entry, row.place.key("litellm_params"))
-        placed.append(_Placed(row.place, row.entry, address, key, row.description))
+        placed.append(_Placed(row.place, row.entry, address, key, row.described))
 
     longest = _longest_timeouts(placed)
     smallest = _smallest_limits(placed)
@@ -565,7 +579,7 @@ def assemble(
                 tpm=each.entry.litellm_params.tpm,
                 strategy=strategies.get(each.entry.model_name),
                 model_id=model_id,
-                description=each.description,
+                description=each.described.text,
             )
             for each, model_id in zip(placed, _ids(placed), strict=True)
         ),
@@ -576,13 +590,10 @@ def _ids(placed: Sequence[_Placed]) -> Iterator[str]:
     """Yield the id of each entry: its own, or one that follows from what it serves and is the same at each start."""
     taken: set[str] = set()
     for each in placed:
-        own = msgspec.json.decode(each.description).get("id")
-        params = each.entry.litellm_params
-        made, number = "", 0
-        while not made or made in taken:
-            what = (each.entry.model_name, each.address.url, params.model, str(number))
-            made, number = sha256("\n".join(what).encode("utf-8", "replace")).hexdigest(), number + 1
-        found = own if isinstance(own, str) and own and own not in taken else made
+        found, number = each.described.own_id, 0
+        while not found or found in taken:
+            what = (each.entry.model_name, each.address.url, each.entry.litellm_params.model, str(number))
+            found, number = sha256("\n".join(what).encode("utf-8", "replace")).hexdigest(), number + 1
         taken.add(found)
         yield found
 

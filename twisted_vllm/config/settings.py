@@ -12,6 +12,7 @@ from urllib.parse import quote
 import attrs
 from sqlalchemy.engine import make_url
 
+from twisted_vllm.config import jwt
 from twisted_vllm.config.checks import (
     MAX_DOLLARS,
     amount,
@@ -42,6 +43,7 @@ from twisted_vllm.config.checks import (
     whole,
 )
 from twisted_vllm.config.declaration import section, setting
+from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.routing import (
@@ -798,6 +800,19 @@ class Settings:
         environment=("VLLM_PASSTHROUGH_DATABASE_URL", "DATABASE_URL"),
         reload=False,
     )
+    enable_jwt_auth: bool | None = setting(
+        False,
+        optional(flag, "false"),
+        "Whether callers may send a JSON Web Token of the company's issuer in place of a virtual key, which still "
+        "works. It needs passthrough.jwt_public_key_url and jwt_audience.",
+        block="general_settings",
+    )
+    litellm_jwtauth: JwtClaims = setting(
+        JwtClaims(),
+        section(JwtClaims, ignored=jwt.IGNORED, restricting=jwt.RESTRICTING),
+        "What the claims of a token say of its caller.",
+        block="general_settings",
+    )
     allowed_ips: tuple[IPv4Network | IPv6Network, ...] = setting(
         (),
         list_of(network),
@@ -1030,6 +1045,28 @@ class Settings:
         section(RetrySettings),
         "When a request is sent to another server: while no byte of an answer reached the client, its body is in hand, "
         "and its route is safe to repeat. A server that cannot be reached, or that breaks the connection, counts too.",
+    )
+    jwt_public_key_url: tuple[str, ...] | None = setting(
+        None,
+        optional(jwt.key_set_urls, "none"),
+        "Where the issuer publishes its keys: a key set (JWKS), or an OpenID configuration that names one.",
+        environment=("VLLM_PASSTHROUGH_JWT_PUBLIC_KEY_URL", "JWT_PUBLIC_KEY_URL"),
+    )
+    jwt_audience: tuple[str, ...] | None = setting(
+        None,
+        optional(jwt.audiences, "none"),
+        "The audiences (aud) of tokens for this gateway; a token needs one of them.",
+        environment=("VLLM_PASSTHROUGH_JWT_AUDIENCE", "JWT_AUDIENCE"),
+    )
+    jwt_issuer: tuple[str, ...] | None = setting(
+        None,
+        optional(jwt.audiences, "none"),
+        "The issuers (iss) whose tokens are accepted. Without it, every token counts that a key of "
+        "jwt_public_key_url signed.",
+        environment=("VLLM_PASSTHROUGH_JWT_ISSUER", "JWT_ISSUER"),
+    )
+    jwt: JwtSettings = setting(
+        JwtSettings(), section(JwtSettings), "How tokens are checked, where LiteLLM has no setting."
     )
     session_header: str = setting(
         "x-session-id",

@@ -14,11 +14,12 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.servers import (
     ENTRY_SECTION,
     PARAM_NAMES,
+    Description,
     Entry,
     Row,
     ServerSettings,
     assemble,
-    described,
+    description_of,
 )
 from twisted_vllm.config.settings import ModelEntry, PriceList, Server, Settings
 from twisted_vllm.config.urls import Address
@@ -118,27 +119,30 @@ class CheckedEntries:
 
     def __init__(self) -> None:
         """Nothing is checked yet."""
-        self._known: dict[str, tuple[StoredModel, Entry]] = {}
+        self._known: dict[str, tuple[StoredModel, Entry, Description]] = {}
 
     def keep_only(self, models: Iterable[StoredModel]) -> None:
         """Forget all other models."""
         ids = {model.model_id for model in models}
         self._known = {identity: found for identity, found in self._known.items() if identity in ids}
 
-    def of(self, model: StoredModel, place: Place) -> Entry | None:
+    def of(self, model: StoredModel, place: Place) -> tuple[Entry, Description] | None:
         """Return the entry of a model; None, with the reason in the report, if it cannot be used."""
         known = self._known.get(model.model_id)
         if known is not None and known[0] == model:
-            return known[1]
+            return known[1:]
         written = {
             "model_name": model.model_name,
             "litellm_params": dict(model.litellm_params),
             "model_info": dict(model.model_info),
         }
         entry = place.attempt(ENTRY_SECTION, written)
-        if entry is not None:
-            self._known[model.model_id] = (model, entry)
-        return entry
+        if entry is None:
+            return None
+        created = datetime.fromtimestamp(model.created, UTC).isoformat()
+        info = {**model.model_info, "id": model.model_id, "db_model": True, "created_at": created}
+        self._known[model.model_id] = (model, entry, description_of(info))
+        return self._known[model.model_id][1:]
 
 
 def join(
@@ -193,20 +197,19 @@ def _references(value: object, path: str) -> Iterator[str]:
 
 def _row(model: StoredModel, place: Place, unseal: Unseal, checked: CheckedEntries) -> Row | None:
     """Return a stored entry as a row of the list; None, with the reason in the report, if it cannot be used."""
-    entry = checked.of(model, place)
-    if entry is None:
+    found = checked.of(model, place)
+    if found is None:
         return None
+    entry, described = found
     try:
         key = unseal(model)
     except ValueError as error:
         place.key("litellm_params").key(API_KEY).refuse(str(error))
         return None
-    created = datetime.fromtimestamp(model.created, UTC).isoformat()
-    description = described({**model.model_info, "id": model.model_id, "db_model": True, "created_at": created})
     if key is None:
-        return Row(place, entry, description)
+        return Row(place, entry, described)
     entry = attrs.evolve(entry, litellm_params=attrs.evolve(entry.litellm_params, api_key=key))
-    return Row(place, entry, description)
+    return Row(place, entry, described)
 
 
 def _assembled(settings: Settings, rows: Sequence[Row], root: Place) -> list[ModelEntry]:

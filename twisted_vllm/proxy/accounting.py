@@ -198,7 +198,7 @@ class Accounting(RequestObserver):
         facts = admitted.facts
         context.said = facts.said
         head = context.head
-        end_user = self._end_user_of(head) or facts.end_user
+        end_user = authorization.principal.end_user_id or self._end_user_of(head) or facts.end_user
         limited = authorization.principal.limited
         if end_user is not None:
             context.end_user = end_user = end_user[:TEXT_LIMIT]

@@ -417,6 +417,8 @@ class Forwarding:
         context = request.context
         destination = placement.destination
         server = context.server = destination.server
+        entry = destination.entry
+        context.model_id = "" if entry is None else entry.model_id
         prepared = forwarder.admission.prepare(self._authorization, admitted, destination)
         body: bytes | Rope | RequestBody
         if prepared.body is not None:

@@ -11,8 +11,8 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.money import to_dollars
 from twisted_vllm.ratelimit.allowance import KEY
 
-#: pairs of a key and a model whose lines are remembered, and the longest name of a model in a header
-MAX_PAIRS, MAX_NAME = 1_000, 256
+#: combinations of a key, a model and an entry whose lines are remembered, and the longest name in a header
+MAX_KNOWN, MAX_NAME = 1_000, 256
 
 
 class LitellmHeaders:
@@ -20,10 +20,11 @@ class LitellmHeaders:
 
     def __init__(self) -> None:
         """Remember none yet."""
-        self._known: BoundedCache[tuple[str, str], tuple[Principal, bytes]] = BoundedCache(MAX_PAIRS, MAX_NAME)
+        self._known: BoundedCache[tuple[str, str, str], tuple[Principal, bytes]]
+        self._known = BoundedCache(MAX_KNOWN, 2 * MAX_NAME)
 
     def __len__(self) -> int:
-        """Return the number of remembered pairs."""
+        """Return the number of remembered combinations."""
         return len(self._known)
 
     def lines(self, context: RequestContext) -> bytes:
@@ -32,22 +33,24 @@ class LitellmHeaders:
         principal, model = context.principal, "" if context.fallback else context.model
         if principal is None:
             return b"x-litellm-call-id: %b\r\n" % context.request_id
-        known = self._known.get((principal.key_id, model))
+        about = (principal.key_id, model, context.model_id)
+        known = self._known.get(about)
         if known is None or known[0] is not principal:
-            known = (principal, _lines_of(principal, model))
-            self._known.keep((principal.key_id, model), known, len(model))
+            known = (principal, _lines_of(principal, model, context.model_id))
+            self._known.keep(about, known, len(model) + len(context.model_id))
         added = b"x-litellm-call-id: %b\r\n%b" % (context.request_id, known[1])
         if context.attempts:
             added += b"x-litellm-attempted-retries: %d\r\n" % len(context.attempts)
         return added
 
 
-def _lines_of(principal: Principal, model: str) -> bytes:
+def _lines_of(principal: Principal, model: str, model_id: str) -> bytes:
     """Return the lines that all requests of a caller for a model share."""
     found: list[tuple[str, object]] = []
-    # a client may send any text as the name
-    if model and model.isascii() and model.isprintable() and len(model) <= MAX_NAME:
-        found.append(("x-litellm-model-group", model))
+    for name, value in (("x-litellm-model-id", model_id), ("x-litellm-model-group", model)):
+        # a client may send any text as the name
+        if value and value.isascii() and value.isprintable() and len(value) <= MAX_NAME:
+            found.append((name, value))
     for each in principal.limited:
         if each.kind == KEY:
             allowance = each.allowance

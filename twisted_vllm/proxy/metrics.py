@@ -13,6 +13,7 @@ from twisted_vllm.http.client.retries import StaleRequest
 from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.server.held_bodies import HeldBodies
 from twisted_vllm.http.server.site import GatewaySite
+from twisted_vllm.identification.inquiry import Inquiry
 from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics import PREFIX
 from twisted_vllm.proxy.accounting import Accounting
@@ -126,10 +127,11 @@ class HeldBodiesCollector(Collector):
 
 
 class AbuseCollector(Collector):
-    """Reads on each scrape how much was refused or left out of the log because it came too often."""
+    """Reads on each scrape how much was refused or left out of the log because it came too often, and its cost."""
 
-    def __init__(self, uncounted: UncountedRequests, unsent: UnsentLines) -> None:
+    def __init__(self, uncounted: UncountedRequests, unsent: UnsentLines, inquiry: Inquiry) -> None:
         """Collect from what counts it."""
+        self._inquiry = inquiry
         self._uncounted = uncounted
         self._unsent = unsent
 
@@ -144,4 +146,9 @@ class AbuseCollector(Collector):
             f"{PREFIX}_log_lines_left_out",
             "Lines over log.max_unsent_lines, of requests that reached no server.",
             value=self._unsent.left_out,
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_key_questions",
+            "Questions to the database for callers who were not known.",
+            value=self._inquiry.asked,
         )

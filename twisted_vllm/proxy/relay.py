@@ -108,6 +108,10 @@ class Verdict(Enum):
 class Forwarding(TypingProtocol):
     """Is told what became of an attempt, and may make another."""
 
+    @property
+    def path_prefix(self) -> bytes:
+        """The path that proxies in front of the gateway cut off."""
+
     def answered(self, response: UpstreamResponse) -> Verdict:
         """The head of a response came; return what becomes of it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from urllib.parse import parse_qsl
@@ -54,6 +54,9 @@ from twisted_vllm.proxy.relay import RequestBody
 from twisted_vllm.proxy.serving import BaseModelUnknown
 from twisted_vllm.proxy.upstream_headers import dropped_from
 
+#: finds out about a caller who is about to be refused, as `Identifier.before_refusal`
+BeforeRefusal = Callable[[Mapping[bytes, bytes], GatewayError, str], Deferred[None] | None]
+
 #: a buffered body up to this size in bytes is read for its model even if only the log needs it
 PEEK_LIMIT = 65_536
 
@@ -61,6 +64,18 @@ PEEK_LIMIT = 65_536
 MAX_PARAMETERS = 100
 #: the headers of the gateway's own lists
 JSON_ANSWER = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"), *PRIVATE_RESPONSE)
+
+
+class _NotYetKnown(Exception):
+    """The caller may be known in a moment.
+
+    Attributes:
+        waiting: fires then, and never fails.
+    """
+
+    def __init__(self, waiting: Deferred[None]) -> None:
+        super().__init__()
+        self.waiting = waiting
 
 
 @implementer(IResource, IStreamingResource)
@@ -82,6 +97,7 @@ class PassThroughResource:
         ask_models: Callable[[Server], Deferred[None]],
         locate: Callable[[str], Deferred[Server | None]] | None = None,
         throttle: AuthenticationThrottle | None = None,
+        before_refusal: BeforeRefusal | None = None,
         web_pages: WebPages = NO_WEB_PAGES,
         accounting: Accounting | None = None,
         mounts: Mounts | None = None,
@@ -101,6 +117,7 @@ class PassThroughResource:
             ask_models: asks a server for its base model, for the admission.
             locate: asks all servers for a stored response, by its id; None if the admission knows no places.
             throttle: slows down guessing of keys.
+            before_refusal: finds out about a caller who is about to be refused; None refuses at once.
             web_pages: decides about requests of web pages.
             accounting: meters and limits requests; None does neither.
             mounts: decides what a path means to a server; None for the settings' defaults.
@@ -117,6 +134,7 @@ class PassThroughResource:
         self._ask_models = ask_models
         self._locate = locate
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
+        self._before_refusal = before_refusal
         self._web_pages = web_pages
         self._accounting = accounting
         self._mounts = Mounts() if mounts is None else mounts
@@ -149,7 +167,24 @@ class PassThroughResource:
     def _enter(self, request: GatewayRequest) -> None:
         if request.site.draining:
             raise Draining("The gateway is shutting down; send the request again.", retry_after=1)
-        cached = self._authorize(request)
+        try:
+            cached = self._authorize(request)
+        except _NotYetKnown as error:
+            self._identify_later(request, error.waiting)
+        else:
+            self._authorized(request, cached)
+
+    def _identify_later(self, request: GatewayRequest, waiting: Deferred[None]) -> None:
+        """Go on once more is known of the caller; meanwhile the body is not read."""
+        request.pause_body("caller")
+
+        def proceed(_: None) -> None:
+            request.resume_body("caller")
+            self._authorized(request, self._authorize(request, for_good=True))
+
+        PendingStep(request, None, waiting).then(proceed)
+
+    def _authorized(self, request: GatewayRequest, cached: CachedAuthorization | None) -> None:
         context = request.context
         authorization = context.authorization
         assert authorization is not None
@@ -216,8 +251,12 @@ class PassThroughResource:
         if self._accounting is not None:
             self._accounting.check(request.context, authorization)
 
-    def _authorize(self, request: GatewayRequest) -> CachedAuthorization | None:
-        """Authorize the request by its head; return the cache entry, or None if the head is not cached."""
+    def _authorize(self, request: GatewayRequest, *, for_good: bool = False) -> CachedAuthorization | None:
+        """Authorize the request by its head; return the cache entry, or None if the head is not cached.
+
+        Raises:
+            _NotYetKnown: the caller may be known in a moment; never with `for_good`.
+        """
         context = request.context
         template = context.head.template
         cached = None if template is None else self._cache.get(template)
@@ -229,7 +268,7 @@ class PassThroughResource:
         if not self._addresses.allows(context):
             raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
         self._web_pages.check(context.head.first)
-        principal = context.principal = self._identify(context)
+        principal = context.principal = self._identify(context, for_good)
         path, mark, query = request.uri.partition(b"?")
         mount = self._mounts.find(path)
         assert mount is not None, "the site asks the same mounts"
@@ -241,14 +280,22 @@ class PassThroughResource:
         self._cache.keep(template, cached, len(authorization.forwarded))
         return cached
 
-    def _identify(self, context: RequestContext) -> Principal:
+    def _identify(self, context: RequestContext, for_good: bool) -> Principal:
         now = self._now()
+        head = context.head
         try:
-            head = context.head
             return self._admission.identify(head.first, now, head.method, head.length != 0)
-        except MissingApiKey as error:
-            refusal = self._throttle.record_failure(error, self._addresses.of(context), now)
-        raise refusal
+        except GatewayError as error:
+            refusal = error
+        address = self._addresses.of(context)
+        if not for_good and self._before_refusal is not None:
+            waiting = self._before_refusal(head.first, refusal, address)
+            if waiting is not None:
+                raise _NotYetKnown(waiting)
+        if not isinstance(refusal, MissingApiKey):
+            # no guess: the token is valid, or it is not known whether it is
+            raise refusal
+        raise self._throttle.record_failure(refusal, address, now)
 
     def _take(self, request: GatewayRequest, body: bytes, cached: CachedAuthorization | None = None) -> None:
         """Take a small body that is complete."""

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.auth.records import Principal
-from twisted_vllm.errors import MissingApiKey
+from twisted_vllm.errors import GatewayError, IssuerUnavailable, StoreUnavailable, UnverifiedToken
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.admission import Admission
 
@@ -87,7 +87,7 @@ class Revoker:
         self._changes_seen = changes
         # the requests of one key share its principal, so one lookup serves them all; keeping the principal keeps its
         # id() unique
-        results: dict[int, tuple[Principal, Principal | MissingApiKey]] = {}
+        results: dict[int, tuple[Principal, Principal | GatewayError | None]] = {}
         for request in self._running():
             context = request.context
             principal = context.principal
@@ -100,16 +100,20 @@ class Revoker:
             if is_new:
                 results[id(principal)] = principal, self._identify(request, now)
             result = results[id(principal)][1]
-            if isinstance(result, MissingApiKey):
+            if isinstance(result, GatewayError):
                 request.revoke(result)
-            elif result.kind == "key":
+            elif result is not None and result.kind == "key":
                 # its expiry may have changed
                 context.principal = result
             if is_new and len(results) % BATCH_SIZE == 0:
                 yield
 
-    def _identify(self, request: GatewayRequest, now: float) -> Principal | MissingApiKey:
+    def _identify(self, request: GatewayRequest, now: float) -> Principal | GatewayError | None:
+        """Return whose request it is or why it is refused; None if that must be found out first."""
         try:
             return self._admission.identify(request.head.first, now, request.method)
-        except MissingApiKey as error:
+        except (UnverifiedToken, IssuerUnavailable, StoreUnavailable):
+            # its token was valid when the request began
+            return None
+        except GatewayError as error:
             return error

@@ -30,6 +30,11 @@ class MinuteCounts:
     def __len__(self) -> int:
         return len(self._counts)
 
+    def count(self, name: Hashable, now: float) -> int:
+        """Return the count of a name's minute, without counting."""
+        start, count = self._counts.get(name, (now, 0))
+        return count if 0 <= now - start < MINUTE else 0
+
     def add(self, name: Hashable, now: float) -> tuple[int, float]:
         """Count one; return the count of this name's period, and the seconds until that period ends.
 

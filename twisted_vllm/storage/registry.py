@@ -69,6 +69,9 @@ class Registry:
         self._lock = DeferredLock()
         self._begun = self._overtaking = 0
         self._revision = NO_REVISION
+        #: who waits for the read in progress, and for the one after it; None without one
+        self._reading: list[Deferred[None]] | None = None
+        self._waiting: list[Deferred[None]] = []
 
     def reconfigure(self, patience: float) -> None:
         """Let changes wait for another time from now on."""
@@ -111,25 +114,62 @@ class Registry:
         return result  # type: ignore[no-any-return]  # what a generator is sent has no type
 
     def follow(self) -> Deferred[None]:
-        """Apply what other processes changed since the last call.
+        """Apply what other processes changed since the last call, or wait for the read that does so already.
 
         The Deferred fails with StoreUnavailable if the database is unavailable.
         """
+        if self._reading is not None:
+            return _queued(self._reading)
         # Data that was read before a change must not be applied after it. The lock would see to that, but a database
         # that does not answer would then hold back every change, so a read that a change overtook is thrown away.
         if self._overtaking >= MAX_OVERTAKING:
-            return self._lock.run(self._follow)
-        return succeed(None) if self._lock.locked else self._follow()
+            return self._read_for([], lambda: self._lock.run(self._follow))
+        return succeed(None) if self._lock.locked else self._read_for([], self._follow)
+
+    def catch_up(self) -> Deferred[None]:
+        """Apply everything that was committed before this call; one read serves all who wait for it.
+
+        A read in progress may have begun too early, so the next one counts. The Deferred fails as that of `follow`.
+        """
+        if self._reading is None:
+            return self._read_for([], self._follow_surely)
+        return _queued(self._waiting)
+
+    def _read_for(self, waiting: list[Deferred[None]], read: Callable[[], Deferred[bool]]) -> Deferred[None]:
+        """Begin a read for some, and return a Deferred for one more."""
+        self._reading = waiting
+        mine = _queued(waiting)
+        read().addBoth(self._have_read)
+        return mine
+
+    def _have_read(self, result: bool | Failure) -> None:
+        reading, self._reading = self._reading or [], None
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            self._read_for(waiting, self._follow_surely).addErrback(lambda _: None)
+        for each in reading:
+            if isinstance(result, Failure):
+                each.errback(result)
+            else:
+                each.callback(None)
 
     @inlineCallbacks
-    def _follow(self) -> Generator[Deferred[Any], Any, None]:
+    def _follow_surely(self) -> Generator[Deferred[Any], Any, bool]:
+        """Follow, behind the changes in progress if need be: their number is small, and the caller waits."""
+        if self._lock.locked or not (yield self._follow()):
+            yield self._lock.run(self._follow)
+        return True
+
+    @inlineCallbacks
+    def _follow(self) -> Generator[Deferred[Any], Any, bool]:
+        """Return whether what was read was applied: not if a change overtook it."""
         begun = self._begun
         spends: list[Spend] = []
         revision, update = yield self._store.changes_since(self._revision)
         if isinstance(update, Snapshot):
             spends = yield self._store.spend()
         if self._begun != begun:
-            return
+            return False
         self._overtaking = 0
         if isinstance(update, Changes):
             self._apply(update)
@@ -142,6 +182,7 @@ class Registry:
                 self._spend_set(spend)
             self._read_anew()
         self._revision = revision
+        return True
 
     def _replace_models(self, snapshot: Snapshot) -> None:
         self._models = dict(snapshot.models)
@@ -163,6 +204,12 @@ class Registry:
                 self._spend_set(spend)
         for spend in changes.spend:
             self._spend_set(spend)
+
+
+def _queued(waiting: list[Deferred[None]]) -> Deferred[None]:
+    mine: Deferred[None] = Deferred()
+    waiting.append(mine)
+    return mine
 
 
 class ChangeFollower:

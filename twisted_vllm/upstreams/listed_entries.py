@@ -42,15 +42,22 @@ def listed_entries(
         router: knows which models have an entry.
         served: what servers said of their models.
         default_prices: the prices of entries that name none.
-        expand: whether an entry with wildcards is also there once for each model that it matches.
+        expand: whether an entry with wildcards is also there once for each model that it matches, and any entry once
+            for each further name of its model (``model_group_alias``).
     """
     seen = set()
+    aliases: dict[str | None, list[str]] = {}
+    for alias in router.aliases if expand else ():
+        aliases.setdefault(router.alias(alias), []).append(alias)
     for entry in entries:
         if entry.model_id and entry.model_id in seen:
             continue
         seen.add(entry.model_id)
         entry = _priced(entry, default_prices)
-        yield ListedEntry(entry, served.cards(entry.server).get(entry.upstream_model))
+        card = served.cards(entry.server).get(entry.upstream_model)
+        yield ListedEntry(entry, card)
+        for alias in aliases.get(entry.model_name, ()):
+            yield ListedEntry(attrs.evolve(entry, model_name=alias), card)
         if expand and is_pattern(entry.model_name):
             for name, card in served.cards(entry.server).items():
                 public = callers_name(entry.model_name, entry.upstream_model, name)

@@ -354,7 +354,7 @@ class Router:
         if self.default is None:
             raise ModelNotFound(
                 f"No server is configured for the model {model[:CLIP]!r}. Send a model_name of the gateway's "
-                "model_list; administrators see them in GET /health.",
+                "model_list; GET /v1/models lists those that the key may use.",
                 param="model",
             )
         return self.default

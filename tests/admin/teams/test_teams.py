@@ -51,6 +51,65 @@ def test_a_key_inherits_its_team_s_models_as_they_change(gateway: Gateway) -> No
     assert not gateway.principal_of(key["token"]).restricts_models
 
 
+def test_a_team_names_models_for_its_keys_and_a_key_s_own_names_win(gateway: Gateway) -> None:
+    made = new(gateway, team_id="x", model_aliases={"chat": "qwen", "small": "phi"})
+    assert made["model_aliases"] == {"chat": "qwen", "small": "phi"}
+    key = gateway.make_key(team_id="x", aliases={"chat": "llama"})
+    assert gateway.principal_of(key["token"]).aliases == {"chat": "llama", "small": "phi"}
+    answer = gateway.post("/team/update", {"team_id": "x", "model_rpm_limit": {"small": 3}})
+    assert (answer.status, answer.error["param"]) == (400, "model_rpm_limit")
+    answer = gateway.post("/team/update", {"team_id": "x", "model_aliases": None, "model_rpm_limit": {"small": 3}})
+    assert answer.json["data"]["model_aliases"] == {}
+    assert gateway.principal_of(key["token"]).aliases == {"chat": "llama"}
+    answer = gateway.post("/team/update", {"team_id": "x", "model_aliases": {"small": "phi"}})
+    assert (answer.status, answer.error["param"]) == (400, "model_rpm_limit")
+
+
+def test_models_are_added_to_a_team_and_taken_but_not_the_last(gateway: Gateway) -> None:
+    new(gateway, team_id="x", models=["a"])
+    assert gateway.post("/team/model/add", {"team_id": "x", "models": ["b", "a"]}).json["models"] == ["a", "b"]
+    assert gateway.post("/team/model/delete", {"team_id": "x", "models": ["a"]}).json["models"] == ["b"]
+    answer = gateway.post("/team/model/delete", {"team_id": "x", "models": ["b"]})
+    assert (answer.status, answer.error["param"]) == (400, "models")
+
+
+def test_a_team_s_key_sees_its_team_and_of_members_and_keys_only_its_own(gateway: Gateway) -> None:
+    new(gateway, team_id="x", metadata={"a": 1}, members_with_roles=[{"user_id": "ada"}, {"user_id": "bob"}])
+    new(gateway, team_id="y")
+    gateway.make_key(team_id="x", user_id="bob")
+    key = gateway.make_key(team_id="x", user_id="ada")
+    for path in ("/team/info", "/team/info?team_id=x"):
+        found = gateway.get(path, key["key"]).json
+        assert (found["team_info"]["team_id"], found["team_info"]["metadata"]) == ("x", {})
+        assert members(found["team_info"]) == {"ada": "user"}
+        assert [each["user_id"] for each in found["team_memberships"]] == ["ada"]
+        assert [each["token"] for each in found["keys"]] == [key["token"]]
+    assert gateway.get("/team/info?team_id=y", key["key"]).status == 403
+    assert gateway.get("/team/info", gateway.make_key()["key"]).status == 400
+    assert gateway.get("/team/available", key["key"]).json == []
+
+
+def test_teams_are_paged_and_counted(gateway: Gateway) -> None:
+    for name in "xyz":
+        new(gateway, team_id=name, team_alias=f"Alias {name}", members_with_roles=[{"user_id": f"user-{name}"}])
+    gateway.make_key(team_id="y")
+    page = gateway.get("/v2/team/list?page=2&page_size=1").json
+    assert [(each["team_id"], each["members_count"], each["keys_count"]) for each in page["teams"]] == [("y", 1, 1)]
+    assert (page["total"], page["page"], page["page_size"], page["total_pages"]) == (3, 2, 1, 3)
+    for query in ("user_id=user-z", "team_id=z", "team_alias=ALIAS+z"):
+        assert [each["team_id"] for each in gateway.get(f"/v2/team/list?{query}").json["teams"]] == ["z"]
+    assert [each["team_id"] for each in gateway.get("/team/list?page=2&page_size=2").json] == ["z"]
+
+
+def test_a_member_of_an_unknown_address_is_made_and_one_who_is_in_the_team_refused(gateway: Gateway) -> None:
+    new(gateway, team_id="x")
+    answer = gateway.post("/team/member_add", {"team_id": "x", "member": {"user_email": "New@b", "role": "user"}})
+    [member] = answer.json["members_with_roles"]
+    assert (member["user_email"], member["role"]) == ("new@b", "user")
+    again = gateway.post("/team/member_add", {"team_id": "x", "member": {"user_email": "new@B"}})
+    assert (again.status, again.error["param"]) == (400, "member")
+
+
 def test_a_blocked_team_s_keys_are_refused_and_the_refusal_says_so(gateway: Gateway) -> None:
     new(gateway, team_id="x")
     key = gateway.make_key(team_id="x")["key"]

@@ -153,3 +153,51 @@ def test_a_team_that_is_not_there_keeps_the_user_from_being_made(gateway: Gatewa
     assert (answer.status, answer.error["param"]) == (404, "teams")
     assert gateway.get("/user/list").json["total"] == 0
     assert len(gateway.index) == 0
+
+
+def test_an_update_of_a_user_whom_nobody_knows_makes_it(gateway: Gateway) -> None:
+    made = gateway.post("/user/update", {"user_id": "ada", "max_budget": 3, "user_email": "A@b"}).json
+    assert (made["user_id"], made["data"]["max_budget"], made["data"]["user_email"]) == ("ada", 3, "a@b")
+    other = gateway.post("/user/update", {"user_email": "new@b"}).json
+    assert other["user_id"] not in (None, "ada")
+    assert gateway.get("/v2/user/info?user_id=ada").json == made["data"]
+
+
+def test_users_are_updated_each_on_its_own_or_all(gateway: Gateway) -> None:
+    for name in ("ada", "bob"):
+        gateway.post("/user/new", {"user_id": name, "auto_create_key": False})
+    users = [{"user_id": "ada", "rpm_limit": 1}, {"user_id": "bob", "rpm_limit": -1}, {"rpm_limit": 1}]
+    answer = gateway.post("/user/bulk_update", {"users": users}).json
+    assert [each["success"] for each in answer["results"]] == [True, False, False]
+    assert (answer["successful_updates"], answer["failed_updates"]) == (1, 2)
+    assert "rpm_limit" in answer["results"][1]["error"]
+    answer = gateway.post("/user/bulk_update", {"all_users": True, "user_updates": {"rpm_limit": 5}}).json
+    assert [each["updated_user"]["rpm_limit"] for each in answer["results"]] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"users": []}, {"all_users": True}, {"all_users": True, "user_updates": {"user_email": "a@b"}},
+     {"users": [{"user_id": "a"}], "all_users": True, "user_updates": {}}, {"user_updates": {}}],
+)  # fmt: skip
+def test_a_bulk_update_says_whom_it_changes(gateway: Gateway, body: dict[str, object]) -> None:
+    assert gateway.post("/user/bulk_update", body).status == 400
+
+
+def test_a_new_user_s_key_has_names_of_models_and_the_team(gateway: Gateway) -> None:
+    gateway.post("/team/new", {"team_id": "x"})
+    made = gateway.post("/user/new", {"user_id": "ada", "aliases": {"a": "b"}, "team_id": "x"}).json
+    assert (made["aliases"], made["team_id"], made["teams"]) == ({"a": "b"}, "x", ["x"])
+
+
+def test_spend_that_a_request_gives_counts_in_the_budget_s_period(gateway: Gateway) -> None:
+    made = gateway.post("/user/new", {"user_id": "ada", "spend": 1.5, "max_budget": 2, "auto_create_key": False}).json
+    assert made["spend"] == 1.5
+    assert gateway.post("/user/update", {"user_id": "ada", "spend": 0}).json["data"]["spend"] == 0
+    key = gateway.make_key(spend=2.5)
+    assert key["spend"] == 2.5
+    assert gateway.post("/key/update", {"key": key["key"], "spend": 1}).json["spend"] == 1
+    entry = gateway.get("/audit/list?action=key/update").json["audit_logs"][0]
+    assert (entry["before"], entry["after"]) == ({"spend": 2.5}, {"spend": 1.0})
+    customer = gateway.post("/customer/new", {"user_id": "eve", "spend": 0.25}).json
+    assert customer["spend"] == 0.25

@@ -61,9 +61,9 @@ def delete(transaction: Transaction, audit: AuditContext, budget_id: str) -> Bud
     budget = find_budget(transaction, budget_id, "id")
     holders = holders_of(transaction, budget_id)
     if holders:
-        who = ", ".join(f"{number} {kind}" for kind, number in holders.items())
+        who = ", ".join(f"{kind}: {number}" for kind, number in holders.items())
         raise Conflict(
-            f"The budget is in use: {who}. Without it they would spend without limit: give them another "
+            f"The budget is in use ({who}). Without it they would spend without limit: give them another "
             "`budget_id`, or null, first.",
             param="id",
         )

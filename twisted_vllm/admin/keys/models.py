@@ -78,6 +78,7 @@ _ROUTES_OF_TYPE = {
 }
 
 _HEADERS = frozenset(name.decode() for name in GRANTABLE_HEADERS)
+Flag = Literal["false", "true", "0", "1"]
 _Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
 #: JSON Schema: a request sets `key_type` or `allowed_routes`, not both
@@ -300,8 +301,6 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
         "agent_id": None,
         "access_group_id": None,
         "expand": None,
-        "include_team_keys": "false",
-        "include_created_by_keys": "false",
     }
 
     page: PageNumber = 1
@@ -312,13 +311,17 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     key_alias: str = ""
     key_hash: Annotated[str, msgspec.Meta(description="A key or its hash.")] = ""
     return_full_object: Annotated[
-        Literal["false", "true", "0", "1"],
+        Flag,
         msgspec.Meta(description="Whether to return whole keys, not only hashes."),
     ] = "false"
     sort_by: Literal[
         "created_at", "updated_at", "expires", "key_alias", "key_name", "token", "user_id", "team_id", "spend"
     ] = "created_at"
     sort_order: SortOrder = "desc"
+    include_team_keys: Annotated[Flag, msgspec.Meta(description="No effect: an administrator sees every key.")] = (
+        "false"
+    )
+    include_created_by_keys: Annotated[Flag, msgspec.Meta(description="No effect, likewise.")] = "false"
     status: Annotated[
         Literal["", "active", "expired", "revoked", "blocked", "deleted"],
         msgspec.Meta(description="The state of the keys. `revoked` and `blocked` are the same."),

@@ -227,7 +227,9 @@ async def info(call: AdminCall, query: KeyInfoQuery) -> Json:
     own = call.context.authenticator.own_token(call.request)
     token = token_of(query.key) if query.key else own
     if token is None:
-        raise NotFound("The master key has no record. Name a key, or its hash: /key/info?key=…", param="key")
+        raise NotFound(
+            "The caller has no virtual key of its own. Name a key, or its hash: /key/info?key=…", param="key"
+        )
     # a former value of the caller's own key means the key
     wanted = own if own is not None and token == call.context.authenticator.presented_token(call.request) else token
 

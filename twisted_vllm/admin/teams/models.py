@@ -157,9 +157,9 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
             "organization_id": self.organization_id,
             "budget_id": self.budget_id,
         }
+        found = {name: value for name, value in found.items() if name in given}
         if "model_aliases" in given:
             found["aliases"] = self.model_aliases or None
-        found = {name: value for name, value in found.items() if name in given}
         fields = {"forbidden_fields": self.forbidden_fields, "field_limits": self.field_limits}
         return {
             **found,

@@ -15,10 +15,12 @@ SHORT_SECRET_LENGTH = 8
 #: secrets of earlier settings that are masked still, the latest of them
 MOST_FORMER = 100
 
-#: what looks like a credential; a group is what stays in front of the mask. A key may hold any visible character; the
-#: punctuation at its end may belong to the sentence. Its prefix may be percent-encoded, once or more often.
+#: what looks like a credential, JSON Web Tokens among them; a group is what stays in front of the mask. A key may hold
+#: any visible character; the punctuation at its end may belong to the sentence. Its prefix may be percent-encoded, once
+#: or more often.
 _CREDENTIALS = re.compile(
     r"(?<![^\W_])(?:s|%(?:25)*73)(?:k|%(?:25)*6B)(?:-|%(?:25)*2D)(?!\.\.\.)\S{3,}[^\s.,;:'\"`)\]}>]"
+    r"|(?<![\w-])eyJ[\w-]{5,}(?:\.|%(?:25)*2E)[\w-]{5,}(?:\.|%(?:25)*2E)[\w-]*"
     r"|(\bbearer\s+|\bauthorization['\"]?\s*[:=,]\s*b?['\"]?(?:\w+\s+)?)[^\s'\",;]+"
     r"|(\bopenai-insecure-api-key\.)[^\s'\",;]+"
     r"|(\bapi[-_]key['\"]?\s*[:=]\s*b?['\"]?)[^\s'\",;&)}\]]+"

@@ -1,0 +1,71 @@
+"""What a caller may wait for before it is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from twisted.internet.defer import Deferred
+
+from twisted_vllm.auth.authenticator import hash_key
+from twisted_vllm.auth.credentials import credential_of
+from twisted_vllm.errors import (
+    BlockedApiKey,
+    ExpiredApiKey,
+    GatewayError,
+    InvalidApiKey,
+    TokenNotAllowed,
+    UnverifiedToken,
+)
+from twisted_vllm.identification.inquiry import Inquiry
+from twisted_vllm.identification.verifier import TokenVerifier
+
+#: the form of every key that the gateway gives or takes
+_KEY = re.compile(r"sk-[!-~]{13,509}")
+
+
+class Identifier:
+    """Finds out more about callers who are about to be refused."""
+
+    def __init__(self, inquiry: Inquiry, verifier: TokenVerifier | None = None) -> None:
+        """Make it.
+
+        Args:
+            inquiry: asks the database for the latest keys.
+            verifier: verifies tokens; None if there are none.
+        """
+        self._inquiry = inquiry
+        self.reconfigure(verifier)
+
+    def reconfigure(self, verifier: TokenVerifier | None) -> None:
+        """Use another verifier from now on."""
+        self._verifier = verifier
+
+    def before_refusal(
+        self, headers: Mapping[bytes, bytes], error: GatewayError, address: str
+    ) -> Deferred[None] | None:
+        """Begin to find out whether a caller is to be refused.
+
+        Args:
+            headers: the first value of each header, by lower-case name.
+            error: what the authenticator raised.
+            address: the client's address.
+
+        Returns:
+            A Deferred that fires, and never fails, when the caller should be authenticated once more, for good; None
+            if there is nothing to find out.
+        """
+        credential = credential_of(headers)
+        if credential is None:
+            return None
+        if isinstance(error, UnverifiedToken):
+            if self._verifier is None:
+                return None
+            return self._verifier.find_out(credential, hash_key(credential), address)
+        may_be_known = isinstance(error, TokenNotAllowed) or type(error) in (InvalidApiKey, ExpiredApiKey)
+        if isinstance(error, BlockedApiKey):
+            # not remembered: it may be used the moment after it was unblocked elsewhere
+            return self._inquiry.ask(None, address)
+        if may_be_known and (_KEY.fullmatch(credential) is not None or isinstance(error, TokenNotAllowed)):
+            return self._inquiry.ask(hash_key(credential), address)
+        return None

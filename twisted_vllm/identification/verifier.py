@@ -1,0 +1,197 @@
+"""Verifies JSON Web Tokens: with the keys of their issuer, against the users and teams of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.token_claims import TokenCaller, caller_of
+from twisted_vllm.auth.token_index import TokenIndex
+from twisted_vllm.auth.tokens import TokenHeader, TokenKey, TokenRules, fitting, read_header, verify
+from twisted_vllm.config.jwt import JwtClaims
+from twisted_vllm.errors import GatewayError, InvalidToken, IssuerUnavailable, StoreUnavailable, TooManyFailures
+from twisted_vllm.identification.directory import Directory
+from twisted_vllm.identification.key_sets import FETCH_INTERVAL, KeySets
+from twisted_vllm.ratelimit.allowance import USER
+
+#: requests that may wait for their tokens to be verified, and users that are being made
+MOST_WAITING, MOST_NEW_USERS = 4_096, 64
+#: seconds in which a token that was refused is refused again without a look
+REFUSED_SECONDS = 1.0
+#: signatures in a second that are checked for addresses which sent too many invalid credentials
+MOST_FOR_GUESSERS = 20
+#: looks into the database that changes may overtake
+_MOST_LOOKS = 3
+
+
+class TokenVerifier:
+    """Finds out whose a token is, and tells the `TokenIndex`."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        tokens: TokenIndex,
+        key_sets: KeySets,
+        rules: TokenRules,
+        claims: JwtClaims,
+        directory: Directory,
+        throttle: AuthenticationThrottle,
+        now: Callable[[], float],
+    ) -> None:
+        """Make it.
+
+        Args:
+            tokens: remembers what was found out.
+            key_sets: the keys of the issuer.
+            rules: what a token must be.
+            claims: which claim says what.
+            directory: the users and teams.
+            throttle: counts invalid credentials by address.
+            now: the time in Unix seconds.
+        """
+        self._tokens = tokens
+        self._key_sets = key_sets
+        self._rules = rules
+        self._claims = claims
+        self._directory = directory
+        self._throttle = throttle
+        self._now = now
+        self._pending: dict[str, list[Deferred[None]]] = {}
+        self._waiting = self._new_users = 0
+        self._second, self._checked = 0.0, 0
+        tokens.on_stale = self.refresh
+        tokens.makes_users = claims.user_id_upsert
+
+    def __repr__(self) -> str:
+        return f"<TokenVerifier waiting={self._waiting} tokens={self._tokens!r}>"
+
+    def refresh(self) -> None:
+        """Fetch the issuer's keys again, while the old ones are used."""
+        if self._key_sets.fresh_seconds <= 0:
+            waiting = self._key_sets.refresh()
+            if waiting is not None:
+                waiting.addCallback(lambda _: self._trust())
+        self._trust()
+
+    def find_out(self, token: str, token_hash: str, address: str) -> Deferred[None] | None:
+        """Find out whose a token is.
+
+        Args:
+            token: the token.
+            token_hash: its SHA-256.
+            address: the client's address.
+
+        Returns:
+            A Deferred that fires, and never fails, when it should be looked up again; None if too many wait.
+        """
+        if self._waiting >= MOST_WAITING:
+            return None
+        mine: Deferred[None] = Deferred()
+        pending = self._pending.get(token_hash)
+        if pending is not None:
+            self._waiting += 1
+            pending.append(mine)
+            return mine
+        self._waiting += 1
+        self._pending[token_hash] = [mine]
+        self._find_out(token, token_hash, address).addBoth(self._found_out, token_hash)
+        return mine
+
+    def _found_out(self, result: object, token_hash: str) -> None:
+        if isinstance(result, Failure):
+            error = result.value
+            if not isinstance(error, GatewayError):
+                self._log.failure("A token could not be verified", result)
+                error = GatewayError("The gateway failed to verify this token; its log says why.")
+            # not the failure: it holds the token
+            self._tokens.refuse(token_hash, error.with_traceback(None), self._now() + REFUSED_SECONDS)
+        waiting = self._pending.pop(token_hash)
+        self._waiting -= len(waiting)
+        for each in waiting:
+            each.callback(None)
+
+    @inlineCallbacks
+    def _find_out(self, token: str, token_hash: str, address: str) -> Generator[Deferred[Any], Any, None]:
+        caller = self._tokens.knows(token_hash)
+        if caller is None:
+            header = read_header(token, self._rules.algorithms)
+            keys = fitting(self._key_sets.keys, header)
+            if not keys:
+                keys = yield self._fetch_keys(header)
+            self._check_rate(address)
+            verified = verify(token, header, keys, self._rules, self._now())
+            caller = caller_of(verified.claims, self._claims)
+            self._trust()
+            self._tokens.keep(token_hash, caller, verified.key, verified.until)
+        yield self._look_up(caller)
+
+    @inlineCallbacks
+    def _fetch_keys(self, header: TokenHeader) -> Generator[Deferred[Any], Any, list[TokenKey]]:
+        waiting = self._key_sets.refresh()
+        if waiting is not None:
+            yield waiting
+        keys = self._key_sets.keys
+        if not keys:
+            raise IssuerUnavailable(
+                "The keys of the issuer of tokens cannot be fetched now, so no token can be verified. Try again.",
+                retry_after=int(FETCH_INTERVAL),
+            )
+        found = fitting(keys, header)
+        if not found:
+            raise InvalidToken("The issuer has no key (kid) that may have signed this token. Get a new one from it.")
+        return found
+
+    def _check_rate(self, address: str) -> None:
+        """Bound the time that signatures take which are sent by those who guess.
+
+        Raises:
+            TooManyFailures: in this second others were checked.
+        """
+        now = self._now()
+        if not self._throttle.is_over(address, now):
+            return
+        if not 0 <= now - self._second < 1:
+            self._second, self._checked = now, 0
+        self._checked += 1
+        if self._checked > MOST_FOR_GUESSERS:
+            raise TooManyFailures(
+                "Too many requests from this address came with tokens that are not valid. Try again.", retry_after=1
+            )
+
+    @inlineCallbacks
+    def _look_up(self, caller: TokenCaller) -> Generator[Deferred[Any], Any, None]:
+        """Find out whether the user and the teams exist; make the user if that is asked for."""
+        for _ in range(_MOST_LOOKS):
+            names = self._tokens.unknown_names(caller)
+            if not names:
+                return
+            changes = self._directory.changes
+            found: dict[tuple[str, str], bool] = yield self._directory.look_up(names)
+            if self._claims.user_id_upsert and found.get((USER, caller.user_id or "")) is False:
+                yield self._make_user(caller)
+                continue
+            if changes == self._directory.changes:
+                for (kind, name), exists in found.items():
+                    self._tokens.set_existence(kind, name, exists)
+                return
+        raise StoreUnavailable("The user and team of this token change too fast to be looked up. Try again.")
+
+    @inlineCallbacks
+    def _make_user(self, caller: TokenCaller) -> Generator[Deferred[Any], Any, None]:
+        if self._new_users >= MOST_NEW_USERS:
+            raise StoreUnavailable("Too many new users are being made. Try again.", retry_after=1)
+        self._new_users += 1
+        try:
+            yield self._directory.make_user(caller)
+        finally:
+            self._new_users -= 1
+
+    def _trust(self) -> None:
+        """Tell until when principals may be kept."""
+        self._tokens.trusted_until = self._now() + self._key_sets.fresh_seconds
