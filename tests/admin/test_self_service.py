@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from tests.admin.admin_harness import MASTER_KEY, NOW, Answer, Gateway, value_of
-from twisted_vllm.admin.self_service import MAX_METADATA, SelfService
+from twisted_vllm.admin.self_service import MAX_METADATA, OwnScope, SelfService
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.auth.change_limits import ChangeLimits
+from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.config.settings import KeyUpperBounds
+from twisted_vllm.errors import RouteNotAllowed
+from twisted_vllm.ratelimit.allowance import Allowance, Limited
 
 
 class People:
@@ -554,3 +557,24 @@ def test_a_key_that_expires_while_it_asks_changes_nothing(people: People) -> Non
     assert record.expires == NOW + timedelta(hours=1)
     people.gateway.clock.advance(3601)
     assert people.post("/key/generate", short).status == 401
+
+
+def test_a_caller_with_a_token_of_a_login_service_serves_itself_within_its_limits(people: People) -> None:
+    """Such a caller is no key of the database: its principal says what it may do."""
+    limited = (Limited("key", "t" * 32, Allowance(rpm=5)),)
+    principal = Principal(
+        "key", "ada", key_id="t" * 32, user_id="ada", role="internal_user", models=("qwen",), limited=limited
+    )
+    scope = OwnScope(principal, None, SelfService(), NOW, lambda count: b"x" * count)
+
+    def made(**given: Any) -> Any:
+        record = KeyRecord("a" * 64, "sk-...aaaa", NOW, NOW, "user:ada", models=tuple(given.get("models", ())))
+        work = people.gateway.store.read(lambda transaction: scope.new_key(transaction, record, given, False))
+        return value_of(work)
+
+    with pytest.raises(RouteNotAllowed, match="`rpm_limit` of its own"):
+        made()
+    assert people.post("/user/update", MASTER_KEY, user_id="ada", rpm_limit=9).status == 200
+    assert (made().models, made().allowance.rpm, made().user_id) == (("qwen",), 5, "ada")
+    with pytest.raises(RouteNotAllowed, match="`models`"):
+        made(models=["llama"])

@@ -178,7 +178,9 @@ class AdminContext:
         if reads_everything(principal):
             return AdministratorScope(has_master_rights(principal), principal.may_administer)
         authenticator = self.authenticator
-        token = authenticator.presented_token(request) or ""
+        # a token of a login service is no key of the index
+        is_key = authenticator.own_token(request) is not None
+        token = authenticator.presented_token(request) if is_key else None
         return OwnScope(principal, token, authenticator.settings, now, self.randbytes)
 
 

@@ -122,14 +122,14 @@ class OwnScope:
 
     Attributes:
         principal: the caller.
-        token: the SHA-256 of its credential, which may be a former value of its key.
+        token: the SHA-256 of its key, which may be a former value of it; None for a caller that is no stored key.
         settings: what people may do for themselves.
         now: the time of the request.
         randbytes: returns that many bytes, fit for secrets.
     """
 
     principal: Principal
-    token: str
+    token: str | None
     settings: SelfService
     now: datetime
     randbytes: Callable[[int], bytes]
@@ -241,9 +241,13 @@ class OwnScope:
         return team
 
     def _caller(self, transaction: Transaction) -> _Caller:
-        principal = self.principal
-        found = transaction.keys.find(key_id=principal.key_id) if principal.key_id else []
-        key = found[0] if found else _as_record(principal, self.now)
+        if self.token is None:
+            key = _as_record(self.principal, self.now)
+        else:
+            found = transaction.keys.find(key_id=self.principal.key_id)
+            if not found:
+                raise RouteNotAllowed("This key does not work any more.")
+            [key] = found
         user = None if key.user_id is None else transaction.users.get(key.user_id)
         teams: frozenset[str] = frozenset()
         if user is not None:
@@ -259,7 +263,7 @@ class OwnScope:
             raise RouteNotAllowed(f"Only keys of users with the role internal_user change their own keys. {_ASK}")
         if key.blocked or (key.expires is not None and key.expires <= self.now):
             raise RouteNotAllowed("This key does not work any more.")
-        if self.principal.key_id and key.token != self.token:
+        if self.token is not None and key.token != self.token:
             raise RouteNotAllowed("This is the former value of a key: it changes nothing. Use the key's current value.")
         return caller
 
