@@ -10,7 +10,7 @@ from twisted_vllm.auth.records import MASTER
 
 CHANGING = [
     "/key/generate", "/key/service-account/generate", "/key/update", "/key/bulk_update", "/key/block", "/key/unblock",
-    "/key/regenerate", "/key/x/regenerate", "/key/delete", "/v2/key/info", "/user/new", "/user/update", "/user/delete",
+    "/key/regenerate", "/key/x/regenerate", "/key/delete", "/user/new", "/user/update", "/user/delete",
     "/user/bulk_update", "/team/model/add", "/team/model/delete", "/team/bulk_member_add",
     "/team/new", "/team/update", "/team/delete", "/team/block", "/team/unblock", "/team/member_add",
     "/team/member_update", "/team/member_delete", "/model/new", "/model/update", "/model/delete",
@@ -18,7 +18,7 @@ CHANGING = [
     "/organization/member_add", "/config/reload",
 ]  # fmt: skip
 LISTING = [
-    "/key/list", "/key/aliases", "/user/list", "/team/list", "/v2/team/list", "/audit/list", "/budget/list",
+    "/user/list", "/audit/list", "/customer/list", "/spend/keys", "/budget/list",
     "/budget/settings", "/organization/list", "/organization/info",
 ]  # fmt: skip
 OTHERS = [
@@ -26,10 +26,12 @@ OTHERS = [
     ("DELETE", "/organization/delete"), ("DELETE", "/organization/member_delete"),
 ]  # fmt: skip
 ADMIN = [*(("POST", path) for path in CHANGING), *OTHERS, *(("GET", path) for path in LISTING)]
-KEY_ROUTES = [
-    *ADMIN,
-    *(("GET", path) for path in ("/key/info", "/user/info", "/v2/user/info", "/team/info", "/team/available")),
-]
+#: what every key may read, as far as it is its own
+OWN = [
+    "/key/info", "/user/info", "/v2/user/info", "/team/info", "/team/available", "/key/list", "/key/aliases",
+    "/team/list", "/v2/team/list",
+]  # fmt: skip
+KEY_ROUTES = [*ADMIN, *(("GET", path) for path in OWN), ("POST", "/v2/key/info")]
 
 
 @pytest.mark.parametrize(("method", "path"), KEY_ROUTES)

@@ -46,9 +46,11 @@ from twisted_vllm.admin.organizations import routes as organizations
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Route, Routes
+from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.admin.teams import routes as teams
 from twisted_vllm.admin.users import routes as users
 from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
@@ -185,6 +187,8 @@ class AdminApp:
         before_refusal: BeforeRefusal | None = None,
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
+        self_service: SelfService = SelfService(),  # noqa: B008 - frozen
+        changes: ChangeLimits | None = None,
         record_defaults: RecordDefaults = NO_DEFAULTS,
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
@@ -214,6 +218,8 @@ class AdminApp:
             before_refusal: finds out about a caller who is about to be refused; None refuses at once.
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
+            self_service: what people may do for themselves.
+            changes: limits what they change; None for no limit.
             record_defaults: what new keys, users and teams get that the request leaves out.
             web_pages: decides about requests of web pages.
             text: removes secrets from text of clients; None knows only their form.
@@ -228,7 +234,15 @@ class AdminApp:
         reads = UncountedRequests(None) if uncounted is None else uncounted
         self._context = context = AdminContext(
             authenticator=AdminAuthenticator(
-                authenticator, registry.index, now, client_of, throttle, reads, before_refusal
+                authenticator,
+                registry.index,
+                now,
+                client_of,
+                throttle,
+                reads,
+                ChangeLimits() if changes is None else changes,
+                self_service,
+                before_refusal,
             ),
             registry=registry,
             reports=reports,
@@ -270,10 +284,12 @@ class AdminApp:
         *,
         metrics_are_open: bool,
         key_bounds: KeyUpperBounds,
+        self_service: SelfService,
         record_defaults: RecordDefaults,
         database_timeout: float,
     ) -> None:
         """Use other settings from the next request on; the arguments are the constructor's."""
+        self._context.authenticator.settings = self_service
         self._context.metrics_are_open = metrics_are_open
         self._context.key_bounds = key_bounds
         self._context.record_defaults = record_defaults

@@ -10,10 +10,14 @@ from typing import Any, cast
 from twisted.internet.defer import Deferred
 from twisted.web.iweb import IRequest
 
+from twisted_vllm.admin.access import Access, check_access
+from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.auth.authenticator import Authenticator, hash_key
+from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TEAM_HEADER
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
@@ -34,23 +38,13 @@ def token_of(key_or_token: str) -> str:
 
 
 def check_sees_user(principal: Principal, user_id: str) -> None:
-    """Check that a caller may see a user: an administrator sees all, a virtual key its own.
+    """Check that a caller may see a user: administrators and viewers see all, a virtual key its own.
 
     Raises:
         RouteNotAllowed: it may not.
     """
-    if not principal.may_administer and user_id != principal.user_id:
+    if not reads_everything(principal) and user_id != principal.user_id:
         raise RouteNotAllowed("A virtual key may see its own user only; the master key sees every user.")
-
-
-def check_sees_team(principal: Principal, team_id: str) -> None:
-    """Check that a caller may see a team: an administrator sees all, a virtual key its own.
-
-    Raises:
-        RouteNotAllowed: it may not.
-    """
-    if not principal.may_administer and team_id != principal.team_id:
-        raise RouteNotAllowed("A virtual key may see its own team only; the master key sees every team.")
 
 
 class AdminAuthenticator:
@@ -64,6 +58,8 @@ class AdminAuthenticator:
         client_of: Callable[[IRequest], str],
         throttle: AuthenticationThrottle,
         uncounted: UncountedRequests,
+        changes: ChangeLimits,
+        settings: SelfService,
         before_refusal: BeforeRefusal | None = None,
     ) -> None:
         """Use the gateway's authenticator.
@@ -75,6 +71,8 @@ class AdminAuthenticator:
             client_of: returns the address that a request comes from.
             throttle: limits failed attempts per address.
             uncounted: limits what a virtual key reads.
+            changes: limits what people change for themselves.
+            settings: what people may do for themselves.
             before_refusal: finds out about a caller who is about to be refused; None refuses at once.
         """
         self._authenticator = authenticator
@@ -83,6 +81,8 @@ class AdminAuthenticator:
         self.client_of = client_of
         self._throttle = throttle
         self._uncounted = uncounted
+        self._changes = changes
+        self.settings = settings
         self._before_refusal = before_refusal
 
     async def find_out(self, request: IRequest) -> None:
@@ -117,21 +117,31 @@ class AdminAuthenticator:
         self._uncounted.count(principal, now)
         return principal
 
-    def administrator_of(self, request: IRequest) -> Principal:
-        """Return the principal of a request that only administrators may make.
+    def caller_of(self, request: IRequest, access: Access, action: str) -> Principal:
+        """Return the principal of a request to a route, which it may call.
+
+        Args:
+            request: the request.
+            access: who may call the route.
+            action: the name of the route.
 
         Raises:
-            RouteNotAllowed: the caller is a virtual key without the right to administer.
+            RouteNotAllowed: the caller may not.
         """
         principal = self.principal_of(request)
-        if not principal.may_administer:
-            raise RouteNotAllowed(
-                "Only the master key may call this route, and a key whose allowed_routes hold `management`."
-            )
+        check_access(access, principal, f"/{action}", self.settings.enabled)
         return principal
 
-    def is_administrator(self, request: IRequest) -> bool:
-        """Return whether an administrator makes a request that everybody may make, and sees more of its answer.
+    def count_change(self, principal: Principal) -> None:
+        """Count a change that somebody makes for themselves.
+
+        Raises:
+            RateLimitExceeded: it is one too many for its user.
+        """
+        self._changes.count(principal, self._now().timestamp())
+
+    def is_reader(self, request: IRequest) -> bool:
+        """Return whether somebody who may read everything makes a request that everybody may make.
 
         Raises:
             TooManyFailures: too many wrong keys came from the address; this route must not be the one to try them on.
@@ -147,7 +157,7 @@ class AdminAuthenticator:
         except TokenNotAllowed:
             return False
         cast(Any, request).context.principal = principal
-        return principal.may_administer
+        return reads_everything(principal)
 
     def is_master(self, key: str) -> bool:
         """Return whether a key is the master key, in constant time."""

@@ -9,12 +9,13 @@ import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import Logger
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import Body, Json, Response
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.reload import Reloaded
-from twisted_vllm.errors import GatewayError, InvalidConfiguration, RouteNotAllowed
+from twisted_vllm.errors import GatewayError, InvalidConfiguration
 from twisted_vllm.storage.transaction import Transaction
 
 #: problems that an answer names
@@ -41,14 +42,13 @@ class ReloadReport(Response, kw_only=True):
 routes = Routes()
 
 
-@routes.post("/config/reload", body=ReloadRequest, response=ReloadReport)
+@routes.post("/config/reload", body=ReloadRequest, response=ReloadReport, access=Access.MASTER)
 async def reload(call: AdminCall, body: ReloadRequest) -> Json:
     """Read the configuration again, and put it into effect. No request, connection or count is dropped.
 
-    If it is not valid, nothing changes, and the error names all problems. Only the master key may call this.
+    If it is not valid, nothing changes, and the error names all problems. Only the master key may call this, and
+    keys of users with the role proxy_admin.
     """
-    if not call.audit.unlimited:
-        raise RouteNotAllowed("Only the master key may reload the configuration.")
     return await call.complete(_reload(call))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
@@ -19,13 +19,16 @@ from twisted.web.iweb import IRequest
 from twisted_vllm.admin.authorization import AdminAuthenticator
 from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.admin.scope import AdministratorScope, IScope
+from twisted_vllm.admin.self_service import OwnScope
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
+from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
-from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, RouteNotAllowed, StoreUnavailable
+from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics import Metrics
@@ -170,6 +173,16 @@ class AdminContext:
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
 
+    def scope_of(self, request: IRequest, principal: Principal, now: datetime) -> IScope:
+        """Return what the caller of a request may see and change."""
+        if reads_everything(principal):
+            return AdministratorScope(has_master_rights(principal), principal.may_administer)
+        authenticator = self.authenticator
+        # a token of a login service is no key of the index
+        is_key = authenticator.own_token(request) is not None
+        token = authenticator.presented_token(request) if is_key else None
+        return OwnScope(principal, token, authenticator.settings, now, self.randbytes)
+
 
 @attrs.frozen
 class AuditContext:
@@ -179,7 +192,7 @@ class AuditContext:
         action: what is done, such as ``key/update``.
         actor: who does it: ``master``, ``anonymous`` or a key's hash prefix.
         actor_name: the alias or name of that key.
-        unlimited: whether the actor has the master key, or the gateway has none.
+        scope: what the actor may change.
         now: when (UTC).
         randbytes: returns that many bytes, fit for secrets.
         key_bounds: the most that a key may be given.
@@ -190,7 +203,7 @@ class AuditContext:
     action: str
     actor: str
     actor_name: str
-    unlimited: bool
+    scope: IScope
     now: datetime
     randbytes: Callable[[int], bytes]
     key_bounds: KeyUpperBounds = NO_BOUNDS
@@ -200,25 +213,21 @@ class AuditContext:
     @property
     def created(self) -> dict[str, Any]:
         """The attributes of a new record that say when it was made and by whom."""
-        return {"created_at": self.now, "created_by": self.actor, **self.updated}
+        return {"created_at": self.now, "created_by": self._author, **self.updated}
 
     @property
     def updated(self) -> dict[str, Any]:
         """The attributes of a changed record that say when it was changed and by whom."""
-        return {"updated_at": self.now, "updated_by": self.actor}
+        return {"updated_at": self.now, "updated_by": self._author}
+
+    @property
+    def _author(self) -> str:
+        author: str | None = self.scope.author
+        return author or self.actor
 
     def new_id(self) -> str:
         """Return a random id for a user, a team, an organization or a budget."""
         return str(UUID(bytes=self.randbytes(16), version=4))
-
-    def check_may_change(self, *records: KeyRecord) -> None:
-        """Check that the actor may create, change or delete these keys.
-
-        Raises:
-            RouteNotAllowed: one of them may administer, and the actor does not have the master key.
-        """
-        if not self.unlimited and any(record.manages for record in records):
-            raise RouteNotAllowed("Only the master key may make, change or delete a key that administers.")
 
     def record_key(self, transaction: Transaction, before: KeyRecord | None, after: KeyRecord | None) -> None:
         """Write the change of a key to the audit log."""
@@ -254,7 +263,8 @@ class AdminCall:
         context: the app's context.
         principal: who calls.
         path: the parameters in the path, by name.
-        given: the names of the fields in the body, or of the non-empty query parameters.
+        given: the fields of the body, or the non-empty query parameters, as they came.
+        scope: what the caller may see and change.
         audit: who calls, when and for what, for the audit log.
     """
 
@@ -265,7 +275,7 @@ class AdminCall:
         principal: Principal,
         action: str,
         path: Mapping[str, str],
-        given: Container[str],
+        given: Mapping[str, Any],
     ) -> None:
         self.request = request
         self.context = context
@@ -275,12 +285,14 @@ class AdminCall:
         # the type is not IRequest's: the gateway's own request has a context
         request_context: RequestContext = cast(Any, request).context
         self._secrets = request_context.secrets
+        now = context.now().astimezone(UTC)
+        self.scope = context.scope_of(request, principal, now)
         self.audit = AuditContext(
             action=action,
             actor=principal.hash_prefix or principal.kind,
             actor_name=principal.name,
-            unlimited=principal.is_administrator,
-            now=context.now().astimezone(UTC),
+            scope=self.scope,
+            now=now,
             randbytes=context.randbytes,
             key_bounds=context.key_bounds,
             request_id=context.text.request_id(request_context),

@@ -16,6 +16,7 @@ import msgspec
 
 from twisted_vllm.api_routes import RouteClass
 from twisted_vllm.auth.records import MANAGEMENT
+from twisted_vllm.auth.roles import ROLES as ROLES
 from twisted_vllm.auth.steering_headers import GRANTABLE_HEADERS
 from twisted_vllm.errors import InvalidRequest
 
@@ -43,8 +44,6 @@ SPECIAL_MODELS = {
     "all-team-models": "leave `models` empty instead: a key is held to its team's models in any case",
     "no-default-models": "block what shall use no model",
 }
-
-ROLES = ("internal_user", "internal_user_viewer")
 
 _ROUTE_CLASSES = "|".join(
     (*(each.value for each in RouteClass), MANAGEMENT, "management_routes", "llm_api_routes", "info_routes")

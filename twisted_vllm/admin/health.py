@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from twisted.web.iweb import IRequest
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall, AdminContext
 from twisted_vllm.admin.models import ErrorDetail, Json, Query, Response
 from twisted_vllm.admin.responses import send, send_json
@@ -152,9 +153,9 @@ async def metrics(context: AdminContext, request: IRequest) -> bytes:
     They name no key, user or model, and servers to administrators only. The operator may close them to all others.
     """
     await context.authenticator.find_out(request)
-    named = context.authenticator.is_administrator(request) if context.metrics_are_open else True
+    named = context.authenticator.is_reader(request) if context.metrics_are_open else True
     if not context.metrics_are_open:
-        context.authenticator.administrator_of(request)
+        context.authenticator.caller_of(request, Access.READER, "metrics")
     accept = request.requestHeaders.getRawHeaders(b"accept", [b""])
     body, content_type = context.metrics.expose(b",".join(accept).decode("latin-1"), named)
     return send(request, 200, [(b"content-type", content_type.encode("ascii"))], body)

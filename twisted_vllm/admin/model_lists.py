@@ -315,7 +315,7 @@ _SUPPORTS = (
 
 
 def _infos(entries: Iterable[ListedEntry], call: AdminCall) -> list[Json]:
-    with_server = call.principal.may_administer
+    with_server = call.scope.sees_all
     return [entry_report(each, with_server=with_server) for each in entries]
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.fields import PRINTABLE
 from twisted_vllm.admin.models import Body, Error, Json, Query
-from twisted_vllm.admin.routing import Access, Route
+from twisted_vllm.admin.routing import Route
 from twisted_vllm.auth.credentials import KEY_HEADERS
 from twisted_vllm.errors import ERROR_HEADER
 

@@ -1,5 +1,7 @@
 """Declares routes. The decorator of a handler makes both Klein's route and its entry in the OpenAPI document.
 
+Each route declares who may call it (`Access`); see `twisted_vllm.admin.access`.
+
 A noun has one `Routes`, and each handler stands below its declaration::
 
     routes = Routes()
@@ -15,7 +17,6 @@ they are, after the handler has set the status and the headers.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from enum import Enum
 from inspect import getdoc
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ import attrs
 import msgspec
 from twisted.web.iweb import IRequest
 
+from twisted_vllm.admin.access import Access as Access
 from twisted_vllm.admin.authorization import first_headers
 from twisted_vllm.admin.context import AdminCall, AdminContext
 from twisted_vllm.admin.models import Body, Json, Query
@@ -40,17 +42,6 @@ OpenHandler = Callable[[AdminContext, IRequest], Awaitable[object]]
 
 #: handles a request, given the app's context and the parameters in the path
 Handle = Callable[[AdminContext, IRequest, Mapping[str, str]], Awaitable[object]]
-
-
-class Access(Enum):
-    """Who may call a route."""
-
-    #: anyone, without a credential
-    OPEN = "open"
-    #: callers with a valid key; the handler decides what they may see
-    ANY_KEY = "any key"
-    #: the master key, and keys that may administer
-    ADMINISTRATOR = "administrator"
 
 
 @attrs.frozen(kw_only=True)
@@ -111,19 +102,18 @@ class Routes:
         return iter(self._routes)
 
     def get(
-        self, *paths: str, query: type[QueryT], access: Access = Access.ADMINISTRATOR, **options: Any
+        self, *paths: str, query: type[QueryT], access: Access = Access.READER, **options: Any
     ) -> Callable[[GetHandler[QueryT]], GetHandler[QueryT]]:
-        """Declare a GET route."""
+        """Declare a GET route. It is for administrators and viewers, unless `access` says otherwise."""
         action = _action(paths[0])
 
         def declare(handler: GetHandler[QueryT]) -> GetHandler[QueryT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
                 authenticator = context.authenticator
                 await authenticator.find_out(request)
-                authorize = authenticator.principal_of if access is Access.ANY_KEY else authenticator.administrator_of
-                principal = authorize(request)
+                principal = authenticator.caller_of(request, access, action)
                 parameters = read_query(request)
-                given = {name for name, text in parameters.items() if text}
+                given = {name: text for name, text in parameters.items() if text}
                 call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_query(parameters, query))
 
@@ -133,42 +123,47 @@ class Routes:
         return declare
 
     def post(
-        self, *paths: str, body: type[BodyT], **options: Any
+        self, *paths: str, body: type[BodyT], access: Access = Access.ADMINISTRATOR, **options: Any
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
-        """Declare a POST route for administrators. A path parameter with the name of a field in the body sets it."""
-        return self._changing("POST", paths, body, options)
+        """Declare a POST route. It is for administrators, unless `access` says otherwise.
+
+        A path parameter with the name of a field in the body sets it.
+        """
+        return self._changing("POST", paths, body, access, options)
 
     def patch(
-        self, *paths: str, body: type[BodyT], **options: Any
+        self, *paths: str, body: type[BodyT], access: Access = Access.ADMINISTRATOR, **options: Any
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
         """Declare a PATCH route, as `post`."""
-        return self._changing("PATCH", paths, body, options)
+        return self._changing("PATCH", paths, body, access, options)
 
     def delete(
-        self, *paths: str, body: type[BodyT], **options: Any
+        self, *paths: str, body: type[BodyT], access: Access = Access.ADMINISTRATOR, **options: Any
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
         """Declare a DELETE route with a body, as `post`."""
-        return self._changing("DELETE", paths, body, options)
+        return self._changing("DELETE", paths, body, access, options)
 
     def _changing(
-        self, method: str, paths: tuple[str, ...], body: type[BodyT], options: Mapping[str, Any]
+        self, method: str, paths: tuple[str, ...], body: type[BodyT], access: Access, options: Mapping[str, Any]
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
         action = _action(paths[0])
 
         def declare(handler: PostHandler[BodyT]) -> PostHandler[BodyT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
-                authorize = context.authenticator.administrator_of
-                await context.authenticator.find_out(request)
+                authenticator = context.authenticator
+                await authenticator.find_out(request)
                 # before the body is read: a stranger's is never held
-                authorize(request)
+                caller = authenticator.caller_of(request, access, action)
+                if access is Access.SELF_SERVICE:
+                    authenticator.count_change(caller)
                 context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))
                 given = without_blanks(_with_path(await read_object(request), path, body))
                 # the key may have been blocked while the body arrived
-                principal = authorize(request)
+                principal = authenticator.caller_of(request, access, action)
                 call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_body(given, body))
 
-            self._add(method, paths, handler, handle, body=body, access=Access.ADMINISTRATOR, **options)
+            self._add(method, paths, handler, handle, body=body, access=access, **options)
             return handler
 
         return declare

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import NoQuery
 from twisted_vllm.admin.responses import send
-from twisted_vllm.admin.routing import Access, Routes
-from twisted_vllm.errors import RouteNotAllowed
+from twisted_vllm.admin.routing import Routes
 from twisted_vllm.upstreams.merged_metrics import CONTENT_TYPE
 
 _PATH = "/metrics/upstreams"
@@ -14,17 +14,12 @@ _PATH = "/metrics/upstreams"
 routes = Routes()
 
 
-@routes.get(_PATH, query=NoQuery, access=Access.ANY_KEY, response=None, errors=(403,), media_types=("text/plain",))
+@routes.get(_PATH, query=NoQuery, access=Access.NAMED, response=None, errors=(403,), media_types=("text/plain",))
 async def upstream_metrics(call: AdminCall, _query: NoQuery) -> bytes:
     """Return the metrics of all vLLM servers in the text format of Prometheus, each with a `server` label.
 
     `vllm_passthrough_upstream_scrape_up` is 0 for a server whose metrics could not be read. They name servers and
     models: they are for administrators, and for keys whose `allowed_routes` hold `/metrics/upstreams`.
     """
-    principal = call.principal
-    if not principal.may_administer and _PATH not in principal.allowed_routes:
-        raise RouteNotAllowed(
-            f"Only the master key may call this route, and a key whose allowed_routes hold `management` or `{_PATH}`."
-        )
     body = await call.context.metrics_of_servers()
     return send(call.request, 200, [(b"content-type", CONTENT_TYPE.encode("ascii"))], body)

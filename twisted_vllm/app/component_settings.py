@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from twisted.internet.interfaces import IReactorTime
 
+from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import GatewayLimits
 from twisted_vllm.auth.policy import RoutePolicy
@@ -86,6 +87,7 @@ class AdminSettings(TypedDict):
 
     metrics_are_open: bool
     key_bounds: KeyUpperBounds
+    self_service: SelfService
     record_defaults: RecordDefaults
     database_timeout: float
 
@@ -95,6 +97,12 @@ def admin_of(settings: Settings) -> AdminSettings:
     return AdminSettings(
         metrics_are_open=settings.metrics_are_open,
         key_bounds=settings.upperbound_key_generate_params,
+        self_service=SelfService(
+            enabled=settings.self_service.enabled,
+            max_keys=settings.self_service.max_keys,
+            # the presets of allowed_routes would open again what the operator closed to keys without any
+            presets=not settings.tenant_routes.deny,
+        ),
         record_defaults=settings.record_defaults,
         # an earlier change, the connection and the change itself
         database_timeout=3 * settings.timeouts.database,

@@ -38,6 +38,7 @@ from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TokenIndex
@@ -244,6 +245,7 @@ class Wiring:
         self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
         self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
+        self._changes = ChangeLimits(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
         self.accounting = accounting = AccountingService(
             reactor,
             settings,
@@ -407,6 +409,7 @@ class Wiring:
             client_of=client_of_admin,
             failures=throttle,
             uncounted=uncounted,
+            changes=self._changes,
             before_refusal=identifier.before_refusal,
             allows=allows_admin,
             web_pages=web_pages,
@@ -491,6 +494,7 @@ class Wiring:
         self._throttle.reconfigure(limits.max_failed_authentications)
         self._use_tokens(settings)
         self._uncounted.reconfigure(limits.max_uncounted_requests)
+        self._changes.reconfigure(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
         self._unsent.reconfigure(settings.log.max_unsent_lines)
         self._breaker = breaker_of(settings)
         self.models.set_configured(settings)

@@ -281,8 +281,13 @@ def _is_path(name: str, *, absolute: bool) -> bool:
     return any(segment in ("", ".", "..") for segment in segments)
 
 
+def matches_model(patterns: tuple[str, ...], model: str) -> bool:
+    """Return whether patterns of models allow a model; no pattern allows all."""
+    return not patterns or model in patterns or _model_pattern(patterns).match(model) is not None
+
+
 def _check_level(who: str, level: str, patterns: tuple[str, ...], model: str) -> None:
-    if not patterns or model in patterns or _model_pattern(patterns).match(model) is not None:
+    if matches_model(patterns, model):
         return
     allowed = ", ".join(pattern[:CLIP] for pattern in patterns[:10]) + (", …" if len(patterns) > 10 else "")
     raise ModelNotAllowed(

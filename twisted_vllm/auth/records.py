@@ -18,6 +18,9 @@ HASH_PREFIX_LENGTH = 8
 #: the entry of ``allowed_routes`` that allows a key to administer
 MANAGEMENT = "management"
 
+#: LiteLLM's role of users who administer the gateway
+PROXY_ADMIN = "proxy_admin"
+
 
 def _derived_id(record: KeyRecord) -> str:
     return record.token[:32]
@@ -175,8 +178,14 @@ class Principal:
 
     @property
     def may_administer(self) -> bool:
-        """Whether it may call the admin API: an administrator, or a management key."""
-        return self.is_administrator or MANAGEMENT in self.allowed_routes
+        """Whether it may change everything with the admin API, or all but who else may.
+
+        An administrator, a management key, and a key of a user who administers, unless its ``allowed_routes`` narrow
+        it.
+        """
+        if self.is_administrator or MANAGEMENT in self.allowed_routes:
+            return True
+        return self.role == PROXY_ADMIN and not self.allowed_routes
 
     @property
     def counts_tokens(self) -> bool:

@@ -147,7 +147,7 @@ LITELLM_SETTINGS: Restrictions = {
     ),
     "guardrails": _GUARDRAILS,
     "key_generation_settings": Restriction(
-        "decide who may make keys", "only the master key and keys with `management` make keys here"
+        "decide who may make keys", "write passthrough.self_service.enabled: false to leave that to administrators"
     ),
     "max_parallel_requests": Restriction("limit the requests in flight", _CONCURRENCY),
     "max_user_budget": Restriction("limit what each user spends", _NEW_USERS),

@@ -397,6 +397,37 @@ class EndUserSettings:
     )
 
 
+@attrs.frozen
+class SelfServiceSettings:
+    """What people may do for themselves with the keys of their users."""
+
+    enabled: bool = setting(
+        True,
+        flag,
+        "Whether keys of users with the role internal_user may make and change the keys of their user, and those of "
+        "teams that the user administers. false leaves that to administrators; everybody still sees what is their own.",
+    )
+    max_keys: int | None = setting(
+        50,
+        optional(whole(0), "any number"),
+        "Keys that one user may have made for itself, at a time.",
+        unit="keys",
+    )
+    max_changes: int | None = setting(
+        10,
+        optional(whole(0), "no limit"),
+        "Changes that all keys of one user may ask for in a minute. More are answered 429. Each process counts by "
+        "itself.",
+        unit="changes",
+    )
+    max_changes_per_day: int | None = setting(
+        200,
+        optional(whole(0), "no limit"),
+        "The same in a day: each change leaves a row in the audit log.",
+        unit="changes",
+    )
+
+
 @attrs.frozen(cache_hash=True)
 class PriceList:
     """The prices of a model in US dollars, by LiteLLM's names."""
@@ -993,6 +1024,9 @@ class Settings:
     )
     end_users: EndUserSettings = setting(
         EndUserSettings(), section(EndUserSettings), "How a caller names the end user that it asks for."
+    )
+    self_service: SelfServiceSettings = setting(
+        SelfServiceSettings(), section(SelfServiceSettings), "What people may do for themselves."
     )
     discovery: DiscoverySettings = setting(
         DiscoverySettings(), section(DiscoverySettings), "Servers that are found by DNS."

@@ -14,12 +14,17 @@ MOST_NAMES = 4_096
 class MinuteCounts:
     """Counts by name. Beyond `most` names, the one that was counted longest ago is dropped.
 
+    Args:
+        most: the names to count.
+        period: how long a count lasts, in seconds from the first one.
+
     These counts slow down abuse. They are coarser than the windows of limits: a minute begins with its first count.
     """
 
-    def __init__(self, most: int = MOST_NAMES) -> None:
+    def __init__(self, most: int = MOST_NAMES, period: float = MINUTE) -> None:
         """Begin with no name."""
         self._most = most
+        self._period = period
         self._counts: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -31,16 +36,16 @@ class MinuteCounts:
         return count if 0 <= now - start < MINUTE else 0
 
     def add(self, name: Hashable, now: float) -> tuple[int, float]:
-        """Count one; return the count of this name's minute, and the seconds until that minute ends.
+        """Count one; return the count of this name's period, and the seconds until that period ends.
 
         Args:
             name: of bounded size.
             now: the time in seconds. It may go backwards.
         """
         start, count = self._counts.pop(name, (now, 0))
-        if not 0 <= now - start < MINUTE:
+        if not 0 <= now - start < self._period:
             start, count = now, 0
         self._counts[name] = (start, count + 1)
         if len(self._counts) > self._most:
             self._counts.popitem(last=False)
-        return count + 1, start + MINUTE - now
+        return count + 1, start + self._period - now

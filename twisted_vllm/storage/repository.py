@@ -146,6 +146,10 @@ class Repository(Generic[RecordT]):
     def _sort_column(self, name: str) -> ColumnElement[Any] | None:
         return self._table.c.get(name)
 
+    def are(self, identities: Sequence[str]) -> ColumnElement[bool]:
+        """Return the condition that a record is one of these."""
+        return self._identity.in_(identities)
+
     def insert(self, record: RecordT) -> None:
         """Add a record."""
         values = self._values(record)
@@ -238,13 +242,25 @@ class KeyRepository(Repository[KeyRecord]):
         )
         return func.coalesce(spent.scalar_subquery(), 0)
 
-    def page_of_status(self, query: PageQuery, status: str | None, now: datetime) -> Page[KeyRecord]:
-        """Return a page of the keys that are ``active``, ``expired`` or ``revoked``; None for all keys."""
-        return self.page(query, *(() if status is None else (_has_status(status, now),)))
+    def belongs(self, key_id: str, user_id: str | None, team_ids: Sequence[str]) -> ColumnElement[bool]:
+        """Return the condition that a key is this one, or one of a user or of certain teams."""
+        columns = tables.keys.c
+        conditions = [columns.key_id == key_id]
+        if user_id is not None:
+            conditions.append(columns.user_id == user_id)
+        if team_ids:
+            conditions.append(columns.team_id.in_(team_ids))
+        return or_(*conditions)
 
-    def page_of_aliases(self, query: PageQuery) -> Page[KeyRecord]:
+    def page_of_status(
+        self, query: PageQuery, status: str | None, now: datetime, *conditions: ColumnElement[bool]
+    ) -> Page[KeyRecord]:
+        """Return a page of the keys that are ``active``, ``expired`` or ``revoked``; None for all keys."""
+        return self.page(query, *conditions, *(() if status is None else (_has_status(status, now),)))
+
+    def page_of_aliases(self, query: PageQuery, *conditions: ColumnElement[bool]) -> Page[KeyRecord]:
         """Return a page of the keys that have an alias."""
-        return self.page(query, tables.keys.c.key_alias.is_not(None))
+        return self.page(query, tables.keys.c.key_alias.is_not(None), *conditions)
 
 
 def _has_status(status: str, now: datetime) -> ColumnElement[bool]:

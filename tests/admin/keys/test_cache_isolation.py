@@ -64,7 +64,7 @@ def test_a_key_type_is_short_for_the_routes_of_that_type(gateway: Gateway, key_t
     assert made["allowed_routes"] == routes
     # as whoever may call what, a key sees itself
     assert gateway.get("/key/info", KEY).status == 200
-    assert gateway.get("/key/list", KEY).status == (200 if key_type == "management" else 403)
+    assert gateway.get("/user/list", KEY).status == (200 if key_type == "management" else 403)
     gateway.post("/key/update", {"key": KEY, "allowed_routes": ["inference"]})
     updated = gateway.post("/key/update", {"key": KEY, "key_type": key_type}).json
     assert updated["allowed_routes"] == (routes or ["inference"])

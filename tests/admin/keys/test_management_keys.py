@@ -61,7 +61,7 @@ def test_it_neither_makes_nor_changes_keys_that_administer_itself_included(
 
 def test_the_master_key_changes_it_and_takes_its_office_away(gateway: Gateway, manager: dict[str, Any]) -> None:
     assert gateway.post("/key/update", {"key_alias": "manager", "allowed_routes": ["inference"]}).status == 200
-    assert gateway.get("/key/list", manager["key"]).status == 403
+    assert gateway.get("/user/list", manager["key"]).status == 403
 
 
 def test_it_stops_administering_when_it_is_blocked_or_expires(gateway: Gateway) -> None:

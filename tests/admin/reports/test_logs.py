@@ -168,3 +168,18 @@ def test_a_fault_in_the_query_is_named(gateway: Gateway, query: str, param: str)
 def test_what_litellm_knows_and_the_gateway_does_not_is_refused_by_name(gateway: Gateway) -> None:
     answer = gateway.get("/spend/logs/v2?min_spend=1")
     assert (answer.status, answer.error["param"]) == (400, "min_spend")
+
+
+def test_who_administers_a_team_sees_all_of_its_usage(gateway: Gateway, ada: dict[str, Any]) -> None:
+    for user_id in ("ada", "carl"):
+        assert gateway.post("/user/new", {"user_id": user_id, "auto_create_key": False}).status == 200
+    roles = [{"user_id": "carl", "role": "admin"}, {"user_id": "ada"}]
+    assert gateway.post("/team/new", {"team_id": "red", "members_with_roles": roles}).status == 200
+    carls = gateway.make_key(user_id="carl")["key"]
+    assert ids(gateway.get("/spend/logs?team_id=red", carls)) == [3, 2, 1]
+    assert ids(gateway.get("/spend/logs", carls)) == []
+    assert gateway.get("/spend/logs?team_id=blue", carls).status == 403
+    # a member sees its own
+    keep(gateway, [row_at(6, "2026-02-28T01:00:00", key_id="f" * 32, user_id="carl", team_id="red")])
+    assert ids(gateway.get("/spend/logs?team_id=red", ada["key"])) == [3, 2, 1]
+    assert ids(gateway.get("/spend/logs?team_id=red", carls)) == [6, 3, 2, 1]

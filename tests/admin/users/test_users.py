@@ -130,8 +130,8 @@ def test_a_key_sees_its_own_user_and_no_other(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"user_role": "proxy_admin"}, "user_role"),
         ({"user_role": "king"}, "user_role"),
+        ({"user_role": "team"}, "user_role"),
         ({"user_email": "nobody"}, "user_email"),
         ({"user_id": "sk-a-key-in-the-wrong-place"}, "user_id"),
         ({"user_id": "a\nb"}, "user_id"),

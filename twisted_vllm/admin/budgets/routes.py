@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.budget_references import find_budget
 from twisted_vllm.admin.budgets import operations
 from twisted_vllm.admin.budgets.models import (
@@ -45,7 +46,7 @@ async def update(call: AdminCall, body: UpdateBudgetRequest) -> Json:
     return await call.change(work)
 
 
-@routes.post("/budget/info", body=BudgetsRequest, response=tuple[BudgetReport, ...])
+@routes.post("/budget/info", access=Access.READER, body=BudgetsRequest, response=tuple[BudgetReport, ...])
 async def info(call: AdminCall, body: BudgetsRequest) -> list[Json]:
     """Return several budgets. Those that do not exist are left out."""
 

@@ -30,6 +30,7 @@ from twisted_vllm.admin.memberships import find_organization
 from twisted_vllm.admin.model_limits import check_limits_of_key
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.parsing import parse_body, without_blanks
+from twisted_vllm.admin.scope import IScope
 from twisted_vllm.admin.spending import set_spend, spend_now
 from twisted_vllm.admin.unsupported import IN_KEY_REPORTS
 from twisted_vllm.auth.authenticator import hash_key, name_key
@@ -57,24 +58,44 @@ def new_record(key: str, values: Mapping[str, Any], audit: AuditContext) -> KeyR
     )
 
 
-def insert(transaction: Transaction, audit: AuditContext, record: KeyRecord) -> None:
-    """Store a new key.
+def insert(
+    transaction: Transaction,
+    audit: AuditContext,
+    record: KeyRecord,
+    given: Mapping[str, Any] = {},
+    *,
+    service_account: bool = False,
+) -> KeyRecord:
+    """Store a new key, and return it: what the request left out may become as the actor's own key.
+
+    Args:
+        transaction: the transaction.
+        audit: who creates it.
+        record: the key.
+        given: the fields of the request.
+        service_account: whether it shall belong to no user.
 
     Raises:
         KeyExists, AliasExists: the key or its alias exists.
         InvalidRequest: a limit would never count.
         RouteNotAllowed: the actor may not create such a key.
     """
-    audit.check_may_change(record)
+    record = audit.scope.new_key(transaction, record, given, service_account)
     _check_references(transaction, record)
     _check_model_limits(transaction, record)
     transaction.keys.insert(record)
     audit.record_key(transaction, None, record)
+    return record
 
 
 def set_given_spend(transaction: Transaction, audit: AuditContext, record: KeyRecord, spend: float | None) -> None:
-    """Set the spend of a key that a request gives, in US dollars; None leaves it."""
+    """Set the spend of a key that a request gives, in US dollars; None leaves it.
+
+    Raises:
+        RouteNotAllowed: the actor may not set it.
+    """
     if spend is not None:
+        audit.scope.check_administrators("spend")
         set_spend(
             transaction,
             audit,
@@ -86,21 +107,18 @@ def set_given_spend(transaction: Transaction, audit: AuditContext, record: KeyRe
         )
 
 
-def find(transaction: Transaction, key: str | None, alias: str | None) -> KeyRecord:
+def find(transaction: Transaction, scope: IScope, key: str | None, alias: str | None) -> KeyRecord:
     """Return the key that a request names: by itself or its hash, or else by its alias.
 
     Raises:
         NotFound: there is none; the message does not repeat the key.
+        RouteNotAllowed: the caller may not see it.
     """
     if key is not None:
-        record = transaction.keys.get(token_of(key))
-        if record is None:
-            raise NotFound("No such key is known.", param="key")
-        return record
-    record = transaction.keys.by_alias(alias or "")
-    if record is None:
-        raise NotFound(f"No key has the alias `{redacted(alias or '')}`.", param="key_alias")
-    return record
+        missing = NotFound("No such key is known.", param="key")
+        return scope.visible_key(transaction, transaction.keys.get(token_of(key)), missing)
+    missing = NotFound(f"No key has the alias `{redacted(alias or '')}`.", param="key_alias")
+    return scope.visible_key(transaction, transaction.keys.by_alias(alias or ""), missing)
 
 
 def change(transaction: Transaction, audit: AuditContext, record: KeyRecord, values: Mapping[str, Any]) -> KeyRecord:
@@ -112,7 +130,7 @@ def change(transaction: Transaction, audit: AuditContext, record: KeyRecord, val
         RouteNotAllowed: the actor may not change this key, or not into this.
     """
     changed = attrs.evolve(record, **values, **audit.updated)
-    audit.check_may_change(record, changed)
+    audit.scope.check_key_change(transaction, record, changed)
     if _referred(changed) != _referred(record):
         _check_references(transaction, changed)
     if _counted(changed) != _counted(record):
@@ -178,7 +196,7 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateRequest, g
     Raises:
         NotFound, AliasExists, RouteNotAllowed: as `find` and `change`.
     """
-    record = find(transaction, body.key, body.key_alias)
+    record = find(transaction, audit.scope, body.key, body.key_alias)
     changed = change(transaction, audit, record, body.values(given, audit, record))
     set_given_spend(transaction, audit, changed, body.spend)
     return changed
@@ -219,7 +237,7 @@ def regenerate(
     Raises:
         NotFound, KeyExists, AliasExists, RouteNotAllowed: as `find` and `change`.
     """
-    record = find(transaction, body.key, body.key_alias)
+    record = find(transaction, audit.scope, body.key, body.key_alias)
     values = {
         **body.values(given, audit, record),
         "token": hash_key(value),
@@ -271,8 +289,8 @@ def reset_spend(transaction: Transaction, audit: AuditContext, key: str, reset_t
         Conflict: its spend is lower than that.
         RouteNotAllowed: the actor may not change this key.
     """
-    record = find(transaction, key, None)
-    audit.check_may_change(record)
+    record = find(transaction, audit.scope, key, None)
+    audit.scope.check_keys(transaction, record)
     limits = effective_limits(transaction, record)
     before = spend_now(transaction, audit, "key", record.key_id, limits)
     if reset_to > before:
@@ -293,7 +311,7 @@ def delete(transaction: Transaction, audit: AuditContext, body: DeleteRequest) -
         NotFound: one of them does not exist; the message counts keys and repeats none.
         RouteNotAllowed: the actor may not delete one of them.
     """
-    named = _find_named(transaction, body)
+    named = _find_named(transaction, audit.scope, body)
     delete_records(transaction, audit, [record for record, _ in named.values()])
     return [name for _, name in named.values()]
 
@@ -304,27 +322,27 @@ def delete_records(transaction: Transaction, audit: AuditContext, records: Seque
     Raises:
         RouteNotAllowed: the actor may not delete one of them.
     """
-    audit.check_may_change(*records)
+    audit.scope.check_keys(transaction, *records)
     transaction.delete_keys(list(records))
     for record in records:
         audit.record_key(transaction, record, None)
 
 
-def _find_named(transaction: Transaction, body: DeleteRequest) -> dict[str, tuple[KeyRecord, str]]:
+def _find_named(transaction: Transaction, scope: IScope, body: DeleteRequest) -> dict[str, tuple[KeyRecord, str]]:
     """Return the keys that a request names, each once and with its name there, by token."""
     keys = dict.fromkeys(body.keys or ())
     tokens = {key: token_of(key) for key in keys}
     known = {record.token: record for record in transaction.keys.among("token", tokens.values())}
     unknown = sum(token not in known for token in tokens.values())
-    if unknown:
-        raise NotFound(f"{unknown} of the {len(keys)} keys are not known. Nothing was deleted.", param="keys")
+    missing = NotFound(f"{unknown} of the {len(keys)} keys are not known. Nothing was deleted.", param="keys")
+    for token in tokens.values():
+        scope.visible_key(transaction, known.get(token), missing)
     named: dict[str, tuple[KeyRecord, str]] = {}
     for key, token in tokens.items():
         named.setdefault(token, (known[token], key))
     for alias in body.key_aliases or ():
-        record = transaction.keys.by_alias(alias)
-        if record is None:
-            raise NotFound(f"No key has the alias `{redacted(alias)}`. Nothing was deleted.", param="key_aliases")
+        missing = NotFound(f"No key has the alias `{redacted(alias)}`. Nothing was deleted.", param="key_aliases")
+        record = scope.visible_key(transaction, transaction.keys.by_alias(alias), missing)
         named.setdefault(record.token, (record, alias))
     return named
 

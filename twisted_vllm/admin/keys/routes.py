@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_key_defaults
@@ -36,10 +37,10 @@ from twisted_vllm.admin.keys.models import (
     UpdateRequest,
 )
 from twisted_vllm.admin.models import Json
-from twisted_vllm.admin.routing import Access, Routes
+from twisted_vllm.admin.routing import Routes
 from twisted_vllm.auth.authenticator import generate_key
 from twisted_vllm.auth.records import KeyRecord
-from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
+from twisted_vllm.errors import InvalidRequest, NotFound
 from twisted_vllm.money import from_dollars
 from twisted_vllm.storage.errors import KeyExists
 from twisted_vllm.storage.repository import Page
@@ -50,6 +51,7 @@ routes = Routes()
 
 @routes.post(
     "/key/generate",
+    access=Access.SELF_SERVICE,
     body=GenerateRequest,
     response=GeneratedKey,
     constraint=ROUTES_ONCE,
@@ -63,6 +65,7 @@ async def generate(call: AdminCall, body: GenerateRequest) -> Json:
 
 @routes.post(
     "/key/service-account/generate",
+    access=Access.SELF_SERVICE,
     body=GenerateRequest,
     response=GeneratedKey,
     constraint={
@@ -80,23 +83,26 @@ async def generate_service_account(call: AdminCall, body: GenerateRequest) -> Js
         raise InvalidRequest("A service account belongs to no user: leave `user_id` out.", param="user_id")
     filled = with_key_defaults(body, call.given, call.context.record_defaults)
     body = msgspec.structs.replace(filled, user_id=None)
-    return await _create(call, body, metadata={"service_account_id": body.key_alias, **(body.metadata or {})})
+    metadata = {"service_account_id": body.key_alias, **(body.metadata or {})}
+    return await _create(call, body, service_account=True, metadata=metadata)
 
 
-async def _create(call: AdminCall, body: GenerateRequest, **extra: Json) -> Json:
+async def _create(call: AdminCall, body: GenerateRequest, *, service_account: bool = False, **extra: Json) -> Json:
     key = _new_value(call, body.key, "key")
     record = operations.new_record(key, {**body.values(body.__struct_fields__, call.audit), **extra}, call.audit)
 
     def work(transaction: Transaction) -> Json:
-        operations.insert(transaction, call.audit, record)
-        operations.set_given_spend(transaction, call.audit, record, body.spend)
-        return operations.report_key(transaction, record, call.now)
+        made = operations.insert(transaction, call.audit, record, call.given, service_account=service_account)
+        operations.set_given_spend(transaction, call.audit, made, body.spend)
+        return operations.report_key(transaction, made, call.now)
 
     return {**await call.change(work), **_with_value(record, key), "duration": body.duration}
 
 
 def _new_value(call: AdminCall, custom: str | None, param: str) -> str:
     """Return the value of a new key: the one that the request gives, or a random one."""
+    if custom is not None:
+        call.scope.check_administrators(param)
     key = generate_key(call.context.randbytes) if custom is None else custom
     if call.context.authenticator.is_master(key):
         raise KeyExists(param)
@@ -109,6 +115,7 @@ def _with_value(record: KeyRecord, key: str) -> dict[str, str]:
 
 @routes.post(
     "/key/update",
+    access=Access.SELF_SERVICE,
     body=UpdateRequest,
     response=ChangedKey,
     constraint={"allOf": [NAMES_KEY, ROUTES_ONCE]},
@@ -131,13 +138,27 @@ async def bulk_update(call: AdminCall, body: BulkRequest) -> Json:
     return await call.change(lambda transaction: operations.update_each(transaction, call.audit, body))
 
 
-@routes.post("/key/block", body=NameRequest, response=KeyReport, constraint=NAMES_KEY, errors=(404,))
+@routes.post(
+    "/key/block",
+    access=Access.SELF_SERVICE,
+    body=NameRequest,
+    response=KeyReport,
+    constraint=NAMES_KEY,
+    errors=(404,),
+)
 async def block(call: AdminCall, body: NameRequest) -> Json:
     """Block a key, from the next request on."""
     return await _set_blocked(call, body, True)
 
 
-@routes.post("/key/unblock", body=NameRequest, response=KeyReport, constraint=NAMES_KEY, errors=(404,))
+@routes.post(
+    "/key/unblock",
+    access=Access.SELF_SERVICE,
+    body=NameRequest,
+    response=KeyReport,
+    constraint=NAMES_KEY,
+    errors=(404,),
+)
 async def unblock(call: AdminCall, body: NameRequest) -> Json:
     """Unblock a key."""
     return await _set_blocked(call, body, False)
@@ -145,7 +166,7 @@ async def unblock(call: AdminCall, body: NameRequest) -> Json:
 
 async def _set_blocked(call: AdminCall, body: NameRequest, blocked: bool) -> Json:
     def work(transaction: Transaction) -> Json:
-        record = operations.find(transaction, body.key, body.key_alias)
+        record = operations.find(transaction, call.scope, body.key, body.key_alias)
         changed = operations.change(transaction, call.audit, record, {"blocked": blocked})
         return operations.report_key(transaction, changed, call.now)
 
@@ -154,6 +175,7 @@ async def _set_blocked(call: AdminCall, body: NameRequest, blocked: bool) -> Jso
 
 @routes.post(
     "/key/<string:key>/regenerate",
+    access=Access.SELF_SERVICE,
     body=RegenerateRequest,
     response=NewKey,
     constraint={"properties": {"key": {"type": "null", "description": "The path names the key."}}, **ROUTES_ONCE},
@@ -162,6 +184,7 @@ async def _set_blocked(call: AdminCall, body: NameRequest, blocked: bool) -> Jso
 )
 @routes.post(
     "/key/regenerate",
+    access=Access.SELF_SERVICE,
     body=RegenerateRequest,
     response=NewKey,
     constraint={"allOf": [NAMES_KEY, ROUTES_ONCE]},
@@ -187,6 +210,7 @@ async def reset_spend(call: AdminCall, body: ResetSpendRequest) -> Json:
 
 @routes.post(
     "/key/delete",
+    access=Access.SELF_SERVICE,
     body=DeleteRequest,
     response=DeletedKeys,
     constraint=one_of_fields("keys", "key_aliases", value={"type": "array", "minItems": 1}),
@@ -199,34 +223,34 @@ async def delete(call: AdminCall, body: DeleteRequest) -> Json:
 
 @routes.get("/key/info", query=KeyInfoQuery, response=KeyInfo, access=Access.ANY_KEY, errors=(404,))
 async def info(call: AdminCall, query: KeyInfoQuery) -> Json:
-    """Return a key. A virtual key sees itself, an administrator every key."""
-    authenticator, sees_all = call.context.authenticator, call.principal.may_administer
-    own = authenticator.own_token(call.request)
+    """Return a key. A key sees itself, its user's keys and those of teams that its user administers."""
+    own = call.context.authenticator.own_token(call.request)
     token = token_of(query.key) if query.key else own
     if token is None:
         raise NotFound(
             "The caller has no virtual key of its own. Name a key, or its hash: /key/info?key=…", param="key"
         )
-    if not sees_all and token not in (own, authenticator.presented_token(call.request)):
-        raise RouteNotAllowed("A virtual key may see its own information only; the master key sees every key's.")
-    wanted = token if sees_all else own
+    # a former value of the caller's own key means the key
+    wanted = own if own is not None and token == call.context.authenticator.presented_token(call.request) else token
 
     def work(transaction: Transaction) -> Json:
-        record = transaction.keys.get(wanted or "")
-        if record is None:
-            raise NotFound("No such key is known.", param="key")
+        missing = NotFound("No such key is known.", param="key")
+        record = call.scope.visible_key(transaction, transaction.keys.get(wanted), missing)
         return operations.report_key(transaction, record, call.now)
 
     return {"key": query.key or token, "info": await call.read(work)}
 
 
-@routes.post("/v2/key/info", body=InfoRequest, response=KeyInfos, errors=(404,))
+@routes.post("/v2/key/info", access=Access.ANY_KEY, body=InfoRequest, response=KeyInfos, errors=(404,))
 async def info_of_several(call: AdminCall, body: InfoRequest) -> Json:
-    """Return several keys. Those that do not exist are left out."""
+    """Return several keys. Those that do not exist, or that the caller may not see, are left out."""
     tokens = {token_of(key): key for key in body.keys}
-    reports = await call.read(
-        lambda transaction: operations.report_keys(transaction, transaction.keys.among("token", tokens), call.now)
-    )
+
+    def work(transaction: Transaction) -> list[Json]:
+        records = call.scope.visible_keys(transaction, transaction.keys.among("token", tokens))
+        return operations.report_keys(transaction, records, call.now)
+
+    reports = await call.read(work)
     if not reports:
         raise NotFound("None of these keys is known.", param="keys")
     by_token = {report["token"]: report for report in reports}
@@ -236,12 +260,13 @@ async def info_of_several(call: AdminCall, body: InfoRequest) -> Json:
     }
 
 
-@routes.get("/key/list", query=KeyListQuery, response=KeyList)
+@routes.get("/key/list", access=Access.ANY_KEY, query=KeyListQuery, response=KeyList)
 async def list_keys(call: AdminCall, query: KeyListQuery) -> Json:
-    """Return a page of keys, as hashes or whole."""
+    """Return a page of the keys that the caller may see, as hashes or whole."""
 
     def work(transaction: Transaction) -> Json:
-        page = transaction.keys.page_of_status(query.page_query(), query.state, call.now)
+        own = call.scope.own_keys(transaction)
+        page = transaction.keys.page_of_status(query.page_query(), query.state, call.now, *own)
         if query.wants_records:
             return {"keys": operations.report_keys(transaction, page.records, call.now), **_place(page)}
         return {"keys": [record.token for record in page.records], **_place(page)}
@@ -249,10 +274,12 @@ async def list_keys(call: AdminCall, query: KeyListQuery) -> Json:
     return await call.read(work)
 
 
-@routes.get("/key/aliases", query=AliasesQuery, response=AliasList)
+@routes.get("/key/aliases", access=Access.ANY_KEY, query=AliasesQuery, response=AliasList)
 async def list_aliases(call: AdminCall, query: AliasesQuery) -> Json:
-    """Return a page of key aliases in alphabetical order."""
-    page = await call.read(lambda transaction: transaction.keys.page_of_aliases(query.page_query()))
+    """Return a page of the aliases of keys that the caller may see, in alphabetical order."""
+    page = await call.read(
+        lambda transaction: transaction.keys.page_of_aliases(query.page_query(), *call.scope.own_keys(transaction))
+    )
     return {"aliases": [record.key_alias for record in page.records], **_place(page), "size": query.size}
 
 

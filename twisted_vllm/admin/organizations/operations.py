@@ -77,7 +77,7 @@ def update(
     changed = attrs.evolve(organization, **body.values(given, organization), **audit.updated)
     check_budget(transaction, changed.budget_id)
     keys_of_all = _keys_of(transaction, [organization.organization_id])
-    audit.check_may_change(*keys_of_all)
+    audit.scope.check_keys(transaction, *keys_of_all)
     check_limits_over_keys(effective_limits(transaction, changed), keys_of_all)
     transaction.organizations.replace(organization.organization_id, changed)
     audit.record(transaction, ORGANIZATION, organization.organization_id, organization, changed)
@@ -93,7 +93,7 @@ def delete(transaction: Transaction, audit: AuditContext, organization_ids: Sequ
     """
     found = [find_organization(transaction, each, "organization_ids") for each in dict.fromkeys(organization_ids)]
     ids = [organization.organization_id for organization in found]
-    audit.check_may_change(*_keys_of(transaction, ids))
+    audit.scope.check_keys(transaction, *_keys_of(transaction, ids))
     teams.delete(transaction, audit, [team.team_id for team in transaction.teams.among("organization_id", ids)])
     keys.delete_records(transaction, audit, transaction.keys.among("organization_id", ids))
     transaction.organization_members.remove_all(organization_ids=ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.lists import asked_page
@@ -67,7 +68,9 @@ async def info(call: AdminCall, query: OrganizationInfoQuery) -> Json:
     return await call.read(work)
 
 
-@routes.post("/organization/info", body=OrganizationsRequest, response=tuple[OrganizationReport, ...])
+@routes.post(
+    "/organization/info", access=Access.READER, body=OrganizationsRequest, response=tuple[OrganizationReport, ...]
+)
 async def info_of_several(call: AdminCall, body: OrganizationsRequest) -> list[Json]:
     """Return several organizations. Those that do not exist are left out."""
 

@@ -256,7 +256,7 @@ def costs_of_keys(transaction: Transaction, scope: UsageScope, api_key: str, sta
         if key_id is None:
             return []
         equals[KEY] = key_id
-    return costs_by_key(transaction, scope.restrict(equals), start, end)
+    return costs_by_key(transaction, scope.restrict(connection, equals), start, end)
 
 
 def costs_by_key(transaction: Transaction, equals: Mapping[str, str], start: int, end: int) -> list[Json]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.models import Json, NoQuery
@@ -63,7 +64,7 @@ from twisted_vllm.admin.reports.models import (
 )
 from twisted_vllm.admin.reports.scope import Asked, UsageScope, days_of, local_days_of, span_of
 from twisted_vllm.admin.reports.usage_report import send_report
-from twisted_vllm.admin.routing import Access, Routes
+from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.tables import END_USER, ORGANIZATION, TAG, TEAM, USER
@@ -208,7 +209,9 @@ async def spend_of_provider(call: AdminCall, query: DatesQuery) -> msgspec.Raw:
     return await _read(call, lambda transaction: breakdowns.spend_of_provider(transaction, *days))
 
 
-@routes.post("/global/spend/end_users", body=EndUsersBody, response=tuple[EndUserSpend, ...], errors=(504,))
+@routes.post(
+    "/global/spend/end_users", access=Access.READER, body=EndUsersBody, response=tuple[EndUserSpend, ...], errors=(504,)
+)
 async def spend_of_end_users(call: AdminCall, body: EndUsersBody) -> msgspec.Raw:
     """Return the 100 end users with the highest spend, by default of the last 30 days and today.
 
@@ -219,7 +222,7 @@ async def spend_of_end_users(call: AdminCall, body: EndUsersBody) -> msgspec.Raw
     return await _read(call, lambda transaction: breakdowns.spend_of_end_users(transaction, scope, api_key, *days))
 
 
-@routes.post("/spend/calculate", body=CalculateBody, response=CalculatedCost, errors=(404,))
+@routes.post("/spend/calculate", access=Access.READER, body=CalculateBody, response=CalculatedCost, errors=(404,))
 async def calculate(call: AdminCall, body: CalculateBody) -> Json:
     """Return the cost of an answer, or of a prompt, whose tokens are estimated; by the prices in effect."""
     return breakdowns.calculated_cost(call.context.settings_in_effect(), body)

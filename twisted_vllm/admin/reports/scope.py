@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 import attrs
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import MOMENT_WORDS
 from twisted_vllm.admin.reports.models import ActivityFilters, Filters
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
+from twisted_vllm.storage.tables import members
 from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
 from twisted_vllm.storage.usage.queries.reports import Entities
 from twisted_vllm.storage.usage.queries.rows import key_id_of
@@ -55,7 +57,7 @@ class UsageScope:
     @property
     def sees_all(self) -> bool:
         """Whether the caller sees all usage."""
-        return self.principal.may_administer
+        return reads_everything(self.principal)
 
     def find_key(self, connection: Connection, name: str) -> str | None:
         """Return the id of a key; None if there is no such key, ``""`` for the master key.
@@ -74,18 +76,28 @@ class UsageScope:
             raise RouteNotAllowed(_OWN_USAGE_ONLY)
         return found
 
-    def restrict(self, equals: Mapping[str, str]) -> dict[str, str]:
+    def restrict(self, connection: Connection, equals: Mapping[str, str]) -> dict[str, str]:
         """Return filters that show no more than the caller may see.
+
+        That is its own, and all of a team that its user administers.
 
         Raises:
             RouteNotAllowed: they ask for another user or team than the caller's.
         """
-        if self.sees_all:
+        if self.sees_all or (TEAM in equals and self._administers(connection, equals[TEAM])):
             return dict(equals)
         for name, own in ((USER, self.principal.user_id), (TEAM, self.principal.team_id)):
             if equals.get(name, own) != own:
                 raise RouteNotAllowed(_OWN_USAGE_ONLY)
         return {**equals, KEY: self.principal.key_id}
+
+    def _administers(self, connection: Connection, team_id: str) -> bool:
+        """Return whether the caller's user, and not only a label, administers a team."""
+        if not self.principal.role:
+            return False
+        columns = members.c
+        wanted = (columns.team_id == team_id, columns.user_id == self.principal.user_id, columns.role == "admin")
+        return connection.execute(select(columns.team_id).where(*wanted)).first() is not None
 
     def filters(self, connection: Connection, query: Filters) -> dict[str, str] | None:
         """Return the values that a query wants dimensions to have; None if nothing can match.
@@ -99,7 +111,7 @@ class UsageScope:
             if key_id is None:
                 return None
             equals[KEY] = key_id
-        return self.restrict(equals)
+        return self.restrict(connection, equals)
 
     def activity_filters(self, connection: Connection, query: ActivityFilters, asked: Asked) -> dict[str, str] | None:
         """Return the filters of the daily activity; None if nothing can match.

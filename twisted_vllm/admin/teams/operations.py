@@ -25,6 +25,7 @@ from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_organization, find_team, members_budget_id, put_members, roles_in
 from twisted_vllm.admin.model_limits import check_aliases_of_team, check_limits_of_key, check_limits_over_keys
 from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.scope import IScope
 from twisted_vllm.admin.teams.models import (
     MAX_BULK_MEMBERS,
     BulkAddMembersRequest,
@@ -57,7 +58,7 @@ def add(transaction: Transaction, audit: AuditContext, body: NewTeamRequest, tea
     if transaction.teams.get(team_id) is not None:
         raise Conflict("Another team has this id already. Send another `team_id`.", param="team_id")
     keys_of_team = transaction.keys.find(team_id=team_id)
-    audit.check_may_change(*keys_of_team)
+    audit.scope.check_keys(transaction, *keys_of_team)
     team = TeamRecord(team_id=team_id, **body.values(body.__struct_fields__), **audit.created)
     _check_references(transaction, team, keys_of_team)
     _check_limits(transaction, team, keys_of_team)
@@ -157,7 +158,7 @@ def set_blocked(transaction: Transaction, audit: AuditContext, team_id: str, blo
 
 def _change(transaction: Transaction, audit: AuditContext, team: TeamRecord, values: Mapping[str, Any]) -> TeamRecord:
     keys_of_team = transaction.keys.find(team_id=team.team_id)
-    audit.check_may_change(*keys_of_team)
+    audit.scope.check_keys(transaction, *keys_of_team)
     changed = attrs.evolve(team, **values, **audit.updated)
     if (changed.budget_id, changed.organization_id) != (team.budget_id, team.organization_id):
         _check_references(transaction, changed, keys_of_team)
@@ -314,15 +315,27 @@ def remove_models(transaction: Transaction, audit: AuditContext, body: TeamModel
     return _change(transaction, audit, team, {"models": models})
 
 
+def administered_team(transaction: Transaction, scope: IScope, team_id: str, given: Mapping[str, Any]) -> TeamRecord:
+    """Return a team whose members the caller may change as a request asks.
+
+    Raises:
+        NotFound: there is none with this id.
+        RouteNotAllowed: the caller may not change its members, or not so.
+    """
+    missing = NotFound(f"No team has the id `{redacted(team_id)}`.", param="team_id")
+    return scope.check_team(transaction, transaction.teams.get(team_id), missing, given)
+
+
 def update_member(
-    transaction: Transaction, audit: AuditContext, body: UpdateMemberRequest, given: Container[str]
+    transaction: Transaction, audit: AuditContext, body: UpdateMemberRequest, given: Mapping[str, Any]
 ) -> tuple[TeamRecord, UserRecord, Member]:
     """Change the role or the limits of a member, and return the team, the user and the membership.
 
     Raises:
         NotFound: there is no such team or user, or the user is not in the team.
+        RouteNotAllowed: the actor may not change it.
     """
-    team = find_team(transaction, body.team_id)
+    team = administered_team(transaction, audit.scope, body.team_id, given)
     user = users.find(transaction, body.user_id, body.user_email)
     member = find_member(transaction, team.team_id, user.user_id)
     changed = attrs.evolve(member, role=body.role or member.role, allowance=body.limits(given, member.allowance))
@@ -331,14 +344,16 @@ def update_member(
     return team, user, changed
 
 
-def remove_member(transaction: Transaction, audit: AuditContext, body: RemoveMemberRequest) -> TeamRecord:
+def remove_member(
+    transaction: Transaction, audit: AuditContext, body: RemoveMemberRequest, given: Mapping[str, Any]
+) -> TeamRecord:
     """Remove a user from a team, and delete the user's keys of that team.
 
     Raises:
         NotFound: there is no such team, or the user is not in it.
-        RouteNotAllowed: the actor may not delete one of the keys.
+        RouteNotAllowed: the actor may not change the team, or not delete one of the keys.
     """
-    team = find_team(transaction, body.team_id)
+    team = administered_team(transaction, audit.scope, body.team_id, given)
     user_id = body.user_id
     if user_id is None:
         user_id = users.find(transaction, None, body.user_email).user_id

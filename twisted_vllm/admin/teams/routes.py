@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import ColumnElement
 
-from twisted_vllm.admin.authorization import check_sees_team
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_team_defaults
 from twisted_vllm.admin.fields import one_of_fields
@@ -13,7 +15,8 @@ from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.admin.lists import asked_page
 from twisted_vllm.admin.memberships import find_team
 from twisted_vllm.admin.models import Json, NoQuery
-from twisted_vllm.admin.routing import Access, Routes
+from twisted_vllm.admin.routing import Routes
+from twisted_vllm.admin.self_service import NOT_OWN_TEAM
 from twisted_vllm.admin.teams import operations
 from twisted_vllm.admin.teams.models import (
     AddedMembers,
@@ -39,7 +42,8 @@ from twisted_vllm.admin.teams.models import (
 )
 from twisted_vllm.admin.teams.operations import report_memberships, report_team, report_teams
 from twisted_vllm.admin.users.operations import report_users
-from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
+from twisted_vllm.storage.records import TeamRecord
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
@@ -60,36 +64,45 @@ async def new(call: AdminCall, body: NewTeamRequest) -> Json:
     return await call.change(work)
 
 
-@routes.get("/team/info", query=TeamInfoQuery, response=TeamInfo, access=Access.ANY_KEY, errors=(404,))
+@routes.get("/team/info", access=Access.ANY_KEY, query=TeamInfoQuery, response=TeamInfo, errors=(404,))
 async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
-    """Return a team with its members and keys.
+    """Return a team with its members and keys. A key sees its own team, and its user's teams.
 
-    A virtual key sees its own team, without the metadata, and of members and keys only its own.
+    Administrators of the team see all of it, its members only what is their own.
     """
     team_id = query.team_id or call.principal.team_id
     if not team_id:
         raise InvalidRequest("Name the team: /team/info?team_id=…", param="team_id")
-    check_sees_team(call.principal, team_id)
-    sees_all = call.principal.may_administer
-    own, user_id = call.context.authenticator.own_token(call.request), call.principal.user_id
 
     def work(transaction: Transaction) -> Json:
-        team = report_team(transaction, find_team(transaction, team_id), call.now)
-        keys = transaction.keys.find(team_id=team_id)
+        own = call.scope.own_teams(transaction)
+        if own is not None and team_id not in own:
+            raise RouteNotAllowed(NOT_OWN_TEAM)
+        [report] = _reports(transaction, call, [find_team(transaction, team_id)])
+        keys = call.scope.visible_keys(transaction, transaction.keys.find(team_id=team_id))
+        shown = {member["user_id"] for member in report["members_with_roles"]}
         members = transaction.members.of_teams([team_id])[team_id]
-        if not sees_all:
-            own_entries = [each for each in team["members_with_roles"] if each["user_id"] == user_id]
-            team = {**team, "metadata": {}, "members_with_roles": own_entries}
-            keys = [key for key in keys if key.token == own]
-            members = [member for member in members if member.user_id == user_id]
         return {
             "team_id": team_id,
-            "team_info": team,
+            "team_info": report,
             "keys": report_keys(transaction, keys, call.now),
-            "team_memberships": report_memberships(transaction, members, call.now),
+            "team_memberships": report_memberships(
+                transaction, [member for member in members if member.user_id in shown], call.now
+            ),
         }
 
     return await call.read(work)
+
+
+def _reports(transaction: Transaction, call: AdminCall, teams: Sequence[TeamRecord]) -> list[Json]:
+    """Return teams as a caller may see them: who administers a team sees its other members, and its metadata."""
+    reports = report_teams(transaction, teams, call.now)
+    for report in reports:
+        if not call.scope.sees_team(transaction, report["team_id"]):
+            user_id = call.principal.user_id
+            own = [member for member in report["members_with_roles"] if member["user_id"] == user_id]
+            report.update(metadata={}, members_with_roles=own)
+    return reports
 
 
 @routes.post("/team/update", body=UpdateTeamRequest, response=ChangedTeam, errors=(404,))
@@ -109,32 +122,34 @@ async def delete(call: AdminCall, body: DeleteTeamsRequest) -> Json:
     return {"deleted_teams": deleted}
 
 
-@routes.get("/team/list", query=TeamListQuery, response=tuple[TeamReport, ...])
+@routes.get("/team/list", access=Access.ANY_KEY, query=TeamListQuery, response=tuple[TeamReport, ...])
 async def list_teams(call: AdminCall, query: TeamListQuery) -> list[Json]:
-    """Return all teams, or the teams of one user. If there are more than 1000, ask for them by page."""
+    """Return all teams that the caller may see, or those of one user. If they are more than 1000, ask by page."""
 
     def work(transaction: Transaction) -> list[Json]:
-        page = transaction.teams.page(query.page_query, *_of_user(transaction, query.user_id))
-        return report_teams(transaction, asked_page(page, call.given, "teams", "/team/list"), call.now)
+        page = transaction.teams.page(query.page_query, *_conditions(transaction, call, query.user_id))
+        return _reports(transaction, call, asked_page(page, call.given, "teams", "/team/list"))
 
     return await call.read(work)
 
 
-@routes.get("/v2/team/list", query=TeamPageQuery, response=TeamPage)
+@routes.get("/v2/team/list", access=Access.ANY_KEY, query=TeamPageQuery, response=TeamPage)
 async def list_page(call: AdminCall, query: TeamPageQuery) -> Json:
-    """Return a page of teams, each with the number of its members and keys."""
+    """Return a page of the teams that the caller may see, each with the number of its members and keys."""
 
     def work(transaction: Transaction) -> Json:
-        page = transaction.teams.page(query.page_query, *_of_user(transaction, query.user_id))
-        counts = transaction.keys.count_by("team_id", [team.team_id for team in page.records])
+        page = transaction.teams.page(query.page_query, *_conditions(transaction, call, query.user_id))
+        ids = [team.team_id for team in page.records]
+        counts = transaction.keys.count_by("team_id", ids)
+        counted = {team_id: len(members) for team_id, members in transaction.members.of_teams(ids).items()}
         return {
             "teams": [
                 {
                     **report,
-                    "members_count": len(report["members_with_roles"]),
+                    "members_count": counted[report["team_id"]],
                     "keys_count": counts.get(report["team_id"], 0),
                 }
-                for report in report_teams(transaction, page.records, call.now)
+                for report in _reports(transaction, call, page.records)
             ],
             "total": page.total_count,
             "page": page.current_page,
@@ -145,9 +160,17 @@ async def list_page(call: AdminCall, query: TeamPageQuery) -> Json:
     return await call.read(work)
 
 
-def _of_user(transaction: Transaction, user_id: str) -> list[ColumnElement[bool]]:
-    """Return the condition that a team has a member; none for an empty id."""
-    return [transaction.members.are_teams_of(user_id)] if user_id else []
+def _conditions(transaction: Transaction, call: AdminCall, user_id: str) -> list[ColumnElement[bool]]:
+    """Return the conditions that the caller may see a team, and that it has a member; an empty id is any.
+
+    Raises:
+        RouteNotAllowed: it is another user than the caller's, and the caller may not see that.
+    """
+    own = call.scope.own_teams(transaction)
+    if own is not None and user_id not in ("", call.principal.user_id):
+        raise RouteNotAllowed("This key may see the teams of its own user only.", param="user_id")
+    found = [] if own is None else [transaction.teams.are(sorted(own))]
+    return [*found, transaction.members.are_teams_of(user_id)] if user_id else found
 
 
 @routes.get("/team/available", query=NoQuery, response=tuple[TeamReport, ...], access=Access.ANY_KEY)
@@ -198,6 +221,7 @@ async def _set_blocked(call: AdminCall, body: TeamRequest, blocked: bool) -> Jso
 
 @routes.post(
     "/team/member_add",
+    access=Access.SELF_SERVICE,
     body=AddMembersRequest,
     response=AddedMembers,
     constraint={"properties": {"member": {"anyOf": [{"type": "array"}, _NAMES_USER]}}},
@@ -207,13 +231,14 @@ async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
     """Add one member or several to a team. A user whose id or address is unknown is created."""
 
     def work(transaction: Transaction) -> Json:
-        team = find_team(transaction, body.team_id)
+        team = operations.administered_team(transaction, call.scope, body.team_id, call.given)
         users = operations.add_members(transaction, call.audit, team, body.members, body.allowance)
         added = {user.user_id for user in users}
         members = transaction.members.of_teams([team.team_id])[team.team_id]
         return {
             **report_team(transaction, team, call.now),
-            "updated_users": report_users(transaction, users, call.now),
+            # what users have besides the team concerns administrators only
+            "updated_users": report_users(transaction, users, call.now) if call.scope.sees_all else (),
             "updated_team_memberships": report_memberships(
                 transaction, [member for member in members if member.user_id in added], call.now
             ),
@@ -264,6 +289,7 @@ async def add_each_member(call: AdminCall, body: BulkAddMembersRequest) -> Json:
 
 @routes.post(
     "/team/member_update",
+    access=Access.SELF_SERVICE,
     body=UpdateMemberRequest,
     response=ChangedMember,
     constraint=_NAMES_USER,
@@ -287,6 +313,7 @@ async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
 
 @routes.post(
     "/team/member_delete",
+    access=Access.SELF_SERVICE,
     body=RemoveMemberRequest,
     response=TeamReport,
     constraint=_NAMES_USER,
@@ -296,6 +323,6 @@ async def remove_member(call: AdminCall, body: RemoveMemberRequest) -> Json:
     """Remove a user from a team, and delete the user's keys of that team."""
 
     def work(transaction: Transaction) -> Json:
-        return report_team(transaction, operations.remove_member(transaction, call.audit, body), call.now)
+        return report_team(transaction, operations.remove_member(transaction, call.audit, body, call.given), call.now)
 
     return await call.change(work)

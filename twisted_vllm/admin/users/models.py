@@ -51,9 +51,6 @@ from twisted_vllm.storage.repository import PageQuery
 #: users that one bulk update may change
 MAX_BULK_USERS = 500
 
-#: LiteLLM's roles of administrators
-_ADMINISTRATORS = ("proxy_admin", "proxy_admin_viewer")
-
 
 class UserFields(LimitFields, frozen=True, kw_only=True):
     """The fields of a user that an administrator may set."""
@@ -75,11 +72,6 @@ class UserFields(LimitFields, frozen=True, kw_only=True):
             InvalidRequest: a value cannot be used.
         """
         check_alias(self.user_alias, "user_alias")
-        if self.user_role in _ADMINISTRATORS:
-            raise InvalidRequest(
-                '`user_role` makes nobody an administrator here: give a key `allowed_routes: ["management"]` instead.',
-                param="user_role",
-            )
         if self.user_role is not None and self.user_role not in ROLES:
             raise InvalidRequest(f"`user_role` must be one of {', '.join(ROLES)}.", param="user_role")
         check_email(self.user_email, "user_email")

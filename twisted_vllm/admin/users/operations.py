@@ -87,13 +87,14 @@ def add(
     if transaction.users.get(user_id) is not None:
         raise Conflict("Another user has this id already. Send another `user_id`.", param="user_id")
     user = UserRecord(user_id=user_id, **body.values(body.__struct_fields__), **audit.created)
+    audit.scope.check_user(None, user)
     check_budget(transaction, user.budget_id)
     organizations = [
         find_organization(transaction, each, "organizations") for each in dict.fromkeys(body.organizations or ())
     ]
     _check_email_free(transaction, user)
     keys_of_user = transaction.keys.find(user_id=user_id)
-    audit.check_may_change(*keys_of_user)
+    audit.scope.check_keys(transaction, *keys_of_user)
     check_limits_over_keys(effective_limits(transaction, user), keys_of_user)
     teams = [(find_team(transaction, each.team_id, "teams"), each) for each in body.memberships]
     if key is not None:
@@ -139,9 +140,10 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateUserReques
         user_id = audit.new_id() if body.user_id is None else body.user_id
         return add(transaction, audit, NewUserRequest(**{**fields, "user_id": user_id}), user_id, None)
     changed = attrs.evolve(user, **body.values(given, user.allowance), **audit.updated)
+    audit.scope.check_user(user, changed)
     _check_email_free(transaction, changed)
     keys_of_user = transaction.keys.find(user_id=user.user_id)
-    audit.check_may_change(*keys_of_user)
+    audit.scope.check_keys(transaction, *keys_of_user)
     if changed.budget_id != user.budget_id:
         check_budget(transaction, changed.budget_id)
     if (changed.allowance, changed.budget_id) != (user.allowance, user.budget_id):
@@ -218,6 +220,8 @@ def delete(transaction: Transaction, audit: AuditContext, user_ids: Sequence[str
     """
     users = [find(transaction, user_id) for user_id in dict.fromkeys(user_ids)]
     ids = [user.user_id for user in users]
+    for user in users:
+        audit.scope.check_user(user, None)
     keys.delete_records(transaction, audit, transaction.keys.among("user_id", ids))
     transaction.members.remove_all(user_ids=ids)
     transaction.organization_members.remove_all(user_ids=ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.authorization import check_sees_user
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_user_defaults
@@ -10,7 +11,7 @@ from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.models import Json
-from twisted_vllm.admin.routing import Access, Routes
+from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.teams.operations import report_teams
 from twisted_vllm.admin.users import operations
 from twisted_vllm.admin.users.models import (
@@ -90,7 +91,7 @@ async def new(call: AdminCall, body: NewUserRequest) -> Json:
 @routes.get("/user/info", query=UserInfoQuery, response=UserInfo, access=Access.ANY_KEY, errors=(404,))
 async def info(call: AdminCall, query: UserInfoQuery) -> Json:
     """Return a user with its keys and teams. A virtual key sees its own user, an administrator every user."""
-    sees_all = call.principal.may_administer
+    sees_all = call.scope.sees_all
     user_id = _visible_user(call, query)
 
     def work(transaction: Transaction) -> Json:
