@@ -19,6 +19,7 @@ from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.customers import NewCustomerRequest
 from twisted_vllm.admin.fields import Label, stored_models
 from twisted_vllm.admin.keys.models import GenerateRequest
+from twisted_vllm.admin.scope import AdministratorScope
 from twisted_vllm.admin.teams.models import NewTeamRequest
 from twisted_vllm.admin.users.models import NewUserRequest
 from twisted_vllm.auth.records import KeyRecord
@@ -105,7 +106,14 @@ class Converted:
 
 def importer(now: datetime, randbytes: Callable[[int], bytes]) -> AuditContext:
     """Return who imports, for records and the audit log."""
-    return AuditContext(action="import", actor=ACTOR, actor_name=ACTOR, unlimited=True, now=now, randbytes=randbytes)
+    return AuditContext(
+        action="import",
+        actor=ACTOR,
+        actor_name=ACTOR,
+        scope=AdministratorScope(),
+        now=now,
+        randbytes=randbytes,
+    )
 
 
 def convert(rows: LiteLLMRows, notes: Notes, audit: AuditContext, master_token: str | None = None) -> Converted:
