@@ -229,6 +229,17 @@ def test_an_update_names_its_entry_once(lab: Lab) -> None:
     assert (answer.status, answer.error["param"]) == (400, "model_info.id")
 
 
+def test_an_update_may_name_its_entry_as_the_command_line_of_litellm_does(lab: Lab) -> None:
+    lab.new(model_info={"id": "one"})
+    lab.new(model_info={"id": "two"})
+    change = {"id": "two", "litellm_params": {"weight": 3}, "model_info": {"mode": "chat"}}
+    answer = lab.gateway.post("/model/update", change)
+    assert (answer.json["model_id"], answer.json["litellm_params"]["weight"]) == ("two", 3)
+    assert lab.gateway.post("/model/update", {"id": "one"}).json["model_id"] == "one"
+    error = lab.gateway.post("/model/update", {"id": "one", "model_info": {"id": "two"}}).error
+    assert (error["param"], "send one of them" in error["message"]) == ("id", True)
+
+
 def test_the_operator_may_close_it(lab: Lab) -> None:
     lab.new(model_info={"id": "one"})
     lab.settings = attrs.evolve(lab.settings, store_model_in_db=False)
