@@ -216,11 +216,13 @@ def test_what_is_not_there_is_not_found(lab: Lab, method: str, path: str, body: 
     assert (answer.status, answer.error["param"]) == (404, "id")
 
 
-def test_an_entry_of_the_file_cannot_be_deleted() -> None:
-    lab = Lab(models=(ModelEntry("qwen", "m", DEFAULT),))
-    answer = lab.gateway.post("/model/delete", {"id": "qwen"})
-    assert answer.status == 400
-    assert "Change the file and reload it" in answer.error["message"]
+@pytest.mark.parametrize("named", ["qwen", "gpu-1"])
+def test_an_entry_of_the_file_cannot_be_changed_whatever_names_it(named: str) -> None:
+    lab = Lab(models=(ModelEntry("qwen", "m", DEFAULT, model_id="gpu-1"),))
+    for path, body in (("/model/delete", {"id": named}), ("/model/update", {"model_info": {"id": named}})):
+        answer = lab.gateway.post(path, body)
+        assert answer.status == 400
+        assert "Change the file and reload it" in answer.error["message"]
 
 
 def test_an_update_names_its_entry_once(lab: Lab) -> None:

@@ -37,7 +37,9 @@ def find_organization(
     """
     organization = transaction.organizations.get(organization_id)
     if organization is None:
-        raise NotFound(f"No organization has the id `{redacted(organization_id)}`. GET /organization/list shows all.", param=param)
+        raise NotFound(
+            f"No organization has the id `{redacted(organization_id)}`. GET /organization/list shows all.", param=param
+        )
     return organization
 
 

@@ -231,7 +231,7 @@ def _find(transaction: Transaction, model_id: str, source: ModelSource) -> Model
     record = transaction.models.get(model_id)
     if record is not None:
         return record
-    if any(entry.model_name == model_id for entry in source.settings.models):
+    if any(model_id in (entry.model_id, entry.model_name) for entry in source.settings.models):
         raise InvalidRequest(
             f"`{redacted(model_id)}` is a model of the configuration file, which the API does not change. Change the "
             "file and reload it.",
