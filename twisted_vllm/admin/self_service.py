@@ -166,7 +166,7 @@ class OwnScope:
         made = _overlaid(caller.key, most, record, given, self._salt(caller, record))
         made = attrs.evolve(made, user_id=user_id, team_id=team_id)
         self._check_makeable(transaction, caller, made)
-        self._check_models(transaction, made)
+        self._check_models(transaction, made, caller.key)
         self._check_number(transaction, caller)
         return made
 
@@ -191,7 +191,7 @@ class OwnScope:
         elif self._comparison(transaction).excess(before, after) is not None:
             self._check_makeable(transaction, caller, after)
         if (after.models, after.aliases) != (before.models, before.aliases):
-            self._check_models(transaction, after)
+            self._check_models(transaction, after, before)
 
     def check_user(self, before: UserRecord | None, after: UserRecord | None) -> None:
         """Refuse."""
@@ -326,14 +326,25 @@ class OwnScope:
                 f"give the user or the team a `{field}`, which all its keys share."
             )
 
-    def _check_models(self, transaction: Transaction, key: KeyRecord) -> None:
-        """Check that a key names no model that those above it may not use; such a key would fail later."""
+    def _check_models(self, transaction: Transaction, key: KeyRecord, before: KeyRecord) -> None:
+        """Check that a key names no model that those above it may not use; such a key would fail later.
+
+        Args:
+            transaction: the transaction.
+            key: the key.
+            before: the key that it comes from, whose own names of models it may keep.
+        """
+        models = [model for name, model in key.aliases.items() if before.aliases.get(name) != model]
         for holder, record in _above(transaction, key):
-            if key.models and not covers_models(record.models, key.models):
+            allowed = record.models
+            if isinstance(record, TeamRecord) and allowed:
+                # the team's own names allow their models to it
+                allowed = (*allowed, *(record.aliases or {}))
+            if key.models and not covers_models(allowed, key.models):
                 _refuse(f"the {holder} may not use all of them", "models")
-            if not all(matches_model(record.models, model) for model in key.aliases.values()):
+            if not all(matches_model(record.models, model) for model in models):
                 _refuse(f"the {holder} may not use all of them", "aliases")
-        if not all(matches_model(key.models, model) for model in key.aliases.values()):
+        if not all(matches_model(key.models, model) for model in models):
             _refuse("the key may not use all of them", "aliases")
 
     def _check_number(self, transaction: Transaction, caller: _Caller) -> None:
