@@ -171,7 +171,7 @@ def team_with_a_member(transaction: Any) -> Any:
         (TeamReport, lambda transaction: report_team(transaction, TEAM, NOW)),
         (MemberRole, team_with_a_member),
         (Membership, lambda transaction: report_memberships(transaction, [Member("x", "ada")], NOW)[0]),
-        (BudgetReport, lambda _: report_budget_record(BudgetRecord("b", **CHANGES))),
+        (BudgetReport, lambda _: report_budget_record(BudgetRecord("b", **CHANGES), NOW)),
         (
             OrganizationReport,
             lambda transaction: report_organizations(transaction, [OrganizationRecord("o", **CHANGES)], NOW)[0],

@@ -374,6 +374,11 @@ def test_a_teams_own_name_of_a_model_allows_the_model_to_the_team_and_the_others
         RoutePolicy(TenantRoutes()).check_model(attrs.evolve(_key(models=("mine",)), aliases={"mine": "m"}), "m")
 
 
+def _restricted(level: str) -> Principal:
+    fields: dict[str, Any] = {level: ("qwen",)}
+    return attrs.evolve(TENANT, **fields)
+
+
 @pytest.mark.parametrize(
     ("level", "beginning"),
     [
@@ -387,5 +392,5 @@ def test_the_refusal_of_a_model_begins_with_the_words_that_litellms_clients_look
     level: str, beginning: str
 ) -> None:
     with pytest.raises(ModelNotAllowed) as caught:
-        RoutePolicy(TenantRoutes()).check_model(attrs.evolve(TENANT, **{level: ("qwen",)}), "llama")
+        RoutePolicy(TenantRoutes()).check_model(_restricted(level), "llama")
     assert caught.value.message.startswith(beginning)

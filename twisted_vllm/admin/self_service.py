@@ -32,7 +32,7 @@ from twisted_vllm.auth.roles import INTERNAL_USER, INTERNAL_USER_VIEWER
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, RouteNotAllowed
 from twisted_vllm.field_policy.rules import FieldRules, rules_of
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
-from twisted_vllm.storage.records import OrganizationRecord, TeamRecord, UserRecord
+from twisted_vllm.storage.records import OrganizationMember, OrganizationRecord, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
 #: begins `created_by` and `updated_by` of what people do for themselves; no key's hash and no other actor begins so
@@ -72,6 +72,10 @@ _NOT_OWN_KEY = (
 NOT_OWN_TEAM = (
     "This key sees its own team, and the teams of its user. What was named is none of them, or does not exist. "
     "The master key sees every team, and keys that administer."
+)
+_NOT_OWN_ORGANIZATION = (
+    "This key sees its own organization, and those of which its user is a member. What was named is none of them, or "
+    "does not exist. The master key sees every organization, and keys that administer."
 )
 _NOT_ADMINISTERED = (
     "Only administrators of the team may do that: members with the role `admin`. This key's user is none, or the team "
@@ -227,6 +231,21 @@ class OwnScope:
             user_id = caller.user.user_id
             found.update(member.team_id for member in transaction.members.of_users([user_id])[user_id])
         return frozenset(found)
+
+    def own_organizations(self, transaction: Transaction) -> Mapping[str, OrganizationMember | None] | None:
+        """Return that of the calling key, and those of which its user is a member."""
+        found: dict[str, OrganizationMember | None] = {}
+        if self.principal.organization_id is not None:
+            found[self.principal.organization_id] = None
+        user = self._caller(transaction).user
+        if user is not None:
+            of_user = transaction.organization_members.of_users([user.user_id])[user.user_id]
+            found.update((member.organization_id, member) for member in of_user)
+        return found
+
+    def missing_organization(self, organization_id: str) -> GatewayError:
+        """Return a refusal that does not tell whether there is one with this id."""
+        return RouteNotAllowed(_NOT_OWN_ORGANIZATION, param="organization_id")
 
     def check_team(
         self, transaction: Transaction, team: TeamRecord | None, missing: GatewayError, given: Mapping[str, Any]

@@ -48,6 +48,7 @@ def test_a_budget_lives_from_its_making_to_its_deletion(gateway: Gateway) -> Non
     made = new(gateway, max_budget=5, budget_duration="30d", model_max_budget={"qwen": {"budget_limit": 0.5}})
     assert (made["budget_id"], made["max_budget"], made["budget_duration"]) == ("free", 5, "30d")
     assert made["model_max_budget"]["qwen"]["max_budget"] == 0.5
+    assert gateway.post("/budget/info", {"budgets": ["free"]}).json[0]["budget_reset_at"] == "2026-04-01T00:00:00Z"
     assert gateway.post("/budget/info", {"budgets": ["free", "gone"]}).json == [made]
     assert gateway.get("/budget/list").json == [made]
     changed = gateway.post("/budget/update", {"budget_id": "free", "rpm_limit": 3, "max_budget": None}).json

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from datetime import datetime
 
 import attrs
 
 from twisted_vllm.admin.budget_references import find_budget, holders_of
 from twisted_vllm.admin.budgets.models import SETTINGS, NewBudgetRequest, UpdateBudgetRequest
 from twisted_vllm.admin.context import AuditContext
-from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.admin.limits import next_period, report_limits
 from twisted_vllm.admin.models import Json
 from twisted_vllm.errors import Conflict
 from twisted_vllm.storage.records import BudgetRecord
@@ -72,10 +73,11 @@ def delete(transaction: Transaction, audit: AuditContext, budget_id: str) -> Bud
     return budget
 
 
-def report_budget_record(budget: BudgetRecord) -> Json:
+def report_budget_record(budget: BudgetRecord, now: datetime) -> Json:
     """Return a budget as `BudgetReport` describes it."""
     return {
         **report_limits(budget.allowance),
+        "budget_reset_at": next_period(budget.allowance, now),
         "budget_id": budget.budget_id,
         "created_at": budget.created_at,
         "created_by": budget.created_by,

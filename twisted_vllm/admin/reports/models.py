@@ -243,6 +243,12 @@ class TeamReportQuery(DatesQuery, frozen=True, kw_only=True):
     team_id: str = ""
 
 
+class OrganizationReportQuery(DatesQuery, frozen=True, kw_only=True):
+    """The query of ``GET /organization/spend/report``."""
+
+    organization_id: str = ""
+
+
 class TagsQuery(DatesQuery, frozen=True, kw_only=True):
     """The query of ``GET /global/spend/tags``."""
 

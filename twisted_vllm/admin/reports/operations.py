@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import money
@@ -145,6 +145,10 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
         "metadata": {
             "usage_id": row.id,
             "user_api_key_alias": row.key_name,
+            "user_api_key_user_id": row.user_id,
+            "user_api_key_team_id": row.team_id,
+            "user_api_key_org_id": row.organization_id or None,
+            "user_api_key_end_user_id": row.end_user or None,
             "key_id": row.key_id,
             "kind": row.kind,
             "method": row.method,
@@ -268,11 +272,37 @@ def costs_by_key(transaction: Transaction, equals: Mapping[str, str], start: int
         start: the first microsecond since 1970.
         end: the first microsecond after the last.
     """
-    connection = transaction.connection
+    groups = read_totals(transaction.connection, UsageQuery((KEY, MODEL), MONTH, start, end, equals))
+    rows = ((key_id, model, group.sums) for group in groups for key_id, model in [group.values])
+    return _report_costs(transaction.connection, rows)
+
+
+def costs_of_organization(transaction: Transaction, organization_id: str, start: int, end: int) -> list[Json]:
+    """Return the cost and tokens of the keys and teams that are in an organization now, as `costs_by_key`."""
+    keys = {record.key_id for record in transaction.keys.find(organization_id=organization_id)}
+    teams = {record.team_id for record in transaction.teams.find(organization_id=organization_id)}
+    groups = read_totals(transaction.connection, UsageQuery((KEY, TEAM, MODEL), MONTH, start, end))
+    rows = (
+        (key_id, model, group.sums)
+        for group in groups
+        for key_id, team_id, model in [group.values]
+        if key_id in keys or team_id in teams
+    )
+    return _report_costs(transaction.connection, rows)
+
+
+def _report_costs(connection: Connection, rows: Iterable[tuple[str, str, Sequence[int]]]) -> list[Json]:
+    """Return sums as `KeySpendReport` describes them, the highest cost first.
+
+    Args:
+        connection: a connection to the database.
+        rows: the id of a key, a model, and sums of both; several rows of the same are added up.
+    """
     keys: dict[str, dict[str, list[int]]] = {}
-    for group in read_totals(connection, UsageQuery((KEY, MODEL), MONTH, start, end, equals)):
-        key_id, model = group.values
-        keys.setdefault(key_id, {})[model] = [group.sums[number] for number in (_COST, _INPUT, _OUTPUT)]
+    for key_id, model, sums in rows:
+        total = keys.setdefault(key_id, {}).setdefault(model, [0, 0, 0])
+        for place, number in enumerate((_COST, _INPUT, _OUTPUT)):
+            total[place] += sums[number]
     labels = key_labels(connection, [key_id for key_id in keys if key_id])
     found = [
         (

@@ -42,6 +42,7 @@ from twisted_vllm.admin.reports.models import (
     LogsQuery,
     ModelActivity,
     OrganizationActivityQuery,
+    OrganizationReportQuery,
     PagedLogsQuery,
     ProviderSpend,
     ReportQuery,
@@ -165,6 +166,19 @@ async def costs_of_user(call: AdminCall, query: UserReportQuery) -> msgspec.Raw:
 async def costs_of_team(call: AdminCall, query: TeamReportQuery) -> msgspec.Raw:
     """Return the cost and tokens of the keys of a team by model."""
     return await _costs(call, query, TEAM, query.team_id)
+
+
+@routes.get(
+    "/organization/spend/report", query=OrganizationReportQuery, response=tuple[KeySpendReport, ...], errors=(504,)
+)
+async def costs_of_organization(call: AdminCall, query: OrganizationReportQuery) -> msgspec.Raw:
+    """Return the cost and tokens of the keys and teams that are in an organization now, by model."""
+    if not query.organization_id:
+        return await _costs(call, query, ORGANIZATION, "")
+    days = days_of(query.start_date, query.end_date, call.now)
+    return await _read(
+        call, lambda transaction: operations.costs_of_organization(transaction, query.organization_id, *days)
+    )
 
 
 async def _costs(call: AdminCall, query: DatesQuery, dimension: str, id: str) -> msgspec.Raw:
