@@ -10,11 +10,14 @@ import msgspec
 from sqlalchemy import Connection, Row
 
 from twisted_vllm.admin.keys.operations import report_keys
-from twisted_vllm.admin.limits import money
+from twisted_vllm.admin.limits import current_spend, money
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.reports.models import Filters, PagedLogsQuery
 from twisted_vllm.admin.reports.scope import Span, UsageScope, iso
 from twisted_vllm.admin.users.operations import report_users
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.money import from_dollars
+from twisted_vllm.ratelimit.allowance import PROXY, Allowance
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
 from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, keys_by_spend, read_all, read_totals, users_by_spend
@@ -322,8 +325,20 @@ def _costs(sums: list[int]) -> Json:
     return {"total_cost": money(sums[0]), "total_input_tokens": sums[1], "total_output_tokens": sums[2]}
 
 
-def total_spend(transaction: Transaction, start: int, end: int) -> Json:
-    """Return the total spend."""
+def total_spend(transaction: Transaction, settings: Settings, start: int, end: int, now: datetime) -> Json:
+    """Return the spend of everybody together: of the period of the budget of all, if there is one, else of some days.
+
+    Args:
+        transaction: the transaction.
+        settings: they may have a budget of all requests together.
+        start: the first microsecond since 1970.
+        end: the first microsecond after the last.
+        now: the time.
+    """
+    if settings.max_budget:
+        budget = Allowance(max_budget=from_dollars(settings.max_budget), budget_duration=settings.budget_duration)
+        spend = transaction.spend.of(PROXY, [PROXY])[PROXY]
+        return {"spend": money(current_spend(budget, spend, now)), "max_budget": float(settings.max_budget)}
     groups = read_totals(transaction.connection, UsageQuery((), MONTH, start, end))
     return {"spend": money(sum(group.sums[_COST] for group in groups)), "max_budget": None}
 

@@ -244,9 +244,9 @@ async def calculate(call: AdminCall, body: CalculateBody) -> Json:
 
 @routes.get("/global/spend", query=NoQuery, response=GlobalSpendReport, errors=(504,))
 async def total_spend(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
-    """Return the spend of everybody together, of the last 30 days and today."""
-    days = days_of("", "", call.now)
-    return await _read(call, lambda transaction: operations.total_spend(transaction, *days))
+    """Return the spend of everybody together: of the period of litellm_settings.max_budget, or of the last 30 days."""
+    days, settings = days_of("", "", call.now), call.context.settings_in_effect()
+    return await _read(call, lambda transaction: operations.total_spend(transaction, settings, *days, call.now))
 
 
 @routes.get("/global/spend/logs", query=GlobalLogsQuery, response=tuple[DatedSpend, ...], errors=(504,))
