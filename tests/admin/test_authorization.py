@@ -19,7 +19,8 @@ CHANGING = [
 ]  # fmt: skip
 LISTING = [
     "/user/list", "/audit/list", "/customer/list", "/spend/keys", "/budget/list",
-    "/budget/settings", "/organization/spend/report",
+    "/budget/settings", "/organization/spend/report", "/user/filter/ui",
+    "/audit",
 ]  # fmt: skip
 OTHERS = [
     ("PATCH", "/model/x/update"), ("PATCH", "/organization/update"),

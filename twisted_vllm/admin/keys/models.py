@@ -300,7 +300,6 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
         "project_id": None,
         "agent_id": None,
         "access_group_id": None,
-        "expand": None,
     }
 
     page: PageNumber = 1
@@ -314,6 +313,9 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
         Flag,
         msgspec.Meta(description="Whether to return whole keys, not only hashes."),
     ] = "false"
+    expand: Annotated[
+        Literal["", "user"], msgspec.Meta(description="`user` returns whole keys, each with its user.")
+    ] = ""
     sort_by: Literal[
         "created_at", "updated_at", "expires", "key_alias", "key_name", "token", "user_id", "team_id", "spend"
     ] = "created_at"
@@ -330,7 +332,7 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     @property
     def wants_records(self) -> bool:
         """Whether whole keys are wanted, and not only their hashes."""
-        return self.return_full_object in ("true", "1")
+        return self.return_full_object in ("true", "1") or bool(self.expand)
 
     @property
     def state(self) -> str | None:
@@ -493,10 +495,25 @@ class _KeyPage(Response, kw_only=True):
     total_pages: int
 
 
+class FoundUser(Response, kw_only=True):
+    """A user by its names."""
+
+    user_id: str
+    user_email: str | None
+    user_alias: str | None
+    user_role: str
+
+
+class ListedKey(KeyReport, kw_only=True):
+    """A key. With ``expand=user`` it has its user; null for a label that is no user."""
+
+    user: FoundUser | None = None
+
+
 class KeyList(_KeyPage, kw_only=True):
     """A page of keys, as hashes or whole."""
 
-    keys: tuple[Token | KeyReport, ...]
+    keys: tuple[Token | ListedKey, ...]
 
 
 class AliasList(_KeyPage, kw_only=True):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import attrs
 import msgspec
 from sqlalchemy import Connection, Row
 
@@ -70,8 +71,16 @@ def page_of_logs(transaction: Transaction, scope: UsageScope, query: PagedLogsQu
     Raises:
         RouteNotAllowed: the caller may not see them.
     """
-    successful = query.status_filter == "success" if query.status_filter else None
-    wanted = _rows_asked(transaction, scope, query, query.request_id, span, successful)
+    wanted = _rows_asked(transaction, scope, query, query.request_id or query.search, span)
+    if wanted is not None and query.key_alias:
+        wanted = scope.of_alias(transaction, wanted, query.key_alias)
+    if wanted is not None:
+        wanted = attrs.evolve(
+            wanted,
+            successful=query.status_filter == "success" if query.status_filter else None,
+            error=query.error_code,
+            costs=query.costs,
+        )
     counted = 0 if wanted is None else count_rows(transaction.connection, wanted)
     total = min(counted, MAX_COUNTED)
     return {
@@ -90,12 +99,11 @@ def _rows_asked(
     query: Filters,
     request_id: str,
     span: Span,
-    successful: bool | None = None,
 ) -> RowFilter | None:
     equals = scope.filters(transaction.connection, query)
     if equals is None:
         return None
-    return RowFilter(span.start, span.end, equals, request_id or None, successful)
+    return RowFilter(span.start, span.end, equals, request_id or None)
 
 
 def _report_rows(

@@ -126,17 +126,17 @@ async def log_payload(call: AdminCall, _query: LogPayloadQuery) -> object:
 @routes.get("/spend/keys", query=SpendListQuery, response=tuple[KeyReport, ...], errors=(504,))
 async def spend_of_keys(call: AdminCall, query: SpendListQuery) -> msgspec.Raw:
     """Return a page of keys, the highest spend first."""
-    skip = (query.page - 1) * query.page_size
-    return await _read(call, lambda transaction: operations.spend_of_keys(transaction, skip, query.page_size, call.now))
+    skip = (query.page - 1) * query.size
+    return await _read(call, lambda transaction: operations.spend_of_keys(transaction, skip, query.size, call.now))
 
 
 @routes.get("/spend/users", query=SpendUsersQuery, response=tuple[UserReport, ...], errors=(504,))
 async def spend_of_users(call: AdminCall, query: SpendUsersQuery) -> msgspec.Raw:
     """Return a page of users, the highest spend first, or one user."""
-    skip = (query.page - 1) * query.page_size
+    skip = (query.page - 1) * query.size
     return await _read(
         call,
-        lambda transaction: operations.spend_of_users(transaction, query.user_id, skip, query.page_size, call.now),
+        lambda transaction: operations.spend_of_users(transaction, query.user_id, skip, query.size, call.now),
     )
 
 
