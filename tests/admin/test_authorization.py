@@ -14,13 +14,14 @@ CHANGING = [
     "/user/bulk_update", "/team/model/add", "/team/model/delete", "/team/bulk_member_add",
     "/team/new", "/team/update", "/team/delete", "/team/block", "/team/unblock", "/team/member_add",
     "/team/member_update", "/team/member_delete", "/model/new", "/model/update", "/model/delete",
-    "/budget/new", "/budget/update", "/budget/info", "/budget/delete", "/organization/new", "/organization/info",
+    "/budget/new", "/budget/update", "/budget/info", "/budget/delete", "/tag/info", "/organization/new",
+    "/organization/info",
     "/organization/member_add", "/config/reload",
 ]  # fmt: skip
 LISTING = [
     "/user/list", "/audit/list", "/customer/list", "/spend/keys", "/budget/list",
     "/budget/settings", "/organization/spend/report", "/user/filter/ui",
-    "/audit",
+    "/audit", "/tag/list",
 ]  # fmt: skip
 OTHERS = [
     ("PATCH", "/model/x/update"), ("PATCH", "/organization/update"),

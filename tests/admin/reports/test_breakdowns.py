@@ -60,6 +60,14 @@ def test_tags_of_requests_count_beside_those_of_keys_and_once(gateway: Gateway) 
 
 
 @pytest.mark.usefixtures("keys")
+def test_tags_are_listed_and_named(gateway: Gateway) -> None:
+    assert [tag["name"] for tag in gateway.get("/tag/list").json] == ["job-1", "job-2", "own"]
+    assert list(gateway.post("/tag/info", {"names": ["own", "job-2"]}).json) == ["own", "job-2"]
+    gone = gateway.post("/tag/info", {"names": ["own", "gone"]})
+    assert (gone.status, gone.error["param"]) == (404, "names")
+
+
+@pytest.mark.usefixtures("keys")
 def test_rows_show_and_are_found_by_the_tags_of_their_clients(gateway: Gateway) -> None:
     def asked(tag: str) -> list[str]:
         return [row["request_id"] for row in gateway.get(f"/spend/logs?tag={tag}").json]

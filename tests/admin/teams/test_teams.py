@@ -65,6 +65,21 @@ def test_a_team_names_models_for_its_keys_and_a_key_s_own_names_win(gateway: Gat
     assert (answer.status, answer.error["param"]) == (400, "model_rpm_limit")
 
 
+def test_a_user_sees_its_own_membership(gateway: Gateway) -> None:
+    gateway.post("/user/new", {"user_id": "ada", "user_email": "a@b", "auto_create_key": False})
+    new(gateway, team_id="x", team_alias="X", members_with_roles=[{"user_id": "ada"}, {"user_id": "bob"}])
+    new(gateway, team_id="y")
+    gateway.post("/team/member_update", {"team_id": "x", "user_id": "ada", "max_budget_in_team": 3})
+    key = gateway.make_key(user_id="ada")["key"]
+    mine = gateway.get("/team/x/members/me", key).json
+    assert (mine["user_id"], mine["role"], mine["user_email"], mine["team_alias"]) == ("ada", "user", "a@b", "X")
+    assert mine["litellm_budget_table"]["max_budget"] == 3
+    others = [gateway.get(f"/team/{team}/members/me", key) for team in ("y", "gone")]
+    assert [each.status for each in others] == [404, 404]
+    assert others[0].error == others[1].error
+    assert gateway.get("/team/x/members/me", gateway.make_key()["key"]).status == 400
+
+
 def test_who_makes_a_team_administers_it(gateway: Gateway) -> None:
     gateway.post("/user/new", {"user_id": "boss", "user_role": "proxy_admin", "auto_create_key": False})
     boss = gateway.make_key(user_id="boss")["key"]

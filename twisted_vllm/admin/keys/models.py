@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -97,6 +97,12 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
     """The fields of a key that an administrator may set. A `key_type` sets the `allowed_routes` of that type."""
 
     UNSUPPORTED = ON_KEYS
+
+    @classmethod
+    def flat(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a body without the interval of a rotation that it does not ask for: LiteLLM's dashboard sends it."""
+        unused = "rotation_interval" if given.get("auto_rotate") is False else None
+        return {name: value for name, value in given.items() if name != unused}
 
     key_alias: Alias | None = None
     duration: Duration | Never | None = None

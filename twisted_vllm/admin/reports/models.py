@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from twisted_vllm.admin.fields import Labels
 from twisted_vllm.admin.models import (
     MOMENT_SCHEMA,
     MOMENT_WORDS,
@@ -383,6 +384,24 @@ class TagNames(Response, kw_only=True):
     """The tags that were used."""
 
     tag_names: Strings
+
+
+class TagsRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /tag/info``."""
+
+    names: Annotated[Labels, msgspec.Meta(min_length=1)]
+
+
+class TagReport(Response, kw_only=True):
+    """A tag: a label that keys and requests have, which limits nothing."""
+
+    name: str
+    description: None
+    models: None
+    model_info: None
+    created_at: None
+    updated_at: None
+    created_by: None
 
 
 class EndUserNames(Response, kw_only=True):

@@ -51,8 +51,10 @@ from twisted_vllm.admin.reports.models import (
     SpendUsersQuery,
     TagActivityQuery,
     TagNames,
+    TagReport,
     TagSpend,
     TagsQuery,
+    TagsRequest,
     TagSums,
     TeamActivityQuery,
     TeamReportQuery,
@@ -208,6 +210,18 @@ async def spend_per_tag(call: AdminCall, query: TagsQuery) -> msgspec.Raw:
 async def tag_names(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
     """Return the tags that were used, at most 10,000."""
     return await _read(call, breakdowns.tag_names)
+
+
+@routes.get("/tag/list", query=DatesQuery, response=tuple[TagReport, ...], errors=(504,))
+async def tags(call: AdminCall, _query: DatesQuery) -> msgspec.Raw:
+    """Return the tags that were used at any time, at most 10,000. They are names, without limits."""
+    return await _read(call, breakdowns.tags)
+
+
+@routes.post("/tag/info", access=Access.READER, body=TagsRequest, response=dict[str, TagReport], errors=(404, 504))
+async def tags_named(call: AdminCall, body: TagsRequest) -> msgspec.Raw:
+    """Return tags by their names."""
+    return await _read(call, lambda transaction: breakdowns.tags_named(transaction, body.names))
 
 
 @routes.get("/global/all_end_users", query=NoQuery, response=EndUserNames, errors=(504,))

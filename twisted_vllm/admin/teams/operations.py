@@ -428,3 +428,22 @@ def report_memberships(transaction: Transaction, members: Sequence[Member], now:
             }
         )
     return found
+
+
+def report_own_membership(transaction: Transaction, team_id: str, user_id: str, now: datetime) -> Json:
+    """Return a membership as `OwnMembership` describes it.
+
+    Raises:
+        NotFound: the user is not in the team, or there is none; both are the same for the caller.
+    """
+    member = transaction.members.get(team_id, user_id)
+    team = None if member is None else transaction.teams.get(team_id)
+    if member is None or team is None:
+        raise NotFound("The user of this key is no member of this team, or there is no such team.", param="team_id")
+    user = transaction.users.get(user_id)
+    return {
+        **report_memberships(transaction, [member], now)[0],
+        "role": member.role,
+        "user_email": None if user is None else user.user_email,
+        "team_alias": team.team_alias,
+    }

@@ -30,6 +30,7 @@ from twisted_vllm.admin.teams.models import (
     DeleteTeamsRequest,
     NewMember,
     NewTeamRequest,
+    OwnMembership,
     RemoveMemberRequest,
     TeamInfo,
     TeamInfoQuery,
@@ -208,6 +209,25 @@ async def remove_models(call: AdminCall, body: TeamModelsRequest) -> Json:
         return report_team(transaction, operations.remove_models(transaction, call.audit, body), call.now)
 
     return await call.change(work)
+
+
+@routes.get(
+    "/team/<string:team_id>/members/me",
+    access=Access.ANY_KEY,
+    query=NoQuery,
+    response=OwnMembership,
+    errors=(404,),
+)
+async def own_membership(call: AdminCall, _query: NoQuery) -> Json:
+    """Return the membership of the caller's user in a team, with its spend and limits there."""
+    user_id, team_id = call.principal.user_id, call.path["team_id"]
+    if user_id is None:
+        raise InvalidRequest("The caller is no user's key, so it is no member of a team.")
+
+    def work(transaction: Transaction) -> Json:
+        return operations.report_own_membership(transaction, team_id, user_id, call.now)
+
+    return await call.read(work)
 
 
 @routes.post("/team/block", body=TeamRequest, response=TeamReport, errors=(404,))
