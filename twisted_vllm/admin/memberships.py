@@ -10,6 +10,7 @@ import attrs
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.admin.scope import no_organization
 from twisted_vllm.errors import NotFound
 from twisted_vllm.storage.records import Member, OrganizationMember, OrganizationRecord, TeamRecord
 from twisted_vllm.storage.transaction import Transaction
@@ -37,9 +38,7 @@ def find_organization(
     """
     organization = transaction.organizations.get(organization_id)
     if organization is None:
-        raise NotFound(
-            f"No organization has the id `{redacted(organization_id)}`. GET /organization/list shows all.", param=param
-        )
+        raise no_organization(organization_id, param)
     return organization
 
 

@@ -13,9 +13,10 @@ import attrs
 from sqlalchemy import ColumnElement
 from zope.interface import Attribute, Interface, implementer
 
+from twisted_vllm.admin.fields import redacted
 from twisted_vllm.auth.records import PROXY_ADMIN, KeyRecord
-from twisted_vllm.errors import GatewayError, RouteNotAllowed
-from twisted_vllm.storage.records import TeamRecord, UserRecord
+from twisted_vllm.errors import GatewayError, NotFound, RouteNotAllowed
+from twisted_vllm.storage.records import OrganizationMember, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
 
@@ -87,6 +88,12 @@ class IScope(Interface):
 
     def own_teams(transaction: Transaction) -> frozenset[str] | None:
         """Return the ids of the teams that the caller may see at all; None for all teams."""
+
+    def own_organizations(transaction: Transaction) -> Mapping[str, OrganizationMember | None] | None:
+        """Return the organizations that the caller may see, with its membership in each; None for all of them."""
+
+    def missing_organization(organization_id: str) -> GatewayError:
+        """Return the error for an organization that does not exist, or that the caller may not see."""
 
     def check_team(
         transaction: Transaction, team: TeamRecord | None, missing: GatewayError, given: Mapping[str, Any]
@@ -168,6 +175,14 @@ class AdministratorScope:
         """Return None: all teams."""
         return None
 
+    def own_organizations(self, transaction: Transaction) -> Mapping[str, OrganizationMember | None] | None:
+        """Return None: all organizations."""
+        return None
+
+    def missing_organization(self, organization_id: str) -> GatewayError:
+        """Return that there is none with this id."""
+        return no_organization(organization_id)
+
     def check_team(
         self, transaction: Transaction, team: TeamRecord | None, missing: GatewayError, given: Mapping[str, Any]
     ) -> TeamRecord:
@@ -180,6 +195,11 @@ class AdministratorScope:
     def _check_changes(self) -> None:
         if not self.changes:
             raise RouteNotAllowed("This key may read everything and change nothing.")
+
+
+def no_organization(organization_id: str, param: str = "organization_id") -> NotFound:
+    """Return the error for an organization that does not exist."""
+    return NotFound(f"No organization has the id `{redacted(organization_id)}`.", param=param)
 
 
 def administering(transaction: Transaction, records: Sequence[KeyRecord]) -> bool:

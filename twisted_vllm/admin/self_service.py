@@ -32,7 +32,7 @@ from twisted_vllm.auth.roles import INTERNAL_USER, INTERNAL_USER_VIEWER
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, RouteNotAllowed
 from twisted_vllm.field_policy.rules import FieldRules, rules_of
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
-from twisted_vllm.storage.records import OrganizationRecord, TeamRecord, UserRecord
+from twisted_vllm.storage.records import OrganizationMember, OrganizationRecord, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
 #: begins `created_by` and `updated_by` of what people do for themselves; no key's hash and no other actor begins so
@@ -72,6 +72,10 @@ _NOT_OWN_KEY = (
 NOT_OWN_TEAM = (
     "This key sees its own team, and the teams of its user. What was named is none of them, or does not exist. "
     "The master key sees every team, and keys that administer."
+)
+_NOT_OWN_ORGANIZATION = (
+    "This key sees its own organization, and those of which its user is a member. What was named is none of them, or "
+    "does not exist. The master key sees every organization, and keys that administer."
 )
 _NOT_ADMINISTERED = (
     "Only administrators of the team may do that: members with the role `admin`. The user of this key is not one of "
@@ -166,7 +170,7 @@ class OwnScope:
         made = _overlaid(caller.key, most, record, given, self._salt(caller, record))
         made = attrs.evolve(made, user_id=user_id, team_id=team_id)
         self._check_makeable(transaction, caller, made)
-        self._check_models(transaction, made)
+        self._check_models(transaction, made, caller.key)
         self._check_number(transaction, caller)
         return made
 
@@ -191,7 +195,7 @@ class OwnScope:
         elif self._comparison(transaction).excess(before, after) is not None:
             self._check_makeable(transaction, caller, after)
         if (after.models, after.aliases) != (before.models, before.aliases):
-            self._check_models(transaction, after)
+            self._check_models(transaction, after, before)
 
     def check_user(self, before: UserRecord | None, after: UserRecord | None) -> None:
         """Refuse."""
@@ -227,6 +231,21 @@ class OwnScope:
             user_id = caller.user.user_id
             found.update(member.team_id for member in transaction.members.of_users([user_id])[user_id])
         return frozenset(found)
+
+    def own_organizations(self, transaction: Transaction) -> Mapping[str, OrganizationMember | None] | None:
+        """Return that of the calling key, and those of which its user is a member."""
+        found: dict[str, OrganizationMember | None] = {}
+        if self.principal.organization_id is not None:
+            found[self.principal.organization_id] = None
+        user = self._caller(transaction).user
+        if user is not None:
+            of_user = transaction.organization_members.of_users([user.user_id])[user.user_id]
+            found.update((member.organization_id, member) for member in of_user)
+        return found
+
+    def missing_organization(self, organization_id: str) -> GatewayError:
+        """Return a refusal that does not tell whether there is one with this id."""
+        return RouteNotAllowed(_NOT_OWN_ORGANIZATION, param="organization_id")
 
     def check_team(
         self, transaction: Transaction, team: TeamRecord | None, missing: GatewayError, given: Mapping[str, Any]
@@ -326,14 +345,25 @@ class OwnScope:
                 f"give the user or the team a `{field}`, which all its keys share."
             )
 
-    def _check_models(self, transaction: Transaction, key: KeyRecord) -> None:
-        """Check that a key names no model that those above it may not use; such a key would fail later."""
+    def _check_models(self, transaction: Transaction, key: KeyRecord, before: KeyRecord) -> None:
+        """Check that a key names no model that those above it may not use; such a key would fail later.
+
+        Args:
+            transaction: the transaction.
+            key: the key.
+            before: the key that it comes from, whose own names of models it may keep.
+        """
+        models = [model for name, model in key.aliases.items() if before.aliases.get(name) != model]
         for holder, record in _above(transaction, key):
-            if key.models and not covers_models(record.models, key.models):
+            allowed = record.models
+            if isinstance(record, TeamRecord) and allowed:
+                # the team's own names allow their models to it
+                allowed = (*allowed, *(record.aliases or {}))
+            if key.models and not covers_models(allowed, key.models):
                 _refuse(f"the {holder} may not use all of them", "models")
-            if not all(matches_model(record.models, model) for model in key.aliases.values()):
+            if not all(matches_model(record.models, model) for model in models):
                 _refuse(f"the {holder} may not use all of them", "aliases")
-        if not all(matches_model(key.models, model) for model in key.aliases.values()):
+        if not all(matches_model(key.models, model) for model in models):
             _refuse("the key may not use all of them", "aliases")
 
     def _check_number(self, transaction: Transaction, caller: _Caller) -> None:

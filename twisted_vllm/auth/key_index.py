@@ -367,6 +367,7 @@ class KeyIndex:
             organization_id=organization_id,
             organization_models=() if organization is None else organization.models,
             role=_role(grant, user),
+            team_aliases={} if team is None else team.aliases,
         )
         return IndexedKey(
             token=grant.token,

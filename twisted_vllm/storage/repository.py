@@ -53,6 +53,9 @@ class PageQuery:
         size: records on a page.
         equals: values that columns must have.
         contains: texts that columns must contain, in upper or lower case.
+        among: values of which a column must have one.
+        search: a text that one of some columns must contain, likewise; empty for any.
+        search_in: these columns.
         sort_by: the column to sort by; for ties, and where there is no such column, the record's identity.
         descending: whether the largest comes first; ``None`` counts as larger than any value.
     """
@@ -61,6 +64,9 @@ class PageQuery:
     size: int = 10
     equals: Mapping[str, Any] = attrs.field(factory=dict)
     contains: Mapping[str, str] = attrs.field(factory=dict)
+    among: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
+    search: str = ""
+    search_in: tuple[str, ...] = ()
     sort_by: str = "created_at"
     descending: bool = True
 
@@ -125,6 +131,9 @@ class Repository(Generic[RecordT]):
         columns = self._table.c
         wanted = [columns[name] == value for name, value in query.equals.items()]
         wanted += [columns[name].icontains(value, autoescape=True) for name, value in query.contains.items()]
+        wanted += [columns[name].in_(values) for name, values in query.among.items()]
+        if query.search:
+            wanted.append(or_(*(columns[name].icontains(query.search, autoescape=True) for name in query.search_in)))
         wanted += conditions
         count = self._connection.execute(select(func.count()).select_from(self._table).where(*wanted)).scalar_one()
         sort_column = self._sort_column(query.sort_by)
@@ -298,6 +307,10 @@ class _Memberships(Generic[MemberT]):
         """Return the membership of a user, or None."""
         found = self._read(self._group == group_id, self._user == user_id)
         return found[0] if found else None
+
+    def are_in(self, group_ids: Sequence[str]) -> ColumnElement[bool]:
+        """Return the condition that a user is a member of one of some groups, for a page of users."""
+        return tables.users.c.user_id.in_(select(self._user).where(self._group.in_(group_ids)))
 
     def _grouped_by(self, column: Column[Any], ids: Sequence[str], order: Column[Any]) -> dict[str, list[MemberT]]:
         found: dict[str, list[MemberT]] = {each: [] for each in ids}

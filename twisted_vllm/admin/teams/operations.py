@@ -350,7 +350,8 @@ def remove_member(
     """Remove a user from a team, and delete the user's keys of that team.
 
     Raises:
-        NotFound: there is no such team, or the user is not in it.
+        NotFound: there is no such team.
+        InvalidRequest: the user is not in it, as LiteLLM has it.
         RouteNotAllowed: the actor may not change the team, or not delete one of the keys.
     """
     team = administered_team(transaction, audit.scope, body.team_id, given)
@@ -358,7 +359,8 @@ def remove_member(
     if user_id is None:
         user_id = users.find(transaction, None, body.user_email).user_id
     before = roles_in(transaction, team)
-    find_member(transaction, team.team_id, user_id)
+    if transaction.members.get(team.team_id, user_id) is None:
+        raise InvalidRequest(f"`{redacted(user_id)}` is not a member of this team.", param="user_id")
     transaction.members.remove(team.team_id, user_id)
     transaction.spend.forget("member", [member_id(team.team_id, user_id)])
     keys.delete_records(transaction, audit, transaction.keys.find(user_id=user_id, team_id=team.team_id))
@@ -426,3 +428,22 @@ def report_memberships(transaction: Transaction, members: Sequence[Member], now:
             }
         )
     return found
+
+
+def report_own_membership(transaction: Transaction, team_id: str, user_id: str, now: datetime) -> Json:
+    """Return a membership as `OwnMembership` describes it.
+
+    Raises:
+        NotFound: the user is not in the team, or there is none; both are the same for the caller.
+    """
+    member = transaction.members.get(team_id, user_id)
+    team = None if member is None else transaction.teams.get(team_id)
+    if member is None or team is None:
+        raise NotFound("The user of this key is no member of this team, or there is no such team.", param="team_id")
+    user = transaction.users.get(user_id)
+    return {
+        **report_memberships(transaction, [member], now)[0],
+        "role": member.role,
+        "user_email": None if user is None else user.user_email,
+        "team_alias": team.team_alias,
+    }
