@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from twisted_vllm.admin.budget_references import members_budget_id
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.admin.limits import report_limits
@@ -64,11 +65,6 @@ def roles_in(transaction: Transaction, team: TeamRecord) -> dict[str, Any]:
     }
     roles = {"members": {member.user_id: member.role for member in found}}
     return {**roles, "member_limits": limits} if limits else roles
-
-
-def members_budget_id(team_id: str) -> str:
-    """Return the id of the budget that the members of a team name, if ``team_member_budget`` and the like made one."""
-    return f"members-of-{team_id}"
 
 
 def put_organization_members(

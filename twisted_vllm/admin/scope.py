@@ -15,7 +15,7 @@ from zope.interface import Attribute, Interface, implementer
 
 from twisted_vllm.auth.records import PROXY_ADMIN, KeyRecord
 from twisted_vllm.errors import GatewayError, RouteNotAllowed
-from twisted_vllm.storage.records import TeamRecord, UserRecord
+from twisted_vllm.storage.records import Member, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
 
@@ -57,6 +57,13 @@ class IScope(Interface):
 
     def check_key_change(transaction: Transaction, before: KeyRecord, after: KeyRecord) -> None:
         """Check that the caller may change a key.
+
+        Raises:
+            RouteNotAllowed: it may not.
+        """
+
+    def check_removal(member: Member) -> None:
+        """Check that the caller may remove a member from a team whose members it may change.
 
         Raises:
             RouteNotAllowed: it may not.
@@ -136,6 +143,10 @@ class AdministratorScope:
     def check_key_change(self, transaction: Transaction, before: KeyRecord, after: KeyRecord) -> None:
         """Refuse a key that administers, before or after."""
         self.check_keys(transaction, before, after)
+
+    def check_removal(self, member: Member) -> None:
+        """Let an administrator remove everybody."""
+        self._check_changes()
 
     def check_user(self, before: UserRecord | None, after: UserRecord | None) -> None:
         """Refuse users who administer, unless the caller has the master key's rights."""
