@@ -47,8 +47,11 @@ async def holders(gateway: Any, holder: str, budget: dict[str, Any]) -> str:
 
     organization = {"organization_id": "acme", "organization_alias": "acme", **fields("organization")}
     team = {
-        **{"team_id": "lab", "organization_id": "acme", "model_aliases": {"teams": "qwen"}},
-        **{"members_with_roles": [{"user_id": "ada", "role": "user"}], **fields("team")},
+        "team_id": "lab",
+        "organization_id": "acme",
+        "model_aliases": {"teams": "qwen"},
+        "members_with_roles": [{"user_id": "ada", "role": "user"}],
+        **fields("team"),
     }
     for path, body in (
         ("/organization/new", organization),

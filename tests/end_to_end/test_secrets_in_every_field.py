@@ -17,7 +17,7 @@ from twisted_vllm.auth.authenticator import hash_key
 _LEFT_OUT = frozenset(("/config/reload",))
 
 
-def _fields(document: Any, operation: Any) -> list[str]:
+def fields_of(document: Any, operation: Any) -> list[str]:
     """Return the names of a route's fields, of its body and of its query."""
     found = [each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"]
     for content in operation.get("requestBody", {}).get("content", {}).values():
@@ -51,7 +51,7 @@ async def test_a_secret_in_any_field_of_any_route_is_shown_nowhere(stand_in: Any
                 for each in operation.get("parameters", ()):
                     if each["in"] == "path":
                         there = there.replace("{" + each["name"] + "}", quote(secret, safe=""))
-                for name in _fields(document, operation):
+                for name in fields_of(document, operation):
                     for value in _values(secret) if method != "get" else [secret]:
                         asked += 1
                         if method == "get":
