@@ -150,7 +150,8 @@ def add_model(
         Conflict: another entry has its id.
     """
     _check_allowed(source)
-    if transaction.models.get(model_id) is not None:
+    of_file = any(entry.model_id == model_id for entry in source.settings.models)
+    if of_file or transaction.models.get(model_id) is not None:
         raise Conflict("Another model has this id already. Send another `model_info.id`.", param="model_info.id")
     checked = _checked(body.model_name, body.litellm_params, body.model_info or {})
     record = ModelRecord(
@@ -219,7 +220,7 @@ def _find(transaction: Transaction, model_id: str, source: ModelSource) -> Model
     record = transaction.models.get(model_id)
     if record is not None:
         return record
-    if any(entry.model_name == model_id for entry in source.settings.models):
+    if any(model_id in (entry.model_id, entry.model_name) for entry in source.settings.models):
         raise InvalidRequest(
             f"`{redacted(model_id)}` is a model of the configuration file, which the API does not change. Change the "
             "file and reload it.",
