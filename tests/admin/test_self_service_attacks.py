@@ -55,6 +55,18 @@ def test_a_key_of_a_team_alone_does_not_escape_the_models_of_its_maker(people: P
     refused(people.post("/key/update", dora, key=made.json["key"], models=["llama"]), "models")
 
 
+def test_the_key_of_another_member_is_not_widened_beyond_the_limits_of_who_asks(people: People) -> None:
+    people.user("dora", max_budget=5, models=["qwen"])
+    people.team("lab", "dora", users=("bob",))
+    people.gateway.post("/user/update", {"user_id": "bob", "max_budget": 1000})
+    dora = people.key(user_id="dora")
+    bobs = people.key(user_id="bob", team_id="lab", rpm_limit=1, models=["qwen"])
+    assert "`max_budget`" in refused(people.post("/key/update", dora, key=bobs, rpm_limit=None))
+    refused(people.post("/key/update", dora, key=bobs, models=["qwen", "llama"]), "models")
+    people.gateway.post("/team/update", {"team_id": "lab", "max_budget": 50})
+    assert people.post("/key/update", dora, key=bobs, rpm_limit=None).status == 200
+
+
 # members
 
 

@@ -125,7 +125,7 @@ async def test_a_member_that_another_member_removed_and_added_has_spent_its_budg
 async def test_a_budget_that_is_taken_away_and_given_again_counts_what_was_spent(budget: str, tenant: Tenant) -> None:
     key = (await tenant.post("/user/new", user_id="ada", **BUDGETS[budget]))["key"]
     await tenant.is_exhausted(key)
-    nothing = dict.fromkeys(BUDGETS[budget])
+    nothing: Any = dict.fromkeys(BUDGETS[budget])
     await tenant.post("/user/update", user_id="ada", **nothing)
     assert await tenant.spend(key) == 200
     await tenant.post("/user/update", user_id="ada", **BUDGETS[budget])

@@ -350,19 +350,19 @@ class OwnScope:
                 f"This token is for one end user, whose limits another key would not count for. {_ASK}"
             )
         holders: list[tuple[str, _Limited | Member]] = [("This key", caller.key)]
-        user = caller.user
-        if user is not None and key.user_id is None:
+        user, levels = caller.user, dict(_above(transaction, key))
+        if user is not None and key.user_id != user.user_id:
+            levels.pop("user", None)
             if user.models and not covers_models(user.models, key.models):
                 _refuse("the user of the key that asks may not use all of them; name some that it may", "models")
             holders.append(("The user of this key", user))
             member = None if key.team_id is None else transaction.members.get(key.team_id, user.user_id)
-            if member is not None:
-                holders.append(("The user of this key, in this team,", member))
-        shared = [effective_limits(transaction, each) for _, each in _above(transaction, key)]
+            holders += [] if member is None else [("The user of this key, in this team,", member)]
+        shared = [effective_limits(transaction, each) for each in levels.values()]
         for who, holder in holders:
             field = unshared_limit(effective_limits(transaction, holder), shared)
             if field is not None:
-                others = "user or the team" if key.user_id is not None else "team"
+                others = "user or the team" if len(holders) == 1 else "team"
                 raise RouteNotAllowed(
                     f"{who} has a `{field}` of its own, which another key would not count for. An administrator can "
                     f"give the {others} a `{field}`, which all its keys share."
