@@ -50,11 +50,6 @@ def check_budget(transaction: Transaction, budget_id: str | None) -> None:
         find_budget(transaction, budget_id)
 
 
-def members_budget_id(team_id: str) -> str:
-    """Return the id of the budget that the members of a team name, if ``team_member_budget`` and the like made one."""
-    return f"members-of-{team_id}"
-
-
 def budgets_of(transaction: Transaction, holders: Iterable[Holder]) -> dict[str, Allowance]:
     """Return the limits of all budgets that some records name, by their ids."""
     ids = [each.budget_id for each in holders if each.budget_id is not None]

@@ -7,11 +7,11 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.admin.budget_references import members_budget_id
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.errors import NotFound
+from twisted_vllm.ratelimit.allowance import members_budget_id
 from twisted_vllm.storage.records import Member, OrganizationMember, OrganizationRecord, TeamRecord
 from twisted_vllm.storage.transaction import Transaction
 

@@ -24,7 +24,7 @@ import msgspec
 from sqlalchemy import ColumnElement
 from zope.interface import implementer
 
-from twisted_vllm.admin.budget_references import effective_limits, members_budget_id
+from twisted_vllm.admin.budget_references import effective_limits
 from twisted_vllm.admin.powers import BY_MODEL, NUMBERS, Comparison, covers_models, unshared_limit
 from twisted_vllm.admin.scope import IScope
 from twisted_vllm.auth.policy import matches_model
@@ -32,7 +32,7 @@ from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.auth.roles import INTERNAL_USER, INTERNAL_USER_VIEWER
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, RouteNotAllowed
 from twisted_vllm.field_policy.rules import FieldRules, rules_of
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, members_budget_id
 from twisted_vllm.storage.records import Member, OrganizationRecord, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
 

@@ -15,7 +15,6 @@ from twisted_vllm.admin.budget_references import (
     effective,
     effective_limits,
     holders_of,
-    members_budget_id,
     report_budget,
 )
 from twisted_vllm.admin.context import AuditContext
@@ -41,7 +40,7 @@ from twisted_vllm.admin.teams.models import (
 from twisted_vllm.admin.users import operations as users
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, member_id
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, member_id, members_budget_id
 from twisted_vllm.storage.records import BudgetRecord, Member, TeamRecord, UserRecord
 from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
