@@ -431,8 +431,8 @@ def test_limits_that_come_from_a_budget_bound_what_its_key_makes(people: People)
     assert people.post("/budget/new", MASTER_KEY, budget_id="small", max_budget=5, rpm_limit=9).status == 200
     people.user("dora", max_budget=50, rpm_limit=100)
     dora = people.key(user_id="dora", budget_id="small")
-    made = people.post("/key/generate", dora, max_budget=2)
-    assert (made.status, made.json["budget_id"], made.json["max_budget"]) == (200, "small", 2), made.body
+    made = people.post("/key/generate", dora, tpm_limit=2)
+    assert (made.status, made.json["budget_id"], made.json["tpm_limit"]) == (200, "small", 2), made.body
     refused(people.post("/key/generate", dora, max_budget=6), "max_budget")
     refused(people.post("/key/generate", dora, rpm_limit=10), "rpm_limit")
     refused(people.post("/key/update", dora, key=dora, budget_id=None))

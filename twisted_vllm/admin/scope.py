@@ -16,7 +16,7 @@ from zope.interface import Attribute, Interface, implementer
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.auth.records import PROXY_ADMIN, KeyRecord
 from twisted_vllm.errors import GatewayError, NotFound, RouteNotAllowed
-from twisted_vllm.storage.records import OrganizationMember, TeamRecord, UserRecord
+from twisted_vllm.storage.records import Member, OrganizationMember, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
 
@@ -58,6 +58,13 @@ class IScope(Interface):
 
     def check_key_change(transaction: Transaction, before: KeyRecord, after: KeyRecord) -> None:
         """Check that the caller may change a key.
+
+        Raises:
+            RouteNotAllowed: it may not.
+        """
+
+    def check_removal(member: Member) -> None:
+        """Check that the caller may remove a member from a team whose members it may change.
 
         Raises:
             RouteNotAllowed: it may not.
@@ -144,6 +151,10 @@ class AdministratorScope:
         """Refuse a key that administers, before or after."""
         self.check_keys(transaction, before, after)
 
+    def check_removal(self, member: Member) -> None:
+        """Let an administrator remove everybody."""
+        self._check_changes()
+
     def check_user(self, before: UserRecord | None, after: UserRecord | None) -> None:
         """Refuse users who administer, unless the caller has the master key's rights."""
         self._check_changes()
@@ -199,7 +210,9 @@ class AdministratorScope:
 
 def no_organization(organization_id: str, param: str = "organization_id") -> NotFound:
     """Return the error for an organization that does not exist."""
-    return NotFound(f"No organization has the id `{redacted(organization_id)}`.", param=param)
+    return NotFound(
+        f"No organization has the id `{redacted(organization_id)}`. GET /organization/list shows all.", param=param
+    )
 
 
 def administering(transaction: Transaction, records: Sequence[KeyRecord]) -> bool:

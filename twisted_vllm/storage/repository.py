@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 
 from twisted_vllm.auth.records import KeyRecord, Spend
-from twisted_vllm.ratelimit.allowance import KEY
+from twisted_vllm.ratelimit.allowance import KEY, MEMBER, MODEL_BUDGET, SEPARATOR
 from twisted_vllm.storage import tables
 from twisted_vllm.storage.errors import AliasExists, KeyExists
 from twisted_vllm.storage.records import Member, OrganizationMember
@@ -477,7 +477,30 @@ class SpendRepository:
         return insert_row(tables.spend)
 
     def forget(self, kind: str, ids: Sequence[str]) -> None:
-        """Delete the spend of subjects that are deleted. Their ledger rows stay."""
+        """Delete the spend of subjects that are deleted, also for single models. Their ledger rows stay."""
+        self._forget(kind, ids)
+        owners = {f"{kind}{SEPARATOR}{id}" for id in ids}
+        of_models = self._ids(MODEL_BUDGET, f"{kind}{SEPARATOR}")
+        self._forget(MODEL_BUDGET, [id for id in of_models if id.rpartition(SEPARATOR)[0] in owners])
+
+    def forget_members(self, *, team_ids: Sequence[str] = (), user_ids: Sequence[str] = ()) -> None:
+        """Delete the spend of the members of these teams, and that of these users in every team.
+
+        Also of those who left: they may come back in the same period, but not to another team with the same id.
+        """
+        teams, users = set(team_ids), set(user_ids)
+        parts = ((id, *id.split(SEPARATOR, 1)) for id in self._ids(MEMBER))
+        self._forget(MEMBER, [id for id, team, user in parts if team in teams or user in users])
+        names = ((id, *id.split(SEPARATOR, 3)) for id in self._ids(MODEL_BUDGET, MEMBER + SEPARATOR))
+        self._forget(MODEL_BUDGET, [id for id, _, team, user, _ in names if team in teams or user in users])
+
+    def _ids(self, kind: str, start: str = "") -> list[str]:
+        """Return the ids of one kind that begin with a text. LIKE would not tell apart upper and lower case."""
+        id = tables.spend.c.id
+        begins = func.substr(id, 1, len(start)) == start
+        return list(self._connection.execute(select(id).where(tables.spend.c.kind == kind, begins)).scalars())
+
+    def _forget(self, kind: str, ids: Sequence[str]) -> None:
         for chunk in in_chunks(ids):
             self._connection.execute(
                 delete(tables.spend).where(tables.spend.c.kind == kind, tables.spend.c.id.in_(chunk))
