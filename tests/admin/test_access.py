@@ -25,6 +25,8 @@ TABLE = {
         GET /key/info POST /v2/key/info GET /key/list GET /key/aliases GET /user/info GET /v2/user/info
         GET /team/info GET /team/list GET /v2/team/list GET /team/available
         GET /v1/models GET /models GET /v1/models/<name:model_id> GET /models/<name:model_id>
+        GET /openai/v1/models GET /openai/models
+        GET /openai/v1/models/<name:model_id> GET /openai/models/<name:model_id>
         GET /model/info GET /v1/model/info GET /v2/model/info GET /model_group/info GET /v1/model_group/info
         GET /spend/logs GET /spend/logs/v2 GET /spend/logs/ui GET /spend/logs/ui/<string:request_id>
         GET /key/spend/report GET /user/daily/activity GET /user/daily/activity/aggregated
