@@ -40,6 +40,8 @@ BOUNDED_OTHERWISE = {
     "References.targets": 25_000,
     "References.payers": 25_000,
     "MinuteCounts._counts": 10_000,
+    # the tags of one day: MAX_TAGS
+    "_Day.known": 10_000,
     # the cursors of sqlite3, which drops those of old after 200
     "_ConnectionRecord.dbapi_connection": 256,
 }

@@ -189,7 +189,7 @@ async def test_the_log_names_the_route_and_not_the_path_with_the_key(stand_in: A
         "/key/{key}/regenerate",
         "/key/{key}/reset_spend",
         "/key/{key}/{key}",
-        "/v1/models/***",
+        "/v1/models",
     ]
     assert key not in gateway.log_text()
 

@@ -38,7 +38,7 @@ async def test_no_key(refusing: Any) -> None:
     assert (answer.status, answer.error["code"], answer.error["type"]) == (
         401,
         "missing_api_key",
-        "authentication_error",
+        "auth_error",
     )
     assert "Authorization: Bearer" in answer.error["message"]
 

@@ -65,7 +65,7 @@ def test_a_gateway_process_takes_tokens(tmp_path: Path, issuer: str) -> None:
         assert (status, "invalid_token" in body) == (401, True)
         administrator = KEY.token(now, sub="root", scope="litellm_proxy_admin")
         assert ask(gateway.port, "/key/generate", administrator, "POST", "{}")[0] == 200
-        assert ask(gateway.port, "/key/generate", good, "POST", "{}")[0] == 403
+        assert ask(gateway.port, "/team/new", good, "POST", "{}")[0] == 403
         assert ask(gateway.port, "/vllm/v1/models", "eyJ.a.b")[0] == 401
         gateway.terminate()
     log = (tmp_path / "gateway.log").read_text()

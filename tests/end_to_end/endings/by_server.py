@@ -67,9 +67,9 @@ def an_empty_answer(caller: Caller) -> ExpectedRows:
 
 @ending(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")
 def a_head_request(caller: Caller) -> ExpectedRows:
-    raw = caller.request("a_head_request", b"", method="HEAD", path="/v1/models")
+    raw = caller.request("a_head_request", b"", method="HEAD", path="/version")
     assert caller.answer(raw, 200) == b""
-    return {"a_head_request": {"method": "HEAD", "route": "/v1/models", "model": "", "bytes_in": 0}}
+    return {"a_head_request": {"method": "HEAD", "route": "/version", "model": "", "bytes_in": 0}}
 
 
 @ending(b"HTTP/1.1 204 No Content\r\n\r\n")
@@ -80,8 +80,8 @@ def no_content(caller: Caller) -> ExpectedRows:
 
 @ending(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 500\r\n\r\n")
 def not_modified(caller: Caller) -> ExpectedRows:
-    caller.answer(caller.request("not_modified", b"", method="GET", path="/v1/models"), 304)
-    return {"not_modified": {"status": 304, "method": "GET", "route": "/v1/models", "model": "", "bytes_in": 0}}
+    caller.answer(caller.request("not_modified", b"", method="GET", path="/version"), 304)
+    return {"not_modified": {"status": 304, "method": "GET", "route": "/version", "model": "", "bytes_in": 0}}
 
 
 @ending(whole(b'{"error":"no"}', "400 Bad Request"))
