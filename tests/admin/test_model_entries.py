@@ -216,17 +216,30 @@ def test_what_is_not_there_is_not_found(lab: Lab, method: str, path: str, body: 
     assert (answer.status, answer.error["param"]) == (404, "id")
 
 
-def test_an_entry_of_the_file_cannot_be_deleted() -> None:
-    lab = Lab(models=(ModelEntry("qwen", "m", DEFAULT),))
-    answer = lab.gateway.post("/model/delete", {"id": "qwen"})
-    assert answer.status == 400
-    assert "Change the file and reload it" in answer.error["message"]
+@pytest.mark.parametrize("named", ["qwen", "gpu-1"])
+def test_an_entry_of_the_file_cannot_be_changed_whatever_names_it(named: str) -> None:
+    lab = Lab(models=(ModelEntry("qwen", "m", DEFAULT, model_id="gpu-1"),))
+    for path, body in (("/model/delete", {"id": named}), ("/model/update", {"model_info": {"id": named}})):
+        answer = lab.gateway.post(path, body)
+        assert answer.status == 400
+        assert "Change the file and reload it" in answer.error["message"]
 
 
 def test_an_update_names_its_entry_once(lab: Lab) -> None:
     assert lab.gateway.post("/model/update", {"model_info": {}}).error["param"] == "model_info.id"
     answer = lab.gateway.call("PATCH", "/model/one/update", body={"model_info": {"id": "two"}})
     assert (answer.status, answer.error["param"]) == (400, "model_info.id")
+
+
+def test_an_update_may_name_its_entry_as_the_command_line_of_litellm_does(lab: Lab) -> None:
+    lab.new(model_info={"id": "one"})
+    lab.new(model_info={"id": "two"})
+    change = {"id": "two", "litellm_params": {"weight": 3}, "model_info": {"mode": "chat"}}
+    answer = lab.gateway.post("/model/update", change)
+    assert (answer.json["model_id"], answer.json["litellm_params"]["weight"]) == ("two", 3)
+    assert lab.gateway.post("/model/update", {"id": "one"}).json["model_id"] == "one"
+    error = lab.gateway.post("/model/update", {"id": "one", "model_info": {"id": "two"}}).error
+    assert (error["param"], "send one of them" in error["message"]) == ("id", True)
 
 
 def test_the_operator_may_close_it(lab: Lab) -> None:

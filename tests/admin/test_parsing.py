@@ -42,6 +42,34 @@ def test_a_field_within_a_field_that_is_not_known_is_named_with_the_nearest(
     assert answer.error["message"] == f"`{place}` is not a known field.{hint}"
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/key/generate", {"max_budget": "ten"}, "`max_budget` must be a number or null, and not a text."),
+        ("/key/generate", {"blocked": 1}, "`blocked` must be true or false or null, and not a whole number."),
+        ("/key/generate", {"models": {}}, "`models` must be a list or null, and not an object."),
+        (
+            "/key/generate",
+            {"key_type": "admin"},
+            "`key_type` must be one of default, llm_api, management, read_only.",
+        ),
+        (
+            "/team/new",
+            {"members_with_roles": [{"user_id": "ada", "role": "boss"}]},
+            "`members_with_roles[0].role` must be one of admin, user.",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_is_told_what_it_must_be(
+    gateway: Gateway, path: str, body: dict[str, object], message: str
+) -> None:
+    assert gateway.post(path, body).error["message"] == message
+
+
+def test_a_parameter_that_is_too_large_is_told_the_bound(gateway: Gateway) -> None:
+    assert gateway.get("/key/list?size=101").error["message"] == "`size` must be at most 100."
+
+
 def test_a_number_without_a_fraction_is_whole(gateway: Gateway) -> None:
     assert gateway.make_key(priority=7.0)["priority"] == 7
     assert gateway.post("/key/generate", {"priority": 7.5}).error["param"] == "priority"

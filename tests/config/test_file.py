@@ -50,6 +50,10 @@ def test_a_syntax_error_is_told_with_line_and_column() -> None:
     assert refusal_of("a: b\nc: [1,\n").startswith("f.yaml: line 3, column 1: expected the node content")
 
 
+def test_a_tab_is_named() -> None:
+    assert refusal_of("a:\n\t- b\n") == "f.yaml: line 2, column 1: a tab (write spaces in its place)"
+
+
 def test_a_name_that_stands_twice_is_refused_with_both_lines() -> None:
     assert refusal_of("a:\n  key: 1\n  other: 2\n  'key': 3\n").startswith(
         "f.yaml: line 4, column 3: key stands twice in one mapping, first in line 2 (keep one)"

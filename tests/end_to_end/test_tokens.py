@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -137,7 +138,8 @@ async def test_a_user_that_is_not_known_is_refused_until_it_is_made(gateway_of: 
     token = issuer.token()
     refused = await complete(gateway, token)
     assert (refused.status, refused.error["code"]) == (403, "token_not_allowed")
-    assert "make the user" in refused.error["message"]
+    message = "The user of this token, 'ada', is not known here. Ask an administrator to make the user."
+    assert refused.error["message"] == message
     await make_user(gateway)
     assert (await complete(gateway, token)).status == 200
     await gateway.ask("POST", "/user/delete", body={"user_ids": ["ada"]})
@@ -189,6 +191,10 @@ async def test_the_first_team_that_is_known_counts_or_the_one_that_the_request_n
     for other in ("unknown", "biology"):
         refused = await complete(gateway, token, headers={"x-litellm-team-id": other})
         assert (refused.status, refused.error["code"]) == (403, "token_not_allowed")
+        says = "is not known here" if other == "unknown" else "none of this token's: 'unknown', 'physics', 'chemistry'"
+        assert says in refused.error["message"]
+    nowhere = await complete(gateway, issuer.token(groups=["unknown", "biology"]))
+    assert "None of the teams of this token is known here: 'unknown', 'biology'." in nowhere.error["message"]
     await gateway.ask("POST", "/team/block", body={"team_id": "physics"})
     assert (await complete(gateway, token, "n")).status == 200
     await gateway.ask("POST", "/team/block", body={"team_id": "chemistry"})
@@ -204,12 +210,25 @@ async def test_a_scope_makes_an_administrator(gateway_of: Any, issuer: Issuer) -
     made = await gateway.ask("POST", "/key/generate", token, body={})
     assert made.status == 200
     assert (await gateway.ask("GET", "/key/list", token)).status == 200
+    others = await gateway.ask("GET", "/key/list", issuer.token(scope="openid"))
+    assert (others.status, others.json["keys"]) == (200, [])
     assert (await gateway.ask("GET", "/audit/list", token)).status == 200
     assert (await gateway.ask("GET", "/audit/list", issuer.token(scope="openid"))).status == 403
     # as in LiteLLM, administrators use the models with keys, unless the operator says otherwise
     assert (await complete(gateway, token)).status == 403
     entry = (await gateway.ask("GET", "/audit/list")).json
     assert "ada" in str(entry)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_a_token_makes_is_its_users_and_ends_with_the_token(gateway_of: Any, issuer: Issuer) -> None:
+    gateway = gateway_of()
+    await make_user(gateway)
+    began = time.time()
+    made = (await gateway.ask("POST", "/key/generate", issuer.token(), body={})).json
+    assert made["user_id"] == "ada"
+    assert 590 < datetime.fromisoformat(made["expires"]).timestamp() - began < 610
+    assert (await complete(gateway, made["key"])).status == 200
 
 
 @pytest_twisted.ensureDeferred

@@ -36,7 +36,7 @@ def find_budget(transaction: Transaction, budget_id: str, param: str = "budget_i
     """
     budget = transaction.budgets.get(budget_id)
     if budget is None:
-        raise NotFound(f"No budget has the id `{redacted(budget_id)}`. Make it with POST /budget/new.", param=param)
+        raise NotFound(f"No budget has the id `{redacted(budget_id)}`. GET /budget/list shows all.", param=param)
     return budget
 
 

@@ -38,10 +38,11 @@ PRINTABLE = (
 )
 _printable = re.compile(PRINTABLE.removesuffix("$"))
 
-#: LiteLLM's special model names. The first means the same as an empty list; the others have no meaning here.
-ALL_MODELS = "all-proxy-models"
+#: LiteLLM's special model names that mean the same as an empty list: anywhere, and in a key of a team
+ALL_MODELS, TEAM_MODELS = "all-proxy-models", "all-team-models"
+#: those that have no meaning, in what is no key of a team, and what to do instead
 SPECIAL_MODELS = {
-    "all-team-models": "leave `models` empty instead: a key is held to its team's models in any case",
+    TEAM_MODELS: "leave `models` empty instead: a key is held to its team's models in any case",
     "no-default-models": "block what shall use no model",
 }
 

@@ -23,7 +23,7 @@ def find_team(transaction: Transaction, team_id: str, param: str = "team_id") ->
     """
     team = transaction.teams.get(team_id)
     if team is None:
-        raise NotFound(f"No team has the id `{redacted(team_id)}`.", param=param)
+        raise NotFound(f"No team has the id `{redacted(team_id)}`. GET /team/list shows all.", param=param)
     return team
 
 
@@ -37,7 +37,9 @@ def find_organization(
     """
     organization = transaction.organizations.get(organization_id)
     if organization is None:
-        raise NotFound(f"No organization has the id `{redacted(organization_id)}`.", param=param)
+        raise NotFound(
+            f"No organization has the id `{redacted(organization_id)}`. GET /organization/list shows all.", param=param
+        )
     return organization
 
 

@@ -67,17 +67,29 @@ class NewModelRequest(Body, frozen=True, kw_only=True):
 
 
 class UpdateModelRequest(Body, frozen=True, kw_only=True):
-    """The body of ``POST /model/update``. Settings that are absent stay as they are; null takes a setting out."""
+    """The body of ``POST /model/update``. Settings that are absent stay as they are; null takes a setting out.
 
-    model_info: Info
+    ``model_info.id`` names the entry, as in LiteLLM; ``id`` does so in what LiteLLM's command line sends.
+    """
+
+    id: Alias | None = None
+    model_info: Info | None = None
     model_name: Alias | None = None
     litellm_params: Params | None = None
 
     def check(self) -> None:
         """Check the names; the rest is checked as in the file."""
         check_alias(self.model_name, "model_name")
-        if check_id(self.model_info) is None:
+        named = check_id(self.model_info)
+        if named is None and self.id is None:
             raise InvalidRequest("`model_info.id` is required: it names the entry.", param="model_info.id")
+        if None not in (named, self.id) and named != self.id:
+            raise InvalidRequest("`id` and `model_info.id` name two entries: send one of them.", param="id")
+
+    @property
+    def entry_id(self) -> str:
+        """The id of the entry, of a body that was checked."""
+        return check_id(self.model_info) or self.id or ""
 
 
 class PatchModelRequest(Body, frozen=True, kw_only=True):
@@ -219,7 +231,7 @@ def _find(transaction: Transaction, model_id: str, source: ModelSource) -> Model
     record = transaction.models.get(model_id)
     if record is not None:
         return record
-    if any(entry.model_name == model_id for entry in source.settings.models):
+    if any(model_id in (entry.model_id, entry.model_name) for entry in source.settings.models):
         raise InvalidRequest(
             f"`{redacted(model_id)}` is a model of the configuration file, which the API does not change. Change the "
             "file and reload it.",
@@ -332,7 +344,7 @@ async def new(call: AdminCall, body: NewModelRequest) -> Json:
 @routes.post("/model/update", body=UpdateModelRequest, response=ModelReport, errors=(404,))
 async def update(call: AdminCall, body: UpdateModelRequest) -> Json:
     """Change an entry that was added at run time. Settings that are absent stay as they are; null takes one out."""
-    source, model_id = call.context.model_source(), check_id(body.model_info) or ""
+    source, model_id = call.context.model_source(), body.entry_id
     return report_model(
         *await call.change(lambda transaction: update_model(transaction, call.audit, model_id, body, source))
     )

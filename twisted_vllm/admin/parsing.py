@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 import msgspec
+import msgspec.inspect
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.fields import REFERENCES, check_printable, redacted
@@ -20,6 +21,21 @@ QueryT = TypeVar("QueryT", bound=Query)
 
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(\w+)`")
+_WRONG_TYPE = re.compile(r"Expected `([^`]+)`, got `(\w+)`")
+_BOUND = re.compile(r"Expected `(\w+)` (of length )?(<=|>=|<|>|==) (\S+)")
+#: a name or an index in a path, as in members[0].role
+_STEP = re.compile(r"\[[^\]]*\]|[^.\[\]]+")
+
+#: msgspec's names of types
+_JSON_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+_BOUND_WORDS = {"<=": "at most ", ">=": "at least ", "<": "less than ", ">": "more than ", "==": ""}
 
 
 async def read_object(request: IRequest) -> dict[str, Any]:
@@ -123,7 +139,7 @@ def parse_query(query: Mapping[str, str], model: type[QueryT]) -> QueryT:
     try:
         return msgspec.convert(given, model, strict=False)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise _invalid(str(error), model) from None
 
 
 def _refuse_unsupported(given: Mapping[str, Any], supported: tuple[str, ...], unsupported: Mapping[str, Any]) -> None:
@@ -192,8 +208,50 @@ def _invalid(message: str, model: type[msgspec.Struct] | None = None) -> Invalid
         hint = f" Did you mean `{near[0]}`?" if near else ""
         return InvalidRequest(f"`{place}` is not a known field.{hint}", param=place)
     if what.startswith("Invalid enum value"):
-        return InvalidRequest(f"`{place}` is not one of the values that it takes.", param=place)
-    return InvalidRequest(f"`{place}`: {what[:1].lower()}{what[1:]}.", param=place)
+        return InvalidRequest(f"`{place}` must be one of {', '.join(_choices(model, place))}.", param=place)
+    return InvalidRequest(f"`{place}` {_requirement(what)}.", param=place)
+
+
+def _requirement(what: str) -> str:
+    """Return what msgspec says of a value in the words of JSON and of people."""
+    wrong = _WRONG_TYPE.fullmatch(what)
+    if wrong is not None:
+        wanted = " or ".join(_JSON_WORDS.get(each, each) for each in wrong[1].split(" | "))
+        return f"must be {wanted}, and not {_JSON_WORDS.get(wrong[2], wrong[2])}"
+    bound = _BOUND.fullmatch(what)
+    if bound is not None:
+        unit = "" if bound[2] is None else " characters" if bound[1] == "str" else " items"
+        return f"must {'have' if unit else 'be'} {_BOUND_WORDS[bound[3]]}{bound[4]}{unit}"
+    return f"cannot be used: {what[:1].lower()}{what[1:]}"
+
+
+def _choices(model: type[msgspec.Struct] | None, place: str) -> list[str]:
+    """Return the values that the field at a place takes, where they are listed."""
+    found: list[Any] = [] if model is None else [msgspec.inspect.type_info(model)]
+    for step in _STEP.findall(place):
+        found = [part for each in _alternatives(found) for part in _parts(each, step)]
+    values = (each.values for each in _alternatives(found) if isinstance(each, msgspec.inspect.LiteralType))
+    return [str(value) for each in values for value in each]
+
+
+def _alternatives(kinds: Iterable[Any]) -> Iterator[Any]:
+    for kind in kinds:
+        if isinstance(kind, msgspec.inspect.Metadata):
+            yield from _alternatives((kind.type,))
+        elif isinstance(kind, msgspec.inspect.UnionType):
+            yield from _alternatives(kind.types)
+        else:
+            yield kind
+
+
+def _parts(kind: Any, step: str) -> Iterator[Any]:
+    """Return the types of what stands in a value: of a field by its name, or of the items."""
+    if isinstance(kind, msgspec.inspect.StructType):
+        yield from (field.type for field in kind.fields if field.encode_name == step)
+    elif step.startswith("["):
+        for name in ("item_type", "value_type"):
+            if hasattr(kind, name):
+                yield getattr(kind, name)
 
 
 def _nested_names(model: type[msgspec.Struct] | None) -> list[str]:

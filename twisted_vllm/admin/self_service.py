@@ -74,8 +74,8 @@ NOT_OWN_TEAM = (
     "The master key sees every team, and keys that administer."
 )
 _NOT_ADMINISTERED = (
-    "Only administrators of the team may do that: members with the role `admin`. This key's user is none, or the team "
-    f"does not exist. {_ASK}"
+    "Only administrators of the team may do that: members with the role `admin`. The user of this key is not one of "
+    f"them, or the team does not exist. {_ASK}"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,14 @@ from twisted_vllm.http.net.open_files import open_file_limit
 from twisted_vllm.observability.logging.setup import finish, give_to_twistd, install
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.registry import ChangeFollower
+
+#: what to do about an address that cannot be listened on, by the errno
+_WHERE_TO_LISTEN = {
+    errno.EADDRINUSE: " (a running program has it: stop that one, or choose another address with --listen or "
+    "passthrough.listen)",
+    errno.EACCES: " (ports below 1024 need more rights: start as root with --uid, or choose a higher port)",
+    errno.EADDRNOTAVAIL: " (this machine does not have the address)",
+}
 
 
 class GatewayService(Service):
@@ -175,7 +184,9 @@ class GatewayService(Service):
             endpoint.listen(self.site).addCallbacks(self.ports.append, failed)
         starting = False
         if failures:
-            self._refuse_to_start(failures[0].getErrorMessage())
+            error = getattr(failures[0].value, "socketError", None)
+            advice = _WHERE_TO_LISTEN.get(getattr(error, "errno", None) or 0, "")
+            self._refuse_to_start(failures[0].getErrorMessage() + advice)
 
     def _refuse_to_start(self, reason: str) -> NoReturn:
         self._log.critical("The gateway cannot start: {reason}", reason=reason)

@@ -93,9 +93,7 @@ class Options(usage.Options):
         self.listen.append(endpoint)
 
     def opt_import_litellm(self, url: str) -> None:
-        """Copy keys, users, teams, budgets and spend from LiteLLM's database, postgresql://… or os.environ/NAME, into
-        the configured one, and end. With --check, say what would be copied.
-        """
+        """Copy keys, teams and spend from LiteLLM's database (URL or os.environ/NAME), and end."""
         self.litellm_url = url
 
     def parseArgs(self, *surplus: str) -> None:

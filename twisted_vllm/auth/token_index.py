@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from twisted_vllm.auth import steering_headers
 from twisted_vllm.auth.grants import KeyGrant
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.policy import CLIP
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.token_claims import TokenCaller
 from twisted_vllm.auth.tokens import TokenKey
@@ -28,6 +29,8 @@ MOST_TOKENS, MOST_REFUSED = 10_000, 1_024
 #: users and teams that are known to exist, or not
 MOST_NAMES = 20_000
 _SIZE = 4_096
+#: ids that a refusal repeats
+_MOST_SHOWN = 5
 
 
 class KnownToken:
@@ -180,11 +183,9 @@ class TokenIndex:
     def _join(self, known: KnownToken, chosen: str | None, now: float) -> Principal:
         caller = known.caller
         if caller.user_id is not None and not self._is_there(USER, caller.user_id):
-            raise TokenNotAllowed("The user of this token is not known here. Ask an administrator to make the user.")
+            raise _unknown("user", caller.user_id)
         if caller.organization_id is not None and not self._is_there(ORGANIZATION, caller.organization_id):
-            raise TokenNotAllowed(
-                "The organization of this token is not known here. Ask an administrator to make the organization."
-            )
+            raise _unknown("organization", caller.organization_id)
         team_id, blocked = self._team_of(caller, chosen)
         grant = KeyGrant(
             token=caller.key_id,
@@ -212,7 +213,9 @@ class TokenIndex:
         teams = caller.team_ids
         if chosen is not None:
             if chosen not in teams:
-                raise TokenNotAllowed("This token is of no such team as the header x-litellm-team-id names.")
+                raise TokenNotAllowed(
+                    f"The header x-litellm-team-id names a team that is none of this token's: {_listed(teams)}."
+                )
             teams = (chosen,)
         there = [team_id for team_id in teams if self._is_there(TEAM, team_id)]
         for team_id in there:
@@ -221,7 +224,7 @@ class TokenIndex:
         if there:
             return there[0], True
         if teams and not caller.administers:
-            raise TokenNotAllowed("The team of this token is not known here. Ask an administrator to make the team.")
+            raise _unknown("team", *teams)
         if caller.needs_team:
             raise TokenNotAllowed("This token names no team, and it needs one. Ask an administrator for a team.")
         return None, False
@@ -236,3 +239,17 @@ class TokenIndex:
 def again(error: GatewayError) -> GatewayError:
     """Return an error as it was made: one that is raised several times would keep all its callers."""
     return type(error)(error.message, retry_after=error.retry_after)
+
+
+def _unknown(noun: str, *names: str) -> TokenNotAllowed:
+    """Return the refusal of a token whose user, organization or teams do not exist."""
+    if len(names) == 1:
+        what = f"The {noun} of this token, {_listed(names)}, is not known here."
+    else:
+        what = f"None of the {noun}s of this token is known here: {_listed(names)}."
+    return TokenNotAllowed(f"{what} Ask an administrator to make the {noun}.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name[:CLIP]) for name in names[:_MOST_SHOWN])
+    return (shown or "it is of no team") + (", …" if len(names) > _MOST_SHOWN else "")

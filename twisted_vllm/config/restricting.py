@@ -211,7 +211,7 @@ GENERAL_SETTINGS: Restrictions = {
     "missing_session_id": Restriction("refuse requests without a session id", _CHECK_BEFORE, _says_reject, "reject"),
     "reject_clientside_metadata_tags": Restriction(
         "refuse requests that bring tags",
-        "leave it out, and set `passthrough.ledger.request_tags: false`: tags then count from the key alone",
+        "set passthrough.ledger.request_tags: false: the tags of requests are then ignored, and those of keys count",
     ),
     "require_auth_for_metrics_endpoint": Restriction("close GET /metrics from here", "write it below litellm_settings"),
     "required_params": Restriction("refuse requests without certain parameters", _CHECK_BEFORE),

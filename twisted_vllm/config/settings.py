@@ -941,8 +941,9 @@ class Settings:
     litellm_headers: bool = setting(
         True,
         flag,
-        "Whether answers below /vllm carry LiteLLM's headers: x-litellm-call-id, x-litellm-model-group, and the limits "
-        "of the key (x-litellm-key-rpm-limit, x-litellm-key-tpm-limit, x-litellm-key-max-budget).",
+        "Whether answers of vLLM's routes carry LiteLLM's headers: x-litellm-call-id, x-litellm-model-id, "
+        "x-litellm-model-group, and the limits of the key (x-litellm-key-rpm-limit, x-litellm-key-tpm-limit, "
+        "x-litellm-key-max-budget).",
     )
     path_aliases: bool = setting(
         True, flag, "Whether the routes that vLLM has only below /v1 also work without it: /vllm/chat/completions."

@@ -93,6 +93,8 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
         return where + str(error.problem)
     # To YAML, an unquoted password that begins with * or ! is an alias or a tag, and appears in its message.
     what = _QUOTED.sub(_without_value, error.problem or error.context or "is not YAML")
+    if "'\\t'" in (error.problem or ""):
+        return f"{where}a tab (write spaces in its place)"
     return f"{where}{what} (check the indentation, and put values with special characters into quotes)"
 
 

@@ -89,6 +89,15 @@ def test_special_models_that_mean_nothing_here_are_refused(gateway: Gateway, mod
     assert model in error["message"]
 
 
+def test_all_team_models_of_a_key_of_a_team_is_an_empty_list(gateway: Gateway) -> None:
+    gateway.post("/team/new", {"team_id": "x", "models": ["qwen*"]})
+    made = gateway.make_key(team_id="x", models=["all-team-models"])
+    assert made["models"] == []
+    change = {"key": made["key"], "models": ["all-team-models"]}
+    assert gateway.post("/key/update", change).json["models"] == []
+    assert "for keys of a team" in gateway.post("/key/update", {**change, "team_id": None}).error["message"]
+
+
 @pytest.mark.parametrize("duration", [None, -1, "-1"])
 def test_a_key_without_a_duration_never_expires(gateway: Gateway, duration: object) -> None:
     made = gateway.make_key(duration=duration)

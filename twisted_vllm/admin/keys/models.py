@@ -13,6 +13,7 @@ from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.field_rules import AllowedFields, FieldLimits, ForbiddenFields, changed_rules, check_paths
 from twisted_vllm.admin.fields import (
+    TEAM_MODELS,
     Alias,
     CustomKey,
     Duration,
@@ -128,7 +129,7 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
             InvalidRequest: a value cannot be used; the message never quotes a key.
         """
         check_alias(self.key_alias, "key_alias")
-        check_models(self.models)
+        check_models(name for name in self.models or () if name != TEAM_MODELS)
         super().check()
         if self.key_type in _ROUTES_OF_TYPE and self.allowed_routes:
             raise InvalidRequest("`key_type` sets `allowed_routes`: send one of them.", param="key_type")
@@ -154,11 +155,12 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
             before: the key until now; None for a new key.
 
         Raises:
-            InvalidRequest: a limit is more than the operator's bound.
+            InvalidRequest: a limit is more than the operator's bound, or the key is to have the models of its team and
+                has none.
         """
         found: dict[str, Any] = {
             "key_alias": self.key_alias,
-            "models": stored_models(self.models),
+            "models": stored_models(self.models) if TEAM_MODELS not in (self.models or ()) else (),
             "allowed_routes": tuple(_OUR_GROUPS.get(rule, rule) for rule in self.allowed_routes or ()),
             "blocked": bool(self.blocked),
             "metadata": self.metadata or {},
@@ -172,6 +174,11 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
             "granted_headers": tuple(name.lower() for name in self.granted_headers or ()),
         }
         found = {name: value for name, value in found.items() if name in given}
+        if TEAM_MODELS in (self.models or ()) and not found.get("team_id", before and before.team_id):
+            raise InvalidRequest(
+                f"`{TEAM_MODELS}` is for keys of a team: send `team_id` as well, or an empty list for all models.",
+                param="models",
+            )
         limits = self.limits(given, UNLIMITED if before is None else before.allowance)
         found["allowance"] = bounded_allowance(audit.key_bounds, limits, given, audit.now)
         found["fields"] = changed_rules(

@@ -56,7 +56,7 @@ routes = Routes()
     response=GeneratedKey,
     constraint=ROUTES_ONCE,
     may_be_empty=True,
-    errors=(409,),
+    errors=(404, 409),
 )
 async def generate(call: AdminCall, body: GenerateRequest) -> Json:
     """Create a key. The response is the only one that shows its value."""
@@ -70,10 +70,10 @@ async def generate(call: AdminCall, body: GenerateRequest) -> Json:
     response=GeneratedKey,
     constraint={
         "required": ["team_id"],
-        "properties": {"team_id": {"type": "string"}, "user_id": {"type": "null"}},
+        "properties": {"team_id": {"type": "string", "minLength": 1}, "user_id": {"type": "null"}},
         **ROUTES_ONCE,
     },
-    errors=(409,),
+    errors=(404, 409),
 )
 async def generate_service_account(call: AdminCall, body: GenerateRequest) -> Json:
     """Create a key that belongs to a team and to none of its users."""

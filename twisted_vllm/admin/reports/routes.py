@@ -222,7 +222,22 @@ async def spend_of_end_users(call: AdminCall, body: EndUsersBody) -> msgspec.Raw
     return await _read(call, lambda transaction: breakdowns.spend_of_end_users(transaction, scope, api_key, *days))
 
 
-@routes.post("/spend/calculate", access=Access.READER, body=CalculateBody, response=CalculatedCost, errors=(404,))
+@routes.post(
+    "/spend/calculate",
+    access=Access.READER,
+    body=CalculateBody,
+    response=CalculatedCost,
+    constraint={
+        "anyOf": [
+            {"required": ["completion_response"], "properties": {"completion_response": {"type": "object"}}},
+            {
+                "required": ["model", "messages"],
+                "properties": {"model": {"type": "string"}, "messages": {"type": "array"}},
+            },
+        ]
+    },
+    errors=(404,),
+)
 async def calculate(call: AdminCall, body: CalculateBody) -> Json:
     """Return the cost of an answer, or of a prompt, whose tokens are estimated; by the prices in effect."""
     return breakdowns.calculated_cost(call.context.settings_in_effect(), body)
