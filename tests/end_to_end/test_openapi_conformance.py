@@ -25,8 +25,8 @@ CASES = 200 if FULL else 1
 #: real seconds; two idle cores take about 15
 SECONDS = 3600 if FULL else 600
 
-#: Some combinations of parameters are refused, which a schema cannot express; so are answers without usage, and what the
-#: file would refuse.
+#: Some combinations of parameters are refused, which a schema cannot express; so are answers without usage, and what
+#: the file would refuse.
 REFUSES = """
 [[operations]]
 include-path = "/usage/report"
