@@ -28,6 +28,8 @@ TABLE = {
         GET /organization/info GET /organization/list GET /user/available_roles GET /health/readiness/details
         GET /team/<string:team_id>/members/me
         GET /v1/models GET /models GET /v1/models/<name:model_id> GET /models/<name:model_id>
+        GET /openai/v1/models GET /openai/models
+        GET /openai/v1/models/<name:model_id> GET /openai/models/<name:model_id>
         GET /model/info GET /v1/model/info GET /v2/model/info GET /model_group/info GET /v1/model_group/info
         GET /spend/logs GET /spend/logs/v2 GET /spend/logs/ui GET /spend/logs/ui/<string:request_id>
         GET /key/spend/report GET /user/daily/activity GET /user/daily/activity/aggregated

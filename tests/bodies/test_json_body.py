@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.bodies.json_texts import held
 from twisted_vllm.api_routes import CHAT_FIELDS
 from twisted_vllm.bodies.edits import rename_edit, splice
 from twisted_vllm.bodies.json_body import ModelField, read_body
@@ -79,6 +80,19 @@ def test_of_several_models_the_last_is_read_and_they_are_told(body: bytes) -> No
     assert found.model_repeated
     assert found.model is not None
     assert found.model.name == (json.loads(body)["model"] or "")
+
+
+@pytest.mark.parametrize("key", [b'"model"', b'"mod\\u0065l"'])
+@pytest.mark.parametrize("spelled", ["m" * 4096, "ü" * 2048, '\\"' * 2048, "\\u006d" * 682])
+def test_a_body_in_one_piece_and_a_large_one_have_names_of_the_same_length(key: bytes, spelled: str) -> None:
+    for more, refused in ("", False), ("mmmmm", True):
+        body = b'{"stream":true, %b:"%b"}' % (key, (spelled + more).encode())
+        for each in (body, held([body[:50], body[50:]])):
+            if refused:
+                with pytest.raises(ModelUndetermined, match="4,096 bytes"):
+                    read_body(each, CHAT_FIELDS)
+            else:
+                assert read_body(each, CHAT_FIELDS).model is not None
 
 
 @pytest.mark.parametrize("body", [b'{"model": null}', b'{"a": 1, "m\\u006fdel":null}', b'{"model": ""}'])

@@ -105,7 +105,8 @@ async def test_a_lone_servers_list_is_its_own_below_vllm_as_far_as_a_key_may_see
         assert (await gateway.ask("GET", target, await gateway.make_key())).body == own
     key = await gateway.make_key(models=["b"])
     assert await names(gateway, "/vllm/v1/models", key) == ["b"]
-    assert await names(gateway, "/v1/models", key) == ["b"]
+    for target in ("/v1/models", "/models", "/openai/v1/models", "/openai/models"):
+        assert await names(gateway, target, key) == ["b"]
     # at the root it is written anew
     assert (await gateway.ask("GET", "/v1/models")).json == {
         "object": "list",
@@ -118,7 +119,14 @@ async def test_one_model_is_found_by_its_name_with_slashes(stand_in: Any, gatewa
     one, default = stand_in(cards("Qwen")), stand_in(cards("org/base", "/models/x", "größe"))
     gateway = gateway_to(default.port, models=(entry("Qwen/Qwen2.5 7B", "Qwen", one),))
     key = await gateway.make_key(models=["org/*"], aliases={"mine": "org/base"})
-    for start in ("/v1/models/", "/models/", "/vllm/v1/models/", "/vllm/models/"):
+    for start in (
+        "/v1/models/",
+        "/models/",
+        "/openai/v1/models/",
+        "/openai/models/",
+        "/vllm/v1/models/",
+        "/vllm/models/",
+    ):
         for written, name in (
             ("Qwen/Qwen2.5%207B", "Qwen/Qwen2.5 7B"),
             ("Qwen%2FQwen2.5%207B", "Qwen/Qwen2.5 7B"),

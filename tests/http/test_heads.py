@@ -194,11 +194,12 @@ def test_a_server_cannot_speak_as_the_gateway() -> None:
         (b"X-Vllm-Passthrough-Error", b"budget_exceeded"),
         (b"x-vllm-passthrough-new", b"1"),
         (b"X-RateLimit-Remaining-Requests", b"0"),
+        (b"X-LiteLLM-Call-Id", b"another"),
         (b"X-Vllm", b"its own"),
         (b"Content-Length", b"0"),
     ]
-    assert ResponseHead(200, b"OK", headers).relayed == headers[3:]
-    assert relayed_trailers(headers) == [headers[3]]
+    assert ResponseHead(200, b"OK", headers).relayed == headers[4:]
+    assert relayed_trailers(headers) == [headers[4]]
     assert ResponseHead.own(429, b"Too Many Requests", headers).relayed == headers
 
 

@@ -26,6 +26,9 @@ INTERVAL = 0.05
 
 Headers = list[tuple[str, str]]
 
+#: all that the gateway adds to an answer of vLLM's: LiteLLM's headers, for a key without limits
+ADDED_HEADERS = {"x-litellm-call-id", "x-litellm-model-id", "x-litellm-model-group"}
+
 
 @attrs.frozen
 class Answer:
@@ -49,6 +52,14 @@ class Answer:
         code = self.json["error"]["code"]
         assert self.header("x-vllm-passthrough-error") == code, "not an error of the gateway"
         return self.status, code
+
+
+def without_added(answer: Answer) -> Answer:
+    """Return an answer of the gateway without the headers that it adds, each once; all others are vLLM's."""
+    added = [(name, value) for name, value in answer.headers if name in ADDED_HEADERS]
+    assert len(dict(added)) == len(added)
+    assert dict(added).get("x-litellm-call-id") == answer.header("x-request-id")
+    return attrs.evolve(answer, headers=[pair for pair in answer.headers if pair not in added])
 
 
 def connect(base: str) -> http.client.HTTPConnection:

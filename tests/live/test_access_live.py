@@ -12,8 +12,10 @@ from tests.live.live_servers import ALIAS
 
 CHAT = "/vllm/v1/chat/completions"
 
-#: what takes vLLM seconds to write
-MANY_TOKENS = 1900
+#: what takes vLLM seconds to write, and is more than others write meanwhile who use the same server
+MANY_TOKENS, CHOICES = 1900, 8
+#: a busy machine may stop this process until vLLM has written it all
+ATTEMPTS = 5
 
 PRIVILEGED = [
     ("POST", "/sleep?level=2"),
@@ -171,30 +173,40 @@ def begin(gateway: LiveGateway, key: str, request_id: str, body: dict[str, objec
     return connection
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["in a stream", "before the answer"])
-def test_a_client_that_goes_away_ends_the_generation(
-    stream: bool, gateway: LiveGateway, vllm_url: str, chat_model: str, virtual_key: str
-) -> None:
-    written_before = metric(vllm_url, "vllm:generation_tokens_total")
-    request_id = f"gone-{'stream' if stream else 'whole'}"
-    body = hello(chat_model, stream=stream) | {"max_tokens": MANY_TOKENS, "ignore_eos": True}
-    connection = begin(gateway, virtual_key, request_id, body)
+def leave(gateway: LiveGateway, vllm_url: str, key: str, request_id: str, body: dict[str, object]) -> dict[str, object]:
+    """Go away while vLLM generates, or after it if this process was too slow; return the request's record."""
+    connection = begin(gateway, key, request_id, body)
     response: HTTPResponse | None = None
     try:
-        if stream:
+        if body["stream"]:
             response = connection.getresponse()
             assert response.readline().startswith(b"data: {")
-        wait_until(lambda: metric(vllm_url, "vllm:num_requests_running") >= 1, "vLLM generates")
+        wait_until(
+            lambda: metric(vllm_url, "vllm:num_requests_running") >= 1 or request_id in gateway.written(),
+            "vLLM generates",
+        )
     finally:
         connection.close()
         if response is not None:
             response.close()
-    record = gateway.record_of(request_id)
+    return gateway.record_of(request_id)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["in a stream", "before the answer"])
+def test_a_client_that_goes_away_ends_the_generation(
+    stream: bool, gateway: LiveGateway, vllm_url: str, chat_model: str, virtual_key: str
+) -> None:
+    body = hello(chat_model, stream=stream) | {"max_tokens": MANY_TOKENS, "ignore_eos": True, "n": CHOICES}
+    for attempt in range(ATTEMPTS):
+        written_before = metric(vllm_url, "vllm:generation_tokens_total")
+        record = leave(gateway, vllm_url, virtual_key, f"gone-{stream}-{attempt}", body)
+        if record["outcome"] != "completed":
+            break
     assert record["outcome"] == "client_disconnected"
     assert record["status"] == (200 if stream else 0)
-    wait_until(lambda: metric(vllm_url, "vllm:num_requests_running") == 0, "vLLM is idle", patience=5)
+    wait_until(lambda: metric(vllm_url, "vllm:num_requests_running") == 0, "vLLM is idle")
     # (vLLM 0.32 counts no abort for it in vllm:request_success_total)
-    assert metric(vllm_url, "vllm:generation_tokens_total") - written_before < MANY_TOKENS
+    assert metric(vllm_url, "vllm:generation_tokens_total") - written_before < CHOICES * MANY_TOKENS
 
 
 def test_a_stream_goes_on_while_its_key_is_deleted(gateway: LiveGateway, chat_model: str) -> None:

@@ -24,15 +24,6 @@ def client(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: st
         yield made
 
 
-@pytest.fixture(params=["/vllm/v1", "/vllm"])
-def client_below_vllm(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: str) -> Iterator[Any]:
-    """OpenAI's client, below the mount."""
-    with openai.OpenAI(
-        base_url=gateway.url + request.param, api_key=virtual_key, max_retries=0, timeout=PATIENCE
-    ) as made:
-        yield made
-
-
 @pytest.fixture(params=[None, "the deployment"])
 def azure(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: str, chat_model: str) -> Iterator[Any]:
     """Azure's client, for the model of each call or for one deployment; it sends the key as ``api-key``."""
@@ -56,8 +47,9 @@ def claude(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: st
         yield made
 
 
-def test_openai_lists_models(client_below_vllm: Any, chat_model: str) -> None:
-    assert chat_model in [model.id for model in client_below_vllm.models.list()]
+def test_openai_lists_models(client: Any, chat_model: str) -> None:
+    assert chat_model in [model.id for model in client.models.list()]
+    assert client.models.retrieve(chat_model).max_model_len > 0
 
 
 def test_openai_chats(client: Any, chat_model: str) -> None:
@@ -163,6 +155,10 @@ def test_azure_completes_and_creates_a_response(azure: Any, chat_model: str) -> 
     assert azure.responses.create(model=chat_model, input="hi", max_output_tokens=4).usage.output_tokens > 0
 
 
+def test_azure_lists_models(azure: Any, chat_model: str) -> None:
+    assert chat_model in [model.id for model in azure.models.list()]
+
+
 def test_azure_s_deployment_decides_whatever_the_call_names(gateway: LiveGateway, chat_model: str) -> None:
     key = gateway.make_key(models=[chat_model])
     options: Any = {"azure_endpoint": gateway.url, "api_version": "2024-10-21", "api_key": key, "max_retries": 0}
@@ -217,6 +213,11 @@ def test_anthropic_streams_a_message(claude: Any, chat_model: str) -> None:
 
 def test_anthropic_counts_tokens(claude: Any, chat_model: str) -> None:
     assert claude.messages.count_tokens(model=chat_model, messages=MESSAGES).input_tokens > 0
+
+
+def test_anthropic_lists_models(claude: Any, chat_model: str) -> None:
+    assert chat_model in [model.id for model in claude.models.list()]
+    assert claude.models.retrieve(chat_model).type == "model"
 
 
 def test_anthropic_tells_vllm_s_own_error(claude: Any, vllm_url: str, chat_model: str) -> None:

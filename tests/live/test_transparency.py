@@ -11,10 +11,21 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.live.live_gateway import Answer, Headers, LiveGateway, ask, bearer, connect, json_request, read, send
-from tests.live.live_servers import ALIAS
+from tests.live.live_gateway import (
+    Answer,
+    Headers,
+    LiveGateway,
+    ask,
+    bearer,
+    connect,
+    json_request,
+    read,
+    send,
+    without_added,
+)
+from tests.live.live_servers import ALIAS, StartGateway, model_list
 
-#: what differs between any two answers, and what the gateway adds
+#: what differs between any two answers
 VARIABLE_HEADERS = {"date", "x-request-id"}
 #: times, and identifiers that vLLM makes from the request's or draws
 TIME = re.compile(rb'("(?:created|created_at|completed_at)":)\d+(?:\.\d+)?')
@@ -42,6 +53,7 @@ def stable_headers(answer: Answer, body: bytes) -> Headers:
 
 
 def assert_same(through: Answer, directly: Answer) -> None:
+    through = without_added(through)
     assert (through.status, through.reason) == (directly.status, directly.reason)
     assert normalised(through.body) == normalised(directly.body)
     assert stable_headers(through, directly.body) == stable_headers(directly, directly.body)
@@ -206,6 +218,18 @@ def test_an_alias_is_answered_as_the_model_that_it_stands_for(
 ) -> None:
     answer = gateway.ask("POST", f"/vllm{CHAT}", virtual_key, **json_request({**HELLO, "model": ALIAS}))
     assert_same(answer, ask(vllm_url, "POST", CHAT, **json_request({**HELLO, "model": chat_model})))
+    assert answer.header("x-litellm-model-group") == ALIAS
+
+
+def test_without_litellm_s_headers_nothing_is_added(
+    start_gateway: StartGateway, vllm_url: str, chat_model: str
+) -> None:
+    config = json.loads(model_list([(chat_model, chat_model, vllm_url)]))
+    config["passthrough"]["litellm_headers"] = False
+    gateway = start_gateway(json.dumps(config))
+    arguments = json_request({**HELLO, "model": chat_model})
+    answer, directly = gateway.ask("POST", f"/vllm{CHAT}", **arguments), ask(vllm_url, "POST", CHAT, **arguments)
+    assert stable_headers(answer, directly.body) == stable_headers(directly, directly.body)
 
 
 def test_the_paths_without_v1_answer_the_same(through: LiveGateway, vllm_url: str, chat_model: str) -> None:
@@ -254,6 +278,7 @@ def test_a_large_body_arrives_whole(through: LiveGateway, vllm_url: str, chat_mo
 
 def test_the_metrics_have_vllm_s_head(through: LiveGateway, vllm_url: str) -> None:
     answer, directly = through.ask("GET", "/vllm/metrics", key_for(through)), ask(vllm_url, "GET", "/metrics")
+    answer = without_added(answer)
     drop = VARIABLE_HEADERS | {"content-length"}
     assert [pair for pair in answer.headers if pair[0] not in drop] == [
         pair for pair in directly.headers if pair[0] not in drop

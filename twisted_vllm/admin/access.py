@@ -64,12 +64,12 @@ EXTENTS: Mapping[Access, Mapping[Standing, Extent]] = {
 _ADMINISTRATOR_WORDS = (
     "the master key, keys of users with the role proxy_admin, and keys whose allowed_routes hold `management`"
 )
+_READER_WORDS = "the master key, keys of users with the role proxy_admin or proxy_admin_viewer"
 _ONLY_READS = "The role of this key's user only reads. The role internal_user changes its own keys"
 _REFUSALS: Mapping[Access, str] = {
-    Access.READER: f"Only {_ADMINISTRATOR_WORDS} may call this route, and keys of users with the role "
-    "proxy_admin_viewer.",
-    Access.NAMED: f"Only {_ADMINISTRATOR_WORDS} may call this route, keys of users with the role proxy_admin_viewer, "
-    "and keys whose allowed_routes name it.",
+    Access.READER: f"Only {_READER_WORDS}, and keys whose allowed_routes hold `management` may call this route.",
+    Access.NAMED: f"Only {_READER_WORDS}, and keys whose allowed_routes hold `management` or name it "
+    "may call this route.",
     Access.ADMINISTRATOR: f"Only {_ADMINISTRATOR_WORDS} may call this route.",
     Access.MASTER: "Only the master key may call this route, and keys of users with the role proxy_admin.",
 }

@@ -152,7 +152,16 @@ routes = Routes()
 _FOR_LISTS = (ANTHROPIC_VERSION,)
 
 
-@routes.get("/v1/models", "/models", query=ModelsQuery, access=Access.ANY_KEY, response=ModelCards)
+@routes.get(
+    "/v1/models",
+    "/models",
+    # OpenAI's client of an address that ends in /openai/v1, and Azure's
+    "/openai/v1/models",
+    "/openai/models",
+    query=ModelsQuery,
+    access=Access.ANY_KEY,
+    response=ModelCards,
+)
 async def listed(call: AdminCall, query: ModelsQuery) -> bytes:
     """Return the models that the caller may use, of all servers, as vLLM describes them.
 
@@ -167,6 +176,8 @@ async def listed(call: AdminCall, query: ModelsQuery) -> bytes:
 @routes.get(
     "/v1/models/<name:model_id>",
     "/models/<name:model_id>",
+    "/openai/v1/models/<name:model_id>",
+    "/openai/models/<name:model_id>",
     query=ModelsQuery,
     access=Access.ANY_KEY,
     response=ModelCard,

@@ -165,6 +165,9 @@ _PARTS_IN_LISTS = frozenset((CHAT_FIELDS, BATCH_FIELDS, MESSAGE_FIELDS))
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _KEY = b'"model"'
+# a name as it is spelled, with its quotes
+_LONGEST_NAME = KEPT_AT_TOP + 2
+_TOO_LONG = f'"model" has more than {KEPT_AT_TOP:,} bytes'
 _PLAIN_FIELD = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*"|null)')
 # a list, not of numbers: those are the tokens of one prompt
 _SEVERAL = re.compile(rb"\[[ \t\n\r]*[^ \t\n\r\]0-9-]")
@@ -225,7 +228,7 @@ def read_body(body: bytes | HeldBody, fields: BodyFields, policy: FieldPolicy | 
         position = _PLAIN_FIELD.match(body, first)
         if position is None:
             return _read_by_scanning(body, fields, policy)
-        field = ModelField(found.model or "", position.start(1), position.end(1))
+        field = _field(found.model or "", position.start(1), position.end(1))
     options = found.stream_options
     limit, each = _quick_bounds(found, fields)
     prompts = sum([_count(getattr(found, name)) for name in fields.prompts]) or 1 if fields.prompts else 1
@@ -350,7 +353,7 @@ def _read_by_scanning(body: bytes, fields: BodyFields, policy: FieldPolicy | Non
     model = last(found, "model")
     field = None
     if model is not None:
-        field = ModelField(_checked_name(model.value), byte_offset(text, model.start), byte_offset(text, model.end))
+        field = _field(_checked_name(model.value), byte_offset(text, model.start), byte_offset(text, model.end))
     return _facts(found, field, fields)
 
 
@@ -397,7 +400,7 @@ def _facts_of_held(body: HeldBody, fields: BodyFields) -> BodyFacts:
     if model is None:
         return _facts(found, None, fields)
     if isinstance(model.value, ShortenedText):
-        _refuse(f'"model" has more than {KEPT_AT_TOP:,} bytes')
+        _refuse(_TOO_LONG)
     return _facts(found, ModelField(_checked_name(model.value), model.start, model.end), fields)
 
 
@@ -481,6 +484,13 @@ def _prompts(value: object) -> int:
     if not isinstance(value, list) or not value or isinstance(value[0], (int, float)):
         return 1
     return size_of(value)
+
+
+def _field(name: str, start: int, end: int) -> ModelField:
+    """Return the model of a body in one piece; a longer name is refused in a large body too, which keeps no more."""
+    if end - start > _LONGEST_NAME:
+        _refuse(_TOO_LONG)
+    return ModelField(name, start, end)
 
 
 def _checked_name(value: object) -> str:

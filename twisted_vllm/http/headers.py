@@ -29,7 +29,7 @@ FOR_EVERYBODY = frozenset(
 )
 
 #: beginnings of the headers in which the gateway itself speaks to a client; a server cannot send them
-OWN_WORDS = (b"x-vllm-passthrough-", b"x-ratelimit-")
+OWN_WORDS = (b"x-vllm-passthrough-", b"x-litellm-", b"x-ratelimit-")
 
 #: what a trailer must not carry on
 _NO_TRAILERS = HOP_BY_HOP | frozenset(
