@@ -13,11 +13,13 @@ from twisted_vllm.bounded_cache import BoundedCache
 #: the functions whose results `functools` keeps, and why their arguments are bounded. Whoever adds one says it here.
 MEMOISED = {
     "admin.app._document": "no arguments",
+    "admin.app._route_list": "no arguments",
     "api_routes._memoised": "paths up to MEMOISED_LENGTH; a few methods",
     "auth.policy._granted": "administrators' texts, which the key in memory has too",
     "auth.policy._model_pattern": "administrators' texts, which the key in memory has too",
     "field_policy.media_hosts._compiled": "the operator's",
     "bodies.request_tags._tags_in": "header values up to _LONGEST_VALUE",
+    "config.model_ids._derived": "the operator's secret, and those before a reload",
     "config.name_patterns._compiled": "the configuration's patterns",
     "config.servers.server": "the servers of one file, while it is read",
     "field_policy.policy._interned": "administrators' texts, which the key in memory has too",
