@@ -21,6 +21,9 @@ from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.readers.counts import response_id_in
 from twisted_vllm.usage.records import NOTHING_USED, Usage, UsageRow
 
+# also cut short, and between quotation marks
+_CREDENTIAL = re.compile(r"sk-[\w-]{13,}|\beyJ[\w-]{20,}(?:\.[\w-]*)*")
+
 
 class Peer:
     """The other end of a client connection.
@@ -298,8 +301,8 @@ class RequestContext:
         return tuple(dict.fromkeys((*secrets, *found, *map(unquote, found), *map(unquote_plus, found))))
 
     def without_secrets(self, text: str) -> str:
-        """Return a text for its client without `secrets`."""
-        return strike_out(text, self.secrets, "…")
+        """Return a text for its client without `secrets`, and without what has the form of a key or a token."""
+        return _CREDENTIAL.sub("…", strike_out(text, self.secrets, "…"))
 
     def on_sent(self, now: float) -> None:
         """Set when the request was written to a connection."""

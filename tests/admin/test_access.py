@@ -19,11 +19,14 @@ from twisted_vllm.errors import RouteNotAllowed
 #: every route, by who may call it. A route that changes something stands here before it is released.
 TABLE = {
     Access.OPEN: """
-        GET / GET /openapi.json GET /health/liveliness GET /health/liveness GET /health/readiness GET /metrics
+        GET / GET /openapi.json GET /routes
+        GET /health/liveliness GET /health/liveness GET /health/readiness GET /metrics
     """,
     Access.ANY_KEY: """
         GET /key/info POST /v2/key/info GET /key/list GET /key/aliases GET /user/info GET /v2/user/info
         GET /team/info GET /team/list GET /v2/team/list GET /team/available
+        GET /organization/info GET /organization/list GET /user/available_roles GET /health/readiness/details
+        GET /team/<string:team_id>/members/me
         GET /v1/models GET /models GET /v1/models/<name:model_id> GET /models/<name:model_id>
         GET /openai/v1/models GET /openai/models
         GET /openai/v1/models/<name:model_id> GET /openai/models/<name:model_id>
@@ -42,7 +45,13 @@ TABLE = {
 }
 
 #: routes that read, although they are a POST
-READ_BY_POST = {"POST /budget/info", "POST /organization/info", "POST /global/spend/end_users", "POST /spend/calculate"}
+READ_BY_POST = {
+    "POST /budget/info",
+    "POST /tag/info",
+    "POST /organization/info",
+    "POST /global/spend/end_users",
+    "POST /spend/calculate",
+}
 
 #: the meaning of each access for each caller, as the documentation has it: everything, one's own, or refused
 MEANING = """

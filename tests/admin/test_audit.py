@@ -123,3 +123,29 @@ def test_the_audit_is_read_by_page_filter_and_time(gateway: Gateway) -> None:
 def test_a_parameter_that_cannot_be_is_named(gateway: Gateway, query: str, param: str) -> None:
     answer = gateway.get(f"/audit/list?{query}")
     assert (answer.status, answer.error["param"]) == (400, param)
+
+
+def test_litellms_audit_shows_the_same_changes(gateway: Gateway) -> None:
+    made = gateway.make_key(key_alias="one")
+    gateway.post("/key/block", {"key": made["key"]})
+    gateway.post("/key/delete", {"keys": [made["key"]]})
+    gateway.post("/team/new", {"team_id": "x"})
+    page = gateway.get("/audit").json
+    assert (page["total"], page["page_size"], page["total_pages"]) == (4, 10, 1)
+    seen = [(each["action"], each["table_name"], each["object_id"]) for each in page["audit_logs"]]
+    keys = "LiteLLM_VerificationToken"
+    assert seen == [
+        ("created", "LiteLLM_TeamTable", "x"),
+        *((action, keys, made["token"][:8]) for action in ("deleted", "updated", "created")),
+    ]
+    assert page["audit_logs"][0]["updated_values"]["team_id"] == "x"
+    assert {each["changed_by_api_key"] for each in page["audit_logs"]} == {"master"}
+    for query, number in (
+        (f"object_id={made['key']}", 3),
+        (f"table_name={keys}&page_size=2", 2),
+        ("table_name=Unknown", 0),
+        ("changed_by=master&changed_by_api_key=master", 4),
+        ("start_date=2026-03-02", 0),
+    ):
+        assert len(gateway.get(f"/audit?{query}").json["audit_logs"]) == number, query
+    assert gateway.get("/audit?action=created").error["param"] == "action"

@@ -14,22 +14,25 @@ CHANGING = [
     "/user/bulk_update", "/team/model/add", "/team/model/delete", "/team/bulk_member_add",
     "/team/new", "/team/update", "/team/delete", "/team/block", "/team/unblock", "/team/member_add",
     "/team/member_update", "/team/member_delete", "/model/new", "/model/update", "/model/delete",
-    "/budget/new", "/budget/update", "/budget/info", "/budget/delete", "/organization/new", "/organization/info",
+    "/budget/new", "/budget/update", "/budget/info", "/budget/delete", "/tag/info", "/organization/new",
+    "/organization/info",
     "/organization/member_add", "/config/reload",
 ]  # fmt: skip
 LISTING = [
     "/user/list", "/audit/list", "/customer/list", "/spend/keys", "/budget/list",
-    "/budget/settings", "/organization/list", "/organization/info",
+    "/budget/settings", "/organization/spend/report", "/user/filter/ui",
+    "/audit", "/tag/list",
 ]  # fmt: skip
 OTHERS = [
-    ("PATCH", "/model/x/update"), ("PATCH", "/organization/update"), ("PATCH", "/organization/member_update"),
+    ("PATCH", "/model/x/update"), ("PATCH", "/organization/update"),
+    ("PATCH", "/v2/organization/x"), ("PATCH", "/organization/member_update"),
     ("DELETE", "/organization/delete"), ("DELETE", "/organization/member_delete"),
 ]  # fmt: skip
 ADMIN = [*(("POST", path) for path in CHANGING), *OTHERS, *(("GET", path) for path in LISTING)]
 #: what every key may read, as far as it is its own
 OWN = [
     "/key/info", "/user/info", "/v2/user/info", "/team/info", "/team/available", "/key/list", "/key/aliases",
-    "/team/list", "/v2/team/list",
+    "/team/list", "/v2/team/list", "/organization/list", "/organization/info",
 ]  # fmt: skip
 KEY_ROUTES = [*ADMIN, *(("GET", path) for path in OWN), ("POST", "/v2/key/info")]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 
 from tests.admin.admin_harness import Gateway
@@ -65,3 +67,19 @@ def test_a_process_that_is_not_ready_says_why(gateway: Gateway, state: Readiness
     answer = gateway.get(READINESS)
     assert (answer.status, answer.error["code"]) == (503, code)
     assert (answer.json["status"], answer.json["db"]) == ("unhealthy", database)
+
+
+def test_the_details_of_readiness_need_a_key_and_name_the_version(gateway: Gateway) -> None:
+    assert gateway.get("/health/readiness/details", key=None).status == 401
+    answer = gateway.get("/health/readiness/details", gateway.make_key()["key"])
+    assert (answer.status, answer.json["status"]) == (200, "healthy")
+    assert answer.json["litellm_version"] == version("twisted-vllm")
+    gateway.state = Readiness(draining=True, database=True)
+    answer = gateway.get("/health/readiness/details")
+    assert (answer.status, answer.json["error"]["code"]) == (503, "draining")
+
+
+def test_the_own_routes_are_listed(gateway: Gateway) -> None:
+    found = {each["path"]: each["methods"] for each in gateway.get("/routes", key=None).json["routes"]}
+    assert found["/key/{key}/regenerate"] == ["POST"]
+    assert found["/organization/info"] == ["GET", "POST"]

@@ -256,3 +256,17 @@ def test_there_is_a_most(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.new(model_info={"id": "two"})
     assert "the most that are kept" in lab.new(400)["message"]
     assert lab.gateway.post("/model/update", {"model_info": {"id": "one"}, "model_name": "x"}).status == 200
+
+
+def test_an_entry_of_the_file_is_named_by_its_id_and_changed_by_nobody() -> None:
+    """Its id is what ``/model/info`` and ``x-litellm-model-id`` show."""
+    lab = Lab(models=(ModelEntry("small", "Small", DEFAULT, model_id="f" * 64),))
+    for path, body in (
+        ("/model/delete", {"id": "f" * 64}),
+        ("/model/update", {"model_info": {"id": "f" * 64}, "model_name": "large"}),
+    ):
+        error = lab.gateway.post(path, body).error
+        assert (error["code"], error["param"]) == ("invalid_request", "id")
+        assert "configuration file" in error["message"]
+    assert lab.new(409, model_info={"id": "f" * 64})["param"] == "model_info.id"
+    assert lab.records() == []

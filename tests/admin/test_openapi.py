@@ -86,7 +86,7 @@ def test_every_route_is_described_in_words_and_by_a_name_of_its_own(document: An
 def test_only_what_is_open_to_everyone_needs_no_key(gateway: Gateway, document: Any) -> None:
     without = {path for path, _, operation in operations(document) if operation.get("security") == []}
     assert without == {
-        *("/", "/openapi.json", "/metrics", "/health/liveliness", "/health/liveness", "/health/readiness"),
+        *("/", "/openapi.json", "/routes", "/metrics", "/health/liveliness", "/health/liveness", "/health/readiness"),
     }
     for path, method, _ in operations(document):
         status = gateway.call(method.upper(), path.replace("{key}", "x"), key=None).status
@@ -171,7 +171,7 @@ def team_with_a_member(transaction: Any) -> Any:
         (TeamReport, lambda transaction: report_team(transaction, TEAM, NOW)),
         (MemberRole, team_with_a_member),
         (Membership, lambda transaction: report_memberships(transaction, [Member("x", "ada")], NOW)[0]),
-        (BudgetReport, lambda _: report_budget_record(BudgetRecord("b", **CHANGES))),
+        (BudgetReport, lambda _: report_budget_record(BudgetRecord("b", **CHANGES), NOW)),
         (
             OrganizationReport,
             lambda transaction: report_organizations(transaction, [OrganizationRecord("o", **CHANGES)], NOW)[0],

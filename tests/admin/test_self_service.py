@@ -12,9 +12,10 @@ from tests.admin.admin_harness import MASTER_KEY, NOW, Answer, Gateway, value_of
 from twisted_vllm.admin.self_service import MAX_METADATA, OwnScope, SelfService
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.auth.change_limits import ChangeLimits
+from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import KeyRecord, Principal
-from twisted_vllm.config.settings import KeyUpperBounds
-from twisted_vllm.errors import RouteNotAllowed
+from twisted_vllm.config.settings import KeyUpperBounds, TenantRoutes
+from twisted_vllm.errors import ModelNotAllowed, RouteNotAllowed
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
 
 
@@ -430,8 +431,8 @@ def test_limits_that_come_from_a_budget_bound_what_its_key_makes(people: People)
     assert people.post("/budget/new", MASTER_KEY, budget_id="small", max_budget=5, rpm_limit=9).status == 200
     people.user("dora", max_budget=50, rpm_limit=100)
     dora = people.key(user_id="dora", budget_id="small")
-    made = people.post("/key/generate", dora, max_budget=2)
-    assert (made.status, made.json["budget_id"], made.json["max_budget"]) == (200, "small", 2), made.body
+    made = people.post("/key/generate", dora, tpm_limit=2)
+    assert (made.status, made.json["budget_id"], made.json["tpm_limit"]) == (200, "small", 2), made.body
     refused(people.post("/key/generate", dora, max_budget=6), "max_budget")
     refused(people.post("/key/generate", dora, rpm_limit=10), "rpm_limit")
     refused(people.post("/key/update", dora, key=dora, budget_id=None))
@@ -578,3 +579,21 @@ def test_a_caller_with_a_token_of_a_login_service_serves_itself_within_its_limit
     assert (made().models, made().allowance.rpm, made().user_id) == (("qwen",), 5, "ada")
     with pytest.raises(RouteNotAllowed, match="`models`"):
         made(models=["llama"])
+
+
+def test_the_own_names_of_a_team_lead_its_keys_to_models_and_no_name_of_a_key_does(team: People) -> None:
+    team.gateway.post("/team/update", {"team_id": "physics", "model_aliases": {"gpt-4": "secret"}})
+    own = team.key(user_id="ada", team_id="physics", aliases={"old": "gone"})
+    made = team.post("/key/generate", own, models=["gpt-4"])
+    assert made.status == 200, made.body
+    principal = team.gateway.principal_of(made.json["token"])
+    # the new key has the caller's names of models, and those of its team
+    assert dict(principal.aliases) == {"gpt-4": "secret", "old": "gone"}
+    policy = RoutePolicy(TenantRoutes())
+    policy.check_model(principal, "secret")
+    refused(team.post("/key/generate", own, aliases={"x": "secret"}), "aliases")
+    refused(team.post("/key/update", made.json["key"], key=made.json["key"], aliases={"gpt-4": "llama"}), "aliases")
+    # the names of another team lead nowhere
+    team.team("chemistry", models=["llama"], model_aliases={"gpt-4": "llama"})
+    with pytest.raises(ModelNotAllowed):
+        policy.check_model(principal, "llama")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -352,3 +353,44 @@ def test_patterns_match_as_fnmatch_does(patterns: list[str], model: str) -> None
 def test_a_key_that_administers_reaches_none_of_the_server_s_routes_by_that(path: str) -> None:
     assert not _may(_key("management"), path)
     assert _may(_key("management", "inference"), "/v1/completions")
+
+
+def test_a_teams_own_name_of_a_model_allows_the_model_to_the_team_and_the_others_may_allow_the_name() -> None:
+    def may(**levels: Any) -> bool:
+        caller = attrs.evolve(TENANT, team_aliases={"gpt-4": "secret"}, **levels)
+        try:
+            RoutePolicy(TenantRoutes()).check_model(caller, "secret")
+        except ModelNotAllowed:
+            return False
+        return True
+
+    assert may(team_models=("other",))
+    assert may(team_models=("other",), models=("gpt-4",), user_models=("gpt*",), organization_models=("secret",))
+    assert not may(models=("other",))
+    assert not may(user_models=("other",))
+    assert not may(organization_models=("other",))
+    # a key's own name for it allows nothing
+    with pytest.raises(ModelNotAllowed):
+        RoutePolicy(TenantRoutes()).check_model(attrs.evolve(_key(models=("mine",)), aliases={"mine": "m"}), "m")
+
+
+def _restricted(level: str) -> Principal:
+    fields: dict[str, Any] = {level: ("qwen",)}
+    return attrs.evolve(TENANT, **fields)
+
+
+@pytest.mark.parametrize(
+    ("level", "beginning"),
+    [
+        ("models", "key not allowed to access model. This key may not"),
+        ("user_models", "user not allowed to access model. The user of this key may not"),
+        ("team_models", "team not allowed to access model. The team of this key may not"),
+        ("organization_models", "org not allowed to access model. The organization of this key may not"),
+    ],
+)
+def test_the_refusal_of_a_model_begins_with_the_words_that_litellms_clients_look_for(
+    level: str, beginning: str
+) -> None:
+    with pytest.raises(ModelNotAllowed) as caught:
+        RoutePolicy(TenantRoutes()).check_model(_restricted(level), "llama")
+    assert caught.value.message.startswith(beginning)

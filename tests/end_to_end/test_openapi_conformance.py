@@ -25,7 +25,7 @@ CASES = 200 if FULL else 1
 #: real seconds; two idle cores take about 15
 SECONDS = 3600 if FULL else 600
 
-#: Some combinations of parameters are refused, which a schema cannot express; so are answers without usage, and what
+#: Some combinations of parameters are refused, which a schema cannot express. So are answers without usage, and what
 #: the file would refuse.
 REFUSES = """
 [[operations]]

@@ -30,6 +30,7 @@ from twisted_vllm.identification.key_sets import KeySets
 from twisted_vllm.identification.verifier import (
     MOST_FOR_GUESSERS,
     MOST_NEW_USERS,
+    MOST_OF_ADDRESS,
     MOST_WAITING,
     REFUSED_SECONDS,
     TokenVerifier,
@@ -86,9 +87,9 @@ class Verifying:
     def token(self, **claims: Any) -> str:
         return KEY.token(self.clock.seconds(), **claims)
 
-    def find_out(self, token: str) -> list[None]:
+    def find_out(self, token: str, address: str = ADDRESS) -> list[None]:
         told: list[None] = []
-        waiting = self.verifier.find_out(token, hash_key(token), ADDRESS)
+        waiting = self.verifier.find_out(token, hash_key(token), address)
         assert waiting is not None
         waiting.addCallback(told.append)
         return told
@@ -137,11 +138,23 @@ def test_all_who_send_one_token_wait_for_one_look(verifying: Verifying) -> None:
 def test_the_requests_that_wait_are_bounded(verifying: Verifying) -> None:
     verifying.answer = Deferred()
     for number in range(MOST_WAITING):
-        verifying.find_out(verifying.token(jti=f"{number % 10}"))
-    assert verifying.verifier.find_out("eyJ", "hash", ADDRESS) is None
+        address = f"192.0.2.{number // MOST_OF_ADDRESS}"
+        verifying.find_out(verifying.token(jti=f"{number % 10}"), address)
+    assert verifying.verifier.find_out("eyJ", "hash", "198.51.100.1") is None
     verifying.answer.callback(key_set(KEY))
     assert verifying.find_out(verifying.token(jti="more")) == [None]
     assert "waiting=0" in repr(verifying.verifier)
+
+
+def test_one_address_takes_a_part_of_the_places_only(verifying: Verifying) -> None:
+    """While the issuer does not answer, whoever sends tokens of unknown keys leaves places for others."""
+    verifying.answer = Deferred()
+    for number in range(MOST_OF_ADDRESS):
+        verifying.find_out(verifying.token(jti=f"{number % 10}"))
+    assert verifying.verifier.find_out("eyJ", "hash", ADDRESS) is None
+    assert verifying.find_out(verifying.token(jti="another"), "198.51.100.1") == []
+    verifying.answer.callback(key_set(KEY))
+    assert verifying.find_out(verifying.token(jti="more")) == [None]
 
 
 def test_a_refused_token_is_refused_again_without_a_look_for_a_moment(verifying: Verifying) -> None:

@@ -324,3 +324,55 @@ def test_no_row_of_a_key_breaks_an_import(values: dict[str, Any]) -> None:
         assert not key.manages
         msgspec.json.encode([key.models, key.aliases, key.metadata, key.tags])
     assert all(note.subject.isprintable() and note.text.isprintable() for note in notes)
+
+
+def test_what_is_not_copied_blocks_what_it_restricted() -> None:
+    found, _ = converted(
+        budgets=[budget_row("two\nlines", rpm_limit=1)],
+        organizations=[{"organization_id": "a\x1fb", "models": ["qwen"]}],
+        keys=[key_row("sk-1", budget_id="two\nlines"), key_row("sk-2", organization_id="a\x1fb"), key_row("sk-3")],
+    )
+    assert [key.blocked for key in found.keys] == [True, True, False]
+    assert [(key.budget_id, key.organization_id) for key in found.keys] == [(None, None)] * 3
+
+
+def test_a_budget_for_a_model_that_has_no_such_name_blocks() -> None:
+    for name in ("a\x1fb", "../qwen", "qwen*"):
+        key, _ = the_key(model_max_budget={name: 1})
+        assert (key.blocked, key.allowance.model_budgets) == (True, {})
+
+
+NAMES = st.text(max_size=300) | st.sampled_from(["a\x1fb", "a\nb", "sk-a-key-that-stands-where-a-name-should"])
+ANY = st.none() | NAMES
+OF_ALL = {
+    **dict.fromkeys(("budget_id", "organization_id", "user_role", "user_email", "user_alias", "team_alias"), ANY),
+    **dict.fromkeys(("organization_alias", "alias", "budget_duration", "model_id"), ANY),
+    **dict.fromkeys(("metadata", "model_max_budget", "members_with_roles", "default_model"), JSON),
+    **dict.fromkeys(("models", "teams"), st.none() | st.lists(NAMES, max_size=3)),
+    **dict.fromkeys(("rpm_limit", "tpm_limit"), st.none() | st.integers()),
+    **dict.fromkeys(("spend", "max_budget"), st.none() | st.floats()),
+}
+
+
+@given(NAMES, NAMES, st.fixed_dictionaries({}, optional=OF_ALL), st.dictionaries(NAMES, NAMES, max_size=2))
+def test_no_row_of_any_table_breaks_an_import_or_smuggles_a_name(
+    name: str, other: str, values: dict[str, Any], aliases: dict[str, str]
+) -> None:
+    members = [{"user_id": other, "role": "admin"}, values.get("members_with_roles")]
+    found, notes = converted(
+        budgets=[{**values, "budget_id": name}],
+        organizations=[{"models": [], **values, "organization_id": name}],
+        organization_members=[{"organization_id": name, "user_id": other, "user_role": values.get("user_role")}],
+        users=[user_row(name, **values)],
+        teams=[team_row(name, **{**values, "members_with_roles": members, "model_id": "m"})],
+        aliases=[{"id": "m", "aliases": aliases}],
+        memberships=[{"team_id": name, "user_id": other, "spend": 1.0}],
+        end_users=[{**values, "user_id": name}],
+    )
+    records = [*found.budgets, *found.organizations, *found.organization_members, *found.users, *found.teams]
+    for record in (*records, *found.members, *found.end_users):
+        for value in msgspec.to_builtins(record).values():
+            assert not isinstance(value, str) or (value.isprintable() and not value.startswith("sk-")), record
+        msgspec.json.encode(record)
+    assert all(each.isprintable() for team in found.teams for pair in (team.aliases or {}).items() for each in pair)
+    assert all(note.subject.isprintable() and note.text.isprintable() for note in notes)

@@ -10,6 +10,7 @@ from twisted_vllm.auth.records import Principal
 from twisted_vllm.context import FailedAttempt, Peer, RequestContext
 from twisted_vllm.proxy.litellm_headers import MAX_KNOWN, MAX_NAME, LitellmHeaders
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 
 LIMITS = Allowance(rpm=60, max_budget=25 * 10**11)
 
@@ -67,3 +68,30 @@ def test_models_of_any_number_take_bounded_memory() -> None:
     for number in range(MAX_KNOWN + 10):
         headers.lines(context(model=f"m{number}"))
     assert len(headers) == MAX_KNOWN
+
+
+def admitted(allowance: Allowance, model: str = "qwen", **changes: Any) -> RequestContext:
+    """Return the context of the second request of a key, whose first cost 1.5 dollars."""
+    limiter = LocalLimiter()
+    limited = (Limited("team", "t1", Allowance(max_budget=9 * 10**12)), Limited("key", "k1", allowance))
+    limiter.settle(limiter.admit(limited, model, 10, 10**12, 100.0), 10, 15 * 10**11, 100.0)
+    reservation = limiter.admit(limited, model, 10, 10**12, 101.0)
+    return context(
+        model=model, principal=Principal("key", "ada", key_id="k1", limited=limited), reservation=reservation, **changes
+    )
+
+
+def test_a_key_with_a_budget_is_told_what_it_had_spent_before() -> None:
+    assert b"x-litellm-key-spend: 1.5\r\n" in LitellmHeaders().lines(admitted(LIMITS))
+    # that of its team is not shown
+    assert b"spend" not in LitellmHeaders().lines(admitted(Allowance(rpm=60)))
+
+
+def test_a_key_with_limits_of_a_model_is_told_what_is_left() -> None:
+    allowance = Allowance(model_rpm={"org/qwen:7b": 10}, model_tpm={"org/qwen:7b": 50}, tpm=1000)
+    lines = LitellmHeaders().lines(admitted(allowance, "org/qwen:7b"))
+    assert b"x-litellm-key-remaining-requests-org-qwen-7b: 8\r\n" in lines
+    assert b"x-litellm-key-remaining-tokens-org-qwen-7b: 30\r\n" in lines
+    assert b"remaining" not in LitellmHeaders().lines(admitted(allowance, "other"))
+    odd = "a b\x7f"
+    assert b"remaining" not in LitellmHeaders().lines(admitted(Allowance(model_rpm={odd: 10}), odd))

@@ -185,6 +185,7 @@ class LimiterContract:
         error = await self.refused(driver, key(max_budget=DOLLAR, budget_duration="1d"), cost=2 * DOLLAR)
         assert error.retry_after is None
         assert error.message == (
+            "Budget has been exceeded! Current cost: 0, Max budget: 1. "
             "The request may cost 2 USD, and this key may spend 1 USD (max_budget). "
             "Lower max_tokens or shorten the prompt."
         )
@@ -279,7 +280,8 @@ class LimiterContract:
         await driver.settle(second, 0, 7 * DOLLAR)
         error = await self.refused(driver, who)
         assert error.message == (
-            "Budget exceeded: this key may spend 10 USD (max_budget) and has spent 11 USD. Try again in 43200 seconds."
+            "Budget has been exceeded! Current cost: 11, Max budget: 10. "
+            "This key may spend 10 USD (max_budget) and has spent 11 USD. Try again in 43200 seconds."
         )
         third = await self.admit(driver, key(), cost=0)
         driver.now += 12 * 3600
@@ -293,7 +295,10 @@ class LimiterContract:
         await driver.settle(await self.admit(driver, who, cost=DOLLAR), 0, DOLLAR)
         error = await self.refused(driver, who)
         assert error.retry_after is None
-        assert error.message == "Budget exceeded: this key may spend 1 USD (max_budget) and has spent 1 USD."
+        assert error.message == (
+            "Budget has been exceeded! Current cost: 1, Max budget: 1. "
+            "This key may spend 1 USD (max_budget) and has spent 1 USD."
+        )
 
     @pytest_twisted.ensureDeferred
     async def test_what_ends_after_its_period_does_not_burden_the_next(self, driver: Driver) -> None:

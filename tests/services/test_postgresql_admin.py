@@ -118,7 +118,7 @@ async def test_without_its_database_the_gateway_makes_and_deletes_no_keys(
         assert (status, answer["error"]["code"]) == (503, "database_unavailable")
     # it is still who it was; what else is known of it stands in the database
     assert (await client.ask("GET", "/key/info", key=made["key"]))[0] == 503
-    assert (await client.ask("GET", "/key/list", key=made["key"]))[0] == 403
+    assert (await client.ask("GET", "/user/list", key=made["key"]))[0] == 403
 
 
 @pytest_twisted.ensureDeferred

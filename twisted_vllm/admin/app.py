@@ -5,6 +5,7 @@ Importing Klein imports Twisted's reactor. Import this module only after the rea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -45,7 +46,7 @@ from twisted_vllm.admin.openapi import make_document
 from twisted_vllm.admin.organizations import routes as organizations
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
-from twisted_vllm.admin.routing import Route, Routes
+from twisted_vllm.admin.routing import Access, Route, Routes
 from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.admin.teams import routes as teams
 from twisted_vllm.admin.users import routes as users
@@ -65,6 +66,9 @@ from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.upstreams.health_report import EndpointHealth
+
+#: a parameter in a route's path
+_PARAMETER = re.compile(r"<\w+:(\w+)>")
 
 WELCOME = {
     "service": "twisted_vllm",
@@ -103,6 +107,21 @@ class Welcome(Response, kw_only=True):
     docs: str
 
 
+class RouteEntry(Response, kw_only=True):
+    """A route."""
+
+    path: str
+    methods: tuple[str, ...]
+    name: str
+    endpoint: str
+
+
+class RouteEntries(Response, kw_only=True):
+    """Routes."""
+
+    routes: tuple[RouteEntry, ...]
+
+
 about = Routes()
 
 
@@ -116,6 +135,24 @@ async def welcome(_context: AdminContext, _request: IRequest) -> Json:
 async def openapi(_context: AdminContext, _request: IRequest) -> msgspec.Raw:
     """Return this document. It contains no secrets."""
     return _document()
+
+
+@about.open("/routes", response=RouteEntries)
+async def list_routes(_context: AdminContext, _request: IRequest) -> msgspec.Raw:
+    """Return the gateway's own routes, as LiteLLM lists its own; vLLM's are below /vllm."""
+    return _route_list()
+
+
+@cache
+def _route_list() -> msgspec.Raw:
+    found: dict[str, list[str]] = {}
+    for route in ROUTES:
+        found.setdefault(_PARAMETER.sub(r"{\1}", route.path), []).append(route.method)
+    entries = [
+        RouteEntry(path=path, methods=tuple(methods), name=path.strip("/"), endpoint=path.strip("/"))
+        for path, methods in found.items()
+    ]
+    return msgspec.Raw(msgspec.json.encode(RouteEntries(routes=tuple(entries))))
 
 
 @cache
@@ -143,7 +180,11 @@ ROUTES: tuple[Route, ...] = (
 
 
 #: what a load balancer asks, whose address no operator lists
-_HEALTH = frozenset(route.path.encode("ascii") for route in health.routes if route.path.startswith("/health/"))
+_HEALTH = frozenset(
+    route.path.encode("ascii")
+    for route in health.routes
+    if route.path.startswith("/health/") and route.access is Access.OPEN
+)
 
 
 def _is_health(request: IRequest) -> bool:

@@ -98,9 +98,19 @@ def holders_of(transaction: Transaction, budget_id: str) -> dict[str, int]:
     return {kind: number for kind, number in found.items() if number}
 
 
-def report_budget(holder: Holder, budgets: Mapping[str, Allowance]) -> Json:
-    """Return the budget of a record and the limits that hold for it, in the fields where LiteLLM has them."""
+def report_budget(holder: Holder, budgets: Mapping[str, Allowance], *, always: bool = False) -> Json:
+    """Return the budget of a record and the limits that hold for it, in the fields where LiteLLM has them.
+
+    Args:
+        holder: the record.
+        budgets: as from `budgets_of`.
+        always: whether the limits are there even if there are none, as LiteLLM has it of organizations.
+    """
     allowance = effective(holder, budgets)
     limits = {**report_limits(allowance), "budget_id": holder.budget_id}
-    table = None if allowance.is_unlimited else {name: limits[name] for name in BudgetTable.__struct_fields__}
+    table = (
+        None
+        if allowance.is_unlimited and not always
+        else {name: limits[name] for name in BudgetTable.__struct_fields__}
+    )
     return {"budget_id": holder.budget_id, "litellm_budget_table": table}

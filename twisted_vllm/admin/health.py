@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,10 +11,11 @@ from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall, AdminContext
-from twisted_vllm.admin.models import ErrorDetail, Json, Query, Response
+from twisted_vllm.admin.models import ErrorDetail, Json, NoQuery, Query, Response
 from twisted_vllm.admin.responses import send, send_json
 from twisted_vllm.admin.routing import Routes
-from twisted_vllm.errors import ERROR_HEADER, Draining, GatewayError, StoreUnavailable
+from twisted_vllm.config.settings import ModelEntry
+from twisted_vllm.errors import ERROR_HEADER, Draining, GatewayError, InvalidRequest, StoreUnavailable
 from twisted_vllm.upstreams.health_report import EndpointHealth
 
 _ALIVE = "I'm alive!"
@@ -75,6 +77,15 @@ class HealthQuery(Query, frozen=True, kw_only=True):
     """Which entries to show."""
 
     model: Annotated[str, msgspec.Meta(description="A model_name: only its entries.")] = ""
+    model_id: Annotated[str, msgspec.Meta(description="The id of an entry: only that one.")] = ""
+
+
+class ReadinessDetails(ReadinessReport, kw_only=True):
+    """The state of the process, with what LiteLLM tells of itself."""
+
+    litellm_version: Annotated[str, msgspec.Meta(description="The version of this gateway.")]
+    cache: None
+    success_callbacks: tuple[str, ...]
 
 
 routes = Routes()
@@ -87,6 +98,12 @@ async def servers(call: AdminCall, query: HealthQuery) -> Json:
     It tells what requests and health checks found out, and sends nothing to a server.
     """
     found = [each for each in call.context.endpoints() if query.model in ("", each.model_name)]
+    if query.model_id:
+        entries = call.context.settings_in_effect().models
+        wanted = [each for each in entries if each.model_id == query.model_id]
+        if not wanted:
+            raise InvalidRequest("No entry of model_list has this id.", param="model_id")
+        found = [each for each in found if any(_is_of(each, entry) for entry in wanted)]
     healthy = [_report(each) for each in found if each.is_healthy]
     unhealthy = [_report(each) for each in found if not each.is_healthy]
     return {
@@ -95,6 +112,13 @@ async def servers(call: AdminCall, query: HealthQuery) -> Json:
         "healthy_count": len(healthy),
         "unhealthy_count": len(unhealthy),
     }
+
+
+def _is_of(endpoint: EndpointHealth, entry: ModelEntry) -> bool:
+    """Return whether a server serves an entry; those of a discovered service have addresses of their own."""
+    if endpoint.model_name != entry.model_name:
+        return False
+    return entry.discovery is not None or endpoint.api_base == entry.server.url.decode("ascii")
 
 
 def _report(endpoint: EndpointHealth) -> Json:
@@ -115,6 +139,23 @@ async def readiness(context: AdminContext, request: IRequest) -> bytes:
 
     It can without its database, unless the operator says otherwise.
     """
+    return _send_readiness(context, request, {})
+
+
+@routes.get(
+    "/health/readiness/details",
+    access=Access.ANY_KEY,
+    query=NoQuery,
+    response=ReadinessDetails,
+    unavailable=Unready,
+)
+async def readiness_details(call: AdminCall, _query: NoQuery) -> bytes:
+    """Return the same as /health/readiness, with the version."""
+    about = {"litellm_version": version("twisted-vllm"), "cache": None, "success_callbacks": ()}
+    return _send_readiness(call.context, call.request, about)
+
+
+def _send_readiness(context: AdminContext, request: IRequest, about: Json) -> bytes:
     state = context.readiness()
     problem: GatewayError | None = None
     if state.draining:
@@ -134,6 +175,7 @@ async def readiness(context: AdminContext, request: IRequest) -> bytes:
         "db": "connected" if has_database else "disconnected",
         "database": "available" if has_database else "unavailable",
         "draining": state.draining,
+        **about,
     }
     if problem is None:
         return send_json(request, body)

@@ -234,10 +234,15 @@ def report_usage(allowance: Allowance, spend: Spend, now: datetime, effective: A
         effective: the limits that hold, where a budget adds to them; its period is what counts.
     """
     holding = allowance if effective is None else effective
-    _, end = period_of(holding.budget_duration, now.timestamp())
     return {
         **report_limits(allowance),
         "spend": money(current_spend(holding, spend, now)),
         "total_spend": money(spend.total_spend),
-        "budget_reset_at": None if end is None else datetime.fromtimestamp(end, UTC),
+        "budget_reset_at": next_period(holding, now),
     }
+
+
+def next_period(allowance: Allowance, now: datetime) -> datetime | None:
+    """Return when the next period of a budget begins; None for one that is endless."""
+    _, end = period_of(allowance.budget_duration, now.timestamp())
+    return None if end is None else datetime.fromtimestamp(end, UTC)

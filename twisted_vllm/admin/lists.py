@@ -13,6 +13,24 @@ from twisted_vllm.storage.repository import Page
 RecordT = TypeVar("RecordT", bound=AttrsInstance)
 
 
+#: ids in one parameter
+MAX_IDS = 500
+
+
+def ids_of(text: str, param: str | None = None) -> tuple[str, ...]:
+    """Return ids that a parameter names, separated by commas, each once.
+
+    Raises:
+        InvalidRequest: there are too many.
+    """
+    found = tuple(dict.fromkeys(part for each in text.split(",") if (part := each.strip())))
+    if len(found) > MAX_IDS:
+        raise InvalidRequest(
+            f"At most {MAX_IDS} ids can be named, and these are {len(found)}: name fewer, or none.", param=param
+        )
+    return found
+
+
 def asked_page(page: Page[RecordT], given: Container[str], what: str, path: str) -> list[RecordT]:
     """Return the records of a page that the caller asked for, or that is the only one.
 

@@ -10,7 +10,9 @@ import attrs
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.admin.scope import no_organization
 from twisted_vllm.errors import NotFound
+from twisted_vllm.ratelimit.allowance import members_budget_id
 from twisted_vllm.storage.records import Member, OrganizationMember, OrganizationRecord, TeamRecord
 from twisted_vllm.storage.transaction import Transaction
 
@@ -37,9 +39,7 @@ def find_organization(
     """
     organization = transaction.organizations.get(organization_id)
     if organization is None:
-        raise NotFound(
-            f"No organization has the id `{redacted(organization_id)}`. GET /organization/list shows all.", param=param
-        )
+        raise no_organization(organization_id, param)
     return organization
 
 
@@ -66,11 +66,6 @@ def roles_in(transaction: Transaction, team: TeamRecord) -> dict[str, Any]:
     }
     roles = {"members": {member.user_id: member.role for member in found}}
     return {**roles, "member_limits": limits} if limits else roles
-
-
-def members_budget_id(team_id: str) -> str:
-    """Return the id of the budget that the members of a team name, if ``team_member_budget`` and the like made one."""
-    return f"members-of-{team_id}"
 
 
 def put_organization_members(

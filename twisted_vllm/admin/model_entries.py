@@ -162,7 +162,8 @@ def add_model(
         Conflict: another entry has its id.
     """
     _check_allowed(source)
-    if transaction.models.get(model_id) is not None:
+    of_file = any(entry.model_id == model_id for entry in source.settings.models)
+    if of_file or transaction.models.get(model_id) is not None:
         raise Conflict("Another model has this id already. Send another `model_info.id`.", param="model_info.id")
     checked = _checked(body.model_name, body.litellm_params, body.model_info or {})
     record = ModelRecord(

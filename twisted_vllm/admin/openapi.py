@@ -150,7 +150,7 @@ def _parameters(query: type[Query]) -> Iterator[Json]:
         found = {"name": name, "in": "query", "required": name in schema.get("required", ())}
         if "description" in each:
             found["description"] = each.pop("description")
-        if not found["required"] and (each.get("type") == "integer" or "" not in each.get("enum", ("",))):
+        if not found["required"] and (each.get("type") in ("integer", "number") or "" not in each.get("enum", ("",))):
             # An empty parameter is the same as none.
             each = {"anyOf": [each, {"const": ""}]}
         yield {**found, "schema": each}

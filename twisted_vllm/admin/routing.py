@@ -157,7 +157,7 @@ class Routes:
                 if access is Access.SELF_SERVICE:
                     authenticator.count_change(caller)
                 context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))
-                given = without_blanks(_with_path(await read_object(request), path, body))
+                given = without_blanks(body.flat(_with_path(await read_object(request), path, body)))
                 # the key may have been blocked while the body arrived
                 principal = authenticator.caller_of(request, access, action)
                 call = AdminCall(request, context, principal, action, path, given)

@@ -13,9 +13,10 @@ import attrs
 from sqlalchemy import ColumnElement
 from zope.interface import Attribute, Interface, implementer
 
+from twisted_vllm.admin.fields import redacted
 from twisted_vllm.auth.records import PROXY_ADMIN, KeyRecord
-from twisted_vllm.errors import GatewayError, RouteNotAllowed
-from twisted_vllm.storage.records import TeamRecord, UserRecord
+from twisted_vllm.errors import GatewayError, NotFound, RouteNotAllowed
+from twisted_vllm.storage.records import Member, OrganizationMember, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
 
@@ -62,6 +63,13 @@ class IScope(Interface):
             RouteNotAllowed: it may not.
         """
 
+    def check_removal(member: Member) -> None:
+        """Check that the caller may remove a member from a team whose members it may change.
+
+        Raises:
+            RouteNotAllowed: it may not.
+        """
+
     def check_user(before: UserRecord | None, after: UserRecord | None) -> None:
         """Check that the caller may create, change or delete a user.
 
@@ -87,6 +95,12 @@ class IScope(Interface):
 
     def own_teams(transaction: Transaction) -> frozenset[str] | None:
         """Return the ids of the teams that the caller may see at all; None for all teams."""
+
+    def own_organizations(transaction: Transaction) -> Mapping[str, OrganizationMember | None] | None:
+        """Return the organizations that the caller may see, with its membership in each; None for all of them."""
+
+    def missing_organization(organization_id: str) -> GatewayError:
+        """Return the error for an organization that does not exist, or that the caller may not see."""
 
     def check_team(
         transaction: Transaction, team: TeamRecord | None, missing: GatewayError, given: Mapping[str, Any]
@@ -137,6 +151,10 @@ class AdministratorScope:
         """Refuse a key that administers, before or after."""
         self.check_keys(transaction, before, after)
 
+    def check_removal(self, member: Member) -> None:
+        """Let an administrator remove everybody."""
+        self._check_changes()
+
     def check_user(self, before: UserRecord | None, after: UserRecord | None) -> None:
         """Refuse users who administer, unless the caller has the master key's rights."""
         self._check_changes()
@@ -168,6 +186,14 @@ class AdministratorScope:
         """Return None: all teams."""
         return None
 
+    def own_organizations(self, transaction: Transaction) -> Mapping[str, OrganizationMember | None] | None:
+        """Return None: all organizations."""
+        return None
+
+    def missing_organization(self, organization_id: str) -> GatewayError:
+        """Return that there is none with this id."""
+        return no_organization(organization_id)
+
     def check_team(
         self, transaction: Transaction, team: TeamRecord | None, missing: GatewayError, given: Mapping[str, Any]
     ) -> TeamRecord:
@@ -180,6 +206,13 @@ class AdministratorScope:
     def _check_changes(self) -> None:
         if not self.changes:
             raise RouteNotAllowed("This key may read everything and change nothing.")
+
+
+def no_organization(organization_id: str, param: str = "organization_id") -> NotFound:
+    """Return the error for an organization that does not exist."""
+    return NotFound(
+        f"No organization has the id `{redacted(organization_id)}`. GET /organization/list shows all.", param=param
+    )
 
 
 def administering(transaction: Transaction, records: Sequence[KeyRecord]) -> bool:

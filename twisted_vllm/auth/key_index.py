@@ -34,6 +34,7 @@ from twisted_vllm.ratelimit.allowance import (
     Allowance,
     Limited,
     member_id,
+    members_budget_id,
     model_budget_id,
 )
 
@@ -219,7 +220,9 @@ class KeyIndex:
         if kind == KEY:
             return self._by_key_id.get(identity, UNLIMITED)
         if kind == MEMBER:
-            return self._members.get(identity, UNLIMITED)
+            found = self._members.get(identity)
+            # who left a team may come back: what it spent until then is counted still
+            return self._shared.get(_budget_of_members(identity), UNLIMITED) if found is None else found
         if kind == MODEL_BUDGET:
             return self._model_budget(identity)
         if kind == PROXY:
@@ -271,7 +274,7 @@ class KeyIndex:
         """
         found = [(PROXY, PROXY)] if self._gateway.proxy.has_budget else []
         ids = dict(payers)
-        if self._members and USER in ids and TEAM in ids:
+        if (self._members or self._shared) and USER in ids and TEAM in ids:
             ids[MEMBER] = id = member_id(ids[TEAM], ids[USER])
             if self.allowance_of(MEMBER, id).has_budget:
                 found.append((MEMBER, id))
@@ -367,6 +370,7 @@ class KeyIndex:
             organization_id=organization_id,
             organization_models=() if organization is None else organization.models,
             role=_role(grant, user),
+            team_aliases={} if team is None else team.aliases,
         )
         return IndexedKey(
             token=grant.token,
@@ -396,6 +400,10 @@ class KeyIndex:
             found.append((ORGANIZATION, organization_id, organization.allowance))
         limited = (Limited(*each) for each in found if not each[2].is_unlimited)
         return (*limited, *self.of_everybody)
+
+
+def _budget_of_members(member: str) -> str:
+    return members_budget_id(member.partition(SEPARATOR)[0])
 
 
 def _role(grant: KeyGrant, user: UserGrant | None) -> str:

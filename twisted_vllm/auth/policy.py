@@ -228,20 +228,23 @@ class RoutePolicy:
     def check_model(self, principal: Principal, model: str) -> None:
         """Check that a principal may use a model. Its key, user, team and organization must all allow it.
 
-        Patterns are case-sensitive; ``*`` and ``?`` are wildcards.
+        Patterns are case-sensitive; ``*`` and ``?`` are wildcards. As in LiteLLM, the team's own name for a model
+        (``model_aliases``), which administrators set, allows the model to the team, and the others may allow that name.
 
         Raises:
             ModelNotAllowed: one of them does not allow it; the message says which.
         """
         if principal.is_administrator:
             return
-        _check_level("This key", "key", principal.models, model)
+        aliases = principal.team_aliases
+        names = (model, *(name for name, target in aliases.items() if target == model)) if aliases else (model,)
+        _check_level("This key", "key", principal.models, names)
         if principal.user_models:
-            _check_level("The user of this key", "user", principal.user_models, model)
-        if principal.team_models:
-            _check_level("The team of this key", "team", principal.team_models, model)
+            _check_level("The user of this key", "user", principal.user_models, names)
+        if principal.team_models and len(names) == 1:
+            _check_level("The team of this key", "team", principal.team_models, names)
         if principal.organization_models:
-            _check_level("The organization of this key", "organization", principal.organization_models, model)
+            _check_level("The organization of this key", "organization", principal.organization_models, names)
 
     def check_unlisted_model(self, principal: Principal, model: str) -> None:
         """Check the name of a model that no entry of ``model_list`` names: it must not be a path.
@@ -286,15 +289,19 @@ def matches_model(patterns: tuple[str, ...], model: str) -> bool:
     return not patterns or model in patterns or _model_pattern(patterns).match(model) is not None
 
 
-def _check_level(who: str, level: str, patterns: tuple[str, ...], model: str) -> None:
-    if matches_model(patterns, model):
+def _check_level(who: str, level: str, patterns: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Check that a level allows a model by one of its names, of which the first is the model's own."""
+    model = names[0]
+    if matches_model(patterns, model) or any(matches_model(patterns, name) for name in names[1:]):
         return
     allowed = ", ".join(pattern[:CLIP] for pattern in patterns[:10]) + (", …" if len(patterns) > 10 else "")
+    short = _SHORT.get(level, level)
     raise ModelNotAllowed(
-        f"{who} may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
+        # LiteLLM's clients look for its words, with which the message begins
+        f"{short} not allowed to access model. {who} may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
         f"An administrator can change the {level}'s models.",
         param="model",
-        level=_SHORT.get(level, level),
+        level=short,
     )
 
 

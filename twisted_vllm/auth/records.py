@@ -132,7 +132,8 @@ class Principal:
         team_id: the team or label of its key.
         user_models: the model patterns of its user; empty means all models.
         team_models: the model patterns of its team; empty means all models.
-        aliases: the key's own model names, and the model of each.
+        aliases: the key's own model names and those of its team, and the model of each.
+        team_aliases: those of its team alone, which also allow their models.
         priority: the ``X-Vllm-Priority`` of its requests.
         granted_headers: the operator's headers that it may set, in lower case.
         expires: when its key stops working, in Unix seconds; infinity means never.
@@ -170,6 +171,7 @@ class Principal:
     organization_models: tuple[str, ...] = ()
     role: str = ""
     end_user_id: str | None = None
+    team_aliases: Mapping[str, str] = attrs.field(factory=dict, hash=False)
 
     @property
     def is_administrator(self) -> bool:

@@ -23,6 +23,7 @@ from twisted_vllm.config.declaration import (
 from twisted_vllm.config.includes import read_with_includes
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
+from twisted_vllm.config.model_ids import ModelIds, lasting_secret
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report, shown, suggestion
 from twisted_vllm.config.providers import PROVIDER
@@ -415,4 +416,5 @@ def _fleet(
         found.get("limits", Limits()),
         found.get("default_prices", PriceList()),
         root,
+        ModelIds(lasting_secret(found.get("salt_key"), found.get("master_key"))),
     )

@@ -141,7 +141,9 @@ LITELLM_SETTINGS: Restrictions = {
         "a guardrail, a limiter, or a name with a dot",
     ),
     "default_end_user_max_budget": Restriction("limit what each end user spends", _NEW_END_USERS),
-    "default_max_internal_user_budget": Restriction("limit what each user spends", _NEW_USERS),
+    "default_max_internal_user_budget": Restriction(
+        "limit what each user spends", "write litellm_settings.max_internal_user_budget, which LiteLLM uses as well"
+    ),
     "default_team_settings": Restriction(
         "limit teams", "send the limits with each POST /team/new", _holds_limits, "a limit in one of its entries"
     ),

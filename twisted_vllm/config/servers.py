@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
-from hashlib import sha256
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +25,7 @@ from twisted_vllm.config.declaration import (
     setting,
     settings_of,
 )
+from twisted_vllm.config.model_ids import ModelIds
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
 from twisted_vllm.config.problems import REFERENCE, Place, Rejected, nearest
 from twisted_vllm.config.providers import PROVIDER, Skipped, as_vllm
@@ -485,8 +485,19 @@ def assemble(
     limits: Limits,
     default_prices: PriceList,
     root: Place,
+    ids: ModelIds,
 ) -> Fleet:
-    """Assign each entry its server; report problems at the place of the entry or of the override, from `root` on."""
+    """Assign each entry its server; report problems at the place of the entry or of the override, from `root` on.
+
+    Args:
+        table: the entries.
+        servers: the settings of servers.
+        timeouts: those of servers that set no others.
+        limits: likewise.
+        default_prices: the prices of entries that name none.
+        root: the place of the settings.
+        ids: makes the ids of entries that have none.
+    """
     default = servers.api_base
     placed: list[_Placed] = []
     for row in table:
@@ -558,19 +569,19 @@ def assemble(
                 model_id=model_id,
                 description=each.described.text,
             )
-            for each, model_id in zip(placed, _ids(placed), strict=True)
+            for each, model_id in zip(placed, _ids(placed, ids), strict=True)
         ),
     )
 
 
-def _ids(placed: Sequence[_Placed]) -> Iterator[str]:
+def _ids(placed: Sequence[_Placed], ids: ModelIds) -> Iterator[str]:
     """Yield the id of each entry: its own, or one that follows from what it serves and is the same at each start."""
     taken: set[str] = set()
     for each in placed:
         found, number = each.described.own_id, 0
         while not found or found in taken:
             what = (each.entry.model_name, each.address.url, each.entry.litellm_params.model, str(number))
-            found, number = sha256("\n".join(what).encode("utf-8", "replace")).hexdigest(), number + 1
+            found, number = ids.of(*what), number + 1
         taken.add(found)
         yield found
 

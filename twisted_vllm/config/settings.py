@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from urllib.parse import quote
@@ -45,6 +44,7 @@ from twisted_vllm.config.checks import (
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
+from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
@@ -53,7 +53,7 @@ from twisted_vllm.config.routing import (
     model_names,
     routing_strategy,
 )
-from twisted_vllm.config.secret import Secret, hash_of
+from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls, TlsParams
 from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
@@ -779,7 +779,8 @@ class Settings:
         None,
         optional(secret, "the master key", empty=True),
         "Encrypts the api_key of models that are added with POST /model/new. Set it before the master key changes: "
-        "keys that were encrypted with another one cannot be read, and their models are not served.",
+        "keys that were encrypted with another one cannot be read, and their models are not served. The ids of models "
+        "that have no model_info.id depend on it as well.",
         block="general_settings",
         environment=("VLLM_PASSTHROUGH_SALT_KEY", "LITELLM_SALT_KEY"),
     )
@@ -1094,13 +1095,8 @@ class Settings:
 
     @property
     def sealing_secret(self) -> Secret | None:
-        """What the keys of stored models are encrypted with: the salt key, else the SHA-256 of the master key.
-
-        The hash, so that a master key and its hash in the file mean the same here as well.
-        """
-        if self.salt_key is not None or self.master_key is None:
-            return self.salt_key
-        return Secret(hash_of(self.master_key) or sha256(self.master_key.reveal().encode("utf-8")).hexdigest())
+        """What the keys of stored models are encrypted with, and the ids of models depend on."""
+        return lasting_secret(self.salt_key, self.master_key)
 
     @property
     def metrics_are_open(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import msgspec
 
+from twisted_vllm.config.model_ids import ModelIds
 from twisted_vllm.config.problems import REFERENCE, ConfigError, Place, Problem, Report
 from twisted_vllm.config.providers import as_vllm
 from twisted_vllm.config.secret import Secret
@@ -227,7 +228,8 @@ def _assembled(settings: Settings, rows: Sequence[Row], root: Place) -> list[Mod
         ssl_verify=settings.usual_tls.verify,
         ssl_certificate=settings.usual_tls.certificate,
     )
-    fleet = assemble(rows, servers, settings.timeouts, settings.limits, settings.default_prices, root)
+    ids = ModelIds(settings.sealing_secret)
+    fleet = assemble(rows, servers, settings.timeouts, settings.limits, settings.default_prices, root, ids)
     of_file = {server.url: server for server in settings.servers}
     found = [
         attrs.evolve(entry, server=attrs.evolve(known, api_key=entry.server.api_key))

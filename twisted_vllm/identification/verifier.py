@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -13,14 +14,16 @@ from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_claims import TokenCaller, caller_of
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.tokens import TokenHeader, TokenKey, TokenRules, fitting, read_header, verify
+from twisted_vllm.client_address import client_of
 from twisted_vllm.config.jwt import JwtClaims
 from twisted_vllm.errors import GatewayError, InvalidToken, IssuerUnavailable, StoreUnavailable, TooManyFailures
 from twisted_vllm.identification.directory import Directory
 from twisted_vllm.identification.key_sets import FETCH_INTERVAL, KeySets
 from twisted_vllm.ratelimit.allowance import USER
 
-#: requests that may wait for their tokens to be verified, and users that are being made
-MOST_WAITING, MOST_NEW_USERS = 4_096, 64
+#: requests that may wait for their tokens to be verified, those of one address (IPv6: one /64), and users that are
+#: being made
+MOST_WAITING, MOST_OF_ADDRESS, MOST_NEW_USERS = 4_096, 1_024, 64
 #: seconds in which a token that was refused is refused again without a look
 REFUSED_SECONDS = 1.0
 #: signatures in a second that are checked for addresses which sent too many invalid credentials
@@ -62,7 +65,8 @@ class TokenVerifier:
         self._directory = directory
         self._throttle = throttle
         self._now = now
-        self._pending: dict[str, list[Deferred[None]]] = {}
+        self._pending: dict[str, list[tuple[Deferred[None], str | bytes]]] = {}
+        self._places: Counter[str | bytes] = Counter()
         self._waiting = self._new_users = 0
         self._second, self._checked = 0.0, 0
         tokens.on_stale = self.refresh
@@ -90,16 +94,17 @@ class TokenVerifier:
         Returns:
             A Deferred that fires, and never fails, when it should be looked up again; None if too many wait.
         """
-        if self._waiting >= MOST_WAITING:
+        client = client_of(address)
+        if self._waiting >= MOST_WAITING or self._places[client] >= MOST_OF_ADDRESS:
             return None
         mine: Deferred[None] = Deferred()
+        self._waiting += 1
+        self._places[client] += 1
         pending = self._pending.get(token_hash)
         if pending is not None:
-            self._waiting += 1
-            pending.append(mine)
+            pending.append((mine, client))
             return mine
-        self._waiting += 1
-        self._pending[token_hash] = [mine]
+        self._pending[token_hash] = [(mine, client)]
         self._find_out(token, token_hash, address).addBoth(self._found_out, token_hash)
         return mine
 
@@ -113,7 +118,11 @@ class TokenVerifier:
             self._tokens.refuse(token_hash, error.with_traceback(None), self._now() + REFUSED_SECONDS)
         waiting = self._pending.pop(token_hash)
         self._waiting -= len(waiting)
-        for each in waiting:
+        for _, client in waiting:
+            self._places[client] -= 1
+            if not self._places[client]:
+                del self._places[client]
+        for each, _ in waiting:
             each.callback(None)
 
     @inlineCallbacks

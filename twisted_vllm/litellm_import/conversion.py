@@ -17,8 +17,9 @@ import msgspec
 
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.customers import NewCustomerRequest
-from twisted_vllm.admin.fields import Label, stored_models
+from twisted_vllm.admin.fields import Label, is_printable
 from twisted_vllm.admin.keys.models import GenerateRequest
+from twisted_vllm.admin.organizations.models import NewOrganizationRequest
 from twisted_vllm.admin.scope import AdministratorScope
 from twisted_vllm.admin.teams.models import NewTeamRequest
 from twisted_vllm.admin.users.models import NewUserRequest
@@ -196,11 +197,9 @@ class _Conversion:
     def _budget_of(self, fields: Fields, row: Row) -> str | None:
         """Return the budget that a row names, if it exists."""
         budget_id = row.get("budget_id")
-        if budget_id is None or budget_id not in self._allowances:
-            return None
         if budget_id in self._bad_budgets:
             fields.restrict(self._bad_budgets[budget_id])
-        return str(budget_id)
+        return str(budget_id) if budget_id in self._allowances else None
 
     def _granted_models(self, fields: Fields) -> list[str]:
         [ids] = fields.take("access_group_ids")
@@ -223,20 +222,26 @@ class _Conversion:
 
     def _label(self, kind: str, value: object) -> str | None:
         """Return an id, or None and a note if it cannot be one here."""
+        if self._is_label(value):
+            return str(value)
+        self._notes.add(Outcome.SKIPPED, named(kind, value), "its id cannot be one here")
+        return None
+
+    @staticmethod
+    def _is_label(value: object) -> bool:
+        """Return whether something may be an id or a name here."""
         try:
             label = msgspec.convert(value, Label)
         except msgspec.ValidationError:
-            label = ""
-        if not label or not label.isprintable() or label.startswith("sk-"):
-            self._notes.add(Outcome.SKIPPED, named(kind, value), "its id cannot be one here")
-            return None
-        return label
+            return False
+        return bool(label) and label.isprintable() and not label.startswith("sk-")
 
     # one kind after the other
 
     def _budget(self, row: Row) -> None:
         budget_id = self._label("budget", row["budget_id"])
         if budget_id is None:
+            self._bad_budgets[row["budget_id"]] = "its budget was not copied"
             return
         fields = self._fields(named("budget", budget_id), row)
         allowance = fields.take_limits()
@@ -250,40 +255,37 @@ class _Conversion:
         self._found.budgets.append(BudgetRecord(budget_id=budget_id, allowance=allowance, **self._stamps(row)))
 
     def _organization(self, row: Row) -> None:
-        alias = row.get("organization_alias")
         organization_id = self._label("organization", row["organization_id"])
         if organization_id is None:
+            self._bad_organizations[str(row["organization_id"])] = "its organization was not copied"
             return
-        fields = self._fields(named("organization", alias, organization_id), row, "organization_alias")
+        alias = row.get("organization_alias")
+        subject = named("organization", alias, organization_id)
+        fields = self._fields(subject, row, "organization_alias")
+        if alias and not self._is_label(alias):
+            self._notes.add(Outcome.LESS, subject, "organization_alias: its value cannot be used here")
+            alias = None
         fields.take_models()
         budget_id = self._budget_of(fields, row)
-        models, metadata = fields.take("models", "metadata")
-        for name, value in fields.values.items():
-            if asks(value):
-                fields.lose(name)
+        fields.values["organization_alias"] = organization_id
+        values = self._accept(fields, NewOrganizationRequest, lambda body, _: body.values())
+        values |= {"organization_alias": alias or None, "budget_id": budget_id}
         if fields.restricting:
             self._bad_organizations[organization_id] = f"{', '.join(fields.restricting)} of its organization"
         self._found.organizations.append(
-            OrganizationRecord(
-                organization_id=organization_id,
-                organization_alias=str(alias)[:255] if alias else None,
-                models=stored_models(tuple(models)),
-                metadata=metadata or {},
-                budget_id=budget_id,
-                **self._stamps(row),
-            )
+            OrganizationRecord(**{**self._stamps(row), **values, "organization_id": organization_id})
         )
         self._known_organizations.add(organization_id)
         reset = {"budget_reset_at": self._reset_of(budget_id)}
         self._spend(ORGANIZATION, organization_id, {**row, **reset}, UNLIMITED, budget_id)
 
     def _organization_member(self, row: Row) -> None:
-        if row["organization_id"] in self._known_organizations:
+        user_id = self._label("member of an organization", row["user_id"])
+        if row["organization_id"] in self._known_organizations and user_id is not None:
             # LiteLLM does not look at the budgets of these memberships.
             role = row.get("user_role") or "internal_user"
-            self._found.organization_members.append(
-                OrganizationMember(organization_id=row["organization_id"], user_id=row["user_id"], role=str(role)[:32])
-            )
+            role = role[:32] if self._is_label(role) else "internal_user"
+            self._found.organization_members.append(OrganizationMember(row["organization_id"], user_id, role))
 
     def _user(self, row: Row) -> None:
         if row["user_id"] == _WHOLE_PROXY:
@@ -329,20 +331,27 @@ class _Conversion:
         values["blocked"] = self._is_blocked(fields, values.get("blocked", False))
         values |= {
             "team_id": team_id,
-            "organization_id": organization_id,
-            "aliases": {str(name): str(model) for name, model in aliases.items()} or None,
+            "organization_id": organization_id if organization_id in self._known_organizations else None,
+            "aliases": self._printable(subject, aliases) or None,
         }
         self._found.teams.append(TeamRecord(**{**self._stamps(row), **values}))
         self._spend(TEAM, team_id, row, allowance, None)
         self._roles(team_id, row, default_budget if default_budget in self._allowances else None)
 
+    def _printable(self, subject: str, aliases: Mapping[str, Any]) -> dict[str, str]:
+        kept = {str(name): str(model) for name, model in aliases.items() if is_printable(f"{name}{model}")}
+        if len(kept) < len(aliases):
+            self._notes.add(Outcome.LESS, subject, "aliases: a name has characters that cannot be printed")
+        return kept
+
     def _roles(self, team_id: str, row: Row, default_budget: str | None) -> None:
         members = _decoded(row["members_with_roles"])
         for each in members if isinstance(members, list) else ():
             user_id = each.get("user_id") if isinstance(each, dict) else None
-            if user_id:
+            label = self._label("member of a team", user_id) if user_id else None
+            if label is not None:
                 role = "admin" if each.get("role") == "admin" else "user"
-                self._found.members.append(Member(team_id, str(user_id), role, budget_id=default_budget))
+                self._found.members.append(Member(team_id, label, role, budget_id=default_budget))
 
     def _members(self) -> None:
         """Give the memberships their limits and their spend."""
@@ -405,7 +414,7 @@ class _Conversion:
         for tag in values.get("tags", ()):
             if tag in self._bad_tags:
                 fields.restrict(self._bad_tags[tag])
-        name = row.get("key_name")
+        name, organization_id = row.get("key_name"), row.get("organization_id")
         values |= {
             "allowance": allowance,
             "blocked": self._is_blocked(fields, values.get("blocked", False)),
@@ -413,7 +422,7 @@ class _Conversion:
             "expires": moment(row.get("expires")),
             "key_id": self._audit.randbytes(16).hex(),
             "key_name": name if isinstance(name, str) and _KEY_NAME.fullmatch(name) else "sk-...",
-            "organization_id": row.get("organization_id"),
+            "organization_id": organization_id if organization_id in self._known_organizations else None,
             "token": token,
         }
         self._found.keys.append(KeyRecord(**{**self._stamps(row), **values}))

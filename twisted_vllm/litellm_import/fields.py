@@ -13,6 +13,7 @@ import msgspec
 
 from twisted_vllm.admin.fields import SPECIAL_MODELS, UNITS
 from twisted_vllm.admin.limits import LimitFields
+from twisted_vllm.admin.model_limits import check_limited_models
 from twisted_vllm.admin.models import Body
 from twisted_vllm.admin.parsing import parse_body
 from twisted_vllm.auth.policy import parse_rule
@@ -177,7 +178,7 @@ class Fields:
             duration = fields.pop("time_period", None) if duration is None else duration
             fields = {name: each for name, each in fields.items() if asks(each)}
             dollars = None if money is None else _dollars(money)
-            if any(sign in str(model) for sign in "*?"):
+            if not _names_one_model(str(model)):
                 self.restrict("model_max_budget")
             elif dollars is not None:
                 found[str(model)] = ModelBudget(
@@ -186,6 +187,14 @@ class Fields:
             for name in fields:
                 self.restrict(f"model_max_budget.{clean(name)}")
         return found
+
+
+def _names_one_model(model: str) -> bool:
+    try:
+        check_limited_models((model,), "model_max_budget")
+    except InvalidRequest:
+        return False
+    return True
 
 
 def _is_rule(route: str) -> bool:

@@ -5,14 +5,20 @@ They name no server: a tenant must not learn internal addresses.
 
 from __future__ import annotations
 
+import re
+
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.context import RequestContext
 from twisted_vllm.money import to_dollars
 from twisted_vllm.ratelimit.allowance import KEY
+from twisted_vllm.ratelimit.reservation import Reservation
 
 #: combinations of a key, a model and an entry whose lines are remembered, and the longest name in a header
 MAX_KNOWN, MAX_NAME = 1_000, 256
+
+# RFC 9110, section 5.6.2
+_NO_TOKEN = re.compile(r"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")
 
 
 class LitellmHeaders:
@@ -20,7 +26,7 @@ class LitellmHeaders:
 
     def __init__(self) -> None:
         """Remember none yet."""
-        self._known: BoundedCache[tuple[str, str, str], tuple[Principal, bytes]]
+        self._known: BoundedCache[tuple[str, str, str], tuple[Principal, bytes, bytes]]
         self._known = BoundedCache(MAX_KNOWN, 2 * MAX_NAME)
 
     def __len__(self) -> int:
@@ -36,12 +42,40 @@ class LitellmHeaders:
         about = (principal.key_id, model, context.model_id)
         known = self._known.get(about)
         if known is None or known[0] is not principal:
-            known = (principal, _lines_of(principal, model, context.model_id))
+            known = (principal, _lines_of(principal, model, context.model_id), _counted_model(principal, model))
             self._known.keep(about, known, len(model) + len(context.model_id))
         added = b"x-litellm-call-id: %b\r\n%b" % (context.request_id, known[1])
+        reservation = context.reservation
+        if reservation is not None:
+            spend = reservation.key_spend
+            if spend is not None:
+                added += b"x-litellm-key-spend: %b\r\n" % str(float(to_dollars(spend))).encode("ascii")
+            if known[2]:
+                added += _left(known[2], reservation)
         if context.attempts:
             added += b"x-litellm-attempted-retries: %d\r\n" % len(context.attempts)
         return added
+
+
+def _counted_model(principal: Principal, model: str) -> bytes:
+    """Return how headers write a model for which a key has limits of its own; empty for another."""
+    if not (model.isascii() and model.isprintable() and len(model) <= MAX_NAME):
+        return b""
+    # as LiteLLM has it; a name may hold what no header's name may
+    name = _NO_TOKEN.sub("-", model)
+    for each in principal.limited:
+        if each.kind == KEY and (model in each.allowance.model_rpm or model in each.allowance.model_tpm):
+            return name.encode("ascii")
+    return b""
+
+
+def _left(model: bytes, reservation: Reservation) -> bytes:
+    """Return the lines for what is left of the tightest limits, for a key with limits of the model."""
+    lines = b""
+    for what, state in ((b"requests", reservation.requests_left), (b"tokens", reservation.tokens_left)):
+        if state is not None:
+            lines += b"x-litellm-key-remaining-%b-%b: %d\r\n" % (what, model, max(state[1], 0))
+    return lines
 
 
 def _lines_of(principal: Principal, model: str, model_id: str) -> bytes:

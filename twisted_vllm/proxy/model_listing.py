@@ -270,7 +270,11 @@ class ModelListing:
 
     def _list_now(self, principal: Principal, options: ListOptions) -> bytes | Deferred[bytes]:
         """Return the list; equal lists are written once, until something changes, and long ones in steps."""
-        restricts = (*_patterns_of(principal), *principal.aliases.items())
+        restricts = (
+            *_patterns_of(principal),
+            tuple(principal.aliases.items()),
+            tuple(principal.team_aliases.items()),
+        )
         key = (self._router.changes, self._served.changes, options, principal.is_administrator, restricts)
         # which servers work changes often
         answer = None if options.healthy else self._answers.get(key)

@@ -19,6 +19,11 @@ def member_id(team_id: str, user_id: str) -> str:
     return f"{team_id}{SEPARATOR}{user_id}"
 
 
+def members_budget_id(team_id: str) -> str:
+    """Return the id of the budget that the members of a team name, if ``team_member_budget`` and the like made one."""
+    return f"members-of-{team_id}"
+
+
 def model_budget_id(kind: str, id: str, model: str) -> str:
     """Return the id of somebody's budget for one model, likewise."""
     return f"{kind}{SEPARATOR}{id}{SEPARATOR}{model}"

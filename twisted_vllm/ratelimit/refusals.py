@@ -78,13 +78,19 @@ def message_of(refusal: Refusal) -> str:
 
 
 def _budget_message(refusal: Refusal, level: str) -> str:
+    """Return LiteLLM's words for a budget, which its clients look for, and then what is wrong here."""
+    words = f"Budget has been exceeded! Current cost: {_amount(refusal.spent)}, Max budget: {_amount(refusal.allowed)}."
     budget = f"{level} may spend {dollars(refusal.allowed)} (max_budget)"
     if refusal.needed > refusal.allowed > 0:
-        return f"The request may cost {dollars(refusal.needed)}, and {budget}. Lower max_tokens or shorten the prompt."
+        return (
+            f"{words} The request may cost {dollars(refusal.needed)}, and {budget}. "
+            "Lower max_tokens or shorten the prompt."
+        )
+    budget = budget[0].upper() + budget[1:]
     if refusal.spent >= refusal.allowed:
-        return f"Budget exceeded: {budget} and has spent {dollars(refusal.spent)}.{_again(refusal)}"
+        return f"{words} {budget} and has spent {dollars(refusal.spent)}.{_again(refusal)}"
     return (
-        f"Budget exceeded: {budget}, has spent {dollars(refusal.spent)}, and the rest is less than this request "
+        f"{words} {budget}, has spent {dollars(refusal.spent)}, and the rest is less than this request "
         f"and those in work may cost.{_again(refusal)}"
     )
 
@@ -103,7 +109,11 @@ def _count(number: int, unit: str) -> str:
 
 def dollars(picodollars: int) -> str:
     """Return an amount for a message."""
+    return f"{_amount(picodollars)} USD"
+
+
+def _amount(picodollars: int) -> str:
     exact = to_dollars(picodollars)
     rounded = exact.quantize(Decimal("0.000001")) if exact else exact
     # An amount that rounds to 0 is shown exactly.
-    return f"{rounded if rounded else exact:f}".rstrip("0").rstrip(".") + " USD" if exact else "0 USD"
+    return f"{rounded if rounded else exact:f}".rstrip("0").rstrip(".") if exact else "0"

@@ -26,6 +26,11 @@ class Reservation:
         self.settled = False
 
     @property
+    def key_spend(self) -> int | None:
+        """The spend of the caller's key in its budget's period before this request; None where it is not known."""
+        return None
+
+    @property
     def headers(self) -> Headers:
         """``x-ratelimit-*`` of the tightest limits."""
         return limit_headers(self.requests_left, self.tokens_left)

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 
 from twisted_vllm.auth.records import KeyRecord, Spend
-from twisted_vllm.ratelimit.allowance import KEY
+from twisted_vllm.ratelimit.allowance import KEY, MEMBER, MODEL_BUDGET, SEPARATOR
 from twisted_vllm.storage import tables
 from twisted_vllm.storage.errors import AliasExists, KeyExists
 from twisted_vllm.storage.records import Member, OrganizationMember
@@ -53,6 +53,9 @@ class PageQuery:
         size: records on a page.
         equals: values that columns must have.
         contains: texts that columns must contain, in upper or lower case.
+        among: values of which a column must have one.
+        search: a text that one of some columns must contain, likewise; empty for any.
+        search_in: these columns.
         sort_by: the column to sort by; for ties, and where there is no such column, the record's identity.
         descending: whether the largest comes first; ``None`` counts as larger than any value.
     """
@@ -61,6 +64,9 @@ class PageQuery:
     size: int = 10
     equals: Mapping[str, Any] = attrs.field(factory=dict)
     contains: Mapping[str, str] = attrs.field(factory=dict)
+    among: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
+    search: str = ""
+    search_in: tuple[str, ...] = ()
     sort_by: str = "created_at"
     descending: bool = True
 
@@ -125,6 +131,9 @@ class Repository(Generic[RecordT]):
         columns = self._table.c
         wanted = [columns[name] == value for name, value in query.equals.items()]
         wanted += [columns[name].icontains(value, autoescape=True) for name, value in query.contains.items()]
+        wanted += [columns[name].in_(values) for name, values in query.among.items()]
+        if query.search:
+            wanted.append(or_(*(columns[name].icontains(query.search, autoescape=True) for name in query.search_in)))
         wanted += conditions
         count = self._connection.execute(select(func.count()).select_from(self._table).where(*wanted)).scalar_one()
         sort_column = self._sort_column(query.sort_by)
@@ -299,6 +308,10 @@ class _Memberships(Generic[MemberT]):
         found = self._read(self._group == group_id, self._user == user_id)
         return found[0] if found else None
 
+    def are_in(self, group_ids: Sequence[str]) -> ColumnElement[bool]:
+        """Return the condition that a user is a member of one of some groups, for a page of users."""
+        return tables.users.c.user_id.in_(select(self._user).where(self._group.in_(group_ids)))
+
     def _grouped_by(self, column: Column[Any], ids: Sequence[str], order: Column[Any]) -> dict[str, list[MemberT]]:
         found: dict[str, list[MemberT]] = {each: [] for each in ids}
         for chunk in in_chunks(ids):
@@ -464,7 +477,30 @@ class SpendRepository:
         return insert_row(tables.spend)
 
     def forget(self, kind: str, ids: Sequence[str]) -> None:
-        """Delete the spend of subjects that are deleted. Their ledger rows stay."""
+        """Delete the spend of subjects that are deleted, also for single models. Their ledger rows stay."""
+        self._forget(kind, ids)
+        owners = {f"{kind}{SEPARATOR}{id}" for id in ids}
+        of_models = self._ids(MODEL_BUDGET, f"{kind}{SEPARATOR}")
+        self._forget(MODEL_BUDGET, [id for id in of_models if id.rpartition(SEPARATOR)[0] in owners])
+
+    def forget_members(self, *, team_ids: Sequence[str] = (), user_ids: Sequence[str] = ()) -> None:
+        """Delete the spend of the members of these teams, and that of these users in every team.
+
+        Also of those who left: they may come back in the same period, but not to another team with the same id.
+        """
+        teams, users = set(team_ids), set(user_ids)
+        parts = ((id, *id.split(SEPARATOR, 1)) for id in self._ids(MEMBER))
+        self._forget(MEMBER, [id for id, team, user in parts if team in teams or user in users])
+        names = ((id, *id.split(SEPARATOR, 3)) for id in self._ids(MODEL_BUDGET, MEMBER + SEPARATOR))
+        self._forget(MODEL_BUDGET, [id for id, _, team, user, _ in names if team in teams or user in users])
+
+    def _ids(self, kind: str, start: str = "") -> list[str]:
+        """Return the ids of one kind that begin with a text. LIKE would not tell apart upper and lower case."""
+        id = tables.spend.c.id
+        begins = func.substr(id, 1, len(start)) == start
+        return list(self._connection.execute(select(id).where(tables.spend.c.kind == kind, begins)).scalars())
+
+    def _forget(self, kind: str, ids: Sequence[str]) -> None:
         for chunk in in_chunks(ids):
             self._connection.execute(
                 delete(tables.spend).where(tables.spend.c.kind == kind, tables.spend.c.id.in_(chunk))

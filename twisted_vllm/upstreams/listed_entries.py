@@ -67,7 +67,8 @@ def listed_entries(
         server = router.default.destinations[0].server
         for name, card in served.cards(server).items():
             if router.serving(server, name) is None and router.matches(name, ""):
-                identity = sha256(f"{name}\n{server.name}".encode("utf-8", "replace")).hexdigest()
+                # there is one default server; its address must not be guessed by the id
+                identity = sha256(f"default\n{name}".encode("utf-8", "replace")).hexdigest()
                 yield ListedEntry(ModelEntry(name, name, server, prices=default_prices, model_id=identity), card)
 
 

@@ -48,6 +48,7 @@ def test_a_budget_lives_from_its_making_to_its_deletion(gateway: Gateway) -> Non
     made = new(gateway, max_budget=5, budget_duration="30d", model_max_budget={"qwen": {"budget_limit": 0.5}})
     assert (made["budget_id"], made["max_budget"], made["budget_duration"]) == ("free", 5, "30d")
     assert made["model_max_budget"]["qwen"]["max_budget"] == 0.5
+    assert gateway.post("/budget/info", {"budgets": ["free"]}).json[0]["budget_reset_at"] == "2026-04-01T00:00:00Z"
     assert gateway.post("/budget/info", {"budgets": ["free", "gone"]}).json == [made]
     assert gateway.get("/budget/list").json == [made]
     changed = gateway.post("/budget/update", {"budget_id": "free", "rpm_limit": 3, "max_budget": None}).json
@@ -141,3 +142,23 @@ def test_what_cannot_be_is_refused_by_name(gateway: Gateway, path: str, body: An
     answer = gateway.post(path, body)
     assert (answer.status, answer.error["param"]) == (status, param)
     assert gateway.get("/budget/list").json == [made]
+
+
+@pytest.mark.parametrize("holder", ["key", "user", "team", "organization", "member"])
+def test_a_limit_of_a_model_must_count_for_the_keys_below_a_budget(gateway: Gateway, holder: str) -> None:
+    new(gateway)
+    named = {name: {"budget_id": "free"} if name == holder else {} for name in ("key", "user", "team", "organization")}
+    gateway.post("/organization/new", {"organization_id": "o", "organization_alias": "O", **named["organization"]})
+    gateway.post("/user/new", {"user_id": "ada", "auto_create_key": False, **named["user"]})
+    gateway.post("/team/new", {"team_id": "x", "organization_id": "o", **named["team"]})
+    if holder == "member":
+        body = {"team_id": "x", "member": {"user_id": "ada"}}
+        assert gateway.post("/team/member_add", body).status == 200
+        gateway.post("/team/update", {"team_id": "x", "team_member_budget": 5})
+    budget = "members-of-x" if holder == "member" else "free"
+    gateway.make_key(user_id="ada", team_id="x", aliases={"mine": "qwen"}, **named["key"])
+    refused = gateway.post("/budget/update", {"budget_id": budget, "model_max_budget": {"mine": 1}})
+    assert (refused.status, refused.error["param"]) == (400, "model_max_budget")
+    shown_budget = gateway.post("/budget/info", {"budgets": [budget]}).json[0]
+    assert shown_budget["model_max_budget"] == {}
+    assert gateway.post("/budget/update", {"budget_id": budget, "model_max_budget": {"qwen": 1}}).status == 200

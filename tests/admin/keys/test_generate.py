@@ -285,3 +285,12 @@ def test_a_service_account_belongs_to_a_team_and_to_nobody_in_it(gateway: Gatewa
     for body, param in (({"key_alias": "ci"}, "team_id"), ({"team_id": "x", "user_id": "ada"}, "user_id")):
         refused = gateway.post("/key/service-account/generate", body)
         assert (refused.status, refused.error["param"]) == (400, param)
+
+
+def test_the_interval_of_a_rotation_that_is_not_asked_for_asks_for_nothing(gateway: Gateway) -> None:
+    assert gateway.post("/key/generate", {"auto_rotate": False, "rotation_interval": "30d"}).status == 200
+    for body in ({"rotation_interval": "30d"}, {"auto_rotate": None, "rotation_interval": "30d"}):
+        refused = gateway.post("/key/generate", body)
+        assert (refused.status, refused.error["param"]) == (400, "rotation_interval")
+    refused = gateway.post("/key/generate", {"auto_rotate": True, "rotation_interval": "30d"})
+    assert (refused.status, refused.error["param"]) == (400, "auto_rotate")

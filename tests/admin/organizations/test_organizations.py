@@ -54,6 +54,47 @@ def test_its_models_and_limits_hold_for_the_keys_of_its_teams_and_for_its_own(ga
     assert len(gateway.get("/key/list?organization_id=o").json["keys"]) == 2
 
 
+def test_its_limits_come_and_go_in_the_table_of_litellm_s_dashboard(gateway: Gateway) -> None:
+    assert new(gateway)["litellm_budget_table"]["max_budget"] is None
+    changed = update(gateway, max_budget=1, litellm_budget_table={"max_budget": 7, "tpm_limit": 5}).json
+    assert (changed["max_budget"], changed["tpm_limit"]) == (7, 5)
+    assert changed["litellm_budget_table"]["tpm_limit"] == 5
+    assert update(gateway, litellm_budget_table={"max_budget": None}).json["max_budget"] is None
+    assert update(gateway, litellm_budget_table=None).status == 200
+    refused = update(gateway, litellm_budget_table={"max_buget": 1})
+    assert (refused.status, refused.error["param"]) == (400, "litellm_budget_table.max_buget")
+    patched = gateway.call("PATCH", "/v2/organization/o", body={"organization_alias": "New", "tpm_limit": None}).json
+    assert (patched["organization_alias"], patched["tpm_limit"]) == ("New", None)
+    assert gateway.call("PATCH", "/v2/organization/gone", body={}).status == 404
+
+
+def test_a_member_sees_itself_in_its_organization_and_its_administrator_sees_all(gateway: Gateway) -> None:
+    for name in ("o", "p"):
+        new(gateway, organization_id=name)
+    gateway.post("/team/new", {"team_id": "x", "organization_id": "o"})
+    for user, role in (("ada", "org_admin"), ("bob", "internal_user")):
+        gateway.post("/user/new", {"user_id": user, "auto_create_key": False})
+        body = {"organization_id": "o", "member": {"user_id": user, "role": role}}
+        assert gateway.post("/organization/member_add", body).status == 200
+    keys = {name: gateway.make_key(user_id=name)["key"] for name in ("ada", "bob", "eve")}
+    keys["team"] = gateway.make_key(team_id="x")["key"]
+    seen = {name: gateway.get("/organization/list", key).json for name, key in keys.items()}
+    assert {name: [each["organization_id"] for each in found] for name, found in seen.items()} == {
+        "ada": ["o"],
+        "bob": ["o"],
+        "eve": [],
+        "team": ["o"],
+    }
+    who = {name: sorted(members(found[0])) for name, found in seen.items() if found}
+    assert who == {"ada": ["ada", "bob"], "bob": ["bob"], "team": []}
+    assert [len(seen[name][0]["teams"]) for name in ("ada", "bob", "team")] == [1, 0, 1]
+    assert gateway.get("/organization/info?organization_id=o", keys["bob"]).json == seen["bob"][0]
+    refusals = [gateway.get(f"/organization/info?organization_id={name}", keys["bob"]) for name in ("p", "gone")]
+    assert [each.status for each in refusals] == [403, 403]
+    assert refusals[0].error == refusals[1].error
+    assert gateway.get("/organization/list?org_id=p", keys["bob"]).json == []
+
+
 def test_no_key_leaves_the_organization_of_its_team(gateway: Gateway) -> None:
     new(gateway)
     new(gateway, organization_id="p")

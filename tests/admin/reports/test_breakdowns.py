@@ -60,6 +60,14 @@ def test_tags_of_requests_count_beside_those_of_keys_and_once(gateway: Gateway) 
 
 
 @pytest.mark.usefixtures("keys")
+def test_tags_are_listed_and_named(gateway: Gateway) -> None:
+    assert [tag["name"] for tag in gateway.get("/tag/list").json] == ["job-1", "job-2", "own"]
+    assert list(gateway.post("/tag/info", {"names": ["own", "job-2"]}).json) == ["own", "job-2"]
+    gone = gateway.post("/tag/info", {"names": ["own", "gone"]})
+    assert (gone.status, gone.error["param"]) == (404, "names")
+
+
+@pytest.mark.usefixtures("keys")
 def test_rows_show_and_are_found_by_the_tags_of_their_clients(gateway: Gateway) -> None:
     def asked(tag: str) -> list[str]:
         return [row["request_id"] for row in gateway.get(f"/spend/logs?tag={tag}").json]
@@ -126,7 +134,31 @@ def test_a_day_is_broken_down_by_organization(gateway: Gateway) -> None:
     for path in ("", "/aggregated"):
         [day] = exact(gateway.get(f"/organization/daily/activity{path}?{DATES}&organization_ids=acme,other"))["results"]
         assert {name: part["metrics"]["spend"] for name, part in day["breakdown"]["entities"].items()} == {"acme": 1}
-    assert [row["organization_id"] for row in gateway.get("/spend/logs").json] == [None, "acme"]
+    rows = gateway.get("/spend/logs").json
+    assert [row["organization_id"] for row in rows] == [None, "acme"]
+    assert [row["metadata"]["user_api_key_org_id"] for row in rows] == [None, "acme"]
+
+
+def test_an_organization_s_report_is_of_the_keys_and_teams_that_are_in_it(gateway: Gateway) -> None:
+    gateway.post("/organization/new", {"organization_id": "o", "organization_alias": "O"})
+    gateway.post("/team/new", {"team_id": "t1", "organization_id": "o"})
+    own, of_team, other = (gateway.make_key(**each) for each in ({"organization_id": "o"}, {"team_id": "t1"}, {}))
+    day = "2026-02-27T10:00:00"
+    keep(
+        gateway,
+        [
+            row_at(1, day, key_id=id_of(gateway, own), cost=DOLLAR),
+            row_at(2, day, key_id=id_of(gateway, of_team), team_id="t1", cost=3 * DOLLAR),
+            row_at(3, day, key_id=id_of(gateway, other), cost=DOLLAR),
+        ],
+    )
+    found = exact(gateway.get(f"/organization/spend/report?organization_id=o&{DATES}"))
+    assert [(each["api_key"], each["total_cost"]) for each in found] == [
+        (of_team["token"], 3),
+        (own["token"], 1),
+    ]
+    assert len(exact(gateway.get(f"/organization/spend/report?{DATES}"))) == 3
+    assert exact(gateway.get(f"/organization/spend/report?organization_id=gone&{DATES}")) == []
 
 
 @pytest.mark.usefixtures("keys")

@@ -104,6 +104,28 @@ def test_pages_say_how_many_there_are(gateway: Gateway) -> None:
     assert ids(gateway.get("/spend/logs/v2?status_filter=success&user_id=ada")) == [2, 1]
 
 
+def test_pages_are_filtered_by_key_cost_and_error(gateway: Gateway, ada: dict[str, Any]) -> None:
+    def asked(query: str) -> list[int]:
+        answer = gateway.get(f"/spend/logs/v2?{query}")
+        assert answer.json["total"] == len(answer.json["data"])
+        return ids(answer)
+
+    assert asked("key_alias=ada") == [3, 2, 1]
+    assert asked(f"key_alias=ada&api_key={ada['token']}&model=llama") == [2]
+    assert asked("key_alias=bob&user_id=ada") == asked("key_alias=gone") == asked("key_alias=bob&api_key=sk-gone") == []
+    assert asked("max_spend=0.0001") == [2]
+    assert asked("min_spend=0.0001&key_alias=ada") == [3, 1]
+    assert asked("error_code=500") == [3]
+    assert asked("error_code=budget_exceeded") == []
+    assert asked("search=request-4") == [4]
+    assert ids(gateway.get("/spend/logs/v2?key_alias=ada", ada["key"])) == [3, 2, 1]
+    others = [gateway.get(f"/spend/logs/v2?key_alias={name}", ada["key"]) for name in ("bob", "gone")]
+    assert others[0].status == others[1].status == 403
+    assert others[0].error == others[1].error
+    for query in ("min_spend=-1", "min_spend=nan", "max_spend=x"):
+        assert gateway.get(f"/spend/logs/v2?{query}").status == 400
+
+
 def test_both_dates_add_up_each_day_and_fill_up_the_last_ones(gateway: Gateway, ada: dict[str, Any]) -> None:
     answer = gateway.get("/spend/logs?user_id=ada&start_date=2026-02-26&end_date=2026-03-01")
     days = json.loads(answer.body, parse_float=Decimal)
@@ -166,8 +188,8 @@ def test_a_fault_in_the_query_is_named(gateway: Gateway, query: str, param: str)
 
 
 def test_what_litellm_knows_and_the_gateway_does_not_is_refused_by_name(gateway: Gateway) -> None:
-    answer = gateway.get("/spend/logs/v2?min_spend=1")
-    assert (answer.status, answer.error["param"]) == (400, "min_spend")
+    answer = gateway.get("/spend/logs/v2?error_message=x")
+    assert (answer.status, answer.error["param"]) == (400, "error_message")
 
 
 def test_who_administers_a_team_sees_all_of_its_usage(gateway: Gateway, ada: dict[str, Any]) -> None:

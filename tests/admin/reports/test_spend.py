@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.admin.admin_harness import Gateway
+from tests.admin.admin_harness import NOW, Gateway, value_of
 from tests.admin.reports.usage_rows import id_of, keep, row_at
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.storage.transaction import Transaction
 
 DOLLAR = 10**12
 
@@ -81,6 +83,23 @@ def test_everybody_s_spend_is_that_of_the_last_thirty_days(gateway: Gateway) -> 
         {"date": "2026-02-27", "spend": 1},
         {"date": "2026-02-28", "spend": Decimal("3.000000000001")},
     ]
+
+
+def test_with_a_budget_of_all_everybody_s_spend_is_that_of_its_period() -> None:
+    gateway = Gateway(settings_in_effect=lambda: Settings(max_budget=Decimal("12.5"), budget_duration="1d"))
+    assert exact(gateway.get("/global/spend")) == {"spend": 0, "max_budget": Decimal("12.5")}
+    today = int(NOW.timestamp()) // 86_400 * 86_400
+
+    def spent(period_start: int) -> None:
+        def work(transaction: Transaction) -> None:
+            transaction.spend.set("proxy", "proxy", 2 * DOLLAR, period_start)
+
+        value_of(gateway.store.change(work))
+
+    spent(today)
+    assert exact(gateway.get("/global/spend"))["spend"] == 2
+    spent(today - 86_400)
+    assert exact(gateway.get("/global/spend"))["spend"] == 0
 
 
 def test_a_key_s_spend_is_told_by_day(gateway: Gateway, keys: dict[str, Any]) -> None:

@@ -65,6 +65,34 @@ def test_a_team_names_models_for_its_keys_and_a_key_s_own_names_win(gateway: Gat
     assert (answer.status, answer.error["param"]) == (400, "model_rpm_limit")
 
 
+def test_a_user_sees_its_own_membership(gateway: Gateway) -> None:
+    gateway.post("/user/new", {"user_id": "ada", "user_email": "a@b", "auto_create_key": False})
+    new(gateway, team_id="x", team_alias="X", members_with_roles=[{"user_id": "ada"}, {"user_id": "bob"}])
+    new(gateway, team_id="y")
+    gateway.post("/team/member_update", {"team_id": "x", "user_id": "ada", "max_budget_in_team": 3})
+    key = gateway.make_key(user_id="ada")["key"]
+    mine = gateway.get("/team/x/members/me", key).json
+    assert (mine["user_id"], mine["role"], mine["user_email"], mine["team_alias"]) == ("ada", "user", "a@b", "X")
+    assert mine["litellm_budget_table"]["max_budget"] == 3
+    others = [gateway.get(f"/team/{team}/members/me", key) for team in ("y", "gone")]
+    assert [each.status for each in others] == [404, 404]
+    assert others[0].error == others[1].error
+    assert gateway.get("/team/x/members/me", gateway.make_key()["key"]).status == 400
+
+
+def test_who_makes_a_team_administers_it(gateway: Gateway) -> None:
+    gateway.post("/user/new", {"user_id": "boss", "user_role": "proxy_admin", "auto_create_key": False})
+    boss = gateway.make_key(user_id="boss")["key"]
+    made = gateway.post("/team/new", {"team_id": "x", "members_with_roles": [{"user_id": "ada"}]}, boss).json
+    assert {each["user_id"]: each["role"] for each in made["members_with_roles"]} == {"ada": "user", "boss": "admin"}
+    body = {"team_id": "y", "members_with_roles": [{"user_id": "boss", "role": "user"}]}
+    assert [each["role"] for each in gateway.post("/team/new", body, boss).json["members_with_roles"]] == ["user"]
+    # the master key is nobody, and a label is no user
+    assert gateway.post("/team/new", {"team_id": "z"}).json["members_with_roles"] == []
+    label = gateway.make_key(user_id="nobody", allowed_routes=["management"])["key"]
+    assert gateway.post("/team/new", {"team_id": "w"}, label).json["members_with_roles"] == []
+
+
 def test_models_are_added_to_a_team_and_taken_but_not_the_last(gateway: Gateway) -> None:
     new(gateway, team_id="x", models=["a"])
     assert gateway.post("/team/model/add", {"team_id": "x", "models": ["b", "a"]}).json["models"] == ["a", "b"]
@@ -138,7 +166,8 @@ def test_members_come_and_go_and_those_that_nobody_knew_are_made(gateway: Gatewa
     answer = gateway.post("/team/member_delete", {"team_id": "x", "user_email": "a@b"})
     assert members(answer.json) == {"bob": "user"}
     assert gateway.get("/user/info?user_id=ada").json["teams"] == []
-    assert gateway.post("/team/member_delete", {"team_id": "x", "user_id": "ada"}).status == 404
+    gone = gateway.post("/team/member_delete", {"team_id": "x", "user_id": "ada"})
+    assert (gone.status, gone.error["param"]) == (400, "user_id")
 
 
 def test_a_member_gets_another_role_and_keeps_it_where_none_is_given(gateway: Gateway) -> None:

@@ -114,6 +114,36 @@ def test_users_are_listed_by_page_and_filtered(gateway: Gateway) -> None:
     assert gateway.get("/user/list?colour=red").error["param"] == "colour"
 
 
+def test_users_are_found_by_team_organization_ids_and_a_part_of_their_names(gateway: Gateway) -> None:
+    def listed(query: str) -> list[str]:
+        return sorted(user["user_id"] for user in gateway.get(f"/user/list?{query}").json["users"])
+
+    gateway.post("/team/new", {"team_id": "x"})
+    gateway.post("/organization/new", {"organization_id": "o", "organization_alias": "O"})
+    new(gateway, user_id="ada", user_email="a@example.org", teams=["x"], auto_create_key=False)
+    new(gateway, user_id="bob", user_email="ada@example.org", organizations=["o"], auto_create_key=False)
+    new(gateway, user_id="eve", auto_create_key=False)
+    assert listed("team=x") == ["ada"]
+    assert listed("organization_ids=o,gone") == ["bob"]
+    assert listed("team=x&organization_ids=o") == listed("team=gone") == listed("search=100%25") == []
+    assert listed("search=ADA") == ["ada", "bob"]
+    assert listed("user_ids=ada,%20eve,gone") == ["ada", "eve"]
+    many = ",".join(str(number) for number in range(501))
+    assert gateway.get(f"/user/list?user_ids={many}").error["param"] == "user_ids"
+    found = gateway.get("/user/filter/ui?user_email=ADA").json
+    names = {"user_id": "bob", "user_email": "ada@example.org", "user_alias": None, "user_role": "internal_user"}
+    assert found == [names]
+    key = gateway.make_key(user_id="bob")
+    gateway.make_key(user_id="label", key_alias="of-a-label")
+    [shown, label] = gateway.get("/key/list?expand=user&sort_by=user_id&sort_order=asc").json["keys"]
+    assert (shown["token"], shown["user"], label["user"]) == (key["token"], names, None)
+
+
+def test_the_roles_are_told_to_every_key(gateway: Gateway) -> None:
+    found = gateway.get("/user/available_roles", gateway.make_key()["key"]).json
+    assert sorted(found) == ["internal_user", "internal_user_viewer", "proxy_admin", "proxy_admin_viewer"]
+
+
 def test_a_key_sees_its_own_user_and_no_other(gateway: Gateway) -> None:
     gateway.post("/team/new", {"team_id": "x", "metadata": {"secret": 1}, "members_with_roles": [{"user_id": "bob"}]})
     key = new(gateway, user_id="ada", teams=["x"])["key"]

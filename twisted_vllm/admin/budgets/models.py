@@ -83,6 +83,7 @@ class BudgetReport(OwnLimits, kw_only=True):
     """A budget: limits for each that names it. Each of these has a spend of its own."""
 
     budget_id: str
+    budget_reset_at: Annotated[datetime | None, msgspec.Meta(description="When its next period begins.")]
     created_at: datetime
     created_by: str
     updated_at: datetime

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
+from datetime import datetime
 
 import attrs
 
 from twisted_vllm.admin.budget_references import find_budget, holders_of
 from twisted_vllm.admin.budgets.models import SETTINGS, NewBudgetRequest, UpdateBudgetRequest
 from twisted_vllm.admin.context import AuditContext
-from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.admin.limits import next_period, report_limits
+from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
+from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict
 from twisted_vllm.storage.records import BudgetRecord
 from twisted_vllm.storage.transaction import Transaction
@@ -43,12 +46,46 @@ def update(
 
     Raises:
         NotFound: there is no such budget.
+        InvalidRequest: a limit of one model would never count for a key under a name that it has for another.
     """
     budget = find_budget(transaction, body.budget_id)
     changed = attrs.evolve(budget, allowance=body.limits(given, budget.allowance), **audit.updated)
     transaction.budgets.replace(budget.budget_id, changed)
+    if changed.allowance.counts_models and changed.allowance != budget.allowance:
+        _check_model_limits(transaction, budget.budget_id)
     audit.record(transaction, "budget", budget.budget_id, budget, changed)
     return changed
+
+
+def _check_model_limits(transaction: Transaction, budget_id: str) -> None:
+    """Check that each limit of one model counts for all keys below what names a budget, by their teams' names too."""
+    users = transaction.users.find(budget_id=budget_id)
+    teams = transaction.teams.find(budget_id=budget_id)
+    organizations = transaction.organizations.find(budget_id=budget_id)
+    of_organizations = [each.organization_id for each in organizations]
+    members = transaction.members.of_budget(budget_id)
+    below = [*teams, *transaction.teams.among("organization_id", of_organizations)]
+    pairs = {(member.team_id, member.user_id) for member in members}
+    keys = [
+        *transaction.keys.find(budget_id=budget_id),
+        *transaction.keys.among("user_id", [user.user_id for user in users]),
+        *transaction.keys.among("team_id", [team.team_id for team in below]),
+        *transaction.keys.among("organization_id", of_organizations),
+        *(
+            key
+            for key in transaction.keys.among("team_id", {team_id for team_id, _ in pairs})
+            if (key.team_id, key.user_id) in pairs
+        ),
+    ]
+    named = {team.team_id: team.aliases or {} for team in transaction.teams.among("team_id", _teams_of(keys))}
+    allowance = find_budget(transaction, budget_id).allowance
+    check_limits_over_keys(
+        allowance, (attrs.evolve(key, aliases={**named.get(key.team_id or "", {}), **key.aliases}) for key in keys)
+    )
+
+
+def _teams_of(keys: Iterable[KeyRecord]) -> set[str]:
+    return {key.team_id for key in keys if key.team_id is not None}
 
 
 def delete(transaction: Transaction, audit: AuditContext, budget_id: str) -> BudgetRecord:
@@ -72,10 +109,11 @@ def delete(transaction: Transaction, audit: AuditContext, budget_id: str) -> Bud
     return budget
 
 
-def report_budget_record(budget: BudgetRecord) -> Json:
+def report_budget_record(budget: BudgetRecord, now: datetime) -> Json:
     """Return a budget as `BudgetReport` describes it."""
     return {
         **report_limits(budget.allowance),
+        "budget_reset_at": next_period(budget.allowance, now),
         "budget_id": budget.budget_id,
         "created_at": budget.created_at,
         "created_by": budget.created_by,

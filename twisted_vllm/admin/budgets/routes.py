@@ -31,7 +31,7 @@ async def new(call: AdminCall, body: NewBudgetRequest) -> Json:
     budget_id = call.new_id() if body.budget_id is None else body.budget_id
 
     def work(transaction: Transaction) -> Json:
-        return report_budget_record(operations.add(transaction, call.audit, body, budget_id))
+        return report_budget_record(operations.add(transaction, call.audit, body, budget_id), call.now)
 
     return await call.change(work)
 
@@ -41,7 +41,7 @@ async def update(call: AdminCall, body: UpdateBudgetRequest) -> Json:
     """Change a budget, for all that name it. Fields that are absent stay as they are; null removes a limit."""
 
     def work(transaction: Transaction) -> Json:
-        return report_budget_record(operations.update(transaction, call.audit, body, call.given))
+        return report_budget_record(operations.update(transaction, call.audit, body, call.given), call.now)
 
     return await call.change(work)
 
@@ -51,7 +51,9 @@ async def info(call: AdminCall, body: BudgetsRequest) -> list[Json]:
     """Return several budgets. Those that do not exist are left out."""
 
     def work(transaction: Transaction) -> list[Json]:
-        return [report_budget_record(budget) for budget in transaction.budgets.among("budget_id", body.budgets)]
+        return [
+            report_budget_record(budget, call.now) for budget in transaction.budgets.among("budget_id", body.budgets)
+        ]
 
     return await call.read(work)
 
@@ -68,7 +70,7 @@ async def list_budgets(call: AdminCall, query: BudgetListQuery) -> list[Json]:
 
     def work(transaction: Transaction) -> list[Json]:
         budgets = asked_page(transaction.budgets.page(query.page_query), call.given, "budgets", "/budget/list")
-        return [report_budget_record(budget) for budget in budgets]
+        return [report_budget_record(budget, call.now) for budget in budgets]
 
     return await call.read(work)
 
@@ -77,5 +79,5 @@ async def list_budgets(call: AdminCall, query: BudgetListQuery) -> list[Json]:
 async def delete(call: AdminCall, body: DeleteBudgetRequest) -> Json:
     """Delete a budget that nobody names, and return it."""
     return await call.change(
-        lambda transaction: report_budget_record(operations.delete(transaction, call.audit, body.id))
+        lambda transaction: report_budget_record(operations.delete(transaction, call.audit, body.id), call.now)
     )

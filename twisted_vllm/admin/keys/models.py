@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -98,6 +98,12 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
     """The fields of a key that an administrator may set. A `key_type` sets the `allowed_routes` of that type."""
 
     UNSUPPORTED = ON_KEYS
+
+    @classmethod
+    def flat(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a body without the interval of a rotation that it does not ask for: LiteLLM's dashboard sends it."""
+        unused = "rotation_interval" if given.get("auto_rotate") is False else None
+        return {name: value for name, value in given.items() if name != unused}
 
     key_alias: Alias | None = None
     duration: Duration | Never | None = None
@@ -307,7 +313,6 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
         "project_id": None,
         "agent_id": None,
         "access_group_id": None,
-        "expand": None,
     }
 
     page: PageNumber = 1
@@ -321,6 +326,9 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
         Flag,
         msgspec.Meta(description="Whether to return whole keys, not only hashes."),
     ] = "false"
+    expand: Annotated[
+        Literal["", "user"], msgspec.Meta(description="`user` returns whole keys, each with its user.")
+    ] = ""
     sort_by: Literal[
         "created_at", "updated_at", "expires", "key_alias", "key_name", "token", "user_id", "team_id", "spend"
     ] = "created_at"
@@ -337,7 +345,7 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     @property
     def wants_records(self) -> bool:
         """Whether whole keys are wanted, and not only their hashes."""
-        return self.return_full_object in ("true", "1")
+        return self.return_full_object in ("true", "1") or bool(self.expand)
 
     @property
     def state(self) -> str | None:
@@ -500,10 +508,25 @@ class _KeyPage(Response, kw_only=True):
     total_pages: int
 
 
+class FoundUser(Response, kw_only=True):
+    """A user by its names."""
+
+    user_id: str
+    user_email: str | None
+    user_alias: str | None
+    user_role: str
+
+
+class ListedKey(KeyReport, kw_only=True):
+    """A key. With ``expand=user`` it has its user; null for a label that is no user."""
+
+    user: FoundUser | None = None
+
+
 class KeyList(_KeyPage, kw_only=True):
     """A page of keys, as hashes or whole."""
 
-    keys: tuple[Token | KeyReport, ...]
+    keys: tuple[Token | ListedKey, ...]
 
 
 class AliasList(_KeyPage, kw_only=True):

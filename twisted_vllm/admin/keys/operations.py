@@ -38,7 +38,7 @@ from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import Allowance
-from twisted_vllm.storage.records import FormerKeyRecord
+from twisted_vllm.storage.records import FormerKeyRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
 #: how long to store a key's former value after it stopped working, so that its callers get the reason
@@ -359,6 +359,19 @@ def report_keys(transaction: Transaction, records: Sequence[KeyRecord], now: dat
     spend = transaction.spend.of("key", [record.key_id for record in records])
     budgets = budgets_of(transaction, records)
     return [_report(record, spend[record.key_id], budgets, now) for record in records]
+
+
+def report_name(user: UserRecord) -> Json:
+    """Return a user as `FoundUser` describes it."""
+    return {name: getattr(user, name) for name in ("user_id", "user_email", "user_alias", "user_role")}
+
+
+def expand_users(transaction: Transaction, reports: Sequence[Json]) -> None:
+    """Add to each key its user, as `ListedKey` describes it."""
+    ids = {report["user_id"] for report in reports if report["user_id"] is not None}
+    users = {user.user_id: report_name(user) for user in transaction.users.among("user_id", ids)}
+    for report in reports:
+        report["user"] = users.get(report["user_id"])
 
 
 def report_key(transaction: Transaction, record: KeyRecord, now: datetime) -> Json:

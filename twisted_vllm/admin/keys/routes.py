@@ -268,7 +268,10 @@ async def list_keys(call: AdminCall, query: KeyListQuery) -> Json:
         own = call.scope.own_keys(transaction)
         page = transaction.keys.page_of_status(query.page_query(), query.state, call.now, *own)
         if query.wants_records:
-            return {"keys": operations.report_keys(transaction, page.records, call.now), **_place(page)}
+            reports = operations.report_keys(transaction, page.records, call.now)
+            if query.expand:
+                operations.expand_users(transaction, reports)
+            return {"keys": reports, **_place(page)}
         return {"keys": [record.token for record in page.records], **_place(page)}
 
     return await call.read(work)

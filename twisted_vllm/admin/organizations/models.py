@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from twisted_vllm.admin.fields import (
     check_email,
     check_models,
     one_of_fields,
+    redacted,
     stored_models,
 )
 from twisted_vllm.admin.limits import LimitFields
@@ -99,13 +100,12 @@ class NewOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
         }
 
 
-class UpdateOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
-    """The body of ``PATCH /organization/update``. Fields that are absent stay as they are; null clears a field.
+class PatchOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
+    """The body of ``PATCH /v2/organization/{organization_id}``. Fields that are absent stay; null clears a field.
 
     As in LiteLLM, `metadata` is merged into the one from before.
     """
 
-    organization_id: Label
     organization_alias: Alias | None = None
 
     def check(self) -> None:
@@ -128,6 +128,37 @@ class UpdateOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
         }
         found = {name: value for name, value in found.items() if name in given}
         return {**found, "allowance": self.limits(given, before.allowance)}
+
+
+class UpdateOrganizationRequest(PatchOrganizationRequest, frozen=True, kw_only=True):
+    """The body of ``PATCH /organization/update``. Fields that are absent stay as they are; null clears a field.
+
+    As in LiteLLM, `metadata` is merged into the one from before.
+    """
+
+    organization_id: Label
+    litellm_budget_table: Annotated[
+        dict[str, Any] | None,
+        msgspec.Meta(
+            description="Limits, and `budget_id`, as LiteLLM's dashboard sends them. They win over the others."
+        ),
+    ] = None
+
+    @classmethod
+    def flat(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a body with the limits of `litellm_budget_table` beside the others."""
+        table = given.get("litellm_budget_table")
+        if not isinstance(table, dict):
+            return dict(given)
+        names = {*LimitFields.ATTRIBUTES, "budget_id"}
+        for name in table:
+            if name not in names:
+                raise InvalidRequest(
+                    f"`litellm_budget_table.{redacted(name)}` is not a known field. Known are "
+                    f"{', '.join(sorted(names))}.",
+                    param=f"litellm_budget_table.{redacted(name)}",
+                )
+        return {**{name: value for name, value in given.items() if name != "litellm_budget_table"}, **table}
 
 
 class OrganizationsRequest(Body, frozen=True, kw_only=True):
@@ -234,7 +265,7 @@ class OrganizationReport(Limits, kw_only=True):
     models: Strings
     metadata: Json
     budget_id: str | None
-    litellm_budget_table: BudgetTable | None
+    litellm_budget_table: BudgetTable
     members: tuple[OrganizationMembership, ...]
     teams: tuple[OwnTeam, ...]
     created_at: datetime

@@ -25,9 +25,10 @@ from twisted_vllm.admin.organizations.models import (
     AddOrganizationMembersRequest,
     NewOrganizationRequest,
     OrganizationMemberRequest,
+    PatchOrganizationRequest,
     UpdateOrganizationMemberRequest,
-    UpdateOrganizationRequest,
 )
+from twisted_vllm.admin.scope import IScope
 from twisted_vllm.admin.teams import operations as teams
 from twisted_vllm.admin.users import operations as users
 from twisted_vllm.auth.records import KeyRecord
@@ -35,6 +36,9 @@ from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
 from twisted_vllm.ratelimit.allowance import ORGANIZATION
 from twisted_vllm.storage.records import OrganizationMember, OrganizationRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
+
+#: the role of a member who administers the organization
+ORG_ADMIN = "org_admin"
 
 
 def add(
@@ -58,13 +62,18 @@ def add(
 
 
 def update(
-    transaction: Transaction, audit: AuditContext, body: UpdateOrganizationRequest, given: Container[str]
+    transaction: Transaction,
+    audit: AuditContext,
+    organization_id: str,
+    body: PatchOrganizationRequest,
+    given: Container[str],
 ) -> OrganizationRecord:
     """Change an organization.
 
     Args:
         transaction: the transaction.
         audit: who asks.
+        organization_id: the organization.
         body: the request.
         given: the names of the fields that it has.
 
@@ -73,7 +82,7 @@ def update(
         InvalidRequest: a limit would never count.
         RouteNotAllowed: it has keys that may administer, and the actor may not change those.
     """
-    organization = find_organization(transaction, body.organization_id)
+    organization = find_organization(transaction, organization_id)
     changed = attrs.evolve(organization, **body.values(given, organization), **audit.updated)
     check_budget(transaction, changed.budget_id)
     keys_of_all = _keys_of(transaction, [organization.organization_id])
@@ -184,6 +193,26 @@ def _find_member(
     return organization, member
 
 
+def visible_organizations(
+    transaction: Transaction, scope: IScope, organizations: Sequence[OrganizationRecord], now: datetime
+) -> list[Json]:
+    """Return those organizations that a caller may see.
+
+    Their own administrators see everybody in them, and others their own membership and their own teams.
+    """
+    own, teams = scope.own_organizations(transaction), scope.own_teams(transaction)
+    if own is None or teams is None:
+        return report_organizations(transaction, organizations, now)
+    reports = report_organizations(transaction, [each for each in organizations if each.organization_id in own], now)
+    for report in reports:
+        membership = own[report["organization_id"]]
+        if membership is None or membership.role != ORG_ADMIN:
+            user_id = None if membership is None else membership.user_id
+            report["members"] = [each for each in report["members"] if each["user_id"] == user_id]
+            report["teams"] = [each for each in report["teams"] if each["team_id"] in teams]
+    return reports
+
+
 def report_organizations(
     transaction: Transaction, organizations: Sequence[OrganizationRecord], now: datetime
 ) -> list[Json]:
@@ -200,7 +229,7 @@ def report_organizations(
     return [
         {
             **report_usage(each.allowance, spend[each.organization_id], now, effective(each, budgets)),
-            **report_budget(each, budgets),
+            **report_budget(each, budgets, always=True),
             "organization_id": each.organization_id,
             "organization_alias": each.organization_alias,
             "models": each.models,

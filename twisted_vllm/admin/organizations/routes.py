@@ -20,10 +20,15 @@ from twisted_vllm.admin.organizations.models import (
     OrganizationMembership,
     OrganizationReport,
     OrganizationsRequest,
+    PatchOrganizationRequest,
     UpdateOrganizationMemberRequest,
     UpdateOrganizationRequest,
 )
-from twisted_vllm.admin.organizations.operations import report_memberships, report_organizations
+from twisted_vllm.admin.organizations.operations import (
+    report_memberships,
+    report_organizations,
+    visible_organizations,
+)
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.storage.transaction import Transaction
@@ -49,21 +54,48 @@ async def new(call: AdminCall, body: NewOrganizationRequest) -> Json:
 @routes.patch("/organization/update", body=UpdateOrganizationRequest, response=OrganizationReport, errors=(404,))
 async def update(call: AdminCall, body: UpdateOrganizationRequest) -> Json:
     """Change an organization. Fields that are absent stay as they are; null clears a field."""
+    return await _update(call, body.organization_id, body)
 
+
+@routes.patch(
+    "/v2/organization/<string:organization_id>",
+    body=PatchOrganizationRequest,
+    response=OrganizationReport,
+    errors=(404,),
+)
+async def patch(call: AdminCall, body: PatchOrganizationRequest) -> Json:
+    """Change an organization. Fields that are absent stay as they are; null clears a field."""
+    return await _update(call, call.path["organization_id"], body)
+
+
+async def _update(call: AdminCall, organization_id: str, body: PatchOrganizationRequest) -> Json:
     def work(transaction: Transaction) -> Json:
-        changed = operations.update(transaction, call.audit, body, call.given)
+        changed = operations.update(transaction, call.audit, organization_id, body, call.given)
         return report_organizations(transaction, [changed], call.now)[0]
 
     return await call.change(work)
 
 
-@routes.get("/organization/info", query=OrganizationInfoQuery, response=OrganizationReport, errors=(404,))
+@routes.get(
+    "/organization/info",
+    access=Access.ANY_KEY,
+    query=OrganizationInfoQuery,
+    response=OrganizationReport,
+    errors=(404,),
+)
 async def info(call: AdminCall, query: OrganizationInfoQuery) -> Json:
-    """Return an organization with its members and teams."""
+    """Return an organization with its members and teams.
+
+    Its members may ask, and see themselves in it; those with the role org_admin see everybody.
+    """
 
     def work(transaction: Transaction) -> Json:
-        found = find_organization(transaction, query.organization_id)
-        return report_organizations(transaction, [found], call.now)[0]
+        missing = call.scope.missing_organization(query.organization_id)
+        found = transaction.organizations.get(query.organization_id)
+        reports = [] if found is None else visible_organizations(transaction, call.scope, [found], call.now)
+        if not reports:
+            raise missing
+        return reports[0]
 
     return await call.read(work)
 
@@ -81,14 +113,21 @@ async def info_of_several(call: AdminCall, body: OrganizationsRequest) -> list[J
     return await call.read(work)
 
 
-@routes.get("/organization/list", query=OrganizationListQuery, response=tuple[OrganizationReport, ...])
+@routes.get(
+    "/organization/list",
+    access=Access.ANY_KEY,
+    query=OrganizationListQuery,
+    response=tuple[OrganizationReport, ...],
+)
 async def list_organizations(call: AdminCall, query: OrganizationListQuery) -> list[Json]:
-    """Return all organizations. If there are more than 1000, ask for them by page."""
+    """Return all organizations, or those of the caller. If there are more than 1000, ask for them by page."""
 
     def work(transaction: Transaction) -> list[Json]:
-        page = transaction.organizations.page(query.page_query)
+        own = call.scope.own_organizations(transaction)
+        conditions = () if own is None else (transaction.organizations.are(sorted(own)),)
+        page = transaction.organizations.page(query.page_query, *conditions)
         found = asked_page(page, call.given, "organizations", "/organization/list")
-        return report_organizations(transaction, found, call.now)
+        return visible_organizations(transaction, call.scope, found, call.now)
 
     return await call.read(work)
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
+from twisted_vllm.admin.fields import redacted
 from twisted_vllm.admin.limits import money
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.reports.models import CalculateBody, GlobalReportQuery
 from twisted_vllm.admin.reports.operations import PROVIDER, costs_by_key, name_of_key, team_names
 from twisted_vllm.admin.reports.scope import UsageScope
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.errors import InvalidRequest, ModelNotFound
+from twisted_vllm.errors import InvalidRequest, ModelNotFound, NotFound
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
 from twisted_vllm.storage.usage.queries.reports import Group, names_used, read_all, read_totals
@@ -154,6 +155,29 @@ def spend_per_tag(transaction: Transaction, tags: str, start: int, end: int) -> 
 def tag_names(transaction: Transaction) -> Json:
     """Return the tags that were used, in order."""
     return {"tag_names": names_used(transaction.connection, TAG, MAX_NAMES)}
+
+
+def tags(transaction: Transaction) -> list[Json]:
+    """Return the tags that were used, in order, as `TagReport` describes them."""
+    return [_report_tag(name) for name in names_used(transaction.connection, TAG, MAX_NAMES)]
+
+
+def tags_named(transaction: Transaction, names: Sequence[str]) -> Json:
+    """Return some of the tags that were used, by their names.
+
+    Raises:
+        NotFound: one was never used.
+    """
+    used = set(names_used(transaction.connection, TAG, MAX_NAMES))
+    for name in names:
+        if name not in used:
+            raise NotFound(f"No request had the tag `{redacted(name)}`.", param="names")
+    return {name: _report_tag(name) for name in names}
+
+
+def _report_tag(name: str) -> Json:
+    about = ("description", "models", "model_info", "created_at", "updated_at", "created_by")
+    return {"name": name, **dict.fromkeys(about)}
 
 
 def end_user_names(transaction: Transaction) -> Json:

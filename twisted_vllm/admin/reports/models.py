@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from twisted_vllm.admin.fields import Labels
 from twisted_vllm.admin.models import (
     MOMENT_SCHEMA,
     MOMENT_WORDS,
@@ -18,9 +19,13 @@ from twisted_vllm.admin.models import (
     Response,
     Strings,
 )
+from twisted_vllm.money import from_dollars
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS
 
 _MAX_PAGE_SIZE = 1000
+
+#: US dollars that no request costs
+MAX_SPEND = 9_000_000
 
 _DAY = "^2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"
 _NAMES = "|".join(DIMENSIONS)
@@ -68,7 +73,7 @@ class PagedLogsQuery(Filters, frozen=True, kw_only=True):
     """The query of ``GET /spend/logs/v2`` and ``/spend/logs/ui``."""
 
     UNSUPPORTED = {
-        **dict.fromkeys(("min_spend", "max_spend", "key_alias", "error_code", "error_message", "model_id", "search")),
+        **dict.fromkeys(("error_message", "model_id")),
         "sort_by": "startTime",
         "sort_order": "desc",
     }
@@ -76,16 +81,36 @@ class PagedLogsQuery(Filters, frozen=True, kw_only=True):
     request_id: str = ""
     start_date: Start = ""
     end_date: End = ""
+    search: Annotated[str, msgspec.Meta(description="As `request_id`, where that is not given.")] = ""
     status_filter: Literal["", "success", "failure"] = ""
+    key_alias: Annotated[str, msgspec.Meta(description="The alias of a key.")] = ""
+    error_code: Annotated[str, msgspec.Meta(description="A status such as 429, or a code of the gateway's.")] = ""
+    min_spend: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEND, description="The least cost, in US dollars.")] = 0
+    max_spend: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEND, description="The highest cost.")] = MAX_SPEND
     page: PageNumber = 1
     page_size: BigPage = 50
+
+    @property
+    def costs(self) -> tuple[int, int] | None:
+        """The least and the highest cost, in picodollars; None for any."""
+        if (self.min_spend, self.max_spend) == (0, MAX_SPEND):
+            return None
+        return from_dollars(self.min_spend), from_dollars(self.max_spend)
 
 
 class SpendListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /spend/keys``."""
 
+    limit: Annotated[
+        int, msgspec.Meta(ge=0, le=_MAX_PAGE_SIZE, description="LiteLLM's name of `page_size`, which it replaces.")
+    ] = 0
     page: PageNumber = 1
     page_size: BigPage = 100
+
+    @property
+    def size(self) -> int:
+        """The entries of a page."""
+        return self.limit or self.page_size
 
 
 class SpendUsersQuery(SpendListQuery, frozen=True, kw_only=True):
@@ -243,6 +268,12 @@ class TeamReportQuery(DatesQuery, frozen=True, kw_only=True):
     team_id: str = ""
 
 
+class OrganizationReportQuery(DatesQuery, frozen=True, kw_only=True):
+    """The query of ``GET /organization/spend/report``."""
+
+    organization_id: str = ""
+
+
 class TagsQuery(DatesQuery, frozen=True, kw_only=True):
     """The query of ``GET /global/spend/tags``."""
 
@@ -353,6 +384,24 @@ class TagNames(Response, kw_only=True):
     """The tags that were used."""
 
     tag_names: Strings
+
+
+class TagsRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /tag/info``."""
+
+    names: Annotated[Labels, msgspec.Meta(min_length=1)]
+
+
+class TagReport(Response, kw_only=True):
+    """A tag: a label that keys and requests have, which limits nothing."""
+
+    name: str
+    description: None
+    models: None
+    model_info: None
+    created_at: None
+    updated_at: None
+    created_by: None
 
 
 class EndUserNames(Response, kw_only=True):

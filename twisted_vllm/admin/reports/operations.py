@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import attrs
 import msgspec
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from twisted_vllm.admin.keys.operations import report_keys
-from twisted_vllm.admin.limits import money
+from twisted_vllm.admin.limits import current_spend, money
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.reports.models import Filters, PagedLogsQuery
 from twisted_vllm.admin.reports.scope import Span, UsageScope, iso
 from twisted_vllm.admin.users.operations import report_users
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.money import from_dollars
+from twisted_vllm.ratelimit.allowance import PROXY, Allowance
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
 from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, keys_by_spend, read_all, read_totals, users_by_spend
@@ -67,8 +71,16 @@ def page_of_logs(transaction: Transaction, scope: UsageScope, query: PagedLogsQu
     Raises:
         RouteNotAllowed: the caller may not see them.
     """
-    successful = query.status_filter == "success" if query.status_filter else None
-    wanted = _rows_asked(transaction, scope, query, query.request_id, span, successful)
+    wanted = _rows_asked(transaction, scope, query, query.request_id or query.search, span)
+    if wanted is not None and query.key_alias:
+        wanted = scope.of_alias(transaction, wanted, query.key_alias)
+    if wanted is not None:
+        wanted = attrs.evolve(
+            wanted,
+            successful=query.status_filter == "success" if query.status_filter else None,
+            error=query.error_code,
+            costs=query.costs,
+        )
     counted = 0 if wanted is None else count_rows(transaction.connection, wanted)
     total = min(counted, MAX_COUNTED)
     return {
@@ -87,12 +99,11 @@ def _rows_asked(
     query: Filters,
     request_id: str,
     span: Span,
-    successful: bool | None = None,
 ) -> RowFilter | None:
     equals = scope.filters(transaction.connection, query)
     if equals is None:
         return None
-    return RowFilter(span.start, span.end, equals, request_id or None, successful)
+    return RowFilter(span.start, span.end, equals, request_id or None)
 
 
 def _report_rows(
@@ -145,6 +156,10 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
         "metadata": {
             "usage_id": row.id,
             "user_api_key_alias": row.key_name,
+            "user_api_key_user_id": row.user_id,
+            "user_api_key_team_id": row.team_id,
+            "user_api_key_org_id": row.organization_id or None,
+            "user_api_key_end_user_id": row.end_user or None,
             "key_id": row.key_id,
             "kind": row.kind,
             "method": row.method,
@@ -268,11 +283,37 @@ def costs_by_key(transaction: Transaction, equals: Mapping[str, str], start: int
         start: the first microsecond since 1970.
         end: the first microsecond after the last.
     """
-    connection = transaction.connection
+    groups = read_totals(transaction.connection, UsageQuery((KEY, MODEL), MONTH, start, end, equals))
+    rows = ((key_id, model, group.sums) for group in groups for key_id, model in [group.values])
+    return _report_costs(transaction.connection, rows)
+
+
+def costs_of_organization(transaction: Transaction, organization_id: str, start: int, end: int) -> list[Json]:
+    """Return the cost and tokens of the keys and teams that are in an organization now, as `costs_by_key`."""
+    keys = {record.key_id for record in transaction.keys.find(organization_id=organization_id)}
+    teams = {record.team_id for record in transaction.teams.find(organization_id=organization_id)}
+    groups = read_totals(transaction.connection, UsageQuery((KEY, TEAM, MODEL), MONTH, start, end))
+    rows = (
+        (key_id, model, group.sums)
+        for group in groups
+        for key_id, team_id, model in [group.values]
+        if key_id in keys or team_id in teams
+    )
+    return _report_costs(transaction.connection, rows)
+
+
+def _report_costs(connection: Connection, rows: Iterable[tuple[str, str, Sequence[int]]]) -> list[Json]:
+    """Return sums as `KeySpendReport` describes them, the highest cost first.
+
+    Args:
+        connection: a connection to the database.
+        rows: the id of a key, a model, and sums of both; several rows of the same are added up.
+    """
     keys: dict[str, dict[str, list[int]]] = {}
-    for group in read_totals(connection, UsageQuery((KEY, MODEL), MONTH, start, end, equals)):
-        key_id, model = group.values
-        keys.setdefault(key_id, {})[model] = [group.sums[number] for number in (_COST, _INPUT, _OUTPUT)]
+    for key_id, model, sums in rows:
+        total = keys.setdefault(key_id, {}).setdefault(model, [0, 0, 0])
+        for place, number in enumerate((_COST, _INPUT, _OUTPUT)):
+            total[place] += sums[number]
     labels = key_labels(connection, [key_id for key_id in keys if key_id])
     found = [
         (
@@ -292,8 +333,20 @@ def _costs(sums: list[int]) -> Json:
     return {"total_cost": money(sums[0]), "total_input_tokens": sums[1], "total_output_tokens": sums[2]}
 
 
-def total_spend(transaction: Transaction, start: int, end: int) -> Json:
-    """Return the total spend."""
+def total_spend(transaction: Transaction, settings: Settings, start: int, end: int, now: datetime) -> Json:
+    """Return the spend of everybody together: of the period of the budget of all, if there is one, else of some days.
+
+    Args:
+        transaction: the transaction.
+        settings: they may have a budget of all requests together.
+        start: the first microsecond since 1970.
+        end: the first microsecond after the last.
+        now: the time.
+    """
+    if settings.max_budget:
+        budget = Allowance(max_budget=from_dollars(settings.max_budget), budget_duration=settings.budget_duration)
+        spend = transaction.spend.of(PROXY, [PROXY])[PROXY]
+        return {"spend": money(current_spend(budget, spend, now)), "max_budget": float(settings.max_budget)}
     groups = read_totals(transaction.connection, UsageQuery((), MONTH, start, end))
     return {"spend": money(sum(group.sums[_COST] for group in groups)), "max_budget": None}
 

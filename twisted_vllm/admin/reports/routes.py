@@ -42,6 +42,7 @@ from twisted_vllm.admin.reports.models import (
     LogsQuery,
     ModelActivity,
     OrganizationActivityQuery,
+    OrganizationReportQuery,
     PagedLogsQuery,
     ProviderSpend,
     ReportQuery,
@@ -50,8 +51,10 @@ from twisted_vllm.admin.reports.models import (
     SpendUsersQuery,
     TagActivityQuery,
     TagNames,
+    TagReport,
     TagSpend,
     TagsQuery,
+    TagsRequest,
     TagSums,
     TeamActivityQuery,
     TeamReportQuery,
@@ -125,17 +128,17 @@ async def log_payload(call: AdminCall, _query: LogPayloadQuery) -> object:
 @routes.get("/spend/keys", query=SpendListQuery, response=tuple[KeyReport, ...], errors=(504,))
 async def spend_of_keys(call: AdminCall, query: SpendListQuery) -> msgspec.Raw:
     """Return a page of keys, the highest spend first."""
-    skip = (query.page - 1) * query.page_size
-    return await _read(call, lambda transaction: operations.spend_of_keys(transaction, skip, query.page_size, call.now))
+    skip = (query.page - 1) * query.size
+    return await _read(call, lambda transaction: operations.spend_of_keys(transaction, skip, query.size, call.now))
 
 
 @routes.get("/spend/users", query=SpendUsersQuery, response=tuple[UserReport, ...], errors=(504,))
 async def spend_of_users(call: AdminCall, query: SpendUsersQuery) -> msgspec.Raw:
     """Return a page of users, the highest spend first, or one user."""
-    skip = (query.page - 1) * query.page_size
+    skip = (query.page - 1) * query.size
     return await _read(
         call,
-        lambda transaction: operations.spend_of_users(transaction, query.user_id, skip, query.page_size, call.now),
+        lambda transaction: operations.spend_of_users(transaction, query.user_id, skip, query.size, call.now),
     )
 
 
@@ -167,6 +170,19 @@ async def costs_of_team(call: AdminCall, query: TeamReportQuery) -> msgspec.Raw:
     return await _costs(call, query, TEAM, query.team_id)
 
 
+@routes.get(
+    "/organization/spend/report", query=OrganizationReportQuery, response=tuple[KeySpendReport, ...], errors=(504,)
+)
+async def costs_of_organization(call: AdminCall, query: OrganizationReportQuery) -> msgspec.Raw:
+    """Return the cost and tokens of the keys and teams that are in an organization now, by model."""
+    if not query.organization_id:
+        return await _costs(call, query, ORGANIZATION, "")
+    days = days_of(query.start_date, query.end_date, call.now)
+    return await _read(
+        call, lambda transaction: operations.costs_of_organization(transaction, query.organization_id, *days)
+    )
+
+
 async def _costs(call: AdminCall, query: DatesQuery, dimension: str, id: str) -> msgspec.Raw:
     days = days_of(query.start_date, query.end_date, call.now)
     equals = {dimension: id} if id else {}
@@ -194,6 +210,18 @@ async def spend_per_tag(call: AdminCall, query: TagsQuery) -> msgspec.Raw:
 async def tag_names(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
     """Return the tags that were used, at most 10,000."""
     return await _read(call, breakdowns.tag_names)
+
+
+@routes.get("/tag/list", query=DatesQuery, response=tuple[TagReport, ...], errors=(504,))
+async def tags(call: AdminCall, _query: DatesQuery) -> msgspec.Raw:
+    """Return the tags that were used at any time, at most 10,000. They are names, without limits."""
+    return await _read(call, breakdowns.tags)
+
+
+@routes.post("/tag/info", access=Access.READER, body=TagsRequest, response=dict[str, TagReport], errors=(404, 504))
+async def tags_named(call: AdminCall, body: TagsRequest) -> msgspec.Raw:
+    """Return tags by their names."""
+    return await _read(call, lambda transaction: breakdowns.tags_named(transaction, body.names))
 
 
 @routes.get("/global/all_end_users", query=NoQuery, response=EndUserNames, errors=(504,))
@@ -245,9 +273,9 @@ async def calculate(call: AdminCall, body: CalculateBody) -> Json:
 
 @routes.get("/global/spend", query=NoQuery, response=GlobalSpendReport, errors=(504,))
 async def total_spend(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
-    """Return the spend of everybody together, of the last 30 days and today."""
-    days = days_of("", "", call.now)
-    return await _read(call, lambda transaction: operations.total_spend(transaction, *days))
+    """Return the spend of everybody together: of the period of litellm_settings.max_budget, or of the last 30 days."""
+    days, settings = days_of("", "", call.now), call.context.settings_in_effect()
+    return await _read(call, lambda transaction: operations.total_spend(transaction, settings, *days, call.now))
 
 
 @routes.get("/global/spend/logs", query=GlobalLogsQuery, response=tuple[DatedSpend, ...], errors=(504,))

@@ -11,22 +11,21 @@ from sqlalchemy import Connection, select
 
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.lists import ids_of
 from twisted_vllm.admin.models import MOMENT_WORDS
 from twisted_vllm.admin.reports.models import ActivityFilters, Filters
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
 from twisted_vllm.storage.tables import members
+from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
 from twisted_vllm.storage.usage.queries.reports import Entities
-from twisted_vllm.storage.usage.queries.rows import key_id_of
+from twisted_vllm.storage.usage.queries.rows import RowFilter, key_id_of
 from twisted_vllm.storage.usage.tables import DAY_US, END_USER, KEY, TAG, TEAM, USER
 
 #: days of LiteLLM's reports without dates, besides today
 RECENT_DAYS = 30
-
-#: ids in one parameter
-MAX_IDS = 500
 
 _DATE_LENGTH = len("2026-03-01")
 _OFFSET = re.compile("-?[0-9]{1,3}")
@@ -75,6 +74,20 @@ class UsageScope:
         if not self.sees_all and found != self.principal.key_id:
             raise RouteNotAllowed(_OWN_USAGE_ONLY)
         return found
+
+    def of_alias(self, transaction: Transaction, wanted: RowFilter, alias: str) -> RowFilter | None:
+        """Return a filter for the rows of the key with an alias besides; None if nothing can match.
+
+        Raises:
+            RouteNotAllowed: it is not the caller's own key, and the caller is no administrator.
+        """
+        record = transaction.keys.by_alias(alias)
+        key_id = None if record is None else record.key_id
+        if not self.sees_all and key_id != self.principal.key_id:
+            raise RouteNotAllowed(_OWN_USAGE_ONLY)
+        if key_id is None or wanted.equals.get(KEY, key_id) != key_id:
+            return None
+        return attrs.evolve(wanted, equals={**wanted.equals, KEY: key_id})
 
     def restrict(self, connection: Connection, equals: Mapping[str, str]) -> dict[str, str]:
         """Return filters that show no more than the caller may see.
@@ -166,19 +179,12 @@ class Asked:
         Raises:
             InvalidRequest: there are too many.
         """
-        return cls(Entities(dimension, _ids(among) or None, _ids(without)))
+        return cls(Entities(dimension, ids_of(among) or None, ids_of(without)))
 
     @classmethod
     def one(cls, dimension: str, id: str) -> Asked:
         """Return the request for one entity; for all, if the id is empty."""
         return cls(Entities(dimension, (id,) if id else None))
-
-
-def _ids(text: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(part for each in text.split(",") if (part := each.strip())))
-    if len(found) > MAX_IDS:
-        raise InvalidRequest(f"At most {MAX_IDS} ids can be named, and these are {len(found)}: name fewer, or none.")
-    return found
 
 
 @attrs.frozen

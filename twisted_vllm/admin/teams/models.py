@@ -379,6 +379,14 @@ class Membership(Response, kw_only=True):
     budget_reset_at: datetime | None
 
 
+class OwnMembership(Membership, kw_only=True):
+    """The membership of the caller's user in a team."""
+
+    role: str
+    user_email: str | None
+    team_alias: str | None
+
+
 class MemberRole(Response, kw_only=True):
     """A member of a team."""
 

@@ -22,7 +22,7 @@ from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.fields import MAX_LENGTH, redacted, stored_models
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
-from twisted_vllm.admin.memberships import find_organization, find_team, members_budget_id, put_members, roles_in
+from twisted_vllm.admin.memberships import find_organization, find_team, put_members, roles_in
 from twisted_vllm.admin.model_limits import check_aliases_of_team, check_limits_of_key, check_limits_over_keys
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.scope import IScope
@@ -40,7 +40,7 @@ from twisted_vllm.admin.teams.models import (
 from twisted_vllm.admin.users import operations as users
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, member_id
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, member_id, members_budget_id
 from twisted_vllm.storage.records import BudgetRecord, Member, TeamRecord, UserRecord
 from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
@@ -179,9 +179,8 @@ def delete(transaction: Transaction, audit: AuditContext, team_ids: Sequence[str
     teams = [find_team(transaction, team_id, "team_ids") for team_id in dict.fromkeys(team_ids)]
     ids = [team.team_id for team in teams]
     keys.delete_records(transaction, audit, transaction.keys.among("team_id", ids))
-    members = [member for each in transaction.members.of_teams(ids).values() for member in each]
     transaction.members.remove_all(team_ids=ids)
-    transaction.spend.forget("member", [member_id(each.team_id, each.user_id) for each in members])
+    transaction.spend.forget_members(team_ids=ids)
     transaction.teams.delete(ids)
     transaction.spend.forget("team", ids)
     for team in teams:
@@ -326,6 +325,24 @@ def administered_team(transaction: Transaction, scope: IScope, team_id: str, giv
     return scope.check_team(transaction, transaction.teams.get(team_id), missing, given)
 
 
+def _named_member(
+    transaction: Transaction, audit: AuditContext, team: TeamRecord, user_id: str | None, email: str | None
+) -> Member:
+    """Return the membership of a user whom a request names. Who only administers a team learns of no others.
+
+    Raises:
+        NotFound: there is no such user, or it is not in the team.
+    """
+    try:
+        if user_id is None:
+            user_id = users.find(transaction, None, email).user_id
+        return find_member(transaction, team.team_id, user_id)
+    except NotFound:
+        if audit.scope.sees_all:
+            raise
+        raise NotFound("No such user is a member of this team.", param="user_id") from None
+
+
 def update_member(
     transaction: Transaction, audit: AuditContext, body: UpdateMemberRequest, given: Mapping[str, Any]
 ) -> tuple[TeamRecord, UserRecord, Member]:
@@ -336,8 +353,10 @@ def update_member(
         RouteNotAllowed: the actor may not change it.
     """
     team = administered_team(transaction, audit.scope, body.team_id, given)
-    user = users.find(transaction, body.user_id, body.user_email)
-    member = find_member(transaction, team.team_id, user.user_id)
+    if audit.scope.sees_all:
+        users.find(transaction, body.user_id, body.user_email)
+    member = _named_member(transaction, audit, team, body.user_id, body.user_email)
+    user = users.find(transaction, member.user_id)
     changed = attrs.evolve(member, role=body.role or member.role, allowance=body.limits(given, member.allowance))
     if changed != member:
         put_members(transaction, audit, team, [changed])
@@ -350,17 +369,23 @@ def remove_member(
     """Remove a user from a team, and delete the user's keys of that team.
 
     Raises:
-        NotFound: there is no such team, or the user is not in it.
+        NotFound: there is no such team.
+        InvalidRequest: the user is not in it, as LiteLLM has it.
         RouteNotAllowed: the actor may not change the team, or not delete one of the keys.
     """
     team = administered_team(transaction, audit.scope, body.team_id, given)
-    user_id = body.user_id
-    if user_id is None:
-        user_id = users.find(transaction, None, body.user_email).user_id
     before = roles_in(transaction, team)
-    find_member(transaction, team.team_id, user_id)
+    try:
+        member = _named_member(transaction, audit, team, body.user_id, body.user_email)
+    except NotFound as error:
+        # LiteLLM's status
+        raise InvalidRequest(error.message, param=error.param) from None
+    audit.scope.check_removal(member)
+    user_id = member.user_id
     transaction.members.remove(team.team_id, user_id)
-    transaction.spend.forget("member", [member_id(team.team_id, user_id)])
+    if audit.scope.sees_all:
+        # a member whom another member removed may come back in the same period
+        transaction.spend.forget("member", [member_id(team.team_id, user_id)])
     keys.delete_records(transaction, audit, transaction.keys.find(user_id=user_id, team_id=team.team_id))
     audit.record(transaction, "team", team.team_id, before, roles_in(transaction, team))
     return team
@@ -426,3 +451,22 @@ def report_memberships(transaction: Transaction, members: Sequence[Member], now:
             }
         )
     return found
+
+
+def report_own_membership(transaction: Transaction, team_id: str, user_id: str, now: datetime) -> Json:
+    """Return a membership as `OwnMembership` describes it.
+
+    Raises:
+        NotFound: the user is not in the team, or there is none; both are the same for the caller.
+    """
+    member = transaction.members.get(team_id, user_id)
+    team = None if member is None else transaction.teams.get(team_id)
+    if member is None or team is None:
+        raise NotFound("The user of this key is no member of this team, or there is no such team.", param="team_id")
+    user = transaction.users.get(user_id)
+    return {
+        **report_memberships(transaction, [member], now)[0],
+        "role": member.role,
+        "user_email": None if user is None else user.user_email,
+        "team_alias": team.team_alias,
+    }

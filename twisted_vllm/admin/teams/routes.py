@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from sqlalchemy import ColumnElement
 
 from twisted_vllm.admin.access import Access
@@ -27,7 +28,9 @@ from twisted_vllm.admin.teams.models import (
     ChangedTeam,
     DeletedTeams,
     DeleteTeamsRequest,
+    NewMember,
     NewTeamRequest,
+    OwnMembership,
     RemoveMemberRequest,
     TeamInfo,
     TeamInfoQuery,
@@ -54,14 +57,23 @@ _NAMES_USER = one_of_fields("user_id", "user_email")
 
 @routes.post("/team/new", body=NewTeamRequest, response=TeamReport, errors=(404, 409))
 async def new(call: AdminCall, body: NewTeamRequest) -> Json:
-    """Create a team with its first members."""
+    """Create a team with its first members. As in LiteLLM, the user who makes it becomes its administrator."""
     body = with_team_defaults(body, call.given, call.context.record_defaults)
     team_id = call.new_id() if body.team_id is None else body.team_id
 
     def work(transaction: Transaction) -> Json:
-        return report_team(transaction, operations.add(transaction, call.audit, body, team_id), call.now)
+        with_maker = _with_maker(transaction, body, call.principal.user_id)
+        return report_team(transaction, operations.add(transaction, call.audit, with_maker, team_id), call.now)
 
     return await call.change(work)
+
+
+def _with_maker(transaction: Transaction, body: NewTeamRequest, maker: str | None) -> NewTeamRequest:
+    """Return a request with the user who sends it among the members; a key's `user_id` may be a mere label."""
+    members = body.members_with_roles or ()
+    if maker is None or transaction.users.get(maker) is None or any(each.user_id == maker for each in members):
+        return body
+    return msgspec.structs.replace(body, members_with_roles=(*members, NewMember(user_id=maker, role="admin")))
 
 
 @routes.get("/team/info", access=Access.ANY_KEY, query=TeamInfoQuery, response=TeamInfo, errors=(404,))
@@ -197,6 +209,25 @@ async def remove_models(call: AdminCall, body: TeamModelsRequest) -> Json:
         return report_team(transaction, operations.remove_models(transaction, call.audit, body), call.now)
 
     return await call.change(work)
+
+
+@routes.get(
+    "/team/<string:team_id>/members/me",
+    access=Access.ANY_KEY,
+    query=NoQuery,
+    response=OwnMembership,
+    errors=(404,),
+)
+async def own_membership(call: AdminCall, _query: NoQuery) -> Json:
+    """Return the membership of the caller's user in a team, with its spend and limits there."""
+    user_id, team_id = call.principal.user_id, call.path["team_id"]
+    if user_id is None:
+        raise InvalidRequest("The caller is no user's key, so it is no member of a team.")
+
+    def work(transaction: Transaction) -> Json:
+        return operations.report_own_membership(transaction, team_id, user_id, call.now)
+
+    return await call.read(work)
 
 
 @routes.post("/team/block", body=TeamRequest, response=TeamReport, errors=(404,))

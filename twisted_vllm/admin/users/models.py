@@ -29,6 +29,7 @@ from twisted_vllm.admin.fields import (
 )
 from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.limits import Dollars, LimitFields, Spent
+from twisted_vllm.admin.lists import ids_of
 from twisted_vllm.admin.models import (
     Body,
     BudgetTable,
@@ -44,9 +45,22 @@ from twisted_vllm.admin.models import (
     Token,
 )
 from twisted_vllm.admin.unsupported import ON_CHANGED_USERS, ON_NEW_USERS, ON_USERS
+from twisted_vllm.auth.records import PROXY_ADMIN
+from twisted_vllm.auth.roles import INTERNAL_USER, INTERNAL_USER_VIEWER, PROXY_ADMIN_VIEWER
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.repository import PageQuery
+
+#: columns that a search for users looks at
+SEARCHED = ("user_id", "user_email")
+
+#: what each role may do, and its short name
+ROLE_WORDS = {
+    PROXY_ADMIN: ("Administers the gateway: reads and changes everything.", "Admin (All Permissions)"),
+    PROXY_ADMIN_VIEWER: ("Reads everything and changes nothing.", "Admin (View Only)"),
+    INTERNAL_USER: ("Reads and changes what is its own.", "Internal User (Create/Delete/View)"),
+    INTERNAL_USER_VIEWER: ("Reads what is its own.", "Internal User (View Only)"),
+}
 
 #: users that one bulk update may change
 MAX_BULK_USERS = 500
@@ -207,9 +221,15 @@ class UserInfoQuery(Query, frozen=True, kw_only=True):
 class UserListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /user/list``."""
 
-    UNSUPPORTED = dict.fromkeys(("user_ids", "sso_user_ids", "team", "organization_ids"))
+    UNSUPPORTED = dict.fromkeys(("sso_user_ids",))
 
     role: str = ""
+    user_ids: Annotated[str, msgspec.Meta(description="Ids of users, separated by commas.")] = ""
+    team: Annotated[str, msgspec.Meta(description="The id of a team: only its members.")] = ""
+    organization_ids: Annotated[
+        str, msgspec.Meta(description="Ids of organizations, separated by commas: only their members.")
+    ] = ""
+    search: Annotated[str, msgspec.Meta(description="Text that the id or the address contains.")] = ""
     user_email: Annotated[str, msgspec.Meta(description="Text that the address contains.")] = ""
     user_alias: Annotated[str, msgspec.Meta(description="Text that the name contains.")] = ""
     page: PageNumber = 1
@@ -224,9 +244,40 @@ class UserListQuery(Query, frozen=True, kw_only=True):
             size=self.page_size,
             equals={"user_role": self.role} if self.role else {},
             contains={name: getattr(self, name) for name in ("user_email", "user_alias") if getattr(self, name)},
+            among={"user_id": ids_of(self.user_ids, "user_ids")} if self.user_ids else {},
+            search=self.search,
+            search_in=SEARCHED,
             sort_by=self.sort_by,
             descending=self.sort_order == "desc",
         )
+
+
+class UserFilterQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /user/filter/ui``."""
+
+    user_id: Annotated[str, msgspec.Meta(description="Text that the id contains.")] = ""
+    user_email: Annotated[str, msgspec.Meta(description="Text that the address contains.")] = ""
+    search: Annotated[str, msgspec.Meta(description="Text that one of both contains.")] = ""
+    team_id: Annotated[str, msgspec.Meta(description="No effect: an administrator finds every user.")] = ""
+    page: PageNumber = 1
+    page_size: PageSize = 50
+
+    def page_query(self) -> PageQuery:
+        """Return the page that is asked for, the newest first."""
+        return PageQuery(
+            page=self.page,
+            size=self.page_size,
+            contains={name: getattr(self, name) for name in SEARCHED if getattr(self, name)},
+            search=self.search,
+            search_in=SEARCHED,
+        )
+
+
+class RoleWords(Response, kw_only=True):
+    """What a role may do."""
+
+    description: str
+    ui_label: str
 
 
 class UserReport(Record, kw_only=True):

@@ -227,6 +227,7 @@ def delete(transaction: Transaction, audit: AuditContext, user_ids: Sequence[str
     transaction.organization_members.remove_all(user_ids=ids)
     transaction.users.delete(ids)
     transaction.spend.forget("user", ids)
+    transaction.spend.forget_members(user_ids=ids)
     for user in users:
         audit.record(transaction, "user", user.user_id, user, None)
     return len(users)

@@ -8,20 +8,25 @@ from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_user_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys import operations as keys
+from twisted_vllm.admin.keys.models import FoundUser
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.lists import ids_of
+from twisted_vllm.admin.models import Json, NoQuery
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.teams.operations import report_teams
 from twisted_vllm.admin.users import operations
 from twisted_vllm.admin.users.models import (
+    ROLE_WORDS,
     BulkUpdateUsersRequest,
     ChangedUser,
     DeleteUsersRequest,
     NewUser,
     NewUserRequest,
+    RoleWords,
     UpdatedUsers,
     UpdateUserRequest,
+    UserFilterQuery,
     UserInfo,
     UserInfoQuery,
     UserList,
@@ -194,12 +199,32 @@ async def delete(call: AdminCall, body: DeleteUsersRequest) -> int:
     return await call.change(lambda transaction: operations.delete(transaction, call.audit, body.user_ids))
 
 
+@routes.get("/user/available_roles", access=Access.ANY_KEY, query=NoQuery, response=dict[str, RoleWords])
+async def roles(_call: AdminCall, _query: NoQuery) -> Json:
+    """Return the roles that users may have."""
+    return {role: {"description": words, "ui_label": label} for role, (words, label) in ROLE_WORDS.items()}
+
+
+@routes.get("/user/filter/ui", query=UserFilterQuery, response=tuple[FoundUser, ...])
+async def find_users(call: AdminCall, query: UserFilterQuery) -> list[Json]:
+    """Return users by a part of the id or the address, the newest first, for a choice."""
+
+    def work(transaction: Transaction) -> list[Json]:
+        return [keys.report_name(user) for user in transaction.users.page(query.page_query()).records]
+
+    return await call.read(work)
+
+
 @routes.get("/user/list", query=UserListQuery, response=UserList)
 async def list_users(call: AdminCall, query: UserListQuery) -> Json:
     """Return a page of users, each with the number of its keys."""
 
     def work(transaction: Transaction) -> Json:
-        page = transaction.users.page(query.page_query())
+        conditions = [transaction.members.are_in([query.team])] if query.team else []
+        if query.organization_ids:
+            ids = ids_of(query.organization_ids, "organization_ids")
+            conditions.append(transaction.organization_members.are_in(ids))
+        page = transaction.users.page(query.page_query(), *conditions)
         counts = transaction.keys.count_by("user_id", [user.user_id for user in page.records])
         return {
             "users": [

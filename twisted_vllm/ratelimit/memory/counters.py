@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import inf
 
-from twisted_vllm.ratelimit.allowance import Allowance
+from twisted_vllm.ratelimit.allowance import KEY, Allowance
 from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.headers import LimitState
 from twisted_vllm.ratelimit.refusals import Refusal
@@ -49,6 +49,14 @@ class LocalReservation(Reservation):
         self.scopes: list[Scope] = []
         self.counted: list[tuple[str, Window, Bucket]] = []
         self.budgets: list[tuple[Budget, int]] = []
+
+    @property
+    def key_spend(self) -> int | None:
+        """The spend of the caller's key, as `Reservation.key_spend`; None for a key without a budget."""
+        for budget, _ in self.budgets:
+            if budget.key[0] == KEY:
+                return budget.spent
+        return None
 
 
 class Scope:

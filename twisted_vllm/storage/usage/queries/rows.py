@@ -60,6 +60,7 @@ MAX_COUNTED = 100_000
 _WINDOW, _GROWTH = 60_000_000, 8
 
 _DAY = timedelta(days=1)
+_STATUS = re.compile("[1-5][0-9]{2}")
 _ROW_ID = re.compile("[0-9a-f]{32}")
 #: What vLLM 0.32 writes before the ``X-Request-Id`` that the gateway sends, to make the id of its answer. The id of a
 #: response (``resp_…``) has nothing of it.
@@ -95,6 +96,8 @@ class RowFilter:
         equals: required values of dimensions; for a key its permanent id.
         request_id: the request's, or that of the server's answer.
         successful: whether the client got a complete response without an error; None for either.
+        error: the status or the code of the error; empty for any.
+        costs: the least and the highest cost, in picodollars; None for any.
     """
 
     start: int | None = None
@@ -102,6 +105,8 @@ class RowFilter:
     equals: Mapping[str, str] = attrs.field(factory=dict)
     request_id: str | None = None
     successful: bool | None = None
+    error: str = ""
+    costs: tuple[int, int] | None = None
 
 
 @attrs.frozen
@@ -291,6 +296,11 @@ def _conditions(wanted: RowFilter, *, tagged: bool = True) -> list[ColumnElement
     if wanted.successful is not None:
         success = and_(usage.c.outcome == "completed", usage.c.status < 400)
         found.append(success if wanted.successful else not_(success))
+    if wanted.error:
+        is_status = _STATUS.fullmatch(wanted.error)
+        found.append(usage.c.status == int(wanted.error) if is_status else usage.c.error == wanted.error)
+    if wanted.costs is not None:
+        found.append(usage.c.cost.between(*wanted.costs))
     return found
 
 
