@@ -343,7 +343,7 @@ def test_a_stream_has_the_same_events(case: Case, through: LiveGateway, vllm_url
 
 
 def test_a_stream_comes_while_vllm_writes_it(through: LiveGateway, chat_model: str) -> None:
-    arguments = json_request({**HELLO, "model": chat_model, "stream": True, "max_tokens": 400, "ignore_eos": True})
+    arguments = json_request({**HELLO, "model": chat_model, "stream": True, "max_tokens": 1900, "ignore_eos": True})
     headers = bearer(key_for(through)) + arguments["headers"]
 
     def share_of_the_time_until_the_first_event() -> float:
@@ -358,7 +358,8 @@ def test_a_stream_comes_while_vllm_writes_it(through: LiveGateway, chat_model: s
             connection.close()
         return first_after / (monotonic() - began)
 
-    # gathered on the way, the first event comes with the last, always; on a busy machine it does so now and then
+    # gathered on the way, the first event comes with the last, always; on a busy machine it does so now and then,
+    # which may stop this process for a second
     assert any(share_of_the_time_until_the_first_event() < 0.5 for _ in range(ATTEMPTS))
 
 

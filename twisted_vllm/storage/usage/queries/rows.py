@@ -69,6 +69,9 @@ _ANSWER_ID = re.compile(
     re.DOTALL,
 )
 
+#: joins a row with the tags that its client gave it
+_HAS_REQUEST_TAG = and_(usage_request_tags.c.time == usage.c.time, usage_request_tags.c.id == usage.c.id)
+
 # Not a parameter: PostgreSQL could not tell that the selected expression is the one in GROUP BY.
 _EMPTY = literal_column("''", Text)
 
@@ -178,11 +181,20 @@ def count_rows(connection: Connection, wanted: RowFilter) -> int:
     within = _time_range(connection, wanted)
     if within is None:
         return 0
-    conditions = [*_conditions(wanted), *within.conditions()]
-    searches = [()] if wanted.request_id is None else [(each,) for each in _has_request_id(wanted.request_id)]
+    keys = select(usage.c.id)
+    if wanted.request_id is not None:
+        searches = [keys.where(*_conditions(wanted), each) for each in _has_request_id(wanted.request_id)]
+    elif TAG in wanted.equals:
+        # one by one, as each has its own index
+        tag, conditions = wanted.equals[TAG], _conditions(wanted, tagged=False)
+        of_key = usage.c.payer.in_(_tagged_payers(tag))
+        of_request = keys.join(usage_request_tags, _HAS_REQUEST_TAG).where(usage_request_tags.c.tag == tag)
+        searches = [keys.where(*conditions, of_key), of_request.where(*conditions, not_(of_key))]
+    else:
+        searches = [keys.where(*_conditions(wanted))]
     counted = 0
     for each in searches:
-        found = select(usage.c.id).where(*conditions, *each).limit(MAX_COUNTED + 1).subquery()
+        found = each.where(*within.conditions()).limit(MAX_COUNTED + 1).subquery()
         counted += connection.execute(select(func.count()).select_from(found)).scalar_one()
     return min(counted, MAX_COUNTED + 1)
 
@@ -230,9 +242,13 @@ def row_conditions(equals: Mapping[str, str]) -> list[ColumnElement[bool]]:
     """Return the conditions for rows whose dimensions have certain values."""
     found = _conditions_without_tag(equals)
     if TAG in equals:
-        tagged = select(usage_payer_tags.c.payer).where(usage_payer_tags.c.tag == equals[TAG])
-        found.append(or_(usage.c.payer.in_(tagged), _is_tagged(equals[TAG])))
+        found.append(or_(usage.c.payer.in_(_tagged_payers(equals[TAG])), _is_tagged(equals[TAG])))
     return found
+
+
+def _tagged_payers(tag: str) -> Select[Any]:
+    """Return the statement for the ids of the payers whose key has a tag."""
+    return select(usage_payer_tags.c.payer).where(usage_payer_tags.c.tag == tag)
 
 
 def _is_tagged(tag: str) -> ColumnElement[bool]:
@@ -286,8 +302,7 @@ def tags_of_rows(conditions: Sequence[ColumnElement[bool]]) -> CompoundSelect[An
     of_payer = select(*columns, usage_payer_tags.c.tag).join(
         usage_payer_tags, usage_payer_tags.c.payer == usage.c.payer
     )
-    same = and_(usage_request_tags.c.time == usage.c.time, usage_request_tags.c.id == usage.c.id)
-    of_request = select(*columns, usage_request_tags.c.tag).join(usage_request_tags, same)
+    of_request = select(*columns, usage_request_tags.c.tag).join(usage_request_tags, _HAS_REQUEST_TAG)
     return union_all(of_payer.where(*conditions), of_request.where(*conditions))
 
 
@@ -396,8 +411,7 @@ def _newest_rows(
 def _newest_tagged(connection: Connection, wanted: RowFilter, within: _TimeRange, limit: int) -> list[RowKey]:
     """Return the keys of the rows whose client gave them a tag, newest first."""
     tags = usage_request_tags.c
-    same = and_(usage.c.time == tags.time, usage.c.id == tags.id)
-    statement = select(tags.time, tags.id).join(usage, same).where(tags.tag == wanted.equals[TAG])
+    statement = select(tags.time, tags.id).join(usage, _HAS_REQUEST_TAG).where(tags.tag == wanted.equals[TAG])
     statement = statement.where(*_conditions(wanted, tagged=False))
     if within.start is not None:
         statement = statement.where(tags.time >= within.start)
