@@ -216,7 +216,7 @@ def test_what_is_decisive_and_was_cut_is_refused() -> None:
     policy = policy_of(GatewayFields(), rules_of(["a=5"]), NO_RULES)
     assert outcome(lambda: held([large(a=list(range(64)))], policy).checked_members())[0] == "field_not_allowed"
     assert outcome(lambda: held([large(a=[1] * 99 + [5])], policy).checked_members())[0] == "body_too_complex"
-    assert outcome(lambda: read_body(held([large(model=LONG)]), CHAT)) == ("model_undetermined", "model")
+    assert outcome(lambda: read_body(held([large(model=LONG)]), CHAT)) == ("model_not_found", "model")
 
 
 URLS = {

@@ -13,7 +13,7 @@ from tests.bodies.json_texts import held
 from twisted_vllm.api_routes import CHAT_FIELDS
 from twisted_vllm.bodies.edits import rename_edit, splice
 from twisted_vllm.bodies.json_body import ModelField, read_body
-from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.errors import ModelNotFound, ModelUndetermined
 
 
 def find_model(body: bytes) -> ModelField | None:
@@ -89,7 +89,7 @@ def test_a_body_in_one_piece_and_a_large_one_have_names_of_the_same_length(key: 
         body = b'{"stream":true, %b:"%b"}' % (key, (spelled + more).encode())
         for each in (body, held([body[:50], body[50:]])):
             if refused:
-                with pytest.raises(ModelUndetermined, match="4,096 bytes"):
+                with pytest.raises(ModelNotFound, match="4,096 bytes"):
                     read_body(each, CHAT_FIELDS)
             else:
                 assert read_body(each, CHAT_FIELDS).model is not None

@@ -193,17 +193,16 @@ def test_a_model_that_no_authorization_names_is_not_found_without_a_default_serv
         admit(admission(MODELS, None), b'{"model": "other"}')
 
 
-def test_a_model_s_name_that_is_longer_than_any_names_none() -> None:
+def test_a_model_s_name_that_is_longer_than_any_is_not_found() -> None:
     longest, longer = "m" * LONGEST_NAME, "m" * (LONGEST_NAME + 1)
     asked = admission(MODELS)
     assert admit(asked, b'{"model": "%b"}' % longest.encode()).model == longest
-    # a body that cannot be read goes to the default server, unless a permission depends on its model
-    unread = b'{"model": "%b"}' % longer.encode()
-    assert admit(asked, unread).model == ""
-    with pytest.raises(ModelUndetermined, match="more than"):
-        admit(asked, unread, attrs.evolve(TENANT, models=("m*",)))
+    with pytest.raises(ModelNotFound, match="4,096 bytes"):
+        admit(asked, b'{"model": "%b"}' % longer.encode())
     with pytest.raises(ModelNotFound):
         admit(asked, form(longer.encode()), headers=FORM, path=b"/v1/audio/transcriptions")
+    with pytest.raises(ModelNotFound):
+        invoke(asked, longer, MASTER)
 
 
 @pytest.mark.parametrize(("default", "expected"), [(DEFAULT, DEFAULT), (None, ONE)])

@@ -35,7 +35,7 @@ from twisted_vllm.bodies.request_tags import (
     tags_of_list,
     together,
 )
-from twisted_vllm.errors import BodyTooComplex
+from twisted_vllm.errors import BodyTooComplex, ModelNotFound
 from twisted_vllm.field_policy.escapes import ESCAPED_LETTER
 from twisted_vllm.field_policy.media import Repeated, settled
 from twisted_vllm.field_policy.policy import FieldPolicy
@@ -167,7 +167,6 @@ _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _KEY = b'"model"'
 # a name as it is spelled, with its quotes
 _LONGEST_NAME = KEPT_AT_TOP + 2
-_TOO_LONG = f'"model" has more than {KEPT_AT_TOP:,} bytes'
 _PLAIN_FIELD = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*"|null)')
 # a list, not of numbers: those are the tokens of one prompt
 _SEVERAL = re.compile(rb"\[[ \t\n\r]*[^ \t\n\r\]0-9-]")
@@ -400,7 +399,7 @@ def _facts_of_held(body: HeldBody, fields: BodyFields) -> BodyFacts:
     if model is None:
         return _facts(found, None, fields)
     if isinstance(model.value, ShortenedText):
-        _refuse(_TOO_LONG)
+        raise _no_model()
     return _facts(found, ModelField(_checked_name(model.value), model.start, model.end), fields)
 
 
@@ -489,8 +488,12 @@ def _prompts(value: object) -> int:
 def _field(name: str, start: int, end: int) -> ModelField:
     """Return the model of a body in one piece; a longer name is refused in a large body too, which keeps no more."""
     if end - start > _LONGEST_NAME:
-        _refuse(_TOO_LONG)
+        raise _no_model()
     return ModelField(name, start, end)
+
+
+def _no_model() -> ModelNotFound:
+    return ModelNotFound(f'"model" has more than {KEPT_AT_TOP:,} bytes, and no model\'s name has.', param="model")
 
 
 def _checked_name(value: object) -> str:

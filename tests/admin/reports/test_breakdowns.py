@@ -62,6 +62,9 @@ def test_tags_of_requests_count_beside_those_of_keys_and_once(gateway: Gateway) 
 @pytest.mark.usefixtures("keys")
 def test_tags_are_listed_and_named(gateway: Gateway) -> None:
     assert [tag["name"] for tag in gateway.get("/tag/list").json] == ["job-1", "job-2", "own"]
+    assert [tag["name"] for tag in gateway.get(f"/tag/list?{DATES}").json] == ["job-1", "job-2", "own"]
+    assert gateway.get("/tag/list?start_date=2020-01-01&end_date=2020-01-02").json == []
+    assert gateway.get("/tag/list?start_date=null").status == 400
     assert list(gateway.post("/tag/info", {"names": ["own", "job-2"]}).json) == ["own", "job-2"]
     gone = gateway.post("/tag/info", {"names": ["own", "gone"]})
     assert (gone.status, gone.error["param"]) == (404, "names")

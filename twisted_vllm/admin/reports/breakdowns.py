@@ -157,9 +157,20 @@ def tag_names(transaction: Transaction) -> Json:
     return {"tag_names": names_used(transaction.connection, TAG, MAX_NAMES)}
 
 
-def tags(transaction: Transaction) -> list[Json]:
-    """Return the tags that were used, in order, as `TagReport` describes them."""
-    return [_report_tag(name) for name in names_used(transaction.connection, TAG, MAX_NAMES)]
+def tags(transaction: Transaction, days: tuple[int, int] | None) -> list[Json]:
+    """Return the tags that were used, in order, as `TagReport` describes them.
+
+    Args:
+        transaction: the transaction.
+        days: between which times, in microseconds since 1970; None for any time.
+    """
+    connection = transaction.connection
+    if days is None:
+        names = list(names_used(connection, TAG, MAX_NAMES))
+    else:
+        groups = read_totals(connection, UsageQuery((TAG,), MONTH, *days))
+        names = sorted({group.values[0] for group in groups} - {""})[:MAX_NAMES]
+    return [_report_tag(name) for name in names]
 
 
 def tags_named(transaction: Transaction, names: Sequence[str]) -> Json:

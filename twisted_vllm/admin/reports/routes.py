@@ -213,9 +213,11 @@ async def tag_names(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
 
 
 @routes.get("/tag/list", query=DatesQuery, response=tuple[TagReport, ...], errors=(504,))
-async def tags(call: AdminCall, _query: DatesQuery) -> msgspec.Raw:
-    """Return the tags that were used at any time, at most 10,000. They are names, without limits."""
-    return await _read(call, breakdowns.tags)
+async def tags(call: AdminCall, query: DatesQuery) -> msgspec.Raw:
+    """Return the tags that were used, at most 10,000; without dates at any time. They are names, without limits."""
+    dates = query.start_date, query.end_date
+    days = days_of(*dates, call.now) if any(dates) else None
+    return await _read(call, lambda transaction: breakdowns.tags(transaction, days))
 
 
 @routes.post("/tag/info", access=Access.READER, body=TagsRequest, response=dict[str, TagReport], errors=(404, 504))
