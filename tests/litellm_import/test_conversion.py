@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.litellm_import.rows import NOW, budget_row, converted, key_row, team_row, texts, token_of, user_row
+from twisted_vllm.admin.fields import is_printable
 from twisted_vllm.litellm_import.notes import Notes, Outcome
 from twisted_vllm.litellm_import.restrictions import IN_METADATA
 from twisted_vllm.money import PICODOLLARS
@@ -323,7 +324,7 @@ def test_no_row_of_a_key_breaks_an_import(values: dict[str, Any]) -> None:
         assert key.token == HASH
         assert not key.manages
         msgspec.json.encode([key.models, key.aliases, key.metadata, key.tags])
-    assert all(note.subject.isprintable() and note.text.isprintable() for note in notes)
+    assert all(is_printable(note.subject) and is_printable(note.text) for note in notes)
 
 
 def test_what_is_not_copied_blocks_what_it_restricted() -> None:
@@ -372,7 +373,7 @@ def test_no_row_of_any_table_breaks_an_import_or_smuggles_a_name(
     records = [*found.budgets, *found.organizations, *found.organization_members, *found.users, *found.teams]
     for record in (*records, *found.members, *found.end_users):
         for value in msgspec.to_builtins(record).values():
-            assert not isinstance(value, str) or (value.isprintable() and not value.startswith("sk-")), record
+            assert not isinstance(value, str) or (is_printable(value) and not value.startswith("sk-")), record
         msgspec.json.encode(record)
-    assert all(each.isprintable() for team in found.teams for pair in (team.aliases or {}).items() for each in pair)
-    assert all(note.subject.isprintable() and note.text.isprintable() for note in notes)
+    assert all(is_printable(each) for team in found.teams for pair in (team.aliases or {}).items() for each in pair)
+    assert all(is_printable(note.subject) and is_printable(note.text) for note in notes)
