@@ -324,7 +324,7 @@ def test_no_row_of_a_key_breaks_an_import(values: dict[str, Any]) -> None:
         assert key.token == HASH
         assert not key.manages
         msgspec.json.encode([key.models, key.aliases, key.metadata, key.tags])
-    assert all(is_printable(note.subject) and is_printable(note.text) for note in notes)
+    assert all(note.subject.isprintable() and note.text.isprintable() for note in notes)
 
 
 def test_what_is_not_copied_blocks_what_it_restricted() -> None:
@@ -376,4 +376,4 @@ def test_no_row_of_any_table_breaks_an_import_or_smuggles_a_name(
             assert not isinstance(value, str) or (is_printable(value) and not value.startswith("sk-")), record
         msgspec.json.encode(record)
     assert all(is_printable(each) for team in found.teams for pair in (team.aliases or {}).items() for each in pair)
-    assert all(is_printable(note.subject) and is_printable(note.text) for note in notes)
+    assert all(note.subject.isprintable() and note.text.isprintable() for note in notes)
