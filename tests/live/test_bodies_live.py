@@ -25,7 +25,7 @@ from twisted_vllm.api_routes import ModelPlace, PrefixCache, VllmRoute, classify
 from twisted_vllm.bodies.edits import Edit, name_edit, salt_edit, splice, usage_edits
 from twisted_vllm.bodies.json_body import BodyFacts, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form
-from twisted_vllm.errors import BodyTooComplex, GatewayError, ModelUndetermined
+from twisted_vllm.errors import BodyTooComplex, GatewayError, ModelNotFound, ModelUndetermined
 
 BATCH = 250
 #: seconds of CPU that the gateway may take for one body, however odd: ten times what any took
@@ -62,7 +62,7 @@ def read(job: Job, row: VllmRoute) -> BodyFacts | None:
         if job.route in AUDIO:
             return BodyFacts(model=find_model_in_form(job.body, job.content_type.encode("latin-1")))
         facts = read_body(job.body, row.fields)
-    except ModelUndetermined:
+    except (ModelNotFound, ModelUndetermined):
         return None
     return None if facts.model_repeated else facts
 
@@ -78,7 +78,7 @@ def read_held(job: Job, row: VllmRoute, random: Random, ours: BodyFacts | None) 
         facts = read_body(held(pieces), row.fields)
     except BodyTooComplex:
         return ours
-    except ModelUndetermined:
+    except (ModelNotFound, ModelUndetermined):
         return None
     return None if facts.model_repeated else facts
 
