@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 WITH_PROCESSES := tests/end_to_end tests/benchmarks
 SOAK := tests/end_to_end/test_soak.py
+CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
 SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
 
 export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-processes test-rest format reference live live-url bench bench-routing wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-rest format reference live live-url bench bench-routing wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -31,7 +32,7 @@ run: $(VENV)/installed
 # Three jobs at a time, the long ones first: many tests wait for processes or clocks, and the soak rests most of the time.
 # Each job prints its output at its end. The honest p99 of the soak says little about the gateway beside them.
 test: $(VENV)/installed-dev
-	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-soak test-rest test-processes style
+	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-soak test-rest test-processes test-apart style
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -40,7 +41,11 @@ style: $(VENV)/installed-dev
 
 # the tests that start gateways in processes of their own
 test-processes: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(WITH_PROCESSES) --ignore=$(SOAK)
+	$(BIN)/python -m pytest tests/end_to_end --ignore=$(SOAK) --ignore=$(CONFORMANCE)
+
+# those of them that take long alone: they run when the soak has ended
+test-apart: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(CONFORMANCE) tests/benchmarks
 
 # all abuse at once beside honest traffic: SOAK_SECONDS=3600 make test-soak
 test-soak: $(VENV)/installed-dev
