@@ -197,6 +197,16 @@ def test_the_rate_follows_the_servers_when_one_of_two_dies() -> None:
     assert rate.rate(10, now) == pytest.approx(5.0, rel=0.5)
 
 
+def test_a_promise_is_never_above_the_most_by_rounding() -> None:
+    rate = ServiceRate()
+    rate.began(0.0)
+    # 60 s later, less the same time, is more than 60 s in floating-point numbers
+    now = 8132.657415773704
+    assert (now + MOST) - now > MOST
+    rate.began(now - 700.0)
+    assert rate.promise(10_000, 10, 1, now) == MOST
+
+
 @given(st.lists(st.tuples(st.sampled_from("bewsxp"), st.floats(-5.0, 1000.0)), max_size=60))
 def test_whatever_happened_the_promise_is_a_number_within_its_bounds(events: list[tuple[str, float]]) -> None:
     rate, now = ServiceRate(), 1000.0

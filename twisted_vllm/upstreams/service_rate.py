@@ -104,7 +104,8 @@ class ServiceRate:
         next_one = self._promised + 1.0 / min(rate, max(capacity + places, 1))
         instant = min(max(next_one, now + ahead / rate, now + earliest), now + MOST)
         self._promised = instant
-        return max(LEAST, ceil(instant - now))
+        # rounding may add to the difference
+        return min(max(LEAST, ceil(instant - now)), MOST)
 
     def _advance(self, now: float) -> None:
         passed = now - self._at
