@@ -23,6 +23,7 @@ from twisted_vllm.context import Peer
 from twisted_vllm.errors import InvalidApiKey
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.http.server.request import IStreamingResource
+from twisted_vllm.mounts import Mounts
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.form_body import MAX_BUFFERED
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY
@@ -60,6 +61,7 @@ class ResourceHarness:
             cooperate=turn_cooperator(self.clock).cooperate,
             ask_models=options.get("ask_models", self.base_models.ask),
             before_refusal=options.get("before_refusal"),
+            mounts=options.get("mounts"),
             now=lambda: 1234.5,
         )
 
@@ -162,6 +164,16 @@ def test_a_client_that_leaves_while_its_key_is_looked_for_is_forgotten() -> None
     mounted.authenticator.principal = TENANT
     finding.found.callback(None)
     assert (request.answered, mounted.agent.sent) == (None, [])
+
+
+def test_a_route_at_the_root_that_was_closed_while_its_caller_was_looked_for_is_not_found() -> None:
+    finding, mounts = Finding(), Mounts()
+    mounted = ResourceHarness(InvalidApiKey("no"), before_refusal=finding, mounts=mounts)
+    request = mounted.render(uri=b"/v1/completions")
+    mounts.reconfigure(root_routes=False, path_aliases=True)
+    mounted.authenticator.principal = TENANT
+    finding.found.callback(None)
+    assert (request.answered.code, mounted.agent.sent) == ("not_found", [])
 
 
 def test_nothing_new_begins_while_the_gateway_drains() -> None:

@@ -28,6 +28,7 @@ from twisted_vllm.errors import (
     Draining,
     GatewayError,
     MissingApiKey,
+    NotFound,
 )
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.http.headers import is_form, is_json
@@ -271,7 +272,9 @@ class PassThroughResource:
         principal = context.principal = self._identify(context, for_good)
         path, mark, query = request.uri.partition(b"?")
         mount = self._mounts.find(path)
-        assert mount is not None, "the site asks the same mounts"
+        if mount is None:
+            # it was closed while the request waited
+            raise NotFound("The gateway has no such route. vLLM's are below /vllm.")
         authorization = self._admission.authorize(principal, request.method, mount.path + mark + query, mount.model)
         context.authorization = authorization
         if template is None or MAX_FORWARDS in context.head.first:
