@@ -244,18 +244,20 @@ def test_the_role_is_that_of_the_user() -> None:
     assert nobody is not None and nobody.principal.role == ""
 
 
-def test_end_users_without_a_record_have_the_limits_of_the_settings() -> None:
+def test_end_users_without_limits_of_their_own_have_those_of_the_settings() -> None:
     index = KeyIndex()
     assert index.end_user("eve") is None and not index.has_end_users
     index.apply(Changes(shared={"small": Allowance(rpm=1, max_budget=5)}))
     index.reconfigure(GatewayLimits(end_user=Allowance(max_budget=7), end_user_budget="small"))
     limits = Allowance(rpm=1, max_budget=7)
-    assert index.end_user("eve") == EndUser(Limited("end_user", "eve", limits), has_record=False)
+    assert index.end_user("eve") == EndUser(Limited("end_user", "eve", limits))
     assert index.has_end_users
     assert index.allowance_of("end_user", "eve") == limits
     known = EndUser(Limited("end_user", "bob", UNLIMITED), blocked=True)
     index.apply(Changes(end_users={"bob": known}))
     assert index.end_user("bob") == known
+    index.apply(Changes(end_users={"bob": EndUser(Limited("end_user", "bob", UNLIMITED))}))
+    assert index.allowance_of("end_user", "bob") == limits
     index.apply(Changes(shared={"small": None}))
     assert index.allowance_of("end_user", "eve") == Allowance(max_budget=7)
 

@@ -113,3 +113,15 @@ def test_the_budget_of_an_end_user_with_a_record_is_never_forgotten() -> None:
     assert questions.budgets.holds("end_user", "a") and questions.budgets.holds("key", "k")
     with pytest.raises(BudgetExceeded):
         questions.admit("a", 1)
+
+
+def test_an_end_user_that_loses_limits_of_its_own_is_asked_for_again() -> None:
+    questions = Questions()
+    questions.load("a")
+    questions.limiter.budget_forgotten("end_user", "a")
+    questions.budgets.forget("end_user", "a")
+    questions.budgets.forget("key", "a")
+    assert questions.budgets.load("a") is not None
+    questions.answer(spent=10)
+    with pytest.raises(BudgetExceeded):
+        questions.admit("a", 1)

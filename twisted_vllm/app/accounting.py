@@ -191,6 +191,11 @@ class AccountingService:
         if self._budgets.holds(spend.kind, spend.id):
             self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
 
+    def budget_gone(self, kind: str, id: str) -> None:
+        """Forget the budget of somebody who was deleted or has none of its own any more."""
+        self._budgets.forget(kind, id)
+        self.limiter.budget_forgotten(kind, id)
+
     def read_anew(self) -> None:
         """Store again what rows refer to: the database may have been restored."""
         if self._store is not None:

@@ -262,7 +262,7 @@ class Wiring:
             self.store,
             self.index,
             accounting.spend_set,
-            budget_gone=accounting.limiter.budget_forgotten,
+            budget_gone=accounting.budget_gone,
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,

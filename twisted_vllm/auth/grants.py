@@ -130,12 +130,10 @@ class EndUser(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         limited: its limits, which may be empty.
         blocked: whether an administrator blocked it.
-        has_record: whether an administrator created it.
     """
 
     limited: Limited
     blocked: bool = False
-    has_record: bool = True
 
     @property
     def allowance(self) -> Allowance:

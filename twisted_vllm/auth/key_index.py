@@ -47,7 +47,7 @@ class GatewayLimits:
 
     Attributes:
         proxy: those of the gateway as a whole.
-        end_user: those of each end user without a record.
+        end_user: those of each end user without limits of its own.
         end_user_budget: the id of the budget whose limits hold where `end_user` sets none; None for none.
         model_aliases: further names of models: a budget for one of them is a budget for its model.
     """
@@ -88,7 +88,7 @@ class KeyIndex:
 
     Attributes:
         changes: the number of changes of keys, users, teams and settings; a change may invalidate earlier decisions.
-        limits_strangers: whether end users without a record have limits.
+        limits_strangers: whether end users without limits of their own have some.
         on_existence: called for each user, team and organization that changes, with its kind, its id and whether it
             exists; with no id when all may have changed. None by default.
     """
@@ -131,7 +131,7 @@ class KeyIndex:
         self._former = {former.token: former for former in snapshot.former}
         self._users = dict(snapshot.users)
         self._teams = dict(snapshot.teams)
-        self._end_users = dict(snapshot.end_users)
+        self._end_users = {id: each for id, each in snapshot.end_users.items() if _restricts(each)}
         self._members = dict(snapshot.members)
         self._organizations = dict(snapshot.organizations)
         self._shared = dict(snapshot.shared)
@@ -154,7 +154,7 @@ class KeyIndex:
         _apply(self._former, changes.former)
         _apply(self._users, changes.users)
         _apply(self._teams, changes.teams)
-        _apply(self._end_users, changes.end_users)
+        _apply(self._end_users, {id: each if _restricts(each) else None for id, each in changes.end_users.items()})
         _apply(self._members, changes.members)
         _apply(self._organizations, changes.organizations)
         _apply(self._shared, changes.shared)
@@ -180,7 +180,7 @@ class KeyIndex:
         self.changes += 1
 
     def _limit_strangers(self) -> None:
-        """Set the limits of end users without a record."""
+        """Set the limits of end users without limits of their own."""
         shared = self._shared.get(self._gateway.end_user_budget or "", UNLIMITED)
         self._stranger = self._gateway.end_user.within(shared)
         self.limits_strangers = not self._stranger.is_unlimited
@@ -291,7 +291,7 @@ class KeyIndex:
         """Return an end user; ``None`` if it has no limits and is not blocked."""
         found = self._end_users.get(user_id)
         if found is None and self.limits_strangers:
-            return EndUser(Limited(END_USER, user_id, self._stranger), has_record=False)
+            return EndUser(Limited(END_USER, user_id, self._stranger))
         return found
 
     def has_record(self, user_id: str) -> bool:
@@ -410,6 +410,10 @@ def _role(grant: KeyGrant, user: UserGrant | None) -> str:
     if user is not None:
         return user.role
     return "" if grant.user_id is None else DEFAULT_ROLE
+
+
+def _restricts(end_user: EndUser | None) -> bool:
+    return end_user is not None and (end_user.blocked or not end_user.allowance.is_unlimited)
 
 
 def _apply(table: dict[str, T], changes: Mapping[str, T | None]) -> None:

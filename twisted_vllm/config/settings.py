@@ -858,14 +858,14 @@ class Settings:
     max_end_user_budget: Decimal | None = setting(
         None,
         optional(amount(MAX_DOLLARS), "no budget"),
-        "What each end user without a record of its own (POST /customer/new) may spend. Requests are read for their "
+        "What each end user without limits of its own (POST /customer/new) may spend. Requests are read for their "
         "end user then.",
         block="litellm_settings",
     )
     max_end_user_budget_id: str | None = setting(
         None,
         optional(text, "none"),
-        "The budget (POST /budget/new) whose limits hold for each end user without a record; max_end_user_budget wins.",
+        "The budget (POST /budget/new) whose limits hold for each end user without any; max_end_user_budget wins.",
         block="litellm_settings",
     )
     default_key_generate_params: NewKeyDefaults = setting(

@@ -101,7 +101,7 @@ class Accounting(RequestObserver):
             uncounted: limits the requests that the limiter does not count; None limits none.
             client_of: returns the address of a request's client.
             now: returns the time in Unix seconds.
-            budgets: loads the budgets of end users without a record; None if they are in the limiter already.
+            budgets: loads the budgets of end users without limits of their own; None if the limiter has them already.
         """
         self._budgets = budgets
         self._limiter = limiter
@@ -429,7 +429,7 @@ class Accounting(RequestObserver):
         return limited if record.limited.allowance.is_unlimited else (*limited, record.limited)
 
     def _load_budget(self, end_user: str | None) -> Deferred[None] | None:
-        """Have the budget of an end user without a record in the limiter; None if it is there, or there is none."""
+        """Have the budget of an end user in the limiter; None if it is there, or there is none."""
         if end_user is None or self._budgets is None or not self._end_users.limits_strangers:
             return None
         return None if self._end_users.has_record(end_user) else self._budgets.load(end_user)

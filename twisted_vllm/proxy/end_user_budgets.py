@@ -1,4 +1,4 @@
-"""The budgets of end users without a record: any client may name any number of them."""
+"""The budgets of end users without limits of their own: any client may name any number of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.ratelimit.interfaces import Limiter
 
-#: end users without a record whose budgets are in memory
+#: end users without limits of their own whose budgets are in memory
 MAX_KNOWN = 100_000
 
 #: reads the spend of end users
@@ -52,8 +52,13 @@ class EndUserBudgets:
         """Return whether the limiter has the budget of somebody, if there is one."""
         return kind != END_USER or id in self._known or self._index.has_record(id)
 
+    def forget(self, kind: str, id: str) -> None:
+        """Ask again before the next request of an end user: the limiter has its budget no more."""
+        if kind == END_USER:
+            self._known.pop(id, None)
+
     def load(self, id: str) -> Deferred[None] | None:
-        """Have the budget of an end user without a record in the limiter.
+        """Have the budget of an end user without limits of its own in the limiter.
 
         Returns:
             None if it is there; else a Deferred that fires when it is. It never fails.
