@@ -278,10 +278,19 @@ def page_of_days(
     return connection.execute(found).all(), total
 
 
-def names_used(connection: Connection, dimension: str, limit: int) -> list[str]:
-    """Return the values of a dimension that ever had usage, in order, but ``""``; at most so many."""
+def names_used(connection: Connection, dimension: str, limit: int, among: Sequence[str] | None = None) -> list[str]:
+    """Return the values of a dimension that ever had usage, in order, but ``""``; at most so many.
+
+    Args:
+        connection: of a transaction that reads.
+        dimension: as in `Entities`.
+        limit: how many to return at most.
+        among: the only values to look for, as many as one statement takes; None for all.
+    """
     totals = usage_totals.c
-    wanted = (totals.dimension == dimension, totals.period == MONTH, totals.value != "")
+    wanted = [totals.dimension == dimension, totals.period == MONTH, totals.value != ""]
+    if among is not None:
+        wanted.append(totals.value.in_(among))
     found = select(totals.value).where(*wanted).distinct().order_by(totals.value).limit(limit)
     return list(connection.execute(found).scalars())
 
