@@ -49,7 +49,7 @@ from twisted_vllm.storage.usage.queries.plan import (
     month_start,
     plan,
 )
-from twisted_vllm.storage.usage.queries.rows import COLUMNS, joined, row_conditions, tags_of_rows
+from twisted_vllm.storage.usage.queries.rows import COLUMNS, SUCCESSFUL, joined, row_conditions, tags_of_rows
 from twisted_vllm.storage.usage.tables import (
     DAY,
     DAY_US,
@@ -467,8 +467,7 @@ def _from_rows(planned: Plan, _segment: Segment, low: int, high: int) -> _Parts:
     unit = HOUR_US if query.interval == HOUR else DAY_US
     interval = usage.c.time - usage.c.time % literal_column(str(unit), BigInteger)
     requests = func.coalesce(usage.c.requests, literal_column("1", BigInteger))
-    success = and_(usage.c.outcome == "completed", usage.c.status < 400)
-    successful, counted = func.sum(case((success, requests), else_=0)), func.sum(requests)
+    successful, counted = func.sum(case((SUCCESSFUL, requests), else_=0)), func.sum(requests)
     sums: list[ColumnElement[Any]] = [
         cast(counted, BigInteger),
         cast(successful, BigInteger),
