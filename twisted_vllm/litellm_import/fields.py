@@ -18,9 +18,10 @@ from twisted_vllm.admin.models import Body
 from twisted_vllm.admin.parsing import parse_body
 from twisted_vllm.auth.policy import parse_rule
 from twisted_vllm.auth.records import MANAGEMENT
+from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.litellm_import.notes import Notes, Outcome, clean
-from twisted_vllm.litellm_import.restrictions import HARMLESS, IN_METADATA, SILENT, asks
+from twisted_vllm.litellm_import.restrictions import HARMLESS, IN_METADATA, SILENT
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import Allowance, ModelBudget
 
@@ -83,7 +84,7 @@ class Fields:
         given = {name: value for name, value in self.values.items() if value is not None}
         for name in [name for name in given if name not in model.__struct_fields__]:
             value = given.pop(name)
-            if asks(value) and value != model.UNSUPPORTED.get(name):
+            if asks_for_something(value) and value != model.UNSUPPORTED.get(name):
                 self.lose(name)
         while True:
             try:
@@ -104,7 +105,7 @@ class Fields:
         own = dict(metadata)
         for name in IN_METADATA & own.keys():
             value = own.pop(name)
-            if asks(value) and not asks(self.values.get(name)):
+            if asks_for_something(value) and not asks_for_something(self.values.get(name)):
                 self.values[name] = value
         self.values["metadata"] = own
 
@@ -176,7 +177,7 @@ class Fields:
             money = fields.pop("budget_limit", None) if money is None else money
             duration = fields.pop("budget_duration", None)
             duration = fields.pop("time_period", None) if duration is None else duration
-            fields = {name: each for name, each in fields.items() if asks(each)}
+            fields = {name: each for name, each in fields.items() if asks_for_something(each)}
             dollars = None if money is None else _dollars(money)
             if not _names_one_model(str(model)):
                 self.restrict("model_max_budget")
