@@ -24,9 +24,10 @@ from twisted_vllm.admin.scope import AdministratorScope
 from twisted_vllm.admin.teams.models import NewTeamRequest
 from twisted_vllm.admin.users.models import NewUserRequest
 from twisted_vllm.auth.records import KeyRecord
+from twisted_vllm.config.checks import MAX_DOLLARS
 from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.litellm_import.fields import Fields, moment
+from twisted_vllm.litellm_import.fields import Fields, bounded_dollars, moment
 from twisted_vllm.litellm_import.notes import Notes, Outcome, named
 from twisted_vllm.litellm_import.restrictions import NO_ROW, OBJECT_PERMISSION_MODELS
 from twisted_vllm.litellm_import.source import LiteLLMRows, Row
@@ -493,8 +494,5 @@ def _object(value: object) -> dict[str, Any]:
 
 def _picodollars(value: object) -> int:
     """Return an amount that was spent: never less than 0, and within 64 bits."""
-    try:
-        amount = float(value or 0)  # type: ignore[arg-type]  # whatever it is, it is a number or is refused here
-    except (TypeError, ValueError):
-        return 0
-    return from_dollars(min(max(amount, 0.0), 9_000_000.0)) if amount == amount else 0
+    dollars = bounded_dollars(value or 0)
+    return from_dollars(MAX_DOLLARS if dollars is None else dollars)
