@@ -141,13 +141,13 @@ class _TimeRange:
     start: int | None
     end: int | None
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """Return the conditions for rows that began in the range."""
+    def conditions(self, time: ColumnElement[int] = usage.c.time) -> list[ColumnElement[bool]]:
+        """Return the conditions for rows that began in the range, by the column that says when they began."""
         found: list[ColumnElement[bool]] = []
         if self.start is not None:
-            found.append(usage.c.time >= self.start)
+            found.append(time >= self.start)
         if self.end is not None:
-            found.append(usage.c.time < self.end)
+            found.append(time < self.end)
         return found
 
 
@@ -414,11 +414,7 @@ def _newest_tagged(connection: Connection, wanted: RowFilter, within: _TimeRange
     """Return the keys of the rows whose client gave them a tag, newest first."""
     tags = usage_request_tags.c
     statement = select(tags.time, tags.id).join(usage, _HAS_REQUEST_TAG).where(tags.tag == wanted.equals[TAG])
-    statement = statement.where(*_conditions(wanted, tagged=False))
-    if within.start is not None:
-        statement = statement.where(tags.time >= within.start)
-    if within.end is not None:
-        statement = statement.where(tags.time < within.end)
+    statement = statement.where(*_conditions(wanted, tagged=False), *within.conditions(tags.time))
     statement = statement.order_by(tags.time.desc(), tags.id.desc()).limit(limit)
     return [(row.time, row.id) for row in connection.execute(statement)]
 
