@@ -16,6 +16,12 @@ def test_a_minute_begins_with_its_first_count_and_says_how_long_it_lasts() -> No
     assert counts.add("a", NOW + MINUTE) == (1, 60.0)
 
 
+def test_another_period_counts_as_long_as_it_lasts() -> None:
+    counts = MinuteCounts(period=3600)
+    assert [counts.add("a", NOW), counts.add("a", NOW + 900)] == [(1, 3600.0), (2, 2700.0)]
+    assert [counts.count("a", NOW + 3599), counts.count("a", NOW + 3600)] == [2, 0]
+
+
 def test_a_clock_that_was_set_back_begins_a_new_minute() -> None:
     counts = MinuteCounts()
     counts.add("a", NOW)

@@ -13,15 +13,16 @@ from twisted_vllm.admin.fields import MAX_ITEMS, MAX_LENGTH, PRINTABLE, UNITS
 from twisted_vllm.admin.model_limits import NAMES_ONE_MODEL, check_limited_models
 from twisted_vllm.admin.models import Body, Json
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.config.checks import MAX_DOLLARS
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.money import PICODOLLARS, from_dollars, to_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, ModelBudget
 from twisted_vllm.ratelimit.periods import period_of
 
 #: the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
-_MAX_COUNT = 2**53 - 1
+MAX_COUNT = 2**53 - 1
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 _ModelName = Annotated[
     str,
@@ -32,12 +33,12 @@ _ModelName = Annotated[
 Counts = Annotated[dict[_ModelName, Count], msgspec.Meta(max_length=MAX_ITEMS)]
 
 #: an amount that fits in 64 bits of picodollars
-Dollars = Annotated[float, msgspec.Meta(ge=0, le=9_000_000, description="US dollars.")]
+Dollars = Annotated[float, msgspec.Meta(ge=0, le=MAX_DOLLARS, description="US dollars.")]
 
 #: what a key, user or customer has spent; None leaves it
 Spent = Annotated[
     float,
-    msgspec.Meta(ge=0, le=9_000_000, description="The spend in the budget's current period, in US dollars."),
+    msgspec.Meta(ge=0, le=MAX_DOLLARS, description="The spend in the budget's current period, in US dollars."),
 ]
 
 BudgetDuration = Annotated[

@@ -24,10 +24,12 @@ from twisted_vllm.admin.scope import AdministratorScope
 from twisted_vllm.admin.teams.models import NewTeamRequest
 from twisted_vllm.admin.users.models import NewUserRequest
 from twisted_vllm.auth.records import KeyRecord
+from twisted_vllm.config.checks import MAX_DOLLARS
+from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.litellm_import.fields import Fields, moment
+from twisted_vllm.litellm_import.fields import Fields, bounded_dollars, moment
 from twisted_vllm.litellm_import.notes import Notes, Outcome, named
-from twisted_vllm.litellm_import.restrictions import NO_ROW, OBJECT_PERMISSION_MODELS, asks
+from twisted_vllm.litellm_import.restrictions import NO_ROW, OBJECT_PERMISSION_MODELS
 from twisted_vllm.litellm_import.source import LiteLLMRows, Row
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import (
@@ -191,7 +193,7 @@ class _Conversion:
     def _check_permission(self, fields: Fields, row: Row) -> None:
         """An object permission is about tools that vLLM does not have, but for its models."""
         permission = self._permissions.get(row.get("object_permission_id"), NO_ROW)
-        if asks(permission.get(OBJECT_PERMISSION_MODELS)):
+        if asks_for_something(permission.get(OBJECT_PERMISSION_MODELS)):
             fields.restrict("the models of its object_permission")
 
     def _budget_of(self, fields: Fields, row: Row) -> str | None:
@@ -247,7 +249,7 @@ class _Conversion:
         allowance = fields.take_limits()
         fields.take("budget_id")
         for name, value in fields.values.items():
-            if asks(value):
+            if asks_for_something(value):
                 fields.lose(name)
         if fields.restricting:
             self._bad_budgets[budget_id] = f"{', '.join(fields.restricting)} of {named('budget', budget_id)}"
@@ -433,7 +435,7 @@ class _Conversion:
         project = self._projects.get(row.get("project_id"), NO_ROW)
         limits = self._allowances.get(str(project.get("budget_id")), UNLIMITED)
         restricting = ("models", "blocked", "model_rpm_limit", "model_tpm_limit", "object_permission_id")
-        if not limits.is_unlimited or any(asks(project.get(name)) for name in restricting):
+        if not limits.is_unlimited or any(asks_for_something(project.get(name)) for name in restricting):
             fields.restrict(named("project", project.get("project_alias"), str(project.get("project_id"))))
 
     def _check_owners(self, fields: Fields, row: Row) -> None:
@@ -492,8 +494,5 @@ def _object(value: object) -> dict[str, Any]:
 
 def _picodollars(value: object) -> int:
     """Return an amount that was spent: never less than 0, and within 64 bits."""
-    try:
-        amount = float(value or 0)  # type: ignore[arg-type]  # whatever it is, it is a number or is refused here
-    except (TypeError, ValueError):
-        return 0
-    return from_dollars(min(max(amount, 0.0), 9_000_000.0)) if amount == amount else 0
+    dollars = bounded_dollars(value or 0)
+    return from_dollars(MAX_DOLLARS if dollars is None else dollars)

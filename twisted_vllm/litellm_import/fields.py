@@ -12,23 +12,21 @@ import attrs
 import msgspec
 
 from twisted_vllm.admin.fields import SPECIAL_MODELS, UNITS
-from twisted_vllm.admin.limits import LimitFields
+from twisted_vllm.admin.limits import MAX_COUNT, LimitFields
 from twisted_vllm.admin.model_limits import check_limited_models
 from twisted_vllm.admin.models import Body
 from twisted_vllm.admin.parsing import parse_body
 from twisted_vllm.auth.policy import parse_rule
 from twisted_vllm.auth.records import MANAGEMENT
+from twisted_vllm.config.checks import MAX_DOLLARS
+from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.litellm_import.notes import Notes, Outcome, clean
-from twisted_vllm.litellm_import.restrictions import HARMLESS, IN_METADATA, SILENT, asks
+from twisted_vllm.litellm_import.restrictions import HARMLESS, IN_METADATA, SILENT
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import Allowance, ModelBudget
 
 BodyT = TypeVar("BodyT", bound=Body)
-
-#: the largest figures that the admin API takes; LiteLLM's users write larger ones to mean "no limit"
-MAX_COUNT = 2**53 - 1
-MAX_DOLLARS = 9_000_000.0
 
 #: the words that LiteLLM takes for durations
 _DURATIONS = {"hourly": "1h", "daily": "1d", "weekly": "7d", "monthly": "30d"}
@@ -83,7 +81,7 @@ class Fields:
         given = {name: value for name, value in self.values.items() if value is not None}
         for name in [name for name in given if name not in model.__struct_fields__]:
             value = given.pop(name)
-            if asks(value) and value != model.UNSUPPORTED.get(name):
+            if asks_for_something(value) and value != model.UNSUPPORTED.get(name):
                 self.lose(name)
         while True:
             try:
@@ -104,7 +102,7 @@ class Fields:
         own = dict(metadata)
         for name in IN_METADATA & own.keys():
             value = own.pop(name)
-            if asks(value) and not asks(self.values.get(name)):
+            if asks_for_something(value) and not asks_for_something(self.values.get(name)):
                 self.values[name] = value
         self.values["metadata"] = own
 
@@ -151,7 +149,7 @@ class Fields:
                 given[name] = {str(model): _count(each) for model, each in given[name].items() if each is not None}
         for name in _MONEY:
             if name in given:
-                given[name] = _dollars(given[name])
+                given[name] = bounded_dollars(given[name])
         if "budget_duration" in given:
             given["budget_duration"] = self._duration(given["budget_duration"])
         given = {name: value for name, value in given.items() if value is not None}
@@ -176,8 +174,8 @@ class Fields:
             money = fields.pop("budget_limit", None) if money is None else money
             duration = fields.pop("budget_duration", None)
             duration = fields.pop("time_period", None) if duration is None else duration
-            fields = {name: each for name, each in fields.items() if asks(each)}
-            dollars = None if money is None else _dollars(money)
+            fields = {name: each for name, each in fields.items() if asks_for_something(each)}
+            dollars = None if money is None else bounded_dollars(money)
             if not _names_one_model(str(model)):
                 self.restrict("model_max_budget")
             elif dollars is not None:
@@ -206,14 +204,17 @@ def _is_rule(route: str) -> bool:
 
 
 def _count(value: Any) -> Any:
-    """Return a whole number within what is taken; anything else unchanged, so that its check refuses it."""
+    """Return a whole number within what the admin API takes; anything else unchanged, so that its check refuses it.
+
+    LiteLLM's users write larger ones to mean "no limit".
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return min(value, MAX_COUNT) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _dollars(value: Any) -> float | None:
-    """Return an amount within what is taken; None for an infinite one, which limits nothing.
+def bounded_dollars(value: Any) -> float | None:
+    """Return an amount within what the admin API takes; None for an infinite one, which limits nothing.
 
     A negative amount, and one that is not a number, become 0: LiteLLM refuses with both, or did not mean to allow all.
     """

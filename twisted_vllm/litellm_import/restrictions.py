@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from twisted_vllm.config.restricting import asks_for_something
-
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -53,12 +51,6 @@ IN_METADATA = _names(
 
 #: the columns of an object permission that concern models; the others are about tools that vLLM does not have
 OBJECT_PERMISSION_MODELS = "models"
-
-
-def asks(value: Any) -> bool:
-    """Return whether the value of a field asks for something."""
-    return asks_for_something(value)
-
 
 #: an empty row, for what is not in the database
 NO_ROW: Mapping[str, Any] = MappingProxyType({})

@@ -1,11 +1,11 @@
-"""Counts by name, each in its own minute, in bounded memory."""
+"""Counts by name, each in its own minute or other period, in bounded memory."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
 
-#: how long a count lasts, in seconds from the first one
+#: how long a count lasts by default, in seconds from the first one
 MINUTE = 60.0
 #: the names to count by default; 4,096 take about 1 MB
 MOST_NAMES = 4_096
@@ -18,7 +18,7 @@ class MinuteCounts:
         most: the names to count.
         period: how long a count lasts, in seconds from the first one.
 
-    These counts slow down abuse. They are coarser than the windows of limits: a minute begins with its first count.
+    These counts slow down abuse. They are coarser than the windows of limits: a period begins with its first count.
     """
 
     def __init__(self, most: int = MOST_NAMES, period: float = MINUTE) -> None:
@@ -31,9 +31,9 @@ class MinuteCounts:
         return len(self._counts)
 
     def count(self, name: Hashable, now: float) -> int:
-        """Return the count of a name's minute, without counting."""
+        """Return the count of a name's period, without counting."""
         start, count = self._counts.get(name, (now, 0))
-        return count if 0 <= now - start < MINUTE else 0
+        return count if 0 <= now - start < self._period else 0
 
     def add(self, name: Hashable, now: float) -> tuple[int, float]:
         """Count one; return the count of this name's period, and the seconds until that period ends.

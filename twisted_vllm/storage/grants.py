@@ -302,9 +302,10 @@ def read_changed(connection: Connection, changed: Iterable[tuple[str, str]]) -> 
         organizations=read(ORGANIZATION, _ORGANIZATION, organizations.c.organization_id, _organization_grant),
         shared=read(BUDGET, _BUDGET, budgets.c.budget_id, lambda row: _limits(row[1])),
         models=read(MODEL, _MODEL, models.c.model_id, _model),
-        spend=tuple(_spend(connection, names[SPEND])),
+        spend=tuple(_spend(connection, map(_spender, names[SPEND]))),
     )
-    return msgspec.structs.replace(found, budgets=tuple(_budgets(connection, found)))
+    spent = _spend(connection, found.budgets_within())
+    return msgspec.structs.replace(found, budgets=tuple(each for each in spent if each.total_spend or each.spend))
 
 
 #: who may name a budget: the kind, and what its change is called
@@ -347,16 +348,16 @@ def spend_name(kind: str, identity: str) -> str:
     return f"{kind}:{identity}"
 
 
-def _budgets(connection: Connection, found: Changes) -> Iterator[Spend]:
-    """Return the spend of those that have a budget after the changes and have spent anything."""
+def _spender(name: str) -> tuple[str, str]:
+    """Return the kind and id in a name of `spend_name`."""
+    kind, _, identity = name.partition(":")
+    return kind, identity
+
+
+def _spend(connection: Connection, spenders: Iterable[tuple[str, str]]) -> Iterator[Spend]:
+    """Return the spend of each of these, given by kind and id."""
     ids: defaultdict[str, list[str]] = defaultdict(list)
-    for kind, id in found.budgets_within():
+    for kind, id in spenders:
         ids[kind].append(id)
-    for kind, names in ids.items():
-        yield from (each for each in spend_of(connection, kind, names).values() if each.total_spend or each.spend)
-
-
-def _spend(connection: Connection, names: Iterable[str]) -> Iterator[Spend]:
-    for name in names:
-        kind, _, identity = name.partition(":")
-        yield spend_of(connection, kind, [identity])[identity]
+    for kind, of_kind in ids.items():
+        yield from spend_of(connection, kind, of_kind).values()

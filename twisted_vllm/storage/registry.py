@@ -123,8 +123,8 @@ class Registry:
         # Data that was read before a change must not be applied after it. The lock would see to that, but a database
         # that does not answer would then hold back every change, so a read that a change overtook is thrown away.
         if self._overtaking >= MAX_OVERTAKING:
-            return self._read_for([], lambda: self._lock.run(self._follow))
-        return succeed(None) if self._lock.locked else self._read_for([], self._follow)
+            return self._read(lambda: self._lock.run(self._follow))
+        return succeed(None) if self._lock.locked else self._read(self._follow)
 
     def catch_up(self) -> Deferred[None]:
         """Apply everything that was committed before this call; one read serves all who wait for it.
@@ -132,21 +132,25 @@ class Registry:
         A read in progress may have begun too early, so the next one counts. The Deferred fails as that of `follow`.
         """
         if self._reading is None:
-            return self._read_for([], self._follow_surely)
+            return self._read(self._follow_surely)
         return _queued(self._waiting)
 
-    def _read_for(self, waiting: list[Deferred[None]], read: Callable[[], Deferred[bool]]) -> Deferred[None]:
-        """Begin a read for some, and return a Deferred for one more."""
-        self._reading = waiting
+    def _read(self, read: Callable[[], Deferred[bool]]) -> Deferred[None]:
+        """Begin a read for one who asks."""
+        waiting: list[Deferred[None]] = []
         mine = _queued(waiting)
-        read().addBoth(self._have_read)
+        self._read_for(waiting, read)
         return mine
+
+    def _read_for(self, waiting: list[Deferred[None]], read: Callable[[], Deferred[bool]]) -> None:
+        self._reading = waiting
+        read().addBoth(self._have_read)
 
     def _have_read(self, result: bool | Failure) -> None:
         reading, self._reading = self._reading or [], None
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            self._read_for(waiting, self._follow_surely).addErrback(lambda _: None)
+            self._read_for(waiting, self._follow_surely)
         for each in reading:
             if isinstance(result, Failure):
                 each.errback(result)

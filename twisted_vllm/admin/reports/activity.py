@@ -9,7 +9,7 @@ from twisted_vllm.admin.limits import money
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.reports.models import ActivityFilters, ActivityPage
 from twisted_vllm.admin.reports.operations import PROVIDER, name_of_key
-from twisted_vllm.admin.reports.scope import Asked, UsageScope
+from twisted_vllm.admin.reports.scope import UsageScope
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
@@ -69,7 +69,7 @@ def _short_date(day: str) -> str:
 
 
 def page_of_activity(
-    transaction: Transaction, scope: UsageScope, query: ActivityPage, asked: Asked, start: int, end: int
+    transaction: Transaction, scope: UsageScope, query: ActivityPage, entities: Entities, start: int, end: int
 ) -> Json:
     """Return a page of usage by day, entity, key and model, as `DailyUses` describes it.
 
@@ -77,7 +77,7 @@ def page_of_activity(
         transaction: the transaction.
         scope: what the caller may see.
         query: the request.
-        asked: the entities that it asks for.
+        entities: whose usage it asks for.
         start: the first microsecond since 1970.
         end: the first microsecond after the last.
 
@@ -85,19 +85,19 @@ def page_of_activity(
         RouteNotAllowed: the caller may not see it.
         InvalidRequest: the sums that it asks for are not kept.
     """
-    equals = _filters(transaction, scope, query, asked)
+    equals = _filters(transaction, scope, query, entities)
     rows: Sequence[Any] = []
     total = 0
     if equals is not None:
         skip = (query.page - 1) * query.page_size
-        rows, total = page_of_days(transaction.connection, asked.entities, equals, start, end, skip, query.page_size)
+        rows, total = page_of_days(transaction.connection, entities, equals, start, end, skip, query.page_size)
     pages = max(1, -(-total // query.page_size))
     place = {"page": query.page, "total_pages": pages, "has_more": query.page < pages}
-    return _report_activity(transaction, asked.entities, rows, place)
+    return _report_activity(transaction, entities, rows, place)
 
 
 def whole_activity(
-    transaction: Transaction, scope: UsageScope, query: ActivityFilters, asked: Asked, start: int, end: int
+    transaction: Transaction, scope: UsageScope, query: ActivityFilters, entities: Entities, start: int, end: int
 ) -> Json:
     """Return all usage by day, entity, key and model, as one page of `page_of_activity`.
 
@@ -105,28 +105,28 @@ def whole_activity(
         RouteNotAllowed: the caller may not see it.
         InvalidRequest: it is too much for one response.
     """
-    equals = _filters(transaction, scope, query, asked)
+    equals = _filters(transaction, scope, query, entities)
     rows: Sequence[Any] = []
     if equals is not None:
-        rows, total = page_of_days(transaction.connection, asked.entities, equals, start, end, 0, MAX_ENTRIES)
+        rows, total = page_of_days(transaction.connection, entities, equals, start, end, 0, MAX_ENTRIES)
         if total > MAX_ENTRIES:
             raise InvalidRequest(
                 f"This is more than {MAX_ENTRIES:,} entries: ask for fewer days, or for the pages of the route without "
                 "/aggregated.",
                 param="start_date",
             )
-    return _report_activity(transaction, asked.entities, rows, {"page": 1, "total_pages": 1, "has_more": False})
+    return _report_activity(transaction, entities, rows, {"page": 1, "total_pages": 1, "has_more": False})
 
 
 def _filters(
-    transaction: Transaction, scope: UsageScope, query: ActivityFilters, asked: Asked
+    transaction: Transaction, scope: UsageScope, query: ActivityFilters, entities: Entities
 ) -> dict[str, str] | None:
-    if query.api_key and not asked.entities.has_keys:
+    if query.api_key and not entities.has_keys:
         raise InvalidRequest(
             "Sums of organizations, customers and tags are not kept by key: leave out `api_key`, or ask /usage/report.",
             param="api_key",
         )
-    return scope.activity_filters(transaction.connection, query, asked)
+    return scope.activity_filters(transaction.connection, query, entities)
 
 
 def _report_activity(transaction: Transaction, entities: Entities, rows: Sequence[Any], place: Json) -> Json:

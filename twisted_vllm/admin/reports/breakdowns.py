@@ -166,7 +166,7 @@ def tags(transaction: Transaction, days: tuple[int, int] | None) -> list[Json]:
     """
     connection = transaction.connection
     if days is None:
-        names = list(names_used(connection, TAG, MAX_NAMES))
+        names = names_used(connection, TAG, MAX_NAMES)
     else:
         groups = read_totals(connection, UsageQuery((TAG,), MONTH, *days))
         names = sorted({group.values[0] for group in groups} - {""})[:MAX_NAMES]
@@ -179,7 +179,7 @@ def tags_named(transaction: Transaction, names: Sequence[str]) -> Json:
     Raises:
         NotFound: one was never used.
     """
-    used = set(names_used(transaction.connection, TAG, MAX_NAMES))
+    used = set(names_used(transaction.connection, TAG, len(names), names))
     for name in names:
         if name not in used:
             raise NotFound(f"No request had the tag `{redacted(name)}`.", param="names")

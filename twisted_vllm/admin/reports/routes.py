@@ -65,11 +65,12 @@ from twisted_vllm.admin.reports.models import (
     UsageReport,
     UserReportQuery,
 )
-from twisted_vllm.admin.reports.scope import Asked, UsageScope, days_of, local_days_of, span_of
+from twisted_vllm.admin.reports.scope import UsageScope, days_of, entities_of, local_days_of, one_entity, span_of
 from twisted_vllm.admin.reports.usage_report import send_report
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.queries.reports import Entities
 from twisted_vllm.storage.usage.tables import END_USER, ORGANIZATION, TAG, TEAM, USER
 
 routes = Routes()
@@ -324,14 +325,14 @@ async def activity_of_models(call: AdminCall, query: ActivityQuery) -> msgspec.R
     return await _read(call, lambda transaction: activity.activity_of_models(transaction, *days))
 
 
-async def _page(call: AdminCall, query: ActivityPage, asked: Asked) -> msgspec.Raw:
+async def _page(call: AdminCall, query: ActivityPage, entities: Entities) -> msgspec.Raw:
     scope, days = UsageScope.of(call), local_days_of(query, call.now)
-    return await _read(call, lambda transaction: activity.page_of_activity(transaction, scope, query, asked, *days))
+    return await _read(call, lambda transaction: activity.page_of_activity(transaction, scope, query, entities, *days))
 
 
-async def _whole(call: AdminCall, query: ActivityFilters, asked: Asked) -> msgspec.Raw:
+async def _whole(call: AdminCall, query: ActivityFilters, entities: Entities) -> msgspec.Raw:
     scope, days = UsageScope.of(call), local_days_of(query, call.now)
-    return await _read(call, lambda transaction: activity.whole_activity(transaction, scope, query, asked, *days))
+    return await _read(call, lambda transaction: activity.whole_activity(transaction, scope, query, entities, *days))
 
 
 @routes.get("/user/daily/activity", query=DailyActivityQuery, response=DailyUses, access=Access.ANY_KEY, errors=(504,))
@@ -341,7 +342,7 @@ async def daily_activity(call: AdminCall, query: DailyActivityQuery) -> msgspec.
     As in LiteLLM, a virtual key sees the usage of all keys of its user, or its own if it has no user. An entry of a
     page is the sum of a day, a user, a key and a model. The totals are those of the page.
     """
-    return await _page(call, query, Asked.one(USER, query.user_id))
+    return await _page(call, query, one_entity(USER, query.user_id))
 
 
 @routes.get(
@@ -353,13 +354,13 @@ async def daily_activity(call: AdminCall, query: DailyActivityQuery) -> msgspec.
 )
 async def whole_daily_activity(call: AdminCall, query: AllUserActivityQuery) -> msgspec.Raw:
     """Return usage by day, user, model and key, as one page."""
-    return await _whole(call, query, Asked.one(USER, query.user_id))
+    return await _whole(call, query, one_entity(USER, query.user_id))
 
 
 @routes.get("/team/daily/activity", query=TeamActivityQuery, response=DailyUses, access=Access.ANY_KEY, errors=(504,))
 async def team_activity(call: AdminCall, query: TeamActivityQuery) -> msgspec.Raw:
     """Return usage by day, team, model and key. A virtual key sees its own usage in its team."""
-    return await _page(call, query, Asked.of(TEAM, query.team_ids, query.exclude_team_ids))
+    return await _page(call, query, entities_of(TEAM, query.team_ids, query.exclude_team_ids))
 
 
 @routes.get(
@@ -371,13 +372,13 @@ async def team_activity(call: AdminCall, query: TeamActivityQuery) -> msgspec.Ra
 )
 async def whole_team_activity(call: AdminCall, query: AllTeamActivityQuery) -> msgspec.Raw:
     """Return usage by day, team, model and key, as one page."""
-    return await _whole(call, query, Asked.of(TEAM, query.team_ids, query.exclude_team_ids))
+    return await _whole(call, query, entities_of(TEAM, query.team_ids, query.exclude_team_ids))
 
 
 @routes.get("/organization/daily/activity", query=OrganizationActivityQuery, response=DailyUses, errors=(504,))
 async def organization_activity(call: AdminCall, query: OrganizationActivityQuery) -> msgspec.Raw:
     """Return usage by day, organization and model. It is not kept by key."""
-    return await _page(call, query, Asked.of(ORGANIZATION, query.organization_ids, query.exclude_organization_ids))
+    return await _page(call, query, entities_of(ORGANIZATION, query.organization_ids, query.exclude_organization_ids))
 
 
 @routes.get(
@@ -385,7 +386,7 @@ async def organization_activity(call: AdminCall, query: OrganizationActivityQuer
 )
 async def whole_organization_activity(call: AdminCall, query: AllOrganizationActivityQuery) -> msgspec.Raw:
     """Return usage by day, organization and model, as one page."""
-    return await _whole(call, query, Asked.of(ORGANIZATION, query.organization_ids, query.exclude_organization_ids))
+    return await _whole(call, query, entities_of(ORGANIZATION, query.organization_ids, query.exclude_organization_ids))
 
 
 @routes.get(
@@ -396,7 +397,7 @@ async def whole_organization_activity(call: AdminCall, query: AllOrganizationAct
 )
 async def customer_activity(call: AdminCall, query: CustomerActivityQuery) -> msgspec.Raw:
     """Return usage by day, customer and model. It is not kept by key."""
-    return await _page(call, query, Asked.of(END_USER, query.end_user_ids, query.exclude_end_user_ids))
+    return await _page(call, query, entities_of(END_USER, query.end_user_ids, query.exclude_end_user_ids))
 
 
 @routes.get(
@@ -407,19 +408,19 @@ async def customer_activity(call: AdminCall, query: CustomerActivityQuery) -> ms
 )
 async def whole_customer_activity(call: AdminCall, query: AllCustomerActivityQuery) -> msgspec.Raw:
     """Return usage by day, customer and model, as one page."""
-    return await _whole(call, query, Asked.of(END_USER, query.end_user_ids, query.exclude_end_user_ids))
+    return await _whole(call, query, entities_of(END_USER, query.end_user_ids, query.exclude_end_user_ids))
 
 
 @routes.get("/tag/daily/activity", query=TagActivityQuery, response=DailyUses, errors=(504,))
 async def tag_activity(call: AdminCall, query: TagActivityQuery) -> msgspec.Raw:
     """Return usage by day, tag and model. It is not kept by key; a request with several tags counts for each."""
-    return await _page(call, query, Asked.of(TAG, query.tags))
+    return await _page(call, query, entities_of(TAG, query.tags))
 
 
 @routes.get("/tag/daily/activity/aggregated", query=AllTagActivityQuery, response=DailyUses, errors=(504,))
 async def whole_tag_activity(call: AdminCall, query: AllTagActivityQuery) -> msgspec.Raw:
     """Return usage by day, tag and model, as one page."""
-    return await _whole(call, query, Asked.of(TAG, query.tags))
+    return await _whole(call, query, entities_of(TAG, query.tags))
 
 
 @routes.get(

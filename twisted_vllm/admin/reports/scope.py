@@ -126,7 +126,9 @@ class UsageScope:
             equals[KEY] = key_id
         return self.restrict(connection, equals)
 
-    def activity_filters(self, connection: Connection, query: ActivityFilters, asked: Asked) -> dict[str, str] | None:
+    def activity_filters(
+        self, connection: Connection, query: ActivityFilters, entities: Entities
+    ) -> dict[str, str] | None:
         """Return the filters of the daily activity; None if nothing can match.
 
         As in LiteLLM, a virtual key that asks for users sees the usage of all keys of its user, or its own if it has
@@ -136,7 +138,7 @@ class UsageScope:
             RouteNotAllowed: the caller may not see that.
         """
         equals = {MODEL: query.model} if query.model else {}
-        own, among = self.principal, asked.entities.among
+        own, among = self.principal, entities.among
         if query.api_key:
             key_id = self.find_key(connection, query.api_key)
             if key_id is None:
@@ -144,7 +146,7 @@ class UsageScope:
             equals[KEY] = key_id
         if self.sees_all:
             return equals
-        if asked.entities.dimension == USER:
+        if entities.dimension == USER:
             if among is not None and set(among) != {own.user_id}:
                 raise RouteNotAllowed("A virtual key may see the usage of its own user only.")
             if own.user_id is not None:
@@ -152,39 +154,28 @@ class UsageScope:
             else:
                 equals[KEY] = own.key_id
             return equals
-        if asked.entities.dimension != TEAM or (among is not None and set(among) != {own.team_id}):
+        if entities.dimension != TEAM or (among is not None and set(among) != {own.team_id}):
             raise RouteNotAllowed("A virtual key may see its own usage in its own team only.")
         return {**equals, TEAM: own.team_id or "", KEY: own.key_id}
 
 
-@attrs.frozen
-class Asked:
-    """The entities that a request for the daily activity names.
+def entities_of(dimension: str, among: str, without: str = "") -> Entities:
+    """Return the entities that a request for the daily activity names.
 
-    Attributes:
-        entities: the entities.
+    Args:
+        dimension: as in `Entities`.
+        among: the ids to show, separated by commas; empty for all.
+        without: the ids to leave out, likewise.
+
+    Raises:
+        InvalidRequest: there are too many.
     """
+    return Entities(dimension, ids_of(among) or None, ids_of(without))
 
-    entities: Entities
 
-    @classmethod
-    def of(cls, dimension: str, among: str, without: str = "") -> Asked:
-        """Read them.
-
-        Args:
-            dimension: as in `Entities`.
-            among: the ids to show, separated by commas; empty for all.
-            without: the ids to leave out, likewise.
-
-        Raises:
-            InvalidRequest: there are too many.
-        """
-        return cls(Entities(dimension, ids_of(among) or None, ids_of(without)))
-
-    @classmethod
-    def one(cls, dimension: str, id: str) -> Asked:
-        """Return the request for one entity; for all, if the id is empty."""
-        return cls(Entities(dimension, (id,) if id else None))
+def one_entity(dimension: str, id: str) -> Entities:
+    """Return one entity, whose id may have commas; all, if the id is empty."""
+    return Entities(dimension, (id,) if id else None)
 
 
 @attrs.frozen

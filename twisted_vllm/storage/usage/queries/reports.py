@@ -49,7 +49,7 @@ from twisted_vllm.storage.usage.queries.plan import (
     month_start,
     plan,
 )
-from twisted_vllm.storage.usage.queries.rows import COLUMNS, joined, row_conditions, tags_of_rows
+from twisted_vllm.storage.usage.queries.rows import COLUMNS, SUCCESSFUL, joined, row_conditions, tags_of_rows
 from twisted_vllm.storage.usage.tables import (
     DAY,
     DAY_US,
@@ -278,10 +278,19 @@ def page_of_days(
     return connection.execute(found).all(), total
 
 
-def names_used(connection: Connection, dimension: str, limit: int) -> list[str]:
-    """Return the values of a dimension that ever had usage, in order, but ``""``; at most so many."""
+def names_used(connection: Connection, dimension: str, limit: int, among: Sequence[str] | None = None) -> list[str]:
+    """Return the values of a dimension that ever had usage, in order, but ``""``; at most so many.
+
+    Args:
+        connection: of a transaction that reads.
+        dimension: as in `Entities`.
+        limit: how many to return at most.
+        among: the only values to look for, as many as one statement takes; None for all.
+    """
     totals = usage_totals.c
-    wanted = (totals.dimension == dimension, totals.period == MONTH, totals.value != "")
+    wanted = [totals.dimension == dimension, totals.period == MONTH, totals.value != ""]
+    if among is not None:
+        wanted.append(totals.value.in_(among))
     found = select(totals.value).where(*wanted).distinct().order_by(totals.value).limit(limit)
     return list(connection.execute(found).scalars())
 
@@ -458,8 +467,7 @@ def _from_rows(planned: Plan, _segment: Segment, low: int, high: int) -> _Parts:
     unit = HOUR_US if query.interval == HOUR else DAY_US
     interval = usage.c.time - usage.c.time % literal_column(str(unit), BigInteger)
     requests = func.coalesce(usage.c.requests, literal_column("1", BigInteger))
-    success = and_(usage.c.outcome == "completed", usage.c.status < 400)
-    successful, counted = func.sum(case((success, requests), else_=0)), func.sum(requests)
+    successful, counted = func.sum(case((SUCCESSFUL, requests), else_=0)), func.sum(requests)
     sums: list[ColumnElement[Any]] = [
         cast(counted, BigInteger),
         cast(successful, BigInteger),

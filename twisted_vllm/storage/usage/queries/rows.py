@@ -88,6 +88,9 @@ COLUMNS: Mapping[str, ColumnElement[Any]] = {
 _PAYER_COLUMNS = {KEY: usage_payers.c.key_id, USER: usage_payers.c.user_id, TEAM: usage_payers.c.team_id}
 _TARGET_COLUMNS = {name: usage_targets.c[name] for name in (MODEL, ROUTE, SERVER)}
 
+#: the condition for rows whose client got a complete response without an error
+SUCCESSFUL = and_(usage.c.outcome == "completed", usage.c.status < 400)
+
 
 @attrs.frozen
 class RowFilter:
@@ -138,13 +141,13 @@ class _TimeRange:
     start: int | None
     end: int | None
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """Return the conditions for rows that began in the range."""
+    def conditions(self, time: ColumnElement[int] = usage.c.time) -> list[ColumnElement[bool]]:
+        """Return the conditions for rows that began in the range, by the column that says when they began."""
         found: list[ColumnElement[bool]] = []
         if self.start is not None:
-            found.append(usage.c.time >= self.start)
+            found.append(time >= self.start)
         if self.end is not None:
-            found.append(usage.c.time < self.end)
+            found.append(time < self.end)
         return found
 
 
@@ -287,7 +290,7 @@ def _payers(equals: Mapping[str, str]) -> Select[Any] | None:
 
 def _payers_of(equals: Mapping[str, str]) -> Select[Any]:
     """Return the statement for the ids of the matching payers that have a tag."""
-    tagged = usage_payers.c.id.in_(select(usage_payer_tags.c.payer).where(usage_payer_tags.c.tag == equals[TAG]))
+    tagged = usage_payers.c.id.in_(_tagged_payers(equals[TAG]))
     payers = _payers(equals)
     return select(usage_payers.c.id).where(tagged) if payers is None else payers.where(tagged)
 
@@ -309,8 +312,7 @@ def tags_of_rows(conditions: Sequence[ColumnElement[bool]]) -> CompoundSelect[An
 def _conditions(wanted: RowFilter, *, tagged: bool = True) -> list[ColumnElement[bool]]:
     found = row_conditions(wanted.equals) if tagged else _conditions_without_tag(wanted.equals)
     if wanted.successful is not None:
-        success = and_(usage.c.outcome == "completed", usage.c.status < 400)
-        found.append(success if wanted.successful else not_(success))
+        found.append(SUCCESSFUL if wanted.successful else not_(SUCCESSFUL))
     if wanted.error:
         is_status = _STATUS.fullmatch(wanted.error)
         found.append(usage.c.status == int(wanted.error) if is_status else usage.c.error == wanted.error)
@@ -412,11 +414,7 @@ def _newest_tagged(connection: Connection, wanted: RowFilter, within: _TimeRange
     """Return the keys of the rows whose client gave them a tag, newest first."""
     tags = usage_request_tags.c
     statement = select(tags.time, tags.id).join(usage, _HAS_REQUEST_TAG).where(tags.tag == wanted.equals[TAG])
-    statement = statement.where(*_conditions(wanted, tagged=False))
-    if within.start is not None:
-        statement = statement.where(tags.time >= within.start)
-    if within.end is not None:
-        statement = statement.where(tags.time < within.end)
+    statement = statement.where(*_conditions(wanted, tagged=False), *within.conditions(tags.time))
     statement = statement.order_by(tags.time.desc(), tags.id.desc()).limit(limit)
     return [(row.time, row.id) for row in connection.execute(statement)]
 
