@@ -167,10 +167,6 @@ class TokenIndex:
         """Remember whether a user or team exists; later changes are heard of."""
         self._exists.keep((kind, name), exists, len(name))
 
-    def exists(self, kind: str, name: str) -> bool | None:
-        """Return whether a user or team exists; None if that is not known."""
-        return self._exists.get((kind, name))
-
     def _learn(self, kind: str, name: str | None, exists: bool) -> None:
         """A user, team or organization changed; without a name, all may have changed."""
         if name is None:
