@@ -1004,7 +1004,7 @@ class Settings:
     redis: RedisServer | None = setting(
         None,
         optional(redis_url, "each process counts for itself", empty=True),
-        "Where several processes count the limits of keys, users, teams and end users together: "
+        "Where several processes count the limits of keys, users, teams, organizations and end users together: "
         "redis://USER:PASSWORD@HOST:6379/0, or rediss:// with TLS. Percent-encode special characters of the password. "
         "Without it, N processes admit up to N times as much.",
         name="redis_url",
