@@ -452,6 +452,10 @@ class PriceList:
         """Return the prices by name."""
         return {name: getattr(self, name) for name in _PRICES}
 
+    def or_else(self, default: PriceList) -> PriceList:
+        """Return these prices, or the default ones if none is set."""
+        return default if all(price is None for price in self.named().values()) else self
+
     def over(self, other: PriceList) -> PriceList:
         """Return these prices, completed by the other's."""
         others = other.named()
