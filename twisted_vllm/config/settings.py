@@ -947,8 +947,8 @@ class Settings:
         True,
         flag,
         "Whether answers of vLLM's routes carry LiteLLM's headers: x-litellm-call-id, x-litellm-model-id, "
-        "x-litellm-model-group, and the limits of the key (x-litellm-key-rpm-limit, x-litellm-key-tpm-limit, "
-        "x-litellm-key-max-budget).",
+        "x-litellm-model-group, x-litellm-attempted-retries, and the limits and the spend of the key, such as "
+        "x-litellm-key-rpm-limit, x-litellm-key-max-budget and x-litellm-key-spend.",
     )
     path_aliases: bool = setting(
         True, flag, "Whether the routes that vLLM has only below /v1 also work without it: /vllm/chat/completions."
