@@ -11,15 +11,14 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.identification.inquiry import (
-    MOST_OF_ADDRESS,
     MOST_QUESTIONS,
     MOST_UNKNOWN,
-    MOST_WAITING,
     PAUSE_SECONDS,
     QUESTION_SECONDS,
     UNKNOWN_SECONDS,
     Inquiry,
 )
+from twisted_vllm.identification.waiting_places import MOST_OF_ADDRESS, MOST_WAITING
 
 
 class Asking:

@@ -30,11 +30,10 @@ from twisted_vllm.identification.key_sets import KeySets
 from twisted_vllm.identification.verifier import (
     MOST_FOR_GUESSERS,
     MOST_NEW_USERS,
-    MOST_OF_ADDRESS,
-    MOST_WAITING,
     REFUSED_SECONDS,
     TokenVerifier,
 )
+from twisted_vllm.identification.waiting_places import MOST_OF_ADDRESS, MOST_WAITING
 
 KEY = SigningKey(alg="EdDSA")
 ADDRESS = "192.0.2.1"

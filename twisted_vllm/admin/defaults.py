@@ -12,6 +12,7 @@ from twisted_vllm.admin.keys.models import GenerateRequest
 from twisted_vllm.admin.models import Body, Json
 from twisted_vllm.admin.teams.models import NewTeamRequest
 from twisted_vllm.admin.users.models import NewUserRequest, NewUserTeam
+from twisted_vllm.auth.roles import INTERNAL_USER
 from twisted_vllm.config.new_records import RecordDefaults
 
 BodyT = TypeVar("BodyT", bound=Body)
@@ -43,7 +44,7 @@ def with_user_defaults(body: NewUserRequest, given: Container[str], defaults: Re
     if body.team_id is not None:
         del values["teams"]
     body = _filled(body, given, values)
-    if body.user_role in (None, "internal_user"):
+    if body.user_role in (None, INTERNAL_USER):
         budget = {"max_budget": defaults.user_budget, "budget_duration": defaults.user_budget_duration}
         body = _filled(body, given, budget)
     return body

@@ -49,8 +49,8 @@ class Options(usage.Options):
     synopsis = "[options]"
 
     longdesc = (
-        "A gateway for shared vLLM servers: everything below /vllm goes to vLLM in its own format, byte for byte; "
-        "virtual keys, permissions, limits, a ledger of what was used and a log are added."
+        "A gateway for shared vLLM servers: vLLM's inference routes, and everything below /vllm, go to vLLM in its own "
+        "format, byte for byte; virtual keys, permissions, limits, a ledger of what was used and a log are added."
     )
 
     optFlags = [

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.auth.roles import INTERNAL_USER
 from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import (
@@ -25,7 +26,7 @@ from twisted_vllm.ratelimit.allowance import (
 NEVER = float("inf")
 
 #: the role of a user without another one
-DEFAULT_ROLE = "internal_user"
+DEFAULT_ROLE = INTERNAL_USER
 
 
 class KeyGrant(msgspec.Struct, frozen=True, gc=False):

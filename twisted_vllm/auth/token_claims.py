@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from twisted_vllm.auth.records import MANAGEMENT
+from twisted_vllm.auth.records import MANAGEMENT, PROXY_ADMIN
+from twisted_vllm.auth.roles import INTERNAL_USER
 from twisted_vllm.config.jwt import JwtClaims
 from twisted_vllm.errors import InvalidToken, TokenNotAllowed
 
@@ -65,14 +66,14 @@ def caller_of(claims: Mapping[str, Any], settings: JwtClaims) -> TokenCaller:
     object_id = _name(claims, settings.object_id_jwt_field)
     if object_id is not None and role == "team":
         teams = (object_id,)
-    elif object_id is not None and role == "internal_user":
+    elif object_id is not None and role == INTERNAL_USER:
         user_id = object_id
     subject = _name(claims, "sub") or user_id
     if subject is None:
         raise InvalidToken("This token does not say whose it is: it has no subject (sub).")
     _check_email(email, settings)
     scopes = scopes_of(claims)
-    administers = role == "proxy_admin" or settings.admin_jwt_scope in scopes
+    administers = role == PROXY_ADMIN or settings.admin_jwt_scope in scopes
     needs_team = settings.enforce_team_based_model_access or settings.team_id_jwt_field is not None
     issuer = claims.get("iss")
     return TokenCaller(

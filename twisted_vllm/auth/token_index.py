@@ -11,15 +11,12 @@ from twisted_vllm.auth import steering_headers
 from twisted_vllm.auth.grants import KeyGrant
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import CLIP
-from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.records import PROXY_ADMIN, Principal
 from twisted_vllm.auth.token_claims import TokenCaller
 from twisted_vllm.auth.tokens import TokenKey
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, GatewayError, TokenNotAllowed, UnverifiedToken
 from twisted_vllm.ratelimit.allowance import ORGANIZATION, TEAM, USER
-
-#: LiteLLM's role of an administrator
-ADMINISTRATOR = "proxy_admin"
 
 #: the header by which a caller chooses one of its teams, which LiteLLM reads as well
 TEAM_HEADER = steering_headers.TEAM
@@ -167,10 +164,6 @@ class TokenIndex:
         """Remember whether a user or team exists; later changes are heard of."""
         self._exists.keep((kind, name), exists, len(name))
 
-    def exists(self, kind: str, name: str) -> bool | None:
-        """Return whether a user or team exists; None if that is not known."""
-        return self._exists.get((kind, name))
-
     def _learn(self, kind: str, name: str | None, exists: bool) -> None:
         """A user, team or organization changed; without a name, all may have changed."""
         if name is None:
@@ -204,7 +197,7 @@ class TokenIndex:
         principal = self._index.join(grant).principal
         administers = caller.administers and principal.may_administer
         if caller.end_user_id is not None or administers:
-            role = ADMINISTRATOR if administers else principal.role
+            role = PROXY_ADMIN if administers else principal.role
             principal = attrs.evolve(principal, end_user_id=caller.end_user_id, role=role)
         return principal
 

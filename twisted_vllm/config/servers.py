@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -679,7 +678,7 @@ def _refuse_two_prices(placed: Sequence[_Placed], default: PriceList) -> None:
     first: dict[tuple[str, Address, str], _Placed] = {}
     for each in placed:
         same = first.setdefault((each.entry.model_name, each.address, each.entry.litellm_params.model), each)
-        if same is not each and _charged(each.entry, default) != _charged(same.entry, default):
+        if same is not each and each.entry.prices.or_else(default) != same.entry.prices.or_else(default):
             each.place.key("litellm_params").refuse(
                 f"has other prices than {same.place.path}, which is the same model of the same server by the same "
                 "model_name (give both the same prices, take one out, or change its model_name)"
@@ -688,12 +687,6 @@ def _refuse_two_prices(placed: Sequence[_Placed], default: PriceList) -> None:
             each.place.key("litellm_params").warn(
                 f"is the same model of the same server as {same.place.path} (was another api_base meant?)"
             )
-
-
-def _charged(entry: Entry, default: PriceList) -> Mapping[str, Decimal | None]:
-    """Return the prices of an entry, which are the default ones if it names none."""
-    own = entry.prices.named()
-    return default.named() if all(price is None for price in own.values()) else own
 
 
 def _refuse_strangers(named: Mapping[Address, Override], used: Sequence[Address]) -> None:

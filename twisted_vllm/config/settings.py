@@ -452,6 +452,10 @@ class PriceList:
         """Return the prices by name."""
         return {name: getattr(self, name) for name in _PRICES}
 
+    def or_else(self, default: PriceList) -> PriceList:
+        """Return these prices, or the default ones if none is set."""
+        return default if all(price is None for price in self.named().values()) else self
+
     def over(self, other: PriceList) -> PriceList:
         """Return these prices, completed by the other's."""
         others = other.named()
@@ -943,8 +947,8 @@ class Settings:
         True,
         flag,
         "Whether answers of vLLM's routes carry LiteLLM's headers: x-litellm-call-id, x-litellm-model-id, "
-        "x-litellm-model-group, and the limits of the key (x-litellm-key-rpm-limit, x-litellm-key-tpm-limit, "
-        "x-litellm-key-max-budget).",
+        "x-litellm-model-group, x-litellm-attempted-retries, and the limits and the spend of the key, such as "
+        "x-litellm-key-rpm-limit, x-litellm-key-max-budget and x-litellm-key-spend.",
     )
     path_aliases: bool = setting(
         True, flag, "Whether the routes that vLLM has only below /v1 also work without it: /vllm/chat/completions."
@@ -1004,7 +1008,7 @@ class Settings:
     redis: RedisServer | None = setting(
         None,
         optional(redis_url, "each process counts for itself", empty=True),
-        "Where several processes count the limits of keys, users, teams and end users together: "
+        "Where several processes count the limits of keys, users, teams, organizations and end users together: "
         "redis://USER:PASSWORD@HOST:6379/0, or rediss:// with TLS. Percent-encode special characters of the password. "
         "Without it, N processes admit up to N times as much.",
         name="redis_url",

@@ -23,7 +23,7 @@ from twisted_vllm.config.servers import (
     assemble,
     description_of,
 )
-from twisted_vllm.config.settings import ModelEntry, PriceList, Server, Settings
+from twisted_vllm.config.settings import ModelEntry, Server, Settings
 from twisted_vllm.config.urls import Address
 
 #: the entries that the database may hold
@@ -248,11 +248,11 @@ def _address_of(server: Server) -> Address:
 
 def _refuse_differences(settings: Settings, found: Iterable[tuple[Row, ModelEntry]]) -> None:
     """Refuse rows that differ from an entry of the file in what must be the same."""
-    prices = {_what_is_served(entry): _charged(entry.prices, settings.default_prices) for entry in settings.models}
+    prices = {_what_is_served(entry): entry.prices.or_else(settings.default_prices) for entry in settings.models}
     strategies = {entry.model_name: entry.strategy for entry in settings.models if entry.strategy}
     for row, entry in found:
         price = prices.get(_what_is_served(entry))
-        if price is not None and price != _charged(entry.prices, settings.default_prices):
+        if price is not None and price != entry.prices.or_else(settings.default_prices):
             row.place.key("litellm_params").refuse(
                 "has other prices than an entry of the configuration file, which is the same model of the same server "
                 "by the same model_name (give both the same prices, or change the model_name)"
@@ -266,11 +266,6 @@ def _refuse_differences(settings: Settings, found: Iterable[tuple[Row, ModelEntr
 
 def _what_is_served(entry: ModelEntry) -> tuple[str, bytes, str]:
     return entry.model_name, entry.server.url, entry.upstream_model
-
-
-def _charged(prices: PriceList, default: PriceList) -> Mapping[str, Any]:
-    own = prices.named()
-    return default.named() if all(price is None for price in own.values()) else own
 
 
 def _with_one_strategy(entries: Sequence[ModelEntry]) -> tuple[ModelEntry, ...]:

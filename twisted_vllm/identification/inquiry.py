@@ -7,7 +7,7 @@ wait, and their rate is bounded: guessing keys costs the database no more than `
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from twisted.internet.defer import Deferred
@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.client_address import client_of
 from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.identification.waiting_places import WaitingPlaces
 
 #: questions in a second
 MOST_QUESTIONS = 20
@@ -24,8 +25,6 @@ MOST_QUESTIONS = 20
 QUESTION_SECONDS = 1.0
 #: seconds without questions after one that failed
 PAUSE_SECONDS = 1.0
-#: requests that may wait, and those of one address (IPv6: one /64)
-MOST_WAITING, MOST_OF_ADDRESS = 4_096, 1_024
 #: seconds in which a key that stayed unknown is not asked about again, and how many such keys are remembered
 UNKNOWN_SECONDS, MOST_UNKNOWN = 0.5, 4_096
 
@@ -61,7 +60,7 @@ class Inquiry:
         self._clock = clock
         self.asked = 0
         self._waiting: list[_Caller] = []
-        self._places: Counter[str | bytes] = Counter()
+        self._places = WaitingPlaces()
         self._of_question: list[_Caller] = []
         self._unknown: OrderedDict[str, float] = OrderedDict()
         self._running = self._overdue = False
@@ -70,7 +69,7 @@ class Inquiry:
         self._next: IDelayedCall | None = None
 
     def __repr__(self) -> str:
-        return f"<Inquiry asked={self.asked} waiting={self._places.total()} unknown={len(self._unknown)}>"
+        return f"<Inquiry asked={self.asked} waiting={self._places.taken} unknown={len(self._unknown)}>"
 
     def ask(self, token: str | None, address: str) -> Deferred[None] | None:
         """Ask for the latest changes, together with all others.
@@ -88,10 +87,9 @@ class Inquiry:
             return None
         if token is not None and now - self._unknown.get(token, float("-inf")) < UNKNOWN_SECONDS:
             return None
-        if self._places.total() >= MOST_WAITING or self._places[client] >= MOST_OF_ADDRESS:
+        if not self._places.take(client):
             return None
         caller = _Caller(token, client)
-        self._places[client] += 1
         self._waiting.append(caller)
         self._schedule(now)
         return caller.answer
@@ -141,9 +139,7 @@ class Inquiry:
 
     def _tell(self, callers: list[_Caller]) -> None:
         for caller in callers:
-            self._places[caller.address] -= 1
-            if not self._places[caller.address]:
-                del self._places[caller.address]
+            self._places.leave(caller.address)
         for caller in callers:
             caller.answer.callback(None)
 

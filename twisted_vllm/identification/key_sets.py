@@ -22,8 +22,6 @@ from twisted_vllm.upstreams.own_requests import read_at_most
 LARGEST_KEY_SET, FETCH_SECONDS = 262_144, 5.0
 #: seconds between two fetches: a token with an unknown key causes one, and anybody can make such tokens
 FETCH_INTERVAL = 5.0
-#: LiteLLM's spelling of an address that names the address of the key set
-_DISCOVERY = "/.well-known/openid-configuration"
 
 Fetch = Callable[[str], Deferred[bytes]]
 

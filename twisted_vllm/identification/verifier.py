@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -19,11 +18,11 @@ from twisted_vllm.config.jwt import JwtClaims
 from twisted_vllm.errors import GatewayError, InvalidToken, IssuerUnavailable, StoreUnavailable, TooManyFailures
 from twisted_vllm.identification.directory import Directory
 from twisted_vllm.identification.key_sets import FETCH_INTERVAL, KeySets
+from twisted_vllm.identification.waiting_places import WaitingPlaces
 from twisted_vllm.ratelimit.allowance import USER
 
-#: requests that may wait for their tokens to be verified, those of one address (IPv6: one /64), and users that are
-#: being made
-MOST_WAITING, MOST_OF_ADDRESS, MOST_NEW_USERS = 4_096, 1_024, 64
+#: users that are being made
+MOST_NEW_USERS = 64
 #: seconds in which a token that was refused is refused again without a look
 REFUSED_SECONDS = 1.0
 #: signatures in a second that are checked for addresses which sent too many invalid credentials
@@ -66,14 +65,14 @@ class TokenVerifier:
         self._throttle = throttle
         self._now = now
         self._pending: dict[str, list[tuple[Deferred[None], str | bytes]]] = {}
-        self._places: Counter[str | bytes] = Counter()
-        self._waiting = self._new_users = 0
+        self._places = WaitingPlaces()
+        self._new_users = 0
         self._second, self._checked = 0.0, 0
         tokens.on_stale = self.refresh
         tokens.makes_users = claims.user_id_upsert
 
     def __repr__(self) -> str:
-        return f"<TokenVerifier waiting={self._waiting} tokens={self._tokens!r}>"
+        return f"<TokenVerifier waiting={self._places.taken} tokens={self._tokens!r}>"
 
     def refresh(self) -> None:
         """Fetch the issuer's keys again, while the old ones are used."""
@@ -95,11 +94,9 @@ class TokenVerifier:
             A Deferred that fires, and never fails, when it should be looked up again; None if too many wait.
         """
         client = client_of(address)
-        if self._waiting >= MOST_WAITING or self._places[client] >= MOST_OF_ADDRESS:
+        if not self._places.take(client):
             return None
         mine: Deferred[None] = Deferred()
-        self._waiting += 1
-        self._places[client] += 1
         pending = self._pending.get(token_hash)
         if pending is not None:
             pending.append((mine, client))
@@ -117,11 +114,8 @@ class TokenVerifier:
             # not the failure: it holds the token
             self._tokens.refuse(token_hash, error.with_traceback(None), self._now() + REFUSED_SECONDS)
         waiting = self._pending.pop(token_hash)
-        self._waiting -= len(waiting)
         for _, client in waiting:
-            self._places[client] -= 1
-            if not self._places[client]:
-                del self._places[client]
+            self._places.leave(client)
         for each, _ in waiting:
             each.callback(None)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from twisted_vllm.auth.roles import INTERNAL_USER
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 
@@ -50,7 +51,7 @@ class UserRecord:
     updated_by: str
     user_alias: str | None = None
     user_email: str | None = None
-    user_role: str = "internal_user"
+    user_role: str = INTERNAL_USER
     models: tuple[str, ...] = ()
     metadata: dict[str, Any] = attrs.field(factory=dict)
     allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)

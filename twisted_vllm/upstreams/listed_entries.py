@@ -53,7 +53,7 @@ def listed_entries(
         if entry.model_id and entry.model_id in seen:
             continue
         seen.add(entry.model_id)
-        entry = _priced(entry, default_prices)
+        entry = attrs.evolve(entry, prices=entry.prices.or_else(default_prices))
         card = served.cards(entry.server).get(entry.upstream_model)
         yield ListedEntry(entry, card)
         for alias in aliases.get(entry.model_name, ()):
@@ -70,9 +70,3 @@ def listed_entries(
                 # there is one default server; its address must not be guessed by the id
                 identity = sha256(f"default\n{name}".encode("utf-8", "replace")).hexdigest()
                 yield ListedEntry(ModelEntry(name, name, server, prices=default_prices, model_id=identity), card)
-
-
-def _priced(entry: ModelEntry, default: PriceList) -> ModelEntry:
-    if any(price is not None for price in entry.prices.named().values()):
-        return entry
-    return attrs.evolve(entry, prices=default)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -148,22 +148,15 @@ class ServedModels:
                 answer = self.ask(server)
                 if known is None or known.answers:
                     asked.append(answer)
-        waiting = [answer for answer in asked if not answer.called]
         done: Deferred[None] = Deferred()
-        if not waiting:
-            done.callback(None)
-            return done
-        left = len(waiting)
 
-        def one_less(_: object) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0 and not done.called:
+        def all_answered(_: object) -> None:
+            if not done.called:
                 done.callback(None)
 
-        for answer in waiting:
-            answer.addBoth(one_less)
-        done.addTimeout(PATIENCE, self._clock, onTimeoutCancel=lambda *_: None)
+        DeferredList(asked).addCallback(all_answered)
+        if not done.called:
+            done.addTimeout(PATIENCE, self._clock, onTimeoutCancel=lambda *_: None)
         return done
 
     def ask(self, server: Server) -> Deferred[None]:
