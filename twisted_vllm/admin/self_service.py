@@ -237,9 +237,9 @@ class OwnScope:
         user_id = None if caller.user is None else caller.user.user_id
         return (transaction.keys.belongs(caller.key.key_id, user_id, sorted(caller.teams)),)
 
-    def sees_team(self, transaction: Transaction, team_id: str) -> bool:
-        """Return whether the caller's user administers a team."""
-        return team_id in self._caller(transaction).teams
+    def administered_teams(self, transaction: Transaction) -> frozenset[str] | None:
+        """Return those that the caller's user administers."""
+        return self._caller(transaction).teams
 
     def own_teams(self, transaction: Transaction) -> frozenset[str] | None:
         """Return the team of the calling key, and those of which its user is a member."""

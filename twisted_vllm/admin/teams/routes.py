@@ -109,8 +109,9 @@ async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
 def _reports(transaction: Transaction, call: AdminCall, teams: Sequence[TeamRecord]) -> list[Json]:
     """Return teams as a caller may see them: who administers a team sees its other members, and its metadata."""
     reports = report_teams(transaction, teams, call.now)
+    administered = call.scope.administered_teams(transaction)
     for report in reports:
-        if not call.scope.sees_team(transaction, report["team_id"]):
+        if administered is not None and report["team_id"] not in administered:
             user_id = call.principal.user_id
             own = [member for member in report["members_with_roles"] if member["user_id"] == user_id]
             report.update(metadata={}, members_with_roles=own)
