@@ -220,7 +220,9 @@ def report_organizations(
     ids = [each.organization_id for each in organizations]
     spend, budgets = transaction.spend.of(ORGANIZATION, ids), budgets_of(transaction, organizations)
     members = transaction.organization_members.of_organizations(ids)
-    memberships = report_memberships(transaction, [member for each in members.values() for member in each])
+    memberships: dict[str, list[Json]] = {each: [] for each in ids}
+    for membership in report_memberships(transaction, [member for each in members.values() for member in each]):
+        memberships[membership["organization_id"]].append(membership)
     of_organization: dict[str | None, list[Json]] = {each: [] for each in ids}
     for team in transaction.teams.among("organization_id", ids):
         of_organization[team.organization_id].append(
@@ -234,9 +236,7 @@ def report_organizations(
             "organization_alias": each.organization_alias,
             "models": each.models,
             "metadata": each.metadata,
-            "members": [
-                membership for membership in memberships if membership["organization_id"] == each.organization_id
-            ],
+            "members": memberships[each.organization_id],
             "teams": of_organization[each.organization_id],
             "created_at": each.created_at,
             "created_by": each.created_by,
