@@ -93,8 +93,8 @@ def update(
     return changed
 
 
-def delete(transaction: Transaction, audit: AuditContext, organization_ids: Sequence[str]) -> list[OrganizationRecord]:
-    """Delete organizations with their teams, keys and memberships, all or none, and return them.
+def delete(transaction: Transaction, audit: AuditContext, organization_ids: Sequence[str]) -> list[Json]:
+    """Delete organizations with their teams, keys and memberships, all or none, and return reports of what they were.
 
     Raises:
         NotFound: one of them does not exist.
@@ -102,6 +102,7 @@ def delete(transaction: Transaction, audit: AuditContext, organization_ids: Sequ
     """
     found = [find_organization(transaction, each, "organization_ids") for each in dict.fromkeys(organization_ids)]
     ids = [organization.organization_id for organization in found]
+    reports = report_organizations(transaction, found, audit.now)
     audit.scope.check_keys(transaction, *_keys_of(transaction, ids))
     teams.delete(transaction, audit, [team.team_id for team in transaction.teams.among("organization_id", ids)])
     keys.delete_records(transaction, audit, transaction.keys.among("organization_id", ids))
@@ -110,7 +111,7 @@ def delete(transaction: Transaction, audit: AuditContext, organization_ids: Sequ
     transaction.spend.forget(ORGANIZATION, ids)
     for organization in found:
         audit.record(transaction, ORGANIZATION, organization.organization_id, organization, None)
-    return found
+    return reports
 
 
 def _keys_of(transaction: Transaction, organization_ids: Sequence[str]) -> list[KeyRecord]:

@@ -6,7 +6,6 @@ from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.lists import asked_page
-from twisted_vllm.admin.memberships import find_organization
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.organizations import operations
 from twisted_vllm.admin.organizations.models import (
@@ -140,16 +139,7 @@ async def list_organizations(call: AdminCall, query: OrganizationListQuery) -> l
 )
 async def delete(call: AdminCall, body: DeleteOrganizationsRequest) -> list[Json]:
     """Delete organizations with their teams and keys: all that the request names, or none if one does not exist."""
-
-    def work(transaction: Transaction) -> list[Json]:
-        before = [
-            find_organization(transaction, each, "organization_ids") for each in dict.fromkeys(body.organization_ids)
-        ]
-        reports = report_organizations(transaction, before, call.now)
-        operations.delete(transaction, call.audit, body.organization_ids)
-        return reports
-
-    return await call.change(work)
+    return await call.change(lambda transaction: operations.delete(transaction, call.audit, body.organization_ids))
 
 
 @routes.post(
