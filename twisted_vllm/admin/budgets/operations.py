@@ -50,15 +50,16 @@ def update(
     """
     budget = find_budget(transaction, body.budget_id)
     changed = attrs.evolve(budget, allowance=body.limits(given, budget.allowance), **audit.updated)
-    transaction.budgets.replace(budget.budget_id, changed)
     if changed.allowance.counts_models and changed.allowance != budget.allowance:
-        _check_model_limits(transaction, budget.budget_id)
+        _check_model_limits(transaction, changed)
+    transaction.budgets.replace(budget.budget_id, changed)
     audit.record(transaction, "budget", budget.budget_id, budget, changed)
     return changed
 
 
-def _check_model_limits(transaction: Transaction, budget_id: str) -> None:
+def _check_model_limits(transaction: Transaction, budget: BudgetRecord) -> None:
     """Check that each limit of one model counts for all keys below what names a budget, by their teams' names too."""
+    budget_id = budget.budget_id
     users = transaction.users.find(budget_id=budget_id)
     teams = transaction.teams.find(budget_id=budget_id)
     organizations = transaction.organizations.find(budget_id=budget_id)
@@ -78,9 +79,9 @@ def _check_model_limits(transaction: Transaction, budget_id: str) -> None:
         ),
     ]
     named = {team.team_id: team.aliases or {} for team in transaction.teams.among("team_id", _teams_of(keys))}
-    allowance = find_budget(transaction, budget_id).allowance
     check_limits_over_keys(
-        allowance, (attrs.evolve(key, aliases={**named.get(key.team_id or "", {}), **key.aliases}) for key in keys)
+        budget.allowance,
+        (attrs.evolve(key, aliases={**named.get(key.team_id or "", {}), **key.aliases}) for key in keys),
     )
 
 
