@@ -16,7 +16,6 @@ from twisted_vllm.admin.budget_references import (
     budgets_of,
     check_budget,
     effective,
-    effective_limits,
     report_budget,
 )
 from twisted_vllm.admin.context import AdminCall, AuditContext
@@ -25,11 +24,10 @@ from twisted_vllm.admin.limits import LimitFields, Spent, report_usage
 from twisted_vllm.admin.lists import asked_page
 from twisted_vllm.admin.models import Body, BudgetTable, Json, Limits, PageNumber, Query, Response
 from twisted_vllm.admin.routing import Routes
-from twisted_vllm.admin.spending import set_spend
+from twisted_vllm.admin.spending import set_given_spend
 from twisted_vllm.admin.unsupported import ON_CUSTOMERS
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import Conflict, NotFound
-from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.records import EndUserRecord
 from twisted_vllm.storage.repository import PageQuery
@@ -156,14 +154,8 @@ def add_customer(transaction: Transaction, audit: AuditContext, body: NewCustome
         raise Conflict("Another customer has this id already. Send another `user_id`.", param="user_id")
     check_budget(transaction, body.budget_id)
     record = _insert(transaction, audit, body.user_id, body.values(body.__struct_fields__))
-    _set_given_spend(transaction, audit, record, body.spend)
+    set_given_spend(transaction, audit, _KIND, record.user_id, record, body.spend)
     return record
-
-
-def _set_given_spend(transaction: Transaction, audit: AuditContext, record: EndUserRecord, spend: float | None) -> None:
-    if spend is not None:
-        limits = effective_limits(transaction, record)
-        set_spend(transaction, audit, _KIND, record.user_id, limits, from_dollars(spend))
 
 
 def update_customer(
@@ -185,7 +177,7 @@ def update_customer(
         raise NotFound(f"No customer has the id `{redacted(body.user_id)}`.", param="user_id")
     check_budget(transaction, body.budget_id)
     changed = _change(transaction, audit, record, body.values(given, record.allowance))
-    _set_given_spend(transaction, audit, changed, body.spend)
+    set_given_spend(transaction, audit, _KIND, changed.user_id, changed, body.spend)
     return changed
 
 

@@ -22,7 +22,7 @@ from twisted_vllm.admin.memberships import find_organization, find_team, put_mem
 from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.parsing import parse_body, without_blanks
-from twisted_vllm.admin.spending import set_spend
+from twisted_vllm.admin.spending import set_given_spend
 from twisted_vllm.admin.users.models import MAX_BULK_USERS, BulkUpdateUsersRequest, NewUserRequest, UpdateUserRequest
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
@@ -101,7 +101,7 @@ def add(
         keys.insert(transaction, audit, key)
     transaction.users.insert(user)
     audit.record(transaction, "user", user_id, None, user)
-    _set_given_spend(transaction, audit, user, body.spend)
+    set_given_spend(transaction, audit, "user", user_id, user, body.spend)
     for team, each in teams:
         budget = None if each.max_budget_in_team is None else from_dollars(each.max_budget_in_team)
         member = Member(team.team_id, user_id, each.user_role, Allowance(max_budget=budget))
@@ -110,12 +110,6 @@ def add(
         member_of = OrganizationMember(organization.organization_id, user_id)
         put_organization_members(transaction, audit, organization, [member_of])
     return user
-
-
-def _set_given_spend(transaction: Transaction, audit: AuditContext, user: UserRecord, spend: float | None) -> None:
-    if spend is not None:
-        limits = effective_limits(transaction, user)
-        set_spend(transaction, audit, "user", user.user_id, limits, from_dollars(spend))
 
 
 def update(transaction: Transaction, audit: AuditContext, body: UpdateUserRequest, given: Container[str]) -> UserRecord:
@@ -150,7 +144,7 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateUserReques
         check_limits_over_keys(effective_limits(transaction, changed), keys_of_user)
     transaction.users.replace(user.user_id, changed)
     audit.record(transaction, "user", user.user_id, user, changed)
-    _set_given_spend(transaction, audit, changed, body.spend)
+    set_given_spend(transaction, audit, "user", changed.user_id, changed, body.spend)
     return changed
 
 
