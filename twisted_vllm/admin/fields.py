@@ -205,6 +205,16 @@ def check_email(address: str | None, param: str) -> None:
         raise InvalidRequest(f"`{param}` must be an address with an @.", param=param)
 
 
+def check_member_named(user_id: str | None, user_email: str | None, param: str) -> None:
+    """Check that a request names the member whom it is about.
+
+    Raises:
+        InvalidRequest: it has neither an id nor an address.
+    """
+    if user_id is None and user_email is None:
+        raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param=param)
+
+
 def check_models(models: Iterable[str] | None) -> None:
     """Check that no model is one of LiteLLM's special names without a meaning here.
 

@@ -11,14 +11,13 @@ import msgspec
 from twisted_vllm.admin.fields import (
     MAX_ITEMS,
     Alias,
-    Email,
     Label,
     Labels,
     Models,
     Reference,
     check_alias,
     check_depth,
-    check_email,
+    check_member_named,
     check_models,
     one_of_fields,
     redacted,
@@ -27,7 +26,7 @@ from twisted_vllm.admin.fields import (
 from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.models import Body, BudgetTable, Json, Limits, PageNumber, Query, Response, Strings
 from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
-from twisted_vllm.admin.users.models import OwnTeam, UserReport
+from twisted_vllm.admin.users.models import NamedUser, OwnTeam, UserReport
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.records import OrganizationRecord
 from twisted_vllm.storage.repository import PageQuery
@@ -38,23 +37,15 @@ MAX_ORGANIZATIONS = 1000
 OrganizationRole = Literal["org_admin", "internal_user", "internal_user_viewer"]
 
 
-class NewOrganizationMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewOrganizationMember(NamedUser, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A user who becomes a member of an organization, named by `user_id`, or else by `user_email`."""
 
-    user_id: Alias | None = None
-    user_email: Email | None = None
     role: OrganizationRole = "internal_user"
 
     def check(self) -> None:
-        """Check the id and the address, as those of a user: an unknown member becomes a user.
-
-        Raises:
-            InvalidRequest: one of them cannot be used.
-        """
-        check_alias(self.user_id, "member.user_id")
-        check_email(self.user_email, "member.user_email")
-        if self.user_id is None and self.user_email is None:
-            raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="member")
+        """Check the id and the address, and that there is one of them."""
+        super().check()
+        check_member_named(self.user_id, self.user_email, "member")
 
 
 _Member = Annotated[NewOrganizationMember, msgspec.Meta(extra_json_schema=one_of_fields("user_id", "user_email"))]
@@ -200,13 +191,8 @@ class OrganizationMemberRequest(Body, frozen=True, kw_only=True):
     user_email: Label | None = None
 
     def check(self) -> None:
-        """Check that a member is named.
-
-        Raises:
-            InvalidRequest: none is.
-        """
-        if self.user_id is None and self.user_email is None:
-            raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="user_id")
+        """Check that a member is named."""
+        check_member_named(self.user_id, self.user_email, "user_id")
 
 
 class UpdateOrganizationMemberRequest(OrganizationMemberRequest, frozen=True, kw_only=True):

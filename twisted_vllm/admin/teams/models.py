@@ -12,7 +12,6 @@ from twisted_vllm.admin.field_rules import FieldLimits, ForbiddenFields, changed
 from twisted_vllm.admin.fields import (
     MAX_ITEMS,
     Alias,
-    Email,
     Label,
     Labels,
     ModelAliases,
@@ -20,7 +19,7 @@ from twisted_vllm.admin.fields import (
     Reference,
     check_alias,
     check_depth,
-    check_email,
+    check_member_named,
     check_models,
     check_printable_aliases,
     one_of_fields,
@@ -51,7 +50,7 @@ from twisted_vllm.admin.models import (
     Strings,
 )
 from twisted_vllm.admin.unsupported import ON_MEMBERS, ON_TEAMS
-from twisted_vllm.admin.users.models import UserReport
+from twisted_vllm.admin.users.models import NamedUser, UserReport
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.money import from_dollars
@@ -75,21 +74,10 @@ MEMBER_LIMITS = {
 }
 
 
-class NewMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewMember(NamedUser, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A user who becomes a member of a team, named by `user_id`, or else by `user_email`."""
 
-    user_id: Alias | None = None
-    user_email: Email | None = None
     role: TeamRole = "user"
-
-    def check(self) -> None:
-        """Check the id and the address, as those of a user: an unknown member becomes a user.
-
-        Raises:
-            InvalidRequest: one of them cannot be used.
-        """
-        check_alias(self.user_id, "member.user_id")
-        check_email(self.user_email, "member.user_email")
 
 
 _Member = Annotated[NewMember, msgspec.Meta(extra_json_schema=one_of_fields("user_id", "user_email"))]
@@ -280,7 +268,7 @@ class UpdateMemberRequest(Body, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Check that a member is named, and its limits."""
-        _check_member_named(self.user_id, self.user_email)
+        check_member_named(self.user_id, self.user_email, "user_id")
         check_budget_duration(self.budget_duration, "budget_duration")
         check_model_budgets(self.model_max_budget, "model_max_budget")
 
@@ -301,17 +289,12 @@ class RemoveMemberRequest(Body, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Check that a member is named."""
-        _check_member_named(self.user_id, self.user_email)
+        check_member_named(self.user_id, self.user_email, "user_id")
 
 
 def allowance_in_team(max_budget: float | None, duration: str | None = None) -> Allowance:
     """Return the limits of a member who may spend some US dollars in the team."""
     return Allowance(max_budget=None if max_budget is None else from_dollars(max_budget), budget_duration=duration)
-
-
-def _check_member_named(user_id: str | None, user_email: str | None) -> None:
-    if user_id is None and user_email is None:
-        raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="user_id")
 
 
 class TeamInfoQuery(Query, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from twisted_vllm.admin.budget_references import (
     report_budget,
 )
 from twisted_vllm.admin.context import AuditContext
-from twisted_vllm.admin.fields import redacted
+from twisted_vllm.admin.fields import check_member_named, redacted
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_organization, find_team, put_members, put_organization_members
@@ -57,8 +57,7 @@ def find_or_add(transaction: Transaction, audit: AuditContext, user_id: str | No
         InvalidRequest: there is neither an id nor an address.
         Conflict: another user has the address.
     """
-    if user_id is None and email is None:
-        raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="member")
+    check_member_named(user_id, email, "member")
     try:
         return find(transaction, user_id, email)
     except NotFound:
