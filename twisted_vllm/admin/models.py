@@ -135,7 +135,7 @@ class Limits(OwnLimits, kw_only=True):
 
 
 class Record(Limits, kw_only=True):
-    """The fields that keys, users and teams share."""
+    """The fields that keys, users, teams and organizations share."""
 
     created_at: datetime
     created_by: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -24,7 +23,7 @@ from twisted_vllm.admin.fields import (
     stored_models,
 )
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import Body, BudgetTable, Json, Limits, PageNumber, Query, Response, Strings
+from twisted_vllm.admin.models import Body, BudgetTable, Json, PageNumber, Query, Record, Response, Strings
 from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
 from twisted_vllm.admin.users.models import NamedUser, OwnTeam, UserReport
 from twisted_vllm.errors import InvalidRequest
@@ -243,7 +242,7 @@ class OrganizationMembership(Response, kw_only=True):
     litellm_budget_table: None
 
 
-class OrganizationReport(Limits, kw_only=True):
+class OrganizationReport(Record, kw_only=True):
     """An organization with its members and teams, and the spend of all its keys together."""
 
     organization_id: str
@@ -254,10 +253,6 @@ class OrganizationReport(Limits, kw_only=True):
     litellm_budget_table: BudgetTable
     members: tuple[OrganizationMembership, ...]
     teams: tuple[OwnTeam, ...]
-    created_at: datetime
-    created_by: str
-    updated_at: datetime
-    updated_by: str
 
 
 class AddedOrganizationMembers(Response, kw_only=True):
