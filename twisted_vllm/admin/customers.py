@@ -22,7 +22,7 @@ from twisted_vllm.admin.context import AdminCall, AuditContext
 from twisted_vllm.admin.fields import MAX_ITEMS, Alias, Reference, check_alias, redacted
 from twisted_vllm.admin.limits import LimitFields, Spent, report_usage
 from twisted_vllm.admin.lists import asked_page
-from twisted_vllm.admin.models import Body, BudgetTable, Json, Limits, PageNumber, Query, Response
+from twisted_vllm.admin.models import MAX_LISTED, Body, BudgetTable, Json, Limits, ListSize, PageNumber, Query, Response
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.spending import set_given_spend
 from twisted_vllm.admin.unsupported import ON_CUSTOMERS
@@ -32,9 +32,6 @@ from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.records import EndUserRecord
 from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
-
-#: customers in one response
-MAX_CUSTOMERS = 1000
 
 #: what the audit log and the spend table call a customer
 _KIND = "end_user"
@@ -105,7 +102,7 @@ class CustomerListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /customer/list``."""
 
     page: PageNumber = 1
-    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_CUSTOMERS, description="Entries per page.")] = MAX_CUSTOMERS
+    page_size: ListSize = MAX_LISTED
 
 
 class CustomerReport(Limits, kw_only=True):

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from attrs import AttrsInstance
 
+from twisted_vllm.admin.models import MAX_LISTED
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.repository import Page
 
@@ -46,7 +47,7 @@ def asked_page(page: Page[RecordT], given: Container[str], what: str, path: str)
     if page.total_pages > 1 and not ("page" in given or "page_size" in given):
         raise InvalidRequest(
             f"There are {page.total_count} {what}: ask for one page after the other, as in "
-            f"{path}?page=1&page_size=1000.",
+            f"{path}?page=1&page_size={MAX_LISTED}.",
             param="page",
         )
     return page.records

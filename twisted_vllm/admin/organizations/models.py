@@ -23,15 +23,23 @@ from twisted_vllm.admin.fields import (
     stored_models,
 )
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import Body, BudgetTable, Json, PageNumber, Query, Record, Response, Strings
+from twisted_vllm.admin.models import (
+    MAX_LISTED,
+    Body,
+    BudgetTable,
+    Json,
+    ListSize,
+    PageNumber,
+    Query,
+    Record,
+    Response,
+    Strings,
+)
 from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
 from twisted_vllm.admin.users.models import NamedUser, OwnTeam, UserReport
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.records import OrganizationRecord
 from twisted_vllm.storage.repository import PageQuery
-
-#: organizations in one response
-MAX_ORGANIZATIONS = 1000
 
 OrganizationRole = Literal["org_admin", "internal_user", "internal_user_viewer"]
 
@@ -214,9 +222,7 @@ class OrganizationListQuery(Query, frozen=True, kw_only=True):
     org_id: str = ""
     org_alias: Annotated[str, msgspec.Meta(description="Text that the name contains, in any case.")] = ""
     page: PageNumber = 1
-    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_ORGANIZATIONS, description="Entries per page.")] = (
-        MAX_ORGANIZATIONS
-    )
+    page_size: ListSize = MAX_LISTED
 
     @property
     def page_query(self) -> PageQuery:

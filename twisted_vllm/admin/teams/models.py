@@ -36,9 +36,11 @@ from twisted_vllm.admin.limits import (
     check_model_budgets,
 )
 from twisted_vllm.admin.models import (
+    MAX_LISTED,
     Body,
     BudgetTable,
     Json,
+    ListSize,
     NumberedPage,
     PageNumber,
     PageSize,
@@ -59,10 +61,8 @@ from twisted_vllm.storage.repository import PageQuery
 
 TeamRole = Literal["user", "admin"]
 
-#: members that one bulk request may add, and teams that a list holds without a page
+#: members that one bulk request may add
 MAX_BULK_MEMBERS = 500
-MAX_TEAMS = 1000
-
 
 #: LiteLLM's fields for the limits of each member of a team, and those of a budget
 MEMBER_LIMITS = {
@@ -309,7 +309,7 @@ class TeamListQuery(Query, frozen=True, kw_only=True):
     user_id: Annotated[str, msgspec.Meta(description="Only the teams of this user. Default: all teams.")] = ""
     organization_id: Annotated[str, msgspec.Meta(description="Only the teams of this organization.")] = ""
     page: PageNumber = 1
-    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_TEAMS, description="Entries per page.")] = MAX_TEAMS
+    page_size: ListSize = MAX_LISTED
 
     @property
     def page_query(self) -> PageQuery:
