@@ -13,7 +13,7 @@ from twisted_vllm.admin.defaults import with_team_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import report_limits
-from twisted_vllm.admin.lists import asked_page
+from twisted_vllm.admin.lists import asked_page, place_of
 from twisted_vllm.admin.memberships import find_team
 from twisted_vllm.admin.models import Json, NoQuery
 from twisted_vllm.admin.routing import Routes
@@ -164,10 +164,7 @@ async def list_page(call: AdminCall, query: TeamPageQuery) -> Json:
                 }
                 for report in _reports(transaction, call, page.records)
             ],
-            "total": page.total_count,
-            "page": page.current_page,
-            "page_size": query.page_size,
-            "total_pages": page.total_pages,
+            **place_of(page, query.page_size),
         }
 
     return await call.read(work)

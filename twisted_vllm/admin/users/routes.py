@@ -11,7 +11,7 @@ from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.keys.models import FoundUser
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.lists import ids_of
+from twisted_vllm.admin.lists import ids_of, place_of
 from twisted_vllm.admin.models import Json, NoQuery
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.teams.operations import report_teams
@@ -231,10 +231,7 @@ async def list_users(call: AdminCall, query: UserListQuery) -> Json:
                 {**report, "key_count": counts.get(report["user_id"], 0)}
                 for report in report_users(transaction, page.records, call.now)
             ],
-            "total": page.total_count,
-            "page": page.current_page,
-            "page_size": query.page_size,
-            "total_pages": page.total_pages,
+            **place_of(page, query.page_size),
         }
 
     return await call.read(work)
