@@ -32,6 +32,7 @@ from twisted_vllm.admin.limits import (
     Dollars,
     LimitFields,
     ModelBudgets,
+    allowance_in_team,
     check_budget_duration,
     check_model_budgets,
 )
@@ -55,7 +56,6 @@ from twisted_vllm.admin.unsupported import ON_MEMBERS, ON_TEAMS
 from twisted_vllm.admin.users.models import NamedUser, UserReport
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
-from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.repository import PageQuery
 
@@ -290,11 +290,6 @@ class RemoveMemberRequest(Body, frozen=True, kw_only=True):
     def check(self) -> None:
         """Check that a member is named."""
         check_member_named(self.user_id, self.user_email, "user_id")
-
-
-def allowance_in_team(max_budget: float | None, duration: str | None = None) -> Allowance:
-    """Return the limits of a member who may spend some US dollars in the team."""
-    return Allowance(max_budget=None if max_budget is None else from_dollars(max_budget), budget_duration=duration)
 
 
 class TeamInfoQuery(Query, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from twisted_vllm.admin.budget_references import (
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.fields import check_member_named, redacted
 from twisted_vllm.admin.keys import operations as keys
-from twisted_vllm.admin.limits import report_usage
+from twisted_vllm.admin.limits import allowance_in_team, report_usage
 from twisted_vllm.admin.memberships import find_organization, find_team, put_members, put_organization_members
 from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
@@ -26,8 +26,6 @@ from twisted_vllm.admin.spending import set_given_spend
 from twisted_vllm.admin.users.models import MAX_BULK_USERS, BulkUpdateUsersRequest, NewUserRequest, UpdateUserRequest
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
-from twisted_vllm.money import from_dollars
-from twisted_vllm.ratelimit.allowance import Allowance
 from twisted_vllm.storage.records import Member, OrganizationMember, UserRecord
 from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
@@ -102,8 +100,7 @@ def add(
     audit.record(transaction, "user", user_id, None, user)
     set_given_spend(transaction, audit, "user", user_id, user, body.spend)
     for team, each in teams:
-        budget = None if each.max_budget_in_team is None else from_dollars(each.max_budget_in_team)
-        member = Member(team.team_id, user_id, each.user_role, Allowance(max_budget=budget))
+        member = Member(team.team_id, user_id, each.user_role, allowance_in_team(each.max_budget_in_team))
         put_members(transaction, audit, team, [member])
     for organization in organizations:
         member_of = OrganizationMember(organization.organization_id, user_id)
