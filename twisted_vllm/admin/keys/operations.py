@@ -27,7 +27,7 @@ from twisted_vllm.admin.keys.models import (
 )
 from twisted_vllm.admin.limits import dollars, report_usage
 from twisted_vllm.admin.memberships import find_organization
-from twisted_vllm.admin.model_limits import check_limits_of_key
+from twisted_vllm.admin.model_limits import check_limits_of_key, with_names_of_team
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.parsing import parse_body, without_blanks
 from twisted_vllm.admin.scope import IScope
@@ -171,7 +171,7 @@ def _check_model_limits(transaction: Transaction, record: KeyRecord) -> None:
         holders["user"] = effective_limits(transaction, user)
     if team is not None:
         holders["team"] = effective_limits(transaction, team)
-        record = attrs.evolve(record, aliases={**(team.aliases or {}), **record.aliases})
+        record = with_names_of_team(record, team.aliases)
     check_limits_of_key(record, holders)
 
 
