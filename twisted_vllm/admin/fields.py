@@ -63,6 +63,10 @@ def one_of_fields(*names: str, value: Mapping[str, Any] | None = None) -> dict[s
     return {"anyOf": [{"required": [name], "properties": {name: value}} for name in names]}
 
 
+#: JSON Schema: a request names a user
+NAMES_USER = one_of_fields("user_id", "user_email")
+
+
 def _text(pattern: str, description: str | None = None) -> msgspec.Meta:
     return msgspec.Meta(
         min_length=1, max_length=MAX_LENGTH, description=description, extra_json_schema={"pattern": pattern}

@@ -9,6 +9,7 @@ import msgspec
 
 from twisted_vllm.admin.fields import (
     MAX_ITEMS,
+    NAMES_USER,
     Alias,
     Label,
     Labels,
@@ -18,7 +19,6 @@ from twisted_vllm.admin.fields import (
     check_depth,
     check_member_named,
     check_models,
-    one_of_fields,
     redacted,
     stored_models,
 )
@@ -55,7 +55,7 @@ class NewOrganizationMember(NamedUser, frozen=True, kw_only=True, forbid_unknown
         check_member_named(self.user_id, self.user_email, "member")
 
 
-_Member = Annotated[NewOrganizationMember, msgspec.Meta(extra_json_schema=one_of_fields("user_id", "user_email"))]
+_Member = Annotated[NewOrganizationMember, msgspec.Meta(extra_json_schema=NAMES_USER)]
 _Members = Annotated[tuple[_Member, ...], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
-from twisted_vllm.admin.fields import one_of_fields
+from twisted_vllm.admin.fields import NAMES_USER
 from twisted_vllm.admin.lists import asked_page
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.organizations import operations
@@ -33,9 +33,6 @@ from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
-
-#: JSON Schema: a request names a user
-_NAMES_USER = one_of_fields("user_id", "user_email")
 
 
 @routes.post("/organization/new", body=NewOrganizationRequest, response=OrganizationReport, errors=(404, 409))
@@ -146,7 +143,7 @@ async def delete(call: AdminCall, body: DeleteOrganizationsRequest) -> list[Json
     "/organization/member_add",
     body=AddOrganizationMembersRequest,
     response=AddedOrganizationMembers,
-    constraint={"properties": {"member": {"anyOf": [{"type": "array"}, _NAMES_USER]}}},
+    constraint={"properties": {"member": {"anyOf": [{"type": "array"}, NAMES_USER]}}},
     errors=(404, 409),
 )
 async def add_members(call: AdminCall, body: AddOrganizationMembersRequest) -> Json:
@@ -167,7 +164,7 @@ async def add_members(call: AdminCall, body: AddOrganizationMembersRequest) -> J
     "/organization/member_update",
     body=UpdateOrganizationMemberRequest,
     response=OrganizationMembership,
-    constraint=_NAMES_USER,
+    constraint=NAMES_USER,
     errors=(404,),
 )
 async def update_member(call: AdminCall, body: UpdateOrganizationMemberRequest) -> Json:
@@ -183,7 +180,7 @@ async def update_member(call: AdminCall, body: UpdateOrganizationMemberRequest) 
     "/organization/member_delete",
     body=OrganizationMemberRequest,
     response=OrganizationMembership,
-    constraint=_NAMES_USER,
+    constraint=NAMES_USER,
     errors=(404,),
 )
 async def remove_member(call: AdminCall, body: OrganizationMemberRequest) -> Json:

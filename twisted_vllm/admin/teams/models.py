@@ -11,6 +11,7 @@ import msgspec
 from twisted_vllm.admin.field_rules import FieldLimits, ForbiddenFields, changed_rules, check_paths
 from twisted_vllm.admin.fields import (
     MAX_ITEMS,
+    NAMES_USER,
     Alias,
     Label,
     Labels,
@@ -22,7 +23,6 @@ from twisted_vllm.admin.fields import (
     check_member_named,
     check_models,
     check_printable_aliases,
-    one_of_fields,
     stored_models,
 )
 from twisted_vllm.admin.keys.models import KeyReport
@@ -80,7 +80,7 @@ class NewMember(NamedUser, frozen=True, kw_only=True, forbid_unknown_fields=True
     role: TeamRole = "user"
 
 
-_Member = Annotated[NewMember, msgspec.Meta(extra_json_schema=one_of_fields("user_id", "user_email"))]
+_Member = Annotated[NewMember, msgspec.Meta(extra_json_schema=NAMES_USER)]
 _Members = Annotated[tuple[_Member, ...], msgspec.Meta(max_length=MAX_ITEMS)]
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_team_defaults
-from twisted_vllm.admin.fields import one_of_fields
+from twisted_vllm.admin.fields import NAMES_USER
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.admin.lists import asked_page, place_of
@@ -50,9 +50,6 @@ from twisted_vllm.storage.records import TeamRecord
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
-
-#: JSON Schema: a request names a user
-_NAMES_USER = one_of_fields("user_id", "user_email")
 
 
 @routes.post("/team/new", body=NewTeamRequest, response=TeamReport, errors=(404, 409))
@@ -253,7 +250,7 @@ async def _set_blocked(call: AdminCall, body: TeamRequest, blocked: bool) -> Jso
     access=Access.SELF_SERVICE,
     body=AddMembersRequest,
     response=AddedMembers,
-    constraint={"properties": {"member": {"anyOf": [{"type": "array"}, _NAMES_USER]}}},
+    constraint={"properties": {"member": {"anyOf": [{"type": "array"}, NAMES_USER]}}},
     errors=(404, 409),
 )
 async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
@@ -321,7 +318,7 @@ async def add_each_member(call: AdminCall, body: BulkAddMembersRequest) -> Json:
     access=Access.SELF_SERVICE,
     body=UpdateMemberRequest,
     response=ChangedMember,
-    constraint=_NAMES_USER,
+    constraint=NAMES_USER,
     errors=(404,),
 )
 async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
@@ -345,7 +342,7 @@ async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
     access=Access.SELF_SERVICE,
     body=RemoveMemberRequest,
     response=TeamReport,
-    constraint=_NAMES_USER,
+    constraint=NAMES_USER,
     errors=(404,),
 )
 async def remove_member(call: AdminCall, body: RemoveMemberRequest) -> Json:

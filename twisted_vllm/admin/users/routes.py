@@ -6,7 +6,7 @@ from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.authorization import check_sees_user
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_user_defaults
-from twisted_vllm.admin.fields import one_of_fields
+from twisted_vllm.admin.fields import NAMES_USER
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.keys.models import FoundUser
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
@@ -147,7 +147,7 @@ def _user_of(transaction: Transaction, user_id: str) -> UserRecord:
     "/user/update",
     body=UpdateUserRequest,
     response=ChangedUser,
-    constraint=one_of_fields("user_id", "user_email"),
+    constraint=NAMES_USER,
     errors=(404, 409),
 )
 async def update(call: AdminCall, body: UpdateUserRequest) -> Json:
