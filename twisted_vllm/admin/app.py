@@ -5,7 +5,6 @@ Importing Klein imports Twisted's reactor. Import this module only after the rea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -66,9 +65,6 @@ from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.upstreams.health_report import EndpointHealth
-
-#: a parameter in a route's path
-_PARAMETER = re.compile(r"<\w+:(\w+)>")
 
 WELCOME = {
     "service": "twisted_vllm",
@@ -147,7 +143,7 @@ async def list_routes(_context: AdminContext, _request: IRequest) -> msgspec.Raw
 def _route_list() -> msgspec.Raw:
     found: dict[str, list[str]] = {}
     for route in ROUTES:
-        found.setdefault(_PARAMETER.sub(r"{\1}", route.path), []).append(route.method)
+        found.setdefault(route.template, []).append(route.method)
     entries = [
         RouteEntry(path=path, methods=tuple(methods), name=path.strip("/"), endpoint=path.strip("/"))
         for path, methods in found.items()

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.lists import place_of
 from twisted_vllm.admin.models import (
     MOMENT_SCHEMA,
     MOMENT_WORDS,
@@ -173,14 +174,15 @@ routes = Routes()
 async def list_entries(call: AdminCall, query: AuditQuery) -> Json:
     """Return a page of the audit log, the newest entries first."""
     page = await _page(call, query)
-    return _numbered(page, query.page_size, [attrs.asdict(entry, recurse=False) for entry in page.records])
+    entries = [attrs.asdict(entry, recurse=False) for entry in page.records]
+    return {"audit_logs": entries, **place_of(page, query.page_size)}
 
 
 @routes.get("/audit", query=ChangesQuery, response=ChangeList)
 async def list_changes(call: AdminCall, query: ChangesQuery) -> Json:
     """Return a page of the audit log as LiteLLM shows it, the newest changes first."""
     page = await _page(call, query)
-    return _numbered(page, query.page_size, [_report_change(entry) for entry in page.records])
+    return {"audit_logs": [_report_change(entry) for entry in page.records], **place_of(page, query.page_size)}
 
 
 def _page(call: AdminCall, query: AuditQuery | ChangesQuery) -> Deferred[Page[AuditRecord]]:
@@ -188,16 +190,6 @@ def _page(call: AdminCall, query: AuditQuery | ChangesQuery) -> Deferred[Page[Au
     since = _moment(query.start_date, "start_date")
     until = _moment(query.end_date, "end_date", end=True)
     return call.read(lambda transaction: transaction.page_of_audit(page_query, since, until))
-
-
-def _numbered(page: Page[AuditRecord], size: int, entries: list[Json]) -> Json:
-    return {
-        "audit_logs": entries,
-        "total": page.total_count,
-        "page": page.current_page,
-        "page_size": size,
-        "total_pages": page.total_pages,
-    }
 
 
 def _report_change(entry: AuditRecord) -> Json:

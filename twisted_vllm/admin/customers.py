@@ -16,27 +16,22 @@ from twisted_vllm.admin.budget_references import (
     budgets_of,
     check_budget,
     effective,
-    effective_limits,
     report_budget,
 )
 from twisted_vllm.admin.context import AdminCall, AuditContext
 from twisted_vllm.admin.fields import MAX_ITEMS, Alias, Reference, check_alias, redacted
 from twisted_vllm.admin.limits import LimitFields, Spent, report_usage
 from twisted_vllm.admin.lists import asked_page
-from twisted_vllm.admin.models import Body, BudgetTable, Json, Limits, PageNumber, Query, Response
+from twisted_vllm.admin.models import MAX_LISTED, Body, BudgetTable, Json, Limits, ListSize, PageNumber, Query, Response
 from twisted_vllm.admin.routing import Routes
-from twisted_vllm.admin.spending import set_spend
+from twisted_vllm.admin.spending import set_given_spend
 from twisted_vllm.admin.unsupported import ON_CUSTOMERS
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import Conflict, NotFound
-from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.records import EndUserRecord
 from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
-
-#: customers in one response
-MAX_CUSTOMERS = 1000
 
 #: what the audit log and the spend table call a customer
 _KIND = "end_user"
@@ -107,7 +102,7 @@ class CustomerListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /customer/list``."""
 
     page: PageNumber = 1
-    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_CUSTOMERS, description="Entries per page.")] = MAX_CUSTOMERS
+    page_size: ListSize = MAX_LISTED
 
 
 class CustomerReport(Limits, kw_only=True):
@@ -156,14 +151,8 @@ def add_customer(transaction: Transaction, audit: AuditContext, body: NewCustome
         raise Conflict("Another customer has this id already. Send another `user_id`.", param="user_id")
     check_budget(transaction, body.budget_id)
     record = _insert(transaction, audit, body.user_id, body.values(body.__struct_fields__))
-    _set_given_spend(transaction, audit, record, body.spend)
+    set_given_spend(transaction, audit, _KIND, record.user_id, record, body.spend)
     return record
-
-
-def _set_given_spend(transaction: Transaction, audit: AuditContext, record: EndUserRecord, spend: float | None) -> None:
-    if spend is not None:
-        limits = effective_limits(transaction, record)
-        set_spend(transaction, audit, _KIND, record.user_id, limits, from_dollars(spend))
 
 
 def update_customer(
@@ -185,7 +174,7 @@ def update_customer(
         raise NotFound(f"No customer has the id `{redacted(body.user_id)}`.", param="user_id")
     check_budget(transaction, body.budget_id)
     changed = _change(transaction, audit, record, body.values(given, record.allowance))
-    _set_given_spend(transaction, audit, changed, body.spend)
+    set_given_spend(transaction, audit, _KIND, changed.user_id, changed, body.spend)
     return changed
 
 

@@ -63,6 +63,10 @@ def one_of_fields(*names: str, value: Mapping[str, Any] | None = None) -> dict[s
     return {"anyOf": [{"required": [name], "properties": {name: value}} for name in names]}
 
 
+#: JSON Schema: a request names a user
+NAMES_USER = one_of_fields("user_id", "user_email")
+
+
 def _text(pattern: str, description: str | None = None) -> msgspec.Meta:
     return msgspec.Meta(
         min_length=1, max_length=MAX_LENGTH, description=description, extra_json_schema={"pattern": pattern}
@@ -203,6 +207,16 @@ def check_email(address: str | None, param: str) -> None:
     """
     if address is not None and "@" not in address:
         raise InvalidRequest(f"`{param}` must be an address with an @.", param=param)
+
+
+def check_member_named(user_id: str | None, user_email: str | None, param: str) -> None:
+    """Check that a request names the member whom it is about.
+
+    Raises:
+        InvalidRequest: it has neither an id nor an address.
+    """
+    if user_id is None and user_email is None:
+        raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param=param)
 
 
 def check_models(models: Iterable[str] | None) -> None:

@@ -195,9 +195,11 @@ async def metrics(context: AdminContext, request: IRequest) -> bytes:
     They name no key, user or model, and servers to administrators only. The operator may close them to all others.
     """
     await context.authenticator.find_out(request)
-    named = context.authenticator.is_reader(request) if context.metrics_are_open else True
-    if not context.metrics_are_open:
+    if context.metrics_are_open:
+        named = context.authenticator.is_reader(request)
+    else:
         context.authenticator.caller_of(request, Access.READER, "metrics")
+        named = True
     accept = request.requestHeaders.getRawHeaders(b"accept", [b""])
     body, content_type = context.metrics.expose(b",".join(accept).decode("latin-1"), named)
     return send(request, 200, [(b"content-type", content_type.encode("ascii"))], body)

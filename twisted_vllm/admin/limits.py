@@ -179,6 +179,11 @@ def model_budgets(budgets: Mapping[str, float | ModelBudgetFields] | None) -> di
     return found
 
 
+def allowance_in_team(max_budget: float | None, duration: str | None = None) -> Allowance:
+    """Return the limits of a member who may spend some US dollars in the team."""
+    return Allowance(max_budget=None if max_budget is None else from_dollars(max_budget), budget_duration=duration)
+
+
 def dollars(picodollars: int | None) -> float | None:
     """Return an amount in US dollars."""
     return None if picodollars is None else float(to_dollars(picodollars))

@@ -1,4 +1,7 @@
-"""Lists that LiteLLM sends as bare arrays. An array cannot say that it is incomplete, so a long one must be paged."""
+"""What lists have in common.
+
+LiteLLM sends some as bare arrays. An array cannot say that it is incomplete, so a long one must be paged.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TypeVar
 
 from attrs import AttrsInstance
 
+from twisted_vllm.admin.models import MAX_LISTED, Json
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.repository import Page
 
@@ -46,7 +50,22 @@ def asked_page(page: Page[RecordT], given: Container[str], what: str, path: str)
     if page.total_pages > 1 and not ("page" in given or "page_size" in given):
         raise InvalidRequest(
             f"There are {page.total_count} {what}: ask for one page after the other, as in "
-            f"{path}?page=1&page_size=1000.",
+            f"{path}?page=1&page_size={MAX_LISTED}.",
             param="page",
         )
     return page.records
+
+
+def place_of(page: Page[RecordT], size: int) -> Json:
+    """Return the place of a page among all pages, as `NumberedPage` describes it.
+
+    Args:
+        page: the page.
+        size: how many records each page has.
+    """
+    return {
+        "total": page.total_count,
+        "page": page.current_page,
+        "page_size": size,
+        "total_pages": page.total_pages,
+    }

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+import attrs
+
 from twisted_vllm.admin.fields import is_printable, redacted
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import InvalidRequest
@@ -45,6 +47,16 @@ def check_limited_models(models: Iterable[str], param: str) -> None:
                 "requests name the model.",
                 param=param,
             )
+
+
+def with_names_of_team(key: KeyRecord, aliases: Mapping[str, str] | None) -> KeyRecord:
+    """Return a key with its team's own names of models, where it has none of its own.
+
+    Args:
+        key: the key.
+        aliases: those of its team; None for none.
+    """
+    return attrs.evolve(key, aliases={**(aliases or {}), **key.aliases})
 
 
 def check_limits_of_key(key: KeyRecord, holders: Mapping[str, Allowance]) -> None:

@@ -14,7 +14,6 @@ import msgspec
 from twisted_vllm.admin.authorization import first_headers
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import Json, PageNumber, Query, Response, SortOrder
-from twisted_vllm.admin.parsing import read_query
 from twisted_vllm.admin.responses import send
 from twisted_vllm.admin.routing import Access, Routes
 from twisted_vllm.config.name_patterns import is_pattern
@@ -170,7 +169,7 @@ async def listed(call: AdminCall, query: ModelsQuery) -> bytes:
     models = call.context.models
     models.check_allowed(call.principal)
     headers = first_headers(call.request, _FOR_LISTS)
-    return _json(call, await models.listed(call.principal, read_query(call.request), headers))
+    return _json(call, await models.listed(call.principal, call.given, headers))
 
 
 @routes.get(
@@ -188,8 +187,7 @@ async def one(call: AdminCall, query: ModelsQuery) -> bytes:
     models = call.context.models
     models.check_allowed(call.principal)
     headers = first_headers(call.request, _FOR_LISTS)
-    found = models.retrieve(call.principal, call.path["model_id"], read_query(call.request), headers)
-    return _json(call, await found)
+    return _json(call, await models.retrieve(call.principal, call.path["model_id"], call.given, headers))
 
 
 @routes.get("/model/info", "/v1/model/info", query=InfoQuery, access=Access.ANY_KEY, response=ModelInfos, errors=(400,))

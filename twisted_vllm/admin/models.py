@@ -17,9 +17,13 @@ Json = dict[str, Any]
 
 MAX_PAGE_SIZE = 100
 
+#: entries in one response of a list that LiteLLM sends whole
+MAX_LISTED = 1000
+
 #: a page's number; the limit keeps the number of skipped rows within 64 bits
 PageNumber = Annotated[int, msgspec.Meta(ge=1, le=999_999_999, description="The number of the page, from 1.")]
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE_SIZE, description="Entries per page.")]
+ListSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_LISTED, description="Entries per page.")]
 SortOrder = Literal["asc", "desc"]
 
 #: the JSON Schema of a date or a moment that `datetime.fromisoformat` reads, or of nothing
@@ -135,7 +139,7 @@ class Limits(OwnLimits, kw_only=True):
 
 
 class Record(Limits, kw_only=True):
-    """The fields that keys, users and teams share."""
+    """The fields that keys, users, teams and organizations share."""
 
     created_at: datetime
     created_by: str

@@ -12,14 +12,11 @@ import msgspec
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.fields import PRINTABLE
 from twisted_vllm.admin.models import Body, Error, Json, Query
-from twisted_vllm.admin.routing import Route
+from twisted_vllm.admin.routing import PATH_PARAMETER, Route
 from twisted_vllm.auth.credentials import KEY_HEADERS
 from twisted_vllm.errors import ERROR_HEADER
 
 _REF = "#/components/schemas/{name}"
-
-#: a parameter in a path as Klein writes it, such as ``<string:key>``
-_PATH_PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
 
 _CODE = re.compile(r"``([^`]*)``")
 
@@ -65,14 +62,14 @@ def make_document(routes: Iterable[Route]) -> Json:
     for route in routes:
         name = _operation_id(route.path)
         # a path with several methods
-        again = paths.get(_PATH_PARAMETER.sub(r"{\1}", route.path))
+        again = paths.get(route.template)
         operation = {
             "operationId": f"{name}_{route.method.lower()}" if again else name,
             "tags": [route.path.split("/")[1] or "about"],
             **_description(route),
             **_operation(route, remaining),
         }
-        paths.setdefault(_PATH_PARAMETER.sub(r"{\1}", route.path), {})[route.method.lower()] = operation
+        paths.setdefault(route.template, {})[route.method.lower()] = operation
     for schema in components.values():
         schema["description"] = _markdown(schema.get("description", ""))
     return {
@@ -106,7 +103,7 @@ def _operation(route: Route, schemas: Iterator[Json]) -> Json:
     found: Json = {}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMA}
-        for name in _PATH_PARAMETER.findall(route.path)
+        for name in PATH_PARAMETER.findall(route.path)
     ]
     if route.query is not None:
         next(schemas)
@@ -166,7 +163,7 @@ def _markdown(text: str) -> str:
 
 
 def _operation_id(path: str) -> str:
-    words: list[str] = re.findall(r"\w+", _PATH_PARAMETER.sub(r"of_\1", path))
+    words: list[str] = re.findall(r"\w+", PATH_PARAMETER.sub(r"of_\1", path))
     return "_".join(words) or "welcome"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -126,7 +127,7 @@ def parse_query(query: Mapping[str, str], model: type[QueryT]) -> QueryT:
             model.__struct_fields__,
             model.UNSUPPORTED,
         )
-    types = get_type_hints(model)
+    types = _types_of(model)
     given = {name: query[name] for name in model.__struct_fields__ if query.get(name)}
     for name, text in given.items():
         if types[name] is int and not (text.isascii() and text.isdigit()):
@@ -140,6 +141,11 @@ def parse_query(query: Mapping[str, str], model: type[QueryT]) -> QueryT:
         return msgspec.convert(given, model, strict=False)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), model) from None
+
+
+@cache
+def _types_of(model: type[Query]) -> dict[str, Any]:
+    return get_type_hints(model)
 
 
 def _refuse_unsupported(given: Mapping[str, Any], supported: tuple[str, ...], unsupported: Mapping[str, Any]) -> None:

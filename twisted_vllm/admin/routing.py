@@ -16,6 +16,7 @@ they are, after the handler has set the status and the headers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import getdoc
 from typing import Any, TypeVar
@@ -32,6 +33,9 @@ from twisted_vllm.admin.parsing import parse_body, parse_query, read_object, rea
 from twisted_vllm.admin.responses import send_json
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.http.headers import is_json
+
+#: a parameter in a path as Klein writes it, such as ``<string:key>``
+PATH_PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
 
 BodyT = TypeVar("BodyT", bound=Body)
 QueryT = TypeVar("QueryT", bound=Query)
@@ -77,6 +81,11 @@ class Route:
     may_be_empty: bool = False
     unavailable: type[msgspec.Struct] | None = None
     media_types: tuple[str, ...] = ()
+
+    @property
+    def template(self) -> str:
+        """The path with parameters as OpenAPI writes them: ``/key/{key}/regenerate``."""
+        return PATH_PARAMETER.sub(r"{\1}", self.path)
 
     def endpoint(self, context: AdminContext) -> Callable[..., Awaitable[bytes]]:
         """Return what Klein calls with a request and the parameters in its path."""

@@ -90,8 +90,8 @@ class IScope(Interface):
     def own_keys(transaction: Transaction) -> tuple[ColumnElement[bool], ...]:
         """Return the conditions of the keys that the caller may see."""
 
-    def sees_team(transaction: Transaction, team_id: str) -> bool:
-        """Return whether the caller may see all keys and members of a team."""
+    def administered_teams(transaction: Transaction) -> frozenset[str] | None:
+        """Return the ids of the teams of which the caller may see all keys and members; None for all teams."""
 
     def own_teams(transaction: Transaction) -> frozenset[str] | None:
         """Return the ids of the teams that the caller may see at all; None for all teams."""
@@ -178,9 +178,9 @@ class AdministratorScope:
         """Return no condition."""
         return ()
 
-    def sees_team(self, transaction: Transaction, team_id: str) -> bool:
-        """Return True."""
-        return True
+    def administered_teams(self, transaction: Transaction) -> frozenset[str] | None:
+        """Return None: all teams."""
+        return None
 
     def own_teams(self, transaction: Transaction) -> frozenset[str] | None:
         """Return None: all teams."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from math import inf
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ import msgspec
 from sqlalchemy import ColumnElement
 from zope.interface import implementer
 
-from twisted_vllm.admin.budget_references import effective_limits
+from twisted_vllm.admin.budget_references import Holder, effective_limits
 from twisted_vllm.admin.powers import BY_MODEL, NUMBERS, Comparison, covers_models, unshared_limit
 from twisted_vllm.admin.scope import IScope
 from twisted_vllm.auth.policy import matches_model
@@ -66,9 +67,6 @@ _LIMITS_BY_NAME = {
 
 #: what the administrator of a team may say about its members
 _OF_MEMBERS = frozenset(("team_id", "member", "user_id", "user_email", "role"))
-
-#: whoever has limits
-_Limited = KeyRecord | UserRecord | TeamRecord | OrganizationRecord
 
 _ASK = "The master key may, and keys that administer: ask an administrator."
 _NOT_OWN_KEY = (
@@ -237,9 +235,9 @@ class OwnScope:
         user_id = None if caller.user is None else caller.user.user_id
         return (transaction.keys.belongs(caller.key.key_id, user_id, sorted(caller.teams)),)
 
-    def sees_team(self, transaction: Transaction, team_id: str) -> bool:
-        """Return whether the caller's user administers a team."""
-        return team_id in self._caller(transaction).teams
+    def administered_teams(self, transaction: Transaction) -> frozenset[str] | None:
+        """Return those that the caller's user administers."""
+        return self._caller(transaction).teams
 
     def own_teams(self, transaction: Transaction) -> frozenset[str] | None:
         """Return the team of the calling key, and those of which its user is a member."""
@@ -348,10 +346,7 @@ class OwnScope:
             _refuse("the budget of the key sets it", name)
 
     def _comparison(self, transaction: Transaction) -> Comparison:
-        return Comparison(self._allowance_of(transaction), self.settings.presets)
-
-    def _allowance_of(self, transaction: Transaction) -> Callable[[_Limited], Allowance]:
-        return lambda record: effective_limits(transaction, record)
+        return Comparison(partial(effective_limits, transaction), self.settings.presets)
 
     def _check_makeable(self, transaction: Transaction, caller: _Caller, key: KeyRecord) -> None:
         """Check that a key may do no more than the caller's own, and that both together may not either."""
@@ -368,7 +363,7 @@ class OwnScope:
             raise RouteNotAllowed(
                 f"This token is for one end user, whose limits another key would not count for. {_ASK}"
             )
-        holders: list[tuple[str, _Limited | Member]] = [("This key", caller.key)]
+        holders: list[tuple[str, Holder]] = [("This key", caller.key)]
         user, levels = caller.user, dict(_above(transaction, key))
         if user is not None and key.user_id != user.user_id:
             levels.pop("user", None)

@@ -9,12 +9,9 @@ import msgspec
 
 from twisted_vllm.admin.fields import Label, Labels, Reference, check_alias
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import Body, OwnLimits, PageNumber, Query, Response
+from twisted_vllm.admin.models import MAX_LISTED, Body, ListSize, OwnLimits, PageNumber, Query, Response
 from twisted_vllm.admin.unsupported import ON_BUDGETS
 from twisted_vllm.storage.repository import PageQuery
-
-#: budgets in one response
-MAX_BUDGETS = 1000
 
 #: the fields that LiteLLM's dashboard can change, with their types in its words
 SETTINGS = {
@@ -71,7 +68,7 @@ class BudgetListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /budget/list``."""
 
     page: PageNumber = 1
-    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BUDGETS, description="Entries per page.")] = MAX_BUDGETS
+    page_size: ListSize = MAX_LISTED
 
     @property
     def page_query(self) -> PageQuery:

@@ -11,7 +11,7 @@ from twisted_vllm.admin.budget_references import find_budget, holders_of
 from twisted_vllm.admin.budgets.models import SETTINGS, NewBudgetRequest, UpdateBudgetRequest
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.limits import next_period, report_limits
-from twisted_vllm.admin.model_limits import check_limits_over_keys
+from twisted_vllm.admin.model_limits import check_limits_over_keys, with_names_of_team
 from twisted_vllm.admin.models import Json
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict
@@ -50,15 +50,16 @@ def update(
     """
     budget = find_budget(transaction, body.budget_id)
     changed = attrs.evolve(budget, allowance=body.limits(given, budget.allowance), **audit.updated)
-    transaction.budgets.replace(budget.budget_id, changed)
     if changed.allowance.counts_models and changed.allowance != budget.allowance:
-        _check_model_limits(transaction, budget.budget_id)
+        _check_model_limits(transaction, changed)
+    transaction.budgets.replace(budget.budget_id, changed)
     audit.record(transaction, "budget", budget.budget_id, budget, changed)
     return changed
 
 
-def _check_model_limits(transaction: Transaction, budget_id: str) -> None:
+def _check_model_limits(transaction: Transaction, budget: BudgetRecord) -> None:
     """Check that each limit of one model counts for all keys below what names a budget, by their teams' names too."""
+    budget_id = budget.budget_id
     users = transaction.users.find(budget_id=budget_id)
     teams = transaction.teams.find(budget_id=budget_id)
     organizations = transaction.organizations.find(budget_id=budget_id)
@@ -77,11 +78,8 @@ def _check_model_limits(transaction: Transaction, budget_id: str) -> None:
             if (key.team_id, key.user_id) in pairs
         ),
     ]
-    named = {team.team_id: team.aliases or {} for team in transaction.teams.among("team_id", _teams_of(keys))}
-    allowance = find_budget(transaction, budget_id).allowance
-    check_limits_over_keys(
-        allowance, (attrs.evolve(key, aliases={**named.get(key.team_id or "", {}), **key.aliases}) for key in keys)
-    )
+    names = {team.team_id: team.aliases for team in transaction.teams.among("team_id", _teams_of(keys))}
+    check_limits_over_keys(budget.allowance, (with_names_of_team(key, names.get(key.team_id or "")) for key in keys))
 
 
 def _teams_of(keys: Iterable[KeyRecord]) -> set[str]:

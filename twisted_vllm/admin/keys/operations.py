@@ -27,16 +27,15 @@ from twisted_vllm.admin.keys.models import (
 )
 from twisted_vllm.admin.limits import dollars, report_usage
 from twisted_vllm.admin.memberships import find_organization
-from twisted_vllm.admin.model_limits import check_limits_of_key
+from twisted_vllm.admin.model_limits import check_limits_of_key, with_names_of_team
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.parsing import parse_body, without_blanks
 from twisted_vllm.admin.scope import IScope
-from twisted_vllm.admin.spending import set_spend, spend_now
+from twisted_vllm.admin.spending import set_given_spend, set_spend, spend_now
 from twisted_vllm.admin.unsupported import IN_KEY_REPORTS
 from twisted_vllm.auth.authenticator import hash_key, name_key
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
-from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import Allowance
 from twisted_vllm.storage.records import FormerKeyRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
@@ -88,7 +87,7 @@ def insert(
     return record
 
 
-def set_given_spend(transaction: Transaction, audit: AuditContext, record: KeyRecord, spend: float | None) -> None:
+def set_spend_of_key(transaction: Transaction, audit: AuditContext, record: KeyRecord, spend: float | None) -> None:
     """Set the spend of a key that a request gives, in US dollars; None leaves it.
 
     Raises:
@@ -96,15 +95,7 @@ def set_given_spend(transaction: Transaction, audit: AuditContext, record: KeyRe
     """
     if spend is not None:
         audit.scope.check_administrators("spend")
-        set_spend(
-            transaction,
-            audit,
-            "key",
-            record.key_id,
-            effective_limits(transaction, record),
-            from_dollars(spend),
-            name=record.hash_prefix,
-        )
+        set_given_spend(transaction, audit, "key", record.key_id, record, spend, name=record.hash_prefix)
 
 
 def find(transaction: Transaction, scope: IScope, key: str | None, alias: str | None) -> KeyRecord:
@@ -180,7 +171,7 @@ def _check_model_limits(transaction: Transaction, record: KeyRecord) -> None:
         holders["user"] = effective_limits(transaction, user)
     if team is not None:
         holders["team"] = effective_limits(transaction, team)
-        record = attrs.evolve(record, aliases={**(team.aliases or {}), **record.aliases})
+        record = with_names_of_team(record, team.aliases)
     check_limits_of_key(record, holders)
 
 
@@ -198,7 +189,7 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateRequest, g
     """
     record = find(transaction, audit.scope, body.key, body.key_alias)
     changed = change(transaction, audit, record, body.values(given, audit, record))
-    set_given_spend(transaction, audit, changed, body.spend)
+    set_spend_of_key(transaction, audit, changed, body.spend)
     return changed
 
 
@@ -246,7 +237,7 @@ def regenerate(
         "last_rotation_at": audit.now,
     }
     changed = change(transaction, audit, record, values)
-    set_given_spend(transaction, audit, changed, body.spend)
+    set_spend_of_key(transaction, audit, changed, body.spend)
     _delete_old_former_keys(transaction, record, audit.now)
     transaction.former.insert(
         FormerKeyRecord(

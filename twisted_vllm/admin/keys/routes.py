@@ -93,7 +93,7 @@ async def _create(call: AdminCall, body: GenerateRequest, *, service_account: bo
 
     def work(transaction: Transaction) -> Json:
         made = operations.insert(transaction, call.audit, record, call.given, service_account=service_account)
-        operations.set_given_spend(transaction, call.audit, made, body.spend)
+        operations.set_spend_of_key(transaction, call.audit, made, body.spend)
         return operations.report_key(transaction, made, call.now)
 
     return {**await call.change(work), **_with_value(record, key), "duration": body.duration}

@@ -3,61 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from twisted_vllm.admin.fields import (
     MAX_ITEMS,
+    NAMES_USER,
     Alias,
-    Email,
     Label,
     Labels,
     Models,
     Reference,
     check_alias,
     check_depth,
-    check_email,
+    check_member_named,
     check_models,
-    one_of_fields,
     redacted,
     stored_models,
 )
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import Body, BudgetTable, Json, Limits, PageNumber, Query, Response, Strings
+from twisted_vllm.admin.models import (
+    MAX_LISTED,
+    Body,
+    BudgetTable,
+    Json,
+    ListSize,
+    PageNumber,
+    Query,
+    Record,
+    Response,
+    Strings,
+)
 from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
-from twisted_vllm.admin.users.models import OwnTeam, UserReport
+from twisted_vllm.admin.users.models import NamedUser, OwnTeam, UserReport
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.records import OrganizationRecord
 from twisted_vllm.storage.repository import PageQuery
 
-#: organizations in one response
-MAX_ORGANIZATIONS = 1000
-
 OrganizationRole = Literal["org_admin", "internal_user", "internal_user_viewer"]
 
 
-class NewOrganizationMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewOrganizationMember(NamedUser, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A user who becomes a member of an organization, named by `user_id`, or else by `user_email`."""
 
-    user_id: Alias | None = None
-    user_email: Email | None = None
     role: OrganizationRole = "internal_user"
 
     def check(self) -> None:
-        """Check the id and the address, as those of a user: an unknown member becomes a user.
-
-        Raises:
-            InvalidRequest: one of them cannot be used.
-        """
-        check_alias(self.user_id, "member.user_id")
-        check_email(self.user_email, "member.user_email")
-        if self.user_id is None and self.user_email is None:
-            raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="member")
+        """Check the id and the address, and that there is one of them."""
+        super().check()
+        check_member_named(self.user_id, self.user_email, "member")
 
 
-_Member = Annotated[NewOrganizationMember, msgspec.Meta(extra_json_schema=one_of_fields("user_id", "user_email"))]
+_Member = Annotated[NewOrganizationMember, msgspec.Meta(extra_json_schema=NAMES_USER)]
 _Members = Annotated[tuple[_Member, ...], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 
@@ -200,13 +198,8 @@ class OrganizationMemberRequest(Body, frozen=True, kw_only=True):
     user_email: Label | None = None
 
     def check(self) -> None:
-        """Check that a member is named.
-
-        Raises:
-            InvalidRequest: none is.
-        """
-        if self.user_id is None and self.user_email is None:
-            raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="user_id")
+        """Check that a member is named."""
+        check_member_named(self.user_id, self.user_email, "user_id")
 
 
 class UpdateOrganizationMemberRequest(OrganizationMemberRequest, frozen=True, kw_only=True):
@@ -229,9 +222,7 @@ class OrganizationListQuery(Query, frozen=True, kw_only=True):
     org_id: str = ""
     org_alias: Annotated[str, msgspec.Meta(description="Text that the name contains, in any case.")] = ""
     page: PageNumber = 1
-    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_ORGANIZATIONS, description="Entries per page.")] = (
-        MAX_ORGANIZATIONS
-    )
+    page_size: ListSize = MAX_LISTED
 
     @property
     def page_query(self) -> PageQuery:
@@ -257,7 +248,7 @@ class OrganizationMembership(Response, kw_only=True):
     litellm_budget_table: None
 
 
-class OrganizationReport(Limits, kw_only=True):
+class OrganizationReport(Record, kw_only=True):
     """An organization with its members and teams, and the spend of all its keys together."""
 
     organization_id: str
@@ -268,10 +259,6 @@ class OrganizationReport(Limits, kw_only=True):
     litellm_budget_table: BudgetTable
     members: tuple[OrganizationMembership, ...]
     teams: tuple[OwnTeam, ...]
-    created_at: datetime
-    created_by: str
-    updated_at: datetime
-    updated_by: str
 
 
 class AddedOrganizationMembers(Response, kw_only=True):

@@ -93,8 +93,8 @@ def update(
     return changed
 
 
-def delete(transaction: Transaction, audit: AuditContext, organization_ids: Sequence[str]) -> list[OrganizationRecord]:
-    """Delete organizations with their teams, keys and memberships, all or none, and return them.
+def delete(transaction: Transaction, audit: AuditContext, organization_ids: Sequence[str]) -> list[Json]:
+    """Delete organizations with their teams, keys and memberships, all or none, and return reports of what they were.
 
     Raises:
         NotFound: one of them does not exist.
@@ -102,6 +102,7 @@ def delete(transaction: Transaction, audit: AuditContext, organization_ids: Sequ
     """
     found = [find_organization(transaction, each, "organization_ids") for each in dict.fromkeys(organization_ids)]
     ids = [organization.organization_id for organization in found]
+    reports = report_organizations(transaction, found, audit.now)
     audit.scope.check_keys(transaction, *_keys_of(transaction, ids))
     teams.delete(transaction, audit, [team.team_id for team in transaction.teams.among("organization_id", ids)])
     keys.delete_records(transaction, audit, transaction.keys.among("organization_id", ids))
@@ -110,7 +111,7 @@ def delete(transaction: Transaction, audit: AuditContext, organization_ids: Sequ
     transaction.spend.forget(ORGANIZATION, ids)
     for organization in found:
         audit.record(transaction, ORGANIZATION, organization.organization_id, organization, None)
-    return found
+    return reports
 
 
 def _keys_of(transaction: Transaction, organization_ids: Sequence[str]) -> list[KeyRecord]:
@@ -220,7 +221,9 @@ def report_organizations(
     ids = [each.organization_id for each in organizations]
     spend, budgets = transaction.spend.of(ORGANIZATION, ids), budgets_of(transaction, organizations)
     members = transaction.organization_members.of_organizations(ids)
-    memberships = report_memberships(transaction, [member for each in members.values() for member in each])
+    memberships: dict[str, list[Json]] = {each: [] for each in ids}
+    for membership in report_memberships(transaction, [member for each in members.values() for member in each]):
+        memberships[membership["organization_id"]].append(membership)
     of_organization: dict[str | None, list[Json]] = {each: [] for each in ids}
     for team in transaction.teams.among("organization_id", ids):
         of_organization[team.organization_id].append(
@@ -234,9 +237,7 @@ def report_organizations(
             "organization_alias": each.organization_alias,
             "models": each.models,
             "metadata": each.metadata,
-            "members": [
-                membership for membership in memberships if membership["organization_id"] == each.organization_id
-            ],
+            "members": memberships[each.organization_id],
             "teams": of_organization[each.organization_id],
             "created_at": each.created_at,
             "created_by": each.created_by,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
-from twisted_vllm.admin.fields import one_of_fields
+from twisted_vllm.admin.fields import NAMES_USER
 from twisted_vllm.admin.lists import asked_page
-from twisted_vllm.admin.memberships import find_organization
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.organizations import operations
 from twisted_vllm.admin.organizations.models import (
@@ -34,9 +33,6 @@ from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
-
-#: JSON Schema: a request names a user
-_NAMES_USER = one_of_fields("user_id", "user_email")
 
 
 @routes.post("/organization/new", body=NewOrganizationRequest, response=OrganizationReport, errors=(404, 409))
@@ -140,23 +136,14 @@ async def list_organizations(call: AdminCall, query: OrganizationListQuery) -> l
 )
 async def delete(call: AdminCall, body: DeleteOrganizationsRequest) -> list[Json]:
     """Delete organizations with their teams and keys: all that the request names, or none if one does not exist."""
-
-    def work(transaction: Transaction) -> list[Json]:
-        before = [
-            find_organization(transaction, each, "organization_ids") for each in dict.fromkeys(body.organization_ids)
-        ]
-        reports = report_organizations(transaction, before, call.now)
-        operations.delete(transaction, call.audit, body.organization_ids)
-        return reports
-
-    return await call.change(work)
+    return await call.change(lambda transaction: operations.delete(transaction, call.audit, body.organization_ids))
 
 
 @routes.post(
     "/organization/member_add",
     body=AddOrganizationMembersRequest,
     response=AddedOrganizationMembers,
-    constraint={"properties": {"member": {"anyOf": [{"type": "array"}, _NAMES_USER]}}},
+    constraint={"properties": {"member": {"anyOf": [{"type": "array"}, NAMES_USER]}}},
     errors=(404, 409),
 )
 async def add_members(call: AdminCall, body: AddOrganizationMembersRequest) -> Json:
@@ -177,7 +164,7 @@ async def add_members(call: AdminCall, body: AddOrganizationMembersRequest) -> J
     "/organization/member_update",
     body=UpdateOrganizationMemberRequest,
     response=OrganizationMembership,
-    constraint=_NAMES_USER,
+    constraint=NAMES_USER,
     errors=(404,),
 )
 async def update_member(call: AdminCall, body: UpdateOrganizationMemberRequest) -> Json:
@@ -193,7 +180,7 @@ async def update_member(call: AdminCall, body: UpdateOrganizationMemberRequest) 
     "/organization/member_delete",
     body=OrganizationMemberRequest,
     response=OrganizationMembership,
-    constraint=_NAMES_USER,
+    constraint=NAMES_USER,
     errors=(404,),
 )
 async def remove_member(call: AdminCall, body: OrganizationMemberRequest) -> Json:

@@ -11,8 +11,8 @@ import msgspec
 from twisted_vllm.admin.field_rules import FieldLimits, ForbiddenFields, changed_rules, check_paths
 from twisted_vllm.admin.fields import (
     MAX_ITEMS,
+    NAMES_USER,
     Alias,
-    Email,
     Label,
     Labels,
     ModelAliases,
@@ -20,10 +20,9 @@ from twisted_vllm.admin.fields import (
     Reference,
     check_alias,
     check_depth,
-    check_email,
+    check_member_named,
     check_models,
     check_printable_aliases,
-    one_of_fields,
     stored_models,
 )
 from twisted_vllm.admin.keys.models import KeyReport
@@ -33,13 +32,16 @@ from twisted_vllm.admin.limits import (
     Dollars,
     LimitFields,
     ModelBudgets,
+    allowance_in_team,
     check_budget_duration,
     check_model_budgets,
 )
 from twisted_vllm.admin.models import (
+    MAX_LISTED,
     Body,
     BudgetTable,
     Json,
+    ListSize,
     NumberedPage,
     PageNumber,
     PageSize,
@@ -51,19 +53,16 @@ from twisted_vllm.admin.models import (
     Strings,
 )
 from twisted_vllm.admin.unsupported import ON_MEMBERS, ON_TEAMS
-from twisted_vllm.admin.users.models import UserReport
+from twisted_vllm.admin.users.models import NamedUser, UserReport
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
-from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.repository import PageQuery
 
 TeamRole = Literal["user", "admin"]
 
-#: members that one bulk request may add, and teams that a list holds without a page
+#: members that one bulk request may add
 MAX_BULK_MEMBERS = 500
-MAX_TEAMS = 1000
-
 
 #: LiteLLM's fields for the limits of each member of a team, and those of a budget
 MEMBER_LIMITS = {
@@ -75,24 +74,13 @@ MEMBER_LIMITS = {
 }
 
 
-class NewMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewMember(NamedUser, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A user who becomes a member of a team, named by `user_id`, or else by `user_email`."""
 
-    user_id: Alias | None = None
-    user_email: Email | None = None
     role: TeamRole = "user"
 
-    def check(self) -> None:
-        """Check the id and the address, as those of a user: an unknown member becomes a user.
 
-        Raises:
-            InvalidRequest: one of them cannot be used.
-        """
-        check_alias(self.user_id, "member.user_id")
-        check_email(self.user_email, "member.user_email")
-
-
-_Member = Annotated[NewMember, msgspec.Meta(extra_json_schema=one_of_fields("user_id", "user_email"))]
+_Member = Annotated[NewMember, msgspec.Meta(extra_json_schema=NAMES_USER)]
 _Members = Annotated[tuple[_Member, ...], msgspec.Meta(max_length=MAX_ITEMS)]
 
 
@@ -280,7 +268,7 @@ class UpdateMemberRequest(Body, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Check that a member is named, and its limits."""
-        _check_member_named(self.user_id, self.user_email)
+        check_member_named(self.user_id, self.user_email, "user_id")
         check_budget_duration(self.budget_duration, "budget_duration")
         check_model_budgets(self.model_max_budget, "model_max_budget")
 
@@ -301,17 +289,7 @@ class RemoveMemberRequest(Body, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Check that a member is named."""
-        _check_member_named(self.user_id, self.user_email)
-
-
-def allowance_in_team(max_budget: float | None, duration: str | None = None) -> Allowance:
-    """Return the limits of a member who may spend some US dollars in the team."""
-    return Allowance(max_budget=None if max_budget is None else from_dollars(max_budget), budget_duration=duration)
-
-
-def _check_member_named(user_id: str | None, user_email: str | None) -> None:
-    if user_id is None and user_email is None:
-        raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="user_id")
+        check_member_named(self.user_id, self.user_email, "user_id")
 
 
 class TeamInfoQuery(Query, frozen=True, kw_only=True):
@@ -326,7 +304,7 @@ class TeamListQuery(Query, frozen=True, kw_only=True):
     user_id: Annotated[str, msgspec.Meta(description="Only the teams of this user. Default: all teams.")] = ""
     organization_id: Annotated[str, msgspec.Meta(description="Only the teams of this organization.")] = ""
     page: PageNumber = 1
-    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_TEAMS, description="Entries per page.")] = MAX_TEAMS
+    page_size: ListSize = MAX_LISTED
 
     @property
     def page_query(self) -> PageQuery:

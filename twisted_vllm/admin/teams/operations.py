@@ -23,7 +23,12 @@ from twisted_vllm.admin.fields import MAX_LENGTH, redacted, stored_models
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_organization, find_team, put_members, roles_in
-from twisted_vllm.admin.model_limits import check_aliases_of_team, check_limits_of_key, check_limits_over_keys
+from twisted_vllm.admin.model_limits import (
+    check_aliases_of_team,
+    check_limits_of_key,
+    check_limits_over_keys,
+    with_names_of_team,
+)
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.scope import IScope
 from twisted_vllm.admin.teams.models import (
@@ -138,7 +143,7 @@ def _check_references(transaction: Transaction, team: TeamRecord, keys_of_team: 
 
 def _check_limits(transaction: Transaction, team: TeamRecord, keys_of_team: Sequence[KeyRecord]) -> None:
     """Check that each limit of one model counts: those of the team, and those of its keys under the team's names."""
-    named = [attrs.evolve(key, aliases={**(team.aliases or {}), **key.aliases}) for key in keys_of_team]
+    named = [with_names_of_team(key, team.aliases) for key in keys_of_team]
     limits = effective_limits(transaction, team)
     check_limits_over_keys(limits, named)
     if team.aliases:

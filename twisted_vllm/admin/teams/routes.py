@@ -10,10 +10,10 @@ from sqlalchemy import ColumnElement
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_team_defaults
-from twisted_vllm.admin.fields import one_of_fields
+from twisted_vllm.admin.fields import NAMES_USER
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import report_limits
-from twisted_vllm.admin.lists import asked_page
+from twisted_vllm.admin.lists import asked_page, place_of
 from twisted_vllm.admin.memberships import find_team
 from twisted_vllm.admin.models import Json, NoQuery
 from twisted_vllm.admin.routing import Routes
@@ -50,9 +50,6 @@ from twisted_vllm.storage.records import TeamRecord
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
-
-#: JSON Schema: a request names a user
-_NAMES_USER = one_of_fields("user_id", "user_email")
 
 
 @routes.post("/team/new", body=NewTeamRequest, response=TeamReport, errors=(404, 409))
@@ -109,8 +106,9 @@ async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
 def _reports(transaction: Transaction, call: AdminCall, teams: Sequence[TeamRecord]) -> list[Json]:
     """Return teams as a caller may see them: who administers a team sees its other members, and its metadata."""
     reports = report_teams(transaction, teams, call.now)
+    administered = call.scope.administered_teams(transaction)
     for report in reports:
-        if not call.scope.sees_team(transaction, report["team_id"]):
+        if administered is not None and report["team_id"] not in administered:
             user_id = call.principal.user_id
             own = [member for member in report["members_with_roles"] if member["user_id"] == user_id]
             report.update(metadata={}, members_with_roles=own)
@@ -163,10 +161,7 @@ async def list_page(call: AdminCall, query: TeamPageQuery) -> Json:
                 }
                 for report in _reports(transaction, call, page.records)
             ],
-            "total": page.total_count,
-            "page": page.current_page,
-            "page_size": query.page_size,
-            "total_pages": page.total_pages,
+            **place_of(page, query.page_size),
         }
 
     return await call.read(work)
@@ -255,7 +250,7 @@ async def _set_blocked(call: AdminCall, body: TeamRequest, blocked: bool) -> Jso
     access=Access.SELF_SERVICE,
     body=AddMembersRequest,
     response=AddedMembers,
-    constraint={"properties": {"member": {"anyOf": [{"type": "array"}, _NAMES_USER]}}},
+    constraint={"properties": {"member": {"anyOf": [{"type": "array"}, NAMES_USER]}}},
     errors=(404, 409),
 )
 async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
@@ -323,7 +318,7 @@ async def add_each_member(call: AdminCall, body: BulkAddMembersRequest) -> Json:
     access=Access.SELF_SERVICE,
     body=UpdateMemberRequest,
     response=ChangedMember,
-    constraint=_NAMES_USER,
+    constraint=NAMES_USER,
     errors=(404,),
 )
 async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
@@ -347,7 +342,7 @@ async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
     access=Access.SELF_SERVICE,
     body=RemoveMemberRequest,
     response=TeamReport,
-    constraint=_NAMES_USER,
+    constraint=NAMES_USER,
     errors=(404,),
 )
 async def remove_member(call: AdminCall, body: RemoveMemberRequest) -> Json:

@@ -112,6 +112,22 @@ class UserFields(LimitFields, frozen=True, kw_only=True):
         return {**found, "allowance": self.limits(given, before)}
 
 
+class NamedUser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A user who becomes a member of something, named by `user_id`, or else by `user_email`."""
+
+    user_id: Alias | None = None
+    user_email: Email | None = None
+
+    def check(self) -> None:
+        """Check the id and the address, as those of a user: an unknown member becomes a user.
+
+        Raises:
+            InvalidRequest: one of them cannot be used.
+        """
+        check_alias(self.user_id, "member.user_id")
+        check_email(self.user_email, "member.user_email")
+
+
 class NewUserTeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A team of a new user, with what the user is and may spend there."""
 

@@ -15,19 +15,17 @@ from twisted_vllm.admin.budget_references import (
     report_budget,
 )
 from twisted_vllm.admin.context import AuditContext
-from twisted_vllm.admin.fields import redacted
+from twisted_vllm.admin.fields import check_member_named, redacted
 from twisted_vllm.admin.keys import operations as keys
-from twisted_vllm.admin.limits import report_usage
+from twisted_vllm.admin.limits import allowance_in_team, report_usage
 from twisted_vllm.admin.memberships import find_organization, find_team, put_members, put_organization_members
 from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.parsing import parse_body, without_blanks
-from twisted_vllm.admin.spending import set_spend
+from twisted_vllm.admin.spending import set_given_spend
 from twisted_vllm.admin.users.models import MAX_BULK_USERS, BulkUpdateUsersRequest, NewUserRequest, UpdateUserRequest
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
-from twisted_vllm.money import from_dollars
-from twisted_vllm.ratelimit.allowance import Allowance
 from twisted_vllm.storage.records import Member, OrganizationMember, UserRecord
 from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
@@ -57,8 +55,7 @@ def find_or_add(transaction: Transaction, audit: AuditContext, user_id: str | No
         InvalidRequest: there is neither an id nor an address.
         Conflict: another user has the address.
     """
-    if user_id is None and email is None:
-        raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="member")
+    check_member_named(user_id, email, "member")
     try:
         return find(transaction, user_id, email)
     except NotFound:
@@ -101,21 +98,14 @@ def add(
         keys.insert(transaction, audit, key)
     transaction.users.insert(user)
     audit.record(transaction, "user", user_id, None, user)
-    _set_given_spend(transaction, audit, user, body.spend)
+    set_given_spend(transaction, audit, "user", user_id, user, body.spend)
     for team, each in teams:
-        budget = None if each.max_budget_in_team is None else from_dollars(each.max_budget_in_team)
-        member = Member(team.team_id, user_id, each.user_role, Allowance(max_budget=budget))
+        member = Member(team.team_id, user_id, each.user_role, allowance_in_team(each.max_budget_in_team))
         put_members(transaction, audit, team, [member])
     for organization in organizations:
         member_of = OrganizationMember(organization.organization_id, user_id)
         put_organization_members(transaction, audit, organization, [member_of])
     return user
-
-
-def _set_given_spend(transaction: Transaction, audit: AuditContext, user: UserRecord, spend: float | None) -> None:
-    if spend is not None:
-        limits = effective_limits(transaction, user)
-        set_spend(transaction, audit, "user", user.user_id, limits, from_dollars(spend))
 
 
 def update(transaction: Transaction, audit: AuditContext, body: UpdateUserRequest, given: Container[str]) -> UserRecord:
@@ -150,7 +140,7 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateUserReques
         check_limits_over_keys(effective_limits(transaction, changed), keys_of_user)
     transaction.users.replace(user.user_id, changed)
     audit.record(transaction, "user", user.user_id, user, changed)
-    _set_given_spend(transaction, audit, changed, body.spend)
+    set_given_spend(transaction, audit, "user", changed.user_id, changed, body.spend)
     return changed
 
 

@@ -6,12 +6,12 @@ from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.authorization import check_sees_user
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_user_defaults
-from twisted_vllm.admin.fields import one_of_fields
+from twisted_vllm.admin.fields import NAMES_USER
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.keys.models import FoundUser
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.lists import ids_of
+from twisted_vllm.admin.lists import ids_of, place_of
 from twisted_vllm.admin.models import Json, NoQuery
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.teams.operations import report_teams
@@ -147,7 +147,7 @@ def _user_of(transaction: Transaction, user_id: str) -> UserRecord:
     "/user/update",
     body=UpdateUserRequest,
     response=ChangedUser,
-    constraint=one_of_fields("user_id", "user_email"),
+    constraint=NAMES_USER,
     errors=(404, 409),
 )
 async def update(call: AdminCall, body: UpdateUserRequest) -> Json:
@@ -231,10 +231,7 @@ async def list_users(call: AdminCall, query: UserListQuery) -> Json:
                 {**report, "key_count": counts.get(report["user_id"], 0)}
                 for report in report_users(transaction, page.records, call.now)
             ],
-            "total": page.total_count,
-            "page": page.current_page,
-            "page_size": query.page_size,
-            "total_pages": page.total_pages,
+            **place_of(page, query.page_size),
         }
 
     return await call.read(work)
