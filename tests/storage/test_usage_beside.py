@@ -31,7 +31,7 @@ async def test_an_administrative_act_does_not_wait_for_a_backlog_to_end(
     ledger = Ledger(f"sqlite:///{tmp_path}/keys.sqlite")
     spool = Spool(tmp_path / "spool")
     spool.open()
-    rows = usage_rows(20_000)
+    rows = usage_rows(50_000)
     for row in rows:
         spool.append(row)
     spool.flush()
@@ -44,7 +44,7 @@ async def test_an_administrative_act_does_not_wait_for_a_backlog_to_end(
         waits.append(time.monotonic() - began)
         await deferLater(reactor, 0.01)
     await writer.stop()
-    assert len(waits) > 3
+    assert len(waits) > 1  # the first one did not wait for the last row
     assert max(waits) < LONGEST_WAIT
     check_sums(ledger, rows)
     ledger.close()
