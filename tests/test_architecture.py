@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "context": PLAIN | {"auth", "bodies", "ratelimit", "usage"},
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
-    "observability": PLAIN | {"auth", "context", "lifecycle", "ratelimit"},
+    # what is told of a request has its usage, its prompt and its answer
+    "observability": PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"},
     # an entry's limits are windows, as those of keys
     "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},

@@ -156,10 +156,41 @@ class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         server: the name of its server.
         reason: why it failed: the code of an error, or ``status_503``.
+        began: when it was passed to the HTTP client, in Unix seconds.
+        ended: when it failed, likewise.
+        status: the status of the server's answer; 0 without one.
+        span_id: the id of its span, 16 hex digits; empty if it is not traced.
     """
 
     server: str
     reason: str
+    began: float = 0.0
+    ended: float = 0.0
+    status: int = 0
+    span_id: str = ""
+
+
+class RequestTrace(Protocol):
+    """The place of a request in a trace (W3C Trace Context).
+
+    Attributes:
+        trace_id: the id of the trace, 32 hex digits.
+        span_id: the id of the request's own span, 16 hex digits.
+        attempt_id: the id of the span of the current attempt, which its server sees; empty before.
+        sampled: whether the trace is recorded.
+    """
+
+    trace_id: str
+    span_id: str
+    attempt_id: str
+    sampled: bool
+
+
+class Contents(Protocol):
+    """Gathers prompt and answer of a request."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the response's body, as the client gets it."""
 
 
 class RequestContext:
@@ -177,12 +208,17 @@ class RequestContext:
         model: the model that it names, with the key's alias resolved; empty if it names none or was not read.
         server: the chosen server; None before.
         model_id: the id of the entry of the model list that serves it; empty if none does.
+        group: the name of its model group, which is the configuration's and not the client's: it may be a pattern;
+            empty if only the default server serves it, or nothing.
         end_user: the end user that the caller names.
         said: what its body says for the ledger.
         meter: measures its usage; None if usage is not measured.
         reservation: its reservation; None if no limit applies.
         sent: whether it was sent to the server.
         sent_at: when it, or the last piece of its body so far, was written to a connection to the server; None before.
+        received: when all of it had arrived, if that was later than its first bytes; 0 otherwise.
+        attempted: when the first attempt was passed to the HTTP client; 0 before.
+        attempt_began: the same of the last attempt.
         queued: seconds that it waited for a busy server; None if it did not.
         first_byte: when the response began; None before.
         status: the status sent to the client; 0 before.
@@ -202,15 +238,20 @@ class RequestContext:
         usage: its usage, once it is over.
         cost: its cost in picodollars.
         background: the response that is generated in the background; None for every other request.
+        trace: its place in a trace; None if it is not traced.
+        contents: gathers its prompt and its answer for the log; None if nobody wants them.
     """
 
     __slots__ = (
+        "attempt_began",
+        "attempted",
         "attempts",
         "authorization",
         "background",
         "body_complete",
         "bytes_in",
         "bytes_out",
+        "contents",
         "cost",
         "end_user",
         "ended",
@@ -218,6 +259,7 @@ class RequestContext:
         "error_code",
         "fallback",
         "first_byte",
+        "group",
         "head",
         "meter",
         "model",
@@ -226,6 +268,7 @@ class RequestContext:
         "peer",
         "principal",
         "queued",
+        "received",
         "repeated_as",
         "request_id",
         "reservation",
@@ -236,6 +279,7 @@ class RequestContext:
         "server",
         "started",
         "status",
+        "trace",
         "usage",
     )
 
@@ -249,12 +293,14 @@ class RequestContext:
         self.model = ""
         self.server: Server | None = None
         self.model_id = ""
+        self.group = ""
         self.end_user: str | None = None
         self.said: Said = NOTHING_SAID
         self.meter: UsageMeter | None = None
         self.reservation: Reservation | None = None
         self.sent = False
         self.sent_at: float | None = None
+        self.received = self.attempted = self.attempt_began = 0.0
         self.queued: float | None = None
         self.first_byte: float | None = None
         self.status = 0
@@ -271,6 +317,18 @@ class RequestContext:
         self.usage: Usage = NOTHING_USED
         self.cost = 0
         self.background: BackgroundResponse | None = None
+        self.trace: RequestTrace | None = None
+        self.contents: Contents | None = None
+
+    @property
+    def overhead(self) -> float | None:
+        """The seconds that the gateway took to pass it on once it had arrived, without its wait for a busy server.
+
+        None if it was not passed on. Connecting to the server is the server's time.
+        """
+        if not self.attempted:
+            return None
+        return max(0.0, self.attempted - (self.received or self.started) - (self.queued or 0.0))
 
     @property
     def duration(self) -> float:

@@ -43,7 +43,14 @@ class Lifecycle:
     _log = Logger()
 
     def __init__(self, observers: Iterable[RequestObserver] = ()) -> None:
-        """Bind the methods that the observers override; those inherited from `RequestObserver` do nothing."""
+        """Notify these observers."""
+        self.reconfigure(observers)
+
+    def reconfigure(self, observers: Iterable[RequestObserver]) -> None:
+        """Notify these observers from now on, in this order.
+
+        It binds the methods that they override; those inherited from `RequestObserver` do nothing.
+        """
         observers = tuple(observers)
         self.admitted = _own(observers, "admitted")
         self.sent = _own(observers, "sent")

@@ -24,7 +24,7 @@ from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.context import Peer, RequestContext
-from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.storage.interfaces import IReports, IStore
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.report_queue import ReportCaller

@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 from prometheus_client.registry import Collector
 
-from twisted_vllm.observability.metrics import BURST, PER_SECOND, Metrics
+from twisted_vllm.observability.metrics.registry import BURST, PER_SECOND, Metrics
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

@@ -22,7 +22,7 @@ from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.store import Store

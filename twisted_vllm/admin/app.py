@@ -61,7 +61,7 @@ from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayE
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.redaction import Redactor
-from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.upstreams.health_report import EndpointHealth

@@ -31,7 +31,7 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
-from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.records import AuditRecord
 from twisted_vllm.storage.registry import Registry

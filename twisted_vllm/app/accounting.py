@@ -14,7 +14,7 @@ from twisted_vllm.auth.records import Spend
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
-from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.end_user_budgets import EndUserBudgets, ReadSpend
 from twisted_vllm.proxy.metrics import PreflightCollector

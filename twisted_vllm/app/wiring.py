@@ -37,6 +37,8 @@ from twisted_vllm.app.each_minute import EachMinute
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
+from twisted_vllm.app.telemetry.part import Surroundings
+from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.key_index import KeyIndex
@@ -74,7 +76,8 @@ from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.logging.setup import GatewayLog, LogTargetError
 from twisted_vllm.observability.logging.unsent_lines import UnsentLines
-from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.observability.metrics.registry import Metrics
+from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
@@ -142,6 +145,7 @@ class Wiring:
         inquiry: asks the database before a caller is refused.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
+        telemetry: metrics of requests, traces, sinks and alerts.
         each_minute: writes once a minute what was summed up.
         deadlines: checks the deadlines of all connections.
         disconnects: detects clients that disconnect while they are not read from.
@@ -444,6 +448,26 @@ class Wiring:
         shortages.add_reclaimer(self.site.connection_limit.make_room)
         self.metrics.add(ConnectionCollector(self.site, self.agent, shortages, form_files))
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
+        surroundings = Surroundings(
+            reactor=reactor,
+            observer=observer,
+            redact=self._redact,
+            text=text,
+            client_of=client_of,
+            events=RequestEvents(text, client_of),
+            metrics=self.metrics,
+            accounting=accounting,
+            index=self.index,
+            servers=self.servers,
+            router=router,
+            health=self.health,
+            agent=self.agent,
+            forwarder=forwarder,
+            site=self.site,
+            database=self.database,
+            directory=directory,
+        )
+        self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(
             reactor, self.site, settings.drain_delay, settings.drain_timeout, self.dispatcher.refuse_waiting
@@ -453,7 +477,11 @@ class Wiring:
     def prepare(self, settings: Settings) -> tuple[tuple[str, ...], Callable[[], None]]:
         """Open and read what other settings need, in another thread; see `Prepare`."""
         admission = admission_of(settings)
-        prepared = [self._redact.prepare(settings.secrets), self.accounting.prepare(settings)]
+        prepared = [
+            self._redact.prepare(settings.secrets),
+            self.accounting.prepare(settings),
+            self.telemetry.prepare(settings),
+        ]
         files = self._tls_files(settings)
         differs, certify = self._listeners.prepare([with_backlog(text) for text in settings.listen])
         prepared.append(certify)

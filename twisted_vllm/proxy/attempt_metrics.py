@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from twisted_vllm.context import RequestContext
 from twisted_vllm.lifecycle import RequestObserver
-from twisted_vllm.observability.metrics import PREFIX
+from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.proxy.forwarding import Forwarder
 
 

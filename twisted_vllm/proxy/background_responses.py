@@ -28,7 +28,7 @@ from twisted_vllm.context import Authorization, BackgroundResponse, RequestConte
 from twisted_vllm.errors import GatewayError, TooManyBackgroundResponses
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.lifecycle import RequestObserver
-from twisted_vllm.observability.metrics import PREFIX
+from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.proxy.admission import Admitted
 from twisted_vllm.proxy.background_charge import OUTCOMES, BackgroundWork, charge_of, pack_prices
 from twisted_vllm.proxy.ledger import UsageSink

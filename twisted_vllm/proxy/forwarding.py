@@ -251,6 +251,7 @@ class Forwarding:
         self._group.budget.began()
         # do not keep `admitted` in the context: it holds the body
         context.model = admitted.serving.model
+        context.group = self._group.name
         destinations = self._group.destinations
         if len(destinations) == 1:
             context.server = destinations[0].server
@@ -458,6 +459,9 @@ class Forwarding:
         relay = self._relay = self._new_relay()
         request.work = relay
         context.sent = True
+        context.attempt_began = began = forwarder.clock.seconds()
+        if not context.attempted:
+            context.attempted = began
         self._attempts += 1
         for observe in forwarder.lifecycle.sent:
             observe(context)
@@ -503,7 +507,7 @@ class Forwarding:
             return Verdict.HELD
         placement.destination.state.awaiting.discard(self)
         if status >= 400:
-            if status in self._forwarder.statuses and self._goes_on(f"status_{status}", now):
+            if status in self._forwarder.statuses and self._goes_on(f"status_{status}", now, status):
                 response.stopProducing()
                 return Verdict.TAKEN
             if (
@@ -577,8 +581,14 @@ class Forwarding:
         elsewhere = group.lone is None or bool(group.fallbacks)
         return elsewhere and self._is_in_hand and self._authorization.route.fails_over
 
-    def _goes_on(self, reason: str, now: float) -> bool:
-        """Send the request to another server, or for another model; return whether that may be done."""
+    def _goes_on(self, reason: str, now: float, status: int = 0) -> bool:
+        """Send the request to another server, or for another model; return whether that may be done.
+
+        Args:
+            reason: why the attempt failed.
+            now: the time.
+            status: the status of the server's answer; 0 without one.
+        """
         forwarder, group = self._forwarder, self._group
         state = self._placement.destination.state
         context = self._request.context
@@ -606,7 +616,9 @@ class Forwarding:
             reason=reason,
             once_a_second=state.name,
         )
-        before, context.attempts = context.attempts, (*context.attempts, FailedAttempt(state.name, reason))
+        span_id = "" if context.trace is None else context.trace.attempt_id
+        failed = FailedAttempt(state.name, reason, context.attempt_began, now, status, span_id)
+        before, context.attempts = context.attempts, (*context.attempts, failed)
         if again:
             self._tried = tried
             self._leave_attempt()

@@ -15,7 +15,7 @@ from twisted_vllm.http.server.held_bodies import HeldBodies
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.identification.inquiry import Inquiry
 from twisted_vllm.observability.logging.unsent_lines import UnsentLines
-from twisted_vllm.observability.metrics import PREFIX
+from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.form_files import FormFiles
 

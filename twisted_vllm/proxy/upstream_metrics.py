@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from twisted_vllm.observability.metrics import PREFIX
+from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.upstreams.breaker import STATES
 from twisted_vllm.upstreams.health_checks import Checked
 from twisted_vllm.upstreams.health_report import SLEEPING

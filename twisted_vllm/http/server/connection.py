@@ -378,9 +378,14 @@ class DownstreamConnection(http.HTTPChannel):
                     self._waits_for_turn = True
                     self.site.pipelines.wait(self._go_on)
                     return False
+                if self._follows:
+                    # it waited for the answers before it
+                    request.context.received = self.site.seconds()
                 self._follows = True
                 request.dispatch()
             else:
+                if request.body_complete and not request.context.received:
+                    request.context.received = self.site.seconds()
                 request.body_arrived()
             return not (self.requests and self.requests[0] is request)
         return False

@@ -1,0 +1,1 @@
+"""What is told of requests and of the gateway to other programs and to people."""

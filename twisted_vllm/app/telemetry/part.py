@@ -1,0 +1,94 @@
+"""A part of the telemetry, and what it may observe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver
+
+from twisted_vllm.app.accounting import AccountingService
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.context import RequestContext
+from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.server.site import GatewaySite
+from twisted_vllm.lifecycle import RequestObserver
+from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.metrics.registry import Metrics
+from twisted_vllm.observability.request_event import RequestEvents
+from twisted_vllm.proxy.forwarding import Forwarder
+from twisted_vllm.storage.database import Database
+from twisted_vllm.upstreams.health_checks import HealthChecks
+from twisted_vllm.upstreams.router import Router
+from twisted_vllm.upstreams.server_state import Servers
+
+
+@attrs.frozen(eq=False)
+class Surroundings:
+    """The components of the gateway that a part may observe.
+
+    Attributes:
+        reactor: Twisted's reactor.
+        observer: the gateway's log observer.
+        redact: removes secrets from text.
+        text: removes secrets from text of clients.
+        client_of: returns the address of a request's client.
+        events: makes an event of each finished request, once something wants them.
+        metrics: the gateway's metrics.
+        accounting: meters, limits and stores usage.
+        index: the keys in memory.
+        servers: what is known of each server.
+        router: the model groups.
+        health: the checks of the servers.
+        agent: the connections to servers.
+        forwarder: sends requests to servers.
+        site: the factory of client connections.
+        database: the database.
+        directory: where the names of files in the settings begin.
+    """
+
+    reactor: Any
+    observer: ILogObserver
+    redact: Callable[[str], str]
+    text: ClientText
+    client_of: Callable[[RequestContext], str]
+    events: RequestEvents
+    metrics: Metrics
+    accounting: AccountingService
+    index: KeyIndex
+    servers: Servers
+    router: Router
+    health: HealthChecks
+    agent: UpstreamAgent
+    forwarder: Forwarder
+    site: GatewaySite
+    database: Database
+    directory: str
+
+
+class TelemetryPart:
+    """A part of the telemetry. A subclass overrides what it needs; a part that is switched off costs nothing."""
+
+    def observers(self) -> Sequence[RequestObserver]:
+        """Return what observes requests now; asked anew after each reload."""
+        return ()
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Open what other settings need, in any thread; return what puts them into effect, which cannot fail.
+
+        It is called at the start too, with the settings of the start.
+
+        Raises:
+            ConfigError: the settings cannot be used.
+        """
+        return lambda: None
+
+    def start(self) -> None:
+        """Start: the gateway serves from now on."""
+
+    def stop(self) -> Deferred[None] | None:
+        """Stop, after the last request; return a Deferred that fires once what was gathered is delivered or lost."""
+        return None

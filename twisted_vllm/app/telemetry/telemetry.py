@@ -1,0 +1,74 @@
+"""Creates the parts of the telemetry, and gives them the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.lifecycle import Lifecycle, RequestObserver
+
+
+class Telemetry:
+    """What is told of requests and of the gateway, beyond the log and the ledger.
+
+    Attributes:
+        parts: the parts, in the order in which they observe.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        observers: Sequence[RequestObserver],
+    ) -> None:
+        """Create the parts and put the settings into effect.
+
+        Args:
+            surroundings: what the parts may observe.
+            settings: the settings.
+            lifecycle: notifies the observers of requests.
+            observers: the observers of requests that are no part of the telemetry; they are told first.
+
+        Raises:
+            ConfigError: the settings cannot be used.
+        """
+        self._lifecycle = lifecycle
+        self._observers = tuple(observers)
+        self._events = surroundings.events
+        self.parts: tuple[TelemetryPart, ...] = ()
+        self.prepare(settings)()
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Prepare other settings, in any thread; see `TelemetryPart.prepare`."""
+        prepared = [part.prepare(settings) for part in self.parts]
+
+        def apply() -> None:
+            for each in prepared:
+                each()
+            observers = [observer for part in self.parts for observer in part.observers()]
+            if self._events.consumers:
+                observers.append(self._events)
+            self._lifecycle.reconfigure([*self._observers, *observers])
+
+        return apply
+
+    def start(self) -> None:
+        """Start all parts."""
+        for part in self.parts:
+            part.start()
+
+    def stop(self) -> Deferred[None]:
+        """Stop all parts; the Deferred fires when the last one has stopped."""
+        waiting = [stopping for part in self.parts if (stopping := part.stop()) is not None]
+        return gatherResults(waiting).addErrback(self._failed).addCallback(lambda _: None)
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("A part of the telemetry could not be stopped", failure)

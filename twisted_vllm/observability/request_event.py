@@ -1,0 +1,257 @@
+"""What is told of a finished request outside the log and the ledger: one value that sinks and traces share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from twisted.logger import Logger
+
+from twisted_vllm.bodies.request_tags import METADATA_HEADER, TAGS_HEADER, said_in_headers, together
+from twisted_vllm.context import RequestContext
+from twisted_vllm.lifecycle import RequestObserver
+from twisted_vllm.money import to_dollars
+from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.logging.lines import iso_time
+
+
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One attempt to send a request to a server.
+
+    Attributes:
+        server: the name of the server.
+        began: when it was passed to the HTTP client, in Unix seconds.
+        ended: when it failed, or the request ended, likewise.
+        status: the status of the server's answer; 0 without one.
+        reason: why it failed: the code of an error, or ``status_503``; empty if the client got its answer.
+        span_id: the id of its span, 16 hex digits; empty if it is not traced.
+    """
+
+    server: str
+    began: float
+    ended: float
+    status: int = 0
+    reason: str = ""
+    span_id: str = ""
+
+
+class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One finished request. In JSON, fields with their default value are omitted.
+
+    Texts of clients are without keys. Times are in Unix seconds, durations in milliseconds, as in the log record.
+
+    Attributes:
+        time: when it began, ISO 8601 in UTC with milliseconds.
+        request_id: the ``x-request-id`` that the client and vLLM saw.
+        client: the client's address.
+        key_name: the key's alias or ``sk-...abcd``, ``master``, ``anonymous``, or empty if it is unknown.
+        key_hash: the first digits of the key's SHA-256, or empty.
+        key_id: the key's permanent id, or empty.
+        user_id: the user of the key; None without one; likewise `team_id` and `organization_id`.
+        end_user: the end user that the caller names; None if it names none.
+        method: the HTTP method.
+        route: as in the log record.
+        route_class: ``inference``, ``read_only``, ``privileged``; ``gateway`` for the gateway's own routes.
+        model: the model that the caller names, with the key's alias resolved.
+        group: the name of its model group, which may be a pattern; empty without one.
+        model_id: the id of the entry that served it; empty if none did.
+        server: the name of the vLLM server; empty without one.
+        status: the status sent to the client; 0 without one.
+        outcome: as in the log record.
+        error: the gateway's own error code, or empty.
+        stream: whether the answer was a stream of events.
+        prompt_tokens: tokens of the prompt, including cached ones.
+        cached_tokens: those from the prefix cache.
+        completion_tokens: generated tokens, including reasoning.
+        reasoning_tokens: those of reasoning.
+        total_tokens: the server's total.
+        audio_ms: processed audio, in milliseconds.
+        estimated: whether the gateway estimated the tokens.
+        cost_usd: what it cost, in US dollars.
+        first_byte_ms: from the head of the request to the first byte of the answer; None without one.
+        total_ms: from the head of the request to its end.
+        queued_ms: how long it waited for a busy server; None if it did not.
+        overhead_ms: how long the gateway took to pass it on; None if it did not.
+        bytes_in: received bytes of its body.
+        bytes_out: sent bytes of the answer's body.
+        fallback: the model that was asked in place of the one that it names; empty if none was.
+        max_tokens: the limit of generated tokens that it names; None without one.
+        response_id: the id of the answer, if the gateway knows it.
+        tags: its tags.
+        metadata: its metadata, a JSON object as text; empty without.
+        started: when it began, in Unix seconds.
+        ended: when it ended, likewise.
+        attempts: all attempts, the last one too.
+        trace_id: the id of its trace, 32 hex digits; empty if it is not traced.
+        span_id: the id of its own span, 16 hex digits; likewise.
+        contents: its prompt and answer as JSON; None if they are not kept.
+    """
+
+    time: str
+    request_id: str
+    client: str
+    key_name: str
+    key_hash: str
+    key_id: str
+    method: str
+    route: str
+    route_class: str
+    model: str
+    group: str
+    server: str
+    status: int
+    outcome: str
+    total_ms: float
+    started: float
+    ended: float
+    error: str = ""
+    user_id: str | None = None
+    team_id: str | None = None
+    organization_id: str | None = None
+    end_user: str | None = None
+    model_id: str = ""
+    stream: bool = False
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    total_tokens: int = 0
+    audio_ms: int = 0
+    estimated: bool = False
+    cost_usd: float = 0.0
+    first_byte_ms: float | None = None
+    queued_ms: float | None = None
+    overhead_ms: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    fallback: str = ""
+    max_tokens: int | None = None
+    response_id: str = ""
+    tags: tuple[str, ...] = ()
+    metadata: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    trace_id: str = ""
+    span_id: str = ""
+    contents: msgspec.Raw | None = None
+
+
+#: what gets the events: the event, and the context that it was made of
+Consumer = Callable[[RequestEvent, RequestContext], None]
+
+
+class RequestEvents(RequestObserver):
+    """Makes an event of each finished request and hands it to all that want it.
+
+    Attributes:
+        consumers: what gets the events.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        text: ClientText,
+        client_of: Callable[[RequestContext], str],
+        contents_of: Callable[[RequestContext], msgspec.Raw | None] = lambda context: None,
+    ) -> None:
+        """Set up; nothing gets the events yet.
+
+        Args:
+            text: removes secrets from client-supplied text.
+            client_of: returns the address of a request's client.
+            contents_of: returns the prompt and the answer of a request as JSON, if they are kept.
+        """
+        self.consumers: tuple[Consumer, ...] = ()
+        self._text = text
+        self._client_of = client_of
+        self._contents_of = contents_of
+
+    def finished(self, context: RequestContext) -> None:
+        """Tell of a request. The failure of a consumer is logged and does not affect the others."""
+        event = self.event(context)
+        for consume in self.consumers:
+            try:
+                consume(event, context)
+            except Exception:
+                self._log.failure("A consumer of request events failed")
+
+    def event(self, context: RequestContext) -> RequestEvent:
+        """Return the event of a request that is over."""
+        text, principal, authorization = self._text, context.principal, context.authorization
+        meter, usage, trace = context.meter, context.usage, context.trace
+        first = context.head.first
+        said = context.said
+        if TAGS_HEADER in first or METADATA_HEADER in first:
+            said = together(said_in_headers(first), said)
+        first_byte, queued, overhead = context.first_byte, context.queued, context.overhead
+        return RequestEvent(
+            time=iso_time(context.started),
+            request_id=text.request_id(context),
+            client=self._client_of(context),
+            key_name="" if principal is None else principal.name,
+            key_hash="" if principal is None else principal.hash_prefix,
+            key_id="" if principal is None else principal.key_id,
+            method=context.head.method.decode("latin-1"),
+            route=text.route(context),
+            route_class="gateway" if authorization is None else authorization.route.route_class.value,
+            model=text.model(context),
+            group=context.group,
+            server="" if context.server is None else context.server.name,
+            status=context.status,
+            outcome=context.outcome,
+            total_ms=_milliseconds(context.duration),
+            started=context.started,
+            ended=context.ended,
+            error=context.error_code,
+            user_id=None if principal is None else principal.user_id,
+            team_id=None if principal is None else principal.team_id,
+            organization_id=None if principal is None else principal.organization_id,
+            end_user=None if context.end_user is None else text.text(context, context.end_user),
+            model_id=context.model_id,
+            stream=meter is not None and meter.is_stream,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            total_tokens=usage.total_tokens,
+            audio_ms=usage.audio_ms,
+            estimated=usage.estimated,
+            cost_usd=float(to_dollars(context.cost)) if context.cost else 0.0,
+            first_byte_ms=None if first_byte is None else _milliseconds(first_byte - context.started),
+            queued_ms=None if queued is None else _milliseconds(queued),
+            overhead_ms=None if overhead is None else _milliseconds(overhead),
+            bytes_in=context.bytes_in,
+            bytes_out=context.bytes_out,
+            fallback=context.fallback and text.text(context, context.fallback),
+            max_tokens=None if meter is None else meter.max_tokens,
+            response_id="" if meter is None else meter.response_id,
+            tags=tuple(text.text(context, tag) for tag in said.tags),
+            metadata=text.whole(context, said.metadata),
+            attempts=_attempts(context),
+            trace_id="" if trace is None else trace.trace_id,
+            span_id="" if trace is None else trace.span_id,
+            contents=self._contents_of(context),
+        )
+
+
+def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
+    before = tuple(
+        Attempt(each.server, each.began, each.ended, each.status, each.reason, each.span_id)
+        for each in context.attempts
+    )
+    if not context.sent or context.server is None:
+        return before
+    meter, trace = context.meter, context.trace
+    last = Attempt(
+        context.server.name,
+        context.attempt_began,
+        context.ended,
+        context.status if meter is None else meter.status,
+        "" if context.outcome == "completed" else context.error_code or context.outcome,
+        "" if trace is None else trace.attempt_id,
+    )
+    return (*before, last)
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)
