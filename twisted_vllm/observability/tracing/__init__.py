@@ -1,1 +1,1 @@
-"""Traces of requests (OpenTelemetry): their place in a trace, their spans, what the spans say, where they go."""
+"""Traces of requests: W3C Trace Context on the way, OpenTelemetry spans off it."""
