@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.config import litellm, restricting
+from twisted_vllm.config import litellm, otlp_metrics, restricting
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
     OWN_BLOCK,
@@ -227,6 +227,9 @@ def load(
         _check_jwt(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
+    found["otlp_metrics"] = otlp_metrics.resolved(
+        found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), found.get("tracing") or TracingSettings(), root
+    )
     found["tracing"] = resolved(found.get("tracing") or TracingSettings(), root)
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))

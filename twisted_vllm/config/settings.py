@@ -46,6 +46,7 @@ from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
+from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
     aliases,
@@ -1051,6 +1052,12 @@ class Settings:
         "variables OTEL_EXPORTER_OTLP_..., OTEL_TRACES_..., OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, "
         "OTEL_PROPAGATORS and OTEL_SDK_DISABLED count where the file says nothing.",
     )
+    otlp_metrics: OtlpMetricsSettings = setting(
+        OtlpMetricsSettings(),
+        section(OtlpMetricsSettings),
+        "Metrics by OpenTelemetry: what /metrics shows administrators, sent to a collector. Name and attributes of the "
+        "gateway are those of tracing.",
+    )
     health: HealthSettings = setting(
         HealthSettings(), section(HealthSettings), "How the gateway finds out whether a server works."
     )
@@ -1144,6 +1151,7 @@ class Settings:
             found.append(self.salt_key.reveal())
         found += [server.api_key.reveal() for server in self.servers if server.api_key is not None]
         found += self.tracing.secrets
+        found += self.otlp_metrics.secrets
         return found
 
     @property
