@@ -5,8 +5,8 @@ It imports the OpenTelemetry SDK, so it is imported only where OTLP is configure
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -78,12 +78,11 @@ class OtlpExporter:
 
     _log = Logger()
 
-    def __init__(self, destination: TraceDestination, files: Mapping[str, bytes], signal: Signal) -> None:
+    def __init__(self, destination: TraceDestination, signal: Signal) -> None:
         """Make the exporter.
 
         Args:
             destination: where to export to; the names of its files are absolute.
-            files: the contents of its files, by name.
             signal: what is exported.
         """
         self._messages = keep_messages()
@@ -93,7 +92,7 @@ class OtlpExporter:
         self._answer: Any = getattr(import_module(module), name)
         self._session: OwnSession | None = None
         if destination.protocol == GRPC:
-            self._exporter: Any = _grpc_exporter(destination, files, signal)
+            self._exporter: Any = _grpc_exporter(destination, signal)
         else:
             self._session = OwnSession(
                 revealed(destination),
@@ -175,11 +174,11 @@ def _http_exporter(destination: TraceDestination, session: OwnSession, signal: S
     )
 
 
-def _grpc_exporter(destination: TraceDestination, files: Mapping[str, bytes], signal: Signal) -> Any:
+def _grpc_exporter(destination: TraceDestination, signal: Signal) -> Any:
     import grpc
 
     def content(name: str | None) -> bytes | None:
-        return None if name is None else files[name]
+        return None if name is None else Path(name).read_bytes()
 
     credentials = None
     secure = destination.endpoint.startswith("https://")

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 
-from twisted_vllm.app.telemetry.otlp_receivers import Receiver, receiver_of
+from twisted_vllm.app.telemetry.otlp_receivers import Receiver, receivers_of
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.config.otlp_metrics import CUMULATIVE, OtlpMetricsSettings
 from twisted_vllm.config.settings import Settings
@@ -49,9 +49,8 @@ class OtlpMetricsPart(TelemetryPart):
         wanted = settings.otlp_metrics
         receiver = None
         if wanted.active:
-            receiver = receiver_of(
-                wanted.destination, wanted.service_name, wanted.resource, self._directory, "passthrough.otlp_metrics"
-            )
+            placed = [("passthrough.otlp_metrics", wanted.destination)]
+            (receiver,) = receivers_of(placed, wanted.service_name, wanted.resource, self._directory)
         return lambda: self._apply(wanted, receiver)
 
     def start(self) -> None:
@@ -134,4 +133,4 @@ def _exporter(receiver: Receiver, conversion: list[Any], temporality: str, began
 
     if not conversion:
         conversion.append(Conversion(temporality, began))
-    return MetricDestination(receiver.destination, receiver.resource, receiver.files, conversion[0])
+    return MetricDestination(receiver.destination, receiver.resource, conversion[0])

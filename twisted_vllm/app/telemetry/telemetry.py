@@ -10,13 +10,14 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.telemetry.otlp_metrics import OtlpMetricsPart
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.app.telemetry.tracing import TracingPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
 
 def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     """Return all parts, in the order in which they observe."""
-    return (OtlpMetricsPart(surroundings),)
+    return (TracingPart(surroundings), OtlpMetricsPart(surroundings))
 
 
 class Telemetry:

@@ -59,17 +59,14 @@ class OtlpLogs:
     A line is a `RequestEvent`, or what `JsonLines` writes: a request's record, or another event of the log.
     """
 
-    def __init__(
-        self, destination: TraceDestination, resource: Mapping[str, str], files: Mapping[str, bytes] | None = None
-    ) -> None:
+    def __init__(self, destination: TraceDestination, resource: Mapping[str, str]) -> None:
         """Make the exporter.
 
         Args:
             destination: where they go; the names of its files are absolute.
             resource: attributes of the gateway.
-            files: the contents of its files, by name; None if it has none.
         """
-        self._exporter = OtlpExporter(destination, files or {}, LOGS)
+        self._exporter = OtlpExporter(destination, LOGS)
         self._resource = Resource({**resource, **destination.resource})
         self._conventions = destination.conventions
 

@@ -188,7 +188,6 @@ class MetricDestination:
         self,
         destination: TraceDestination,
         resource: Mapping[str, str],
-        files: Mapping[str, bytes],
         conversion: Conversion,
     ) -> None:
         """Make the exporter.
@@ -196,10 +195,9 @@ class MetricDestination:
         Args:
             destination: where they go; the names of its files are absolute.
             resource: attributes of the gateway.
-            files: the contents of its files, by name.
             conversion: converts the families.
         """
-        self._exporter = OtlpExporter(destination, files, METRICS)
+        self._exporter = OtlpExporter(destination, METRICS)
         self._resource = Resource({**resource, **destination.resource})
         self._conversion = conversion
 
