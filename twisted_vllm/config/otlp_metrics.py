@@ -56,38 +56,32 @@ class OtlpMetricsSettings:
         optional(endpoint_url, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, else a collector on this machine"),
         "Where metrics go: for http/protobuf the whole URL, with /v1/metrics; for grpc without a path. https:// checks "
         "its certificate.",
-        example="http://127.0.0.1:4318/v1/metrics",
     )
     protocol: str | None = setting(
         None,
         optional(protocol, "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL, else http/protobuf"),
         "Protobuf over HTTP, or gRPC.",
-        example="http/protobuf",
     )
     headers: Mapping[str, Secret] | None = setting(
         None,
         optional(headers, "OTEL_EXPORTER_OTLP_METRICS_HEADERS, if endpoint is not set here"),
         "Headers of each export, such as a key: os.environ/NAME.",
-        example="{}",
     )
     interval: float | None = setting(
         None,
         optional(seconds(), f"OTEL_METRIC_EXPORT_INTERVAL, else {DEFAULT_INTERVAL:g} s"),
         "How often metrics are collected and exported.",
-        example="60",
     )
     timeout: float | None = setting(
         None,
         optional(seconds(), f"OTEL_METRIC_EXPORT_TIMEOUT, else {DEFAULT_TIMEOUT:g} s"),
         "How long one export may take.",
-        example="10",
     )
     temporality: str | None = setting(
         None,
         optional(one_of(*TEMPORALITIES), f"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE, else {CUMULATIVE}"),
         "Whether counters and histograms count from the start (cumulative, as Prometheus wants it) or from the last "
         "export (delta, as Datadog wants it); lowmemory is delta for histograms alone.",
-        example=CUMULATIVE,
     )
     compression: str = setting("gzip", one_of("gzip", "none"), "How an export is compressed.")
     ca_file: str | None = setting(

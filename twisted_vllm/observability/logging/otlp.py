@@ -49,8 +49,6 @@ _SCOPE = InstrumentationScope("twisted_vllm", version("twisted-vllm"))
 #: members of a line that are no attributes
 _SAID_ELSEWHERE = frozenset(("time", "level", "message", "trace_id", "span_id"))
 
-_decode_event = msgspec.json.Decoder(RequestEvent).decode
-
 
 @implementer(IBlockingDestination)
 class OtlpLogs:
@@ -91,8 +89,8 @@ class OtlpLogs:
             found = {"message": found}
         if "route_class" in found:
             try:
-                return self._of_request(_decode_event(line))
-            except msgspec.MsgspecError:
+                return self._of_request(_event(found))
+            except msgspec.ValidationError:
                 # of another version of the gateway, from a spool: its members say what there is to say
                 pass
         return _of_line(found)
@@ -111,6 +109,13 @@ class OtlpLogs:
             trace_id=event.trace_id,
             span_id=event.span_id,
         )
+
+
+def _event(found: Mapping[str, Any]) -> RequestEvent:
+    """Return the event of a request from its members; msgspec itself reads no JSON in JSON."""
+    told = found.get("contents")
+    event = msgspec.convert({name: value for name, value in found.items() if name != "contents"}, RequestEvent)
+    return event if told is None else msgspec.structs.replace(event, contents=msgspec.Raw(msgspec.json.encode(told)))
 
 
 def _of_line(found: Mapping[str, Any]) -> LogRecord:

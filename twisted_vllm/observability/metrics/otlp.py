@@ -92,7 +92,7 @@ class Conversion:
         else:
             name = f"{family.name}_info" if family.type == "info" else family.name
             found = [
-                NumberDataPoint(each.labels, 0, now, each.value)
+                NumberDataPoint(each.labels, 0, now, float(each.value))
                 for each in family.samples
                 if not each.name.endswith("_created") and not isnan(each.value)
             ]
@@ -109,7 +109,8 @@ class Conversion:
         for sample in samples:
             if isnan(sample.value):
                 continue
-            value, since = sample.value, self._started
+            # always the same type: receivers take a change for another metric
+            value, since = float(sample.value), self._started
             if self._sums_are_delta:
                 key = _key(name, sample.labels)
                 before = self._numbers.get(key, 0.0)
