@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import pytest_twisted
 
 from tests.end_to_end.end_to_end_harness import (
-    SWITCHING_PROTOCOLS,
     Gateway,
     begin,
     eventually,
-    handshake,
     parse_answer,
     request_bytes,
 )
@@ -28,6 +24,22 @@ ANSWERS = Path(__file__).parents[1] / "usage" / "answers"
 CHAT = "/vllm/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "What is up?"}]
 FULL = LogBodiesSettings(mode="full")
+
+
+def chat_stream(*texts: str, usage: bool = False) -> bytes:
+    """Return a stream of vLLM's, with the event of the usage if it is asked for."""
+    common = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, *({"content": text} for text in texts)]
+    chunks: list[dict[str, Any]] = [
+        {**common, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}]}
+        for delta in deltas
+    ]
+    chunks[-1]["choices"][0]["finish_reason"] = "stop"
+    if usage:
+        counts = {"prompt_tokens": 3, "completion_tokens": len(texts), "total_tokens": 3 + len(texts)}
+        chunks.append({**common, "choices": [], "usage": counts})
+    events = [json.dumps(each, separators=(",", ":"), ensure_ascii=False).encode() for each in chunks]
+    return b"".join(b"data: %b\n\n" % event for event in [*events, b"[DONE]"])
 
 
 class Kept:
@@ -75,7 +87,7 @@ async def test_a_stream_is_put_together(reactor: Any, stand_in: Any, gateway_to:
     kept = Kept(gateway)
     asked = {"model": "m", "messages": MESSAGES, "stream": True}
     client, upstream = await begin(server, gateway, request_bytes("POST", CHAT, body=asked), until=b"true}")
-    stream = (ANSWERS / "chat_usage.sse").read_bytes()
+    stream = chat_stream("Hello", " wörld", "!", usage=True)
     upstream.send(EVENT_STREAM)
     for at in range(0, len(stream), 37):
         upstream.send(chunk(stream[at : at + 37]))
@@ -83,12 +95,7 @@ async def test_a_stream_is_put_together(reactor: Any, stand_in: Any, gateway_to:
     upstream.send(LAST)
     await client.until(lambda: client.received.endswith(LAST))
     found = await kept.of(reactor)
-    events = [json.loads(line[6:]) for line in stream.split(b"\n") if line.startswith(b"data: {")]
-    texts = "".join(
-        choice["delta"].get("content") or "" for event in events for choice in event["choices"] if not choice["index"]
-    )
-    assert texts
-    assert found["output"]["text"] == texts
+    assert found["output"] == {"text": "Hello wörld!", "finish_reasons": ["stop"]}
     assert found["input"] == MESSAGES
     assert not found["truncated"]
-    assert b'"usage":{' not in parse_answer(client.received).body
+    assert parse_answer(client.received).body == chat_stream("Hello", " wörld", "!")

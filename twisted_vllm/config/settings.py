@@ -56,6 +56,7 @@ from twisted_vllm.config.routing import (
 )
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls, TlsParams
+from twisted_vllm.config.tracing import TracingSettings
 from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
@@ -1064,6 +1065,13 @@ class Settings:
         section(LogBodiesSettings),
         "Which prompts and answers traces and sinks get. The log and the ledger get none.",
     )
+    tracing: TracingSettings = setting(
+        TracingSettings(),
+        section(TracingSettings),
+        "Traces of requests by OpenTelemetry, for each request one span and one for each attempt at a server. The "
+        "variables OTEL_EXPORTER_OTLP_..., OTEL_TRACES_..., OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, "
+        "OTEL_PROPAGATORS and OTEL_SDK_DISABLED count where the file says nothing.",
+    )
     health: HealthSettings = setting(
         HealthSettings(), section(HealthSettings), "How the gateway finds out whether a server works."
     )
@@ -1156,6 +1164,7 @@ class Settings:
         if self.salt_key is not None:
             found.append(self.salt_key.reveal())
         found += [server.api_key.reveal() for server in self.servers if server.api_key is not None]
+        found += self.tracing.secrets
         return found
 
     @property

@@ -37,13 +37,14 @@ class ContentsPart(TelemetryPart):
     def observers(self) -> Sequence[RequestObserver]:
         """Observe nothing. By now it is known whether anything gets events: if not, nothing is kept."""
         events, forwarder = self._surroundings.events, self._surroundings.forwarder
-        if events.consumers and self._log is None:
+        if not (events.consumers or events.selective):
+            forwarder.contents = None
+            return ()
+        if self._log is None:
             self._log = self._make_log()
-        wanted = self._log if events.consumers else None
-        forwarder.contents = wanted
-        if wanted is not None:
-            # and it stays: there may be requests in flight
-            events.render = wanted.render
+        forwarder.contents = self._log
+        # and it stays: there may be requests in flight
+        events.render = self._log.render
         return ()
 
     def _make_log(self) -> BodiesLog:

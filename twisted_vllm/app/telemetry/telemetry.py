@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.telemetry.contents import ContentsPart
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.app.telemetry.tracing import TracingPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
@@ -19,6 +20,7 @@ def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     return (
         # the first to stop: the others get what it still has
         ContentsPart(surroundings),
+        TracingPart(surroundings),
     )
 
 
@@ -65,9 +67,10 @@ class Telemetry:
             for each in prepared:
                 each()
             observers = [observer for part in self.parts for observer in part.observers()]
-            if self._events.consumers:
+            if self._events.consumers or self._events.selective:
                 observers.append(self._events)
-            self._lifecycle.reconfigure([*self._observers, *observers])
+            first = [observer for part in self.parts for observer in part.first_observers()]
+            self._lifecycle.reconfigure([*first, *self._observers, *observers])
 
         return apply
 
