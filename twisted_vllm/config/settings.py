@@ -44,6 +44,7 @@ from twisted_vllm.config.checks import (
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
+from twisted_vllm.config.log_bodies import LogBodiesSettings
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
@@ -738,6 +739,7 @@ class ModelEntry:
         discovery: how servers are found below the server's name: ``dns`` or ``srv``; None if it is one server.
         model_id: its id; the servers of one service share it.
         description: its ``model_info`` as it is written, in JSON.
+        log_bodies: what is kept of its prompts and answers; None says nothing.
     """
 
     model_name: str
@@ -752,6 +754,7 @@ class ModelEntry:
     discovery: str | None = None
     model_id: str = ""
     description: bytes = b"{}"
+    log_bodies: str | None = None
 
 
 _NO_TLS = TlsParams()
@@ -911,6 +914,19 @@ class Settings:
         "The status of the answer budget_exceeded. LiteLLM's own default is 422, which clients do not send again.",
         block="litellm_settings",
     )
+    turn_off_message_logging: bool = setting(
+        False,
+        flag,
+        "Whether no text of any prompt or answer is kept, whatever passthrough.log_bodies, a model, a team or a key "
+        "say: metadata is the most.",
+        block="litellm_settings",
+    )
+    global_disable_no_log_param: bool = setting(
+        False,
+        flag,
+        "Whether clients may not ask that nothing is kept of a request (x-litellm-no-log, or no-log in the body).",
+        block="litellm_settings",
+    )
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,
@@ -1045,6 +1061,11 @@ class Settings:
         "What models cost in US dollars whose entries name no price, and those that are in no entry.",
     )
     log: LogSettings = setting(LogSettings(), section(LogSettings), "The log: of requests, and of the gateway itself.")
+    log_bodies: LogBodiesSettings = setting(
+        LogBodiesSettings(),
+        section(LogBodiesSettings),
+        "Which prompts and answers traces and sinks get. The log and the ledger get none.",
+    )
     tracing: TracingSettings = setting(
         TracingSettings(),
         section(TracingSettings),

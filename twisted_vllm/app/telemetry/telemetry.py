@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.app.telemetry.contents import ContentsPart
 from twisted_vllm.app.telemetry.otlp_metrics import OtlpMetricsPart
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.app.telemetry.tracing import TracingPart
@@ -17,7 +18,12 @@ from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
 def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     """Return all parts, in the order in which they observe."""
-    return (TracingPart(surroundings), OtlpMetricsPart(surroundings))
+    return (
+        # the first to stop: the others get what it still has
+        ContentsPart(surroundings),
+        TracingPart(surroundings),
+        OtlpMetricsPart(surroundings),
+    )
 
 
 class Telemetry:
