@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -181,7 +181,7 @@ def test_the_gateway_s_metrics_are_exported_with_the_names_that_administrators_s
 
 @pytest.mark.parametrize(("running", "protocol"), [(http_receiver, "http"), (grpc_receiver, "grpc")])
 def test_they_go_over_http_and_over_grpc(
-    running: AbstractContextManager[OtlpReceiver] | Any, protocol: str, monkeypatch: pytest.MonkeyPatch
+    running: Callable[[], AbstractContextManager[OtlpReceiver]], protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-other=secret-of-another")
     with running() as found:

@@ -22,12 +22,8 @@ from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.observability.delivery.interfaces import DeliveryFailed, IBlockingDestination
 from twisted_vllm.observability.otlp_exporter import LOGS, OtlpExporter
 from twisted_vllm.observability.request_event import RequestEvent
-from twisted_vllm.observability.tracing.attributes import (
-    attempt_attributes,
-    operation,
-    request_attributes,
-    request_name,
-)
+from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
+from twisted_vllm.observability.tracing.facts import operation, request_name
 from twisted_vllm.observability.tracing.names import OWN
 
 #: the names of the records' events: of a model's answer as the GenAI conventions call it, and of any other request
