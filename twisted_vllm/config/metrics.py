@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import attrs
 
 from twisted_vllm.config.checks import MAX_SECONDS, checker, flag, kind_of, list_of, optional, seconds, whole
@@ -34,7 +36,7 @@ def buckets(value: object, place: Place) -> tuple[float, ...]:
     if not 1 <= len(value) <= MOST_BUCKETS:
         raise Rejected(f"must have 1 to {MOST_BUCKETS} bounds, not {len(value)}")
     found = _bounds(value, place)
-    if len(found) == len(value) and any(low >= high for low, high in zip(found, found[1:], strict=False)):
+    if len(found) == len(value) and any(low >= high for low, high in pairwise(found)):
         raise Rejected("must ascend: each bound must be higher than the one before it")
     return found
 
