@@ -22,11 +22,10 @@ class RequestMetricsPart(TelemetryPart):
         counted: the counts.
     """
 
-    def __init__(self, surroundings: Surroundings, settings: Settings) -> None:
+    def __init__(self, surroundings: Surroundings) -> None:
         """Begin at zero; strangers get numbers in place of names."""
         around = surroundings
-        names = ModelNames(around.text, settings.metrics.max_models)
-        self.counted = counted = RequestMetrics(names, settings.metrics.latency_buckets or LATENCY_BOUNDS)
+        self.counted = counted = RequestMetrics(ModelNames(around.text))
 
         def running() -> Iterable[RequestContext]:
             return (request.context for request in around.site.running())

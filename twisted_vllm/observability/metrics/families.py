@@ -8,12 +8,12 @@ ordinary ones.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
-from math import inf
 
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
+
+from twisted_vllm.histogram import Histogram
 
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
@@ -90,39 +90,25 @@ class NumberFamily(FastFamily):
 class HistogramFamily(FastFamily):
     """A histogram with labels."""
 
-    def __init__(self, name: str, documentation: str, label_names: Sequence[str], bounds: Iterable[float]) -> None:
-        """Start without samples.
-
-        Args:
-            name: the name.
-            documentation: what it measures, in which unit.
-            label_names: the names of the labels.
-            bounds: the upper bounds of the buckets, in ascending order and without infinity.
-        """
+    def __init__(self, name: str, documentation: str, label_names: Sequence[str]) -> None:
+        """Start without samples; see `FastFamily`."""
         super().__init__(name, documentation, "histogram", label_names)
-        self._bounds = [floatToGoString(bound) for bound in (*bounds, inf)]
-        self._rows: list[tuple[Sequence[str], Sequence[int], float]] = []
+        self._rows: list[tuple[Sequence[str], Histogram]] = []
 
-    def add(self, values: Sequence[str], counts: Sequence[int], total: float) -> None:
-        """Add a histogram.
-
-        Args:
-            values: the values of the labels.
-            counts: how many were observed in each bucket alone; the last one is over all bounds.
-            total: the sum of what was observed.
-        """
-        self._rows.append((values, counts, total))
+    def add(self, values: Sequence[str], histogram: Histogram) -> None:
+        """Add a histogram with these values of the labels."""
+        self._rows.append((values, histogram))
 
     @property
     def samples(self) -> list[Sample]:
         """The samples as `prometheus_client` has them."""
         found: list[Sample] = []
-        for values, counts, total in self._rows:
-            labels, below = self._labels(values), list(accumulate(counts))
-            for bound, count in zip(self._bounds, below, strict=True):
-                found.append(Sample(f"{self.name}_bucket", {**labels, "le": bound}, float(count)))
-            found.append(Sample(f"{self.name}_count", labels, float(below[-1])))
-            found.append(Sample(f"{self.name}_sum", labels, total))
+        for values, histogram in self._rows:
+            labels, buckets = self._labels(values), histogram.buckets()
+            for bound, count in buckets:
+                found.append(Sample(f"{self.name}_bucket", {**labels, "le": bound}, count))
+            found.append(Sample(f"{self.name}_count", labels, buckets[-1][1]))
+            found.append(Sample(f"{self.name}_sum", labels, histogram.sum))
         return found
 
     @samples.setter
@@ -130,14 +116,12 @@ class HistogramFamily(FastFamily):
         assert not samples
 
     def _sample_lines(self) -> Iterator[str]:
-        ends = [f'le="{bound}"}} ' for bound in self._bounds]
-        for values, counts, total in self._rows:
-            labels = self._written(values)
+        for values, histogram in self._rows:
+            labels, buckets = self._written(values), histogram.buckets()
             begin = f"{self.name}_bucket{{{labels}," if labels else f"{self.name}_bucket{{"
-            below = list(accumulate(counts))
-            yield "".join([f"{begin}{end}{count}.0\n" for end, count in zip(ends, below, strict=True)])
+            yield "".join([f'{begin}le="{bound}"}} {count}\n' for bound, count in buckets])
             braces = f"{{{labels}}}" if labels else ""
-            yield f"{self.name}_count{braces} {below[-1]}.0\n{self.name}_sum{braces} {floatToGoString(total)}\n"
+            yield f"{self.name}_count{braces} {buckets[-1][1]}\n{self.name}_sum{braces} {histogram.sum}\n"
 
 
 class Collected:

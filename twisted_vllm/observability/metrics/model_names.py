@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.client_text import ClientText
 
@@ -18,7 +19,7 @@ class ModelNames:
     models, and no more than `most` if it takes any name.
     """
 
-    def __init__(self, text: ClientText, most: int) -> None:
+    def __init__(self, text: ClientText, most: int = MetricsSettings().max_models) -> None:
         """Know none.
 
         Args:

@@ -10,19 +10,13 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from twisted_vllm.context import RequestContext
+from twisted_vllm.histogram import Histogram
 from twisted_vllm.money import to_dollars
 from twisted_vllm.observability.metrics.families import HistogramFamily, NumberFamily
 from twisted_vllm.observability.metrics.label_numbers import LabelNumbers
 from twisted_vllm.observability.metrics.model_names import OTHER
 from twisted_vllm.observability.metrics.registry import PREFIX
-from twisted_vllm.observability.metrics.requests import (
-    LATENCY_BOUNDS,
-    OVERHEAD_BOUNDS,
-    TOKEN_BOUNDS,
-    Histogram,
-    Pair,
-    RequestMetrics,
-)
+from twisted_vllm.observability.metrics.requests import Pair, RequestMetrics
 
 #: seconds without a request after which a server or a model that is no longer configured is forgotten, and the name of
 #: a model that no entry has
@@ -132,52 +126,43 @@ class RequestCollector(Collector):
         return family
 
     def _histograms(self) -> Iterator[Metric]:
-        latency = self._counted.latency_bounds
         first = HistogramFamily(
             f"{PREFIX}_time_to_first_byte_seconds",
             "Seconds from the first byte of a request to that of its server's answer; of a stream, to its first event.",
             ["model", "server", "stream"],
-            latency,
         )
         for pair in self._counted.pairs.values():
             for stream, histogram in (("false", pair.first_whole), ("true", pair.first_stream)):
-                if any(histogram.counts):
-                    labels = (self._model(pair.model), self._server(pair.server), stream)
-                    first.add(labels, histogram.counts, histogram.total)
+                if histogram.count:
+                    first.add((self._model(pair.model), self._server(pair.server), stream), histogram)
         yield self._histogram(
             "request_duration",
             "Seconds from the first byte of a request to the end of its answer.",
-            latency,
             lambda pair: pair.duration,
         )
         yield first
         yield self._histogram(
             "time_per_output_token",
             "Seconds from the first event of a stream to its end, divided by its tokens without the first.",
-            TOKEN_BOUNDS,
             lambda pair: pair.per_token,
         )
         yield self._histogram(
             "queue_wait",
             "Seconds that requests waited for a busy server, of those that waited.",
-            LATENCY_BOUNDS,
             lambda pair: pair.queued,
         )
         yield self._histogram(
             "gateway_overhead",
             "Seconds that the gateway took to pass a request on, once all of it had arrived and without its wait.",
-            OVERHEAD_BOUNDS,
             lambda pair: pair.overhead,
         )
 
-    def _histogram(
-        self, name: str, text: str, bounds: tuple[float, ...], of: Callable[[Pair], Histogram]
-    ) -> HistogramFamily:
-        family = HistogramFamily(f"{PREFIX}_{name}_seconds", text, ["model", "server"], bounds)
+    def _histogram(self, name: str, text: str, of: Callable[[Pair], Histogram]) -> HistogramFamily:
+        family = HistogramFamily(f"{PREFIX}_{name}_seconds", text, ["model", "server"])
         for pair in self._counted.pairs.values():
             histogram = of(pair)
-            if any(histogram.counts):
-                family.add((self._model(pair.model), self._server(pair.server)), histogram.counts, histogram.total)
+            if histogram.count:
+                family.add((self._model(pair.model), self._server(pair.server)), histogram)
         return family
 
     def _usage(self) -> Iterator[Metric]:

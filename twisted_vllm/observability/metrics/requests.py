@@ -6,12 +6,12 @@ of few that the gateway chooses.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 
 from twisted_vllm.api_routes import RouteClass
 from twisted_vllm.context import RequestContext
+from twisted_vllm.histogram import Histogram
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.metrics.model_names import OTHER, ModelNames
 from twisted_vllm.usage.records import NOTHING_USED, Usage
@@ -64,21 +64,6 @@ class ModelUsage:
             ("completion", self.completion),
             ("reasoning", self.reasoning),
         )
-
-
-class Histogram:
-    """How many observations were in each bucket, and their sum.
-
-    Attributes:
-        counts: by bucket; the last one is over all bounds.
-        total: the sum of what was observed.
-    """
-
-    __slots__ = ("counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
 
 
 class Pair:
@@ -186,7 +171,6 @@ class RequestMetrics(RequestObserver):
     def finished(self, context: RequestContext) -> None:
         """Count a request."""
         authorization, server, sent = context.authorization, context.server, context.sent
-        started, ended = context.started, context.ended
         if authorization is None:
             route_class = GATEWAY
         elif authorization.route.route_class is RouteClass.INFERENCE:
@@ -200,13 +184,10 @@ class RequestMetrics(RequestObserver):
             context.status,
             context.outcome,
         )
-        counted = self.combinations.get(labels) or self._new(labels, ended)
+        counted = self.combinations.get(labels) or self._new(labels, context.ended)
         counted.count += 1
         pair = counted.pair
-        duration = ended - started
-        histogram = pair.duration
-        histogram.counts[bisect_left(self.latency_bounds, duration)] += 1
-        histogram.total += duration
+        pair.duration.observe(context.ended - context.started)
         usage = context.usage
         if sent:
             self._measure(context, pair, usage)
@@ -217,11 +198,8 @@ class RequestMetrics(RequestObserver):
                 used.completion += usage.completion_tokens
                 used.reasoning += usage.reasoning_tokens
                 used.cost += context.cost
-        queued = context.queued
-        if queued is not None:
-            histogram = pair.queued
-            histogram.counts[bisect_left(LATENCY_BOUNDS, queued)] += 1
-            histogram.total += queued
+        if context.queued is not None:
+            pair.queued.observe(context.queued)
         if context.error_code:
             self.errors[context.error_code] += 1
         if context.attempts:
@@ -236,7 +214,6 @@ class RequestMetrics(RequestObserver):
         """Measure a request that was sent to a server."""
         meter, first = context.meter, context.first_byte
         if first is not None and (meter is None or meter.status):
-            started = context.started
             histogram = pair.first_whole
             if meter is not None and meter.is_stream:
                 # vLLM sends the head of a stream before it begins to compute
@@ -246,18 +223,11 @@ class RequestMetrics(RequestObserver):
                 if meter.choices > 1:
                     tokens //= meter.choices
                 if tokens > 1 and not usage.estimated:
-                    each = (context.ended - first) / (tokens - 1)
-                    per_token = pair.per_token
-                    per_token.counts[bisect_left(TOKEN_BOUNDS, each)] += 1
-                    per_token.total += each
-            waited = first - started
-            histogram.counts[bisect_left(self.latency_bounds, waited)] += 1
-            histogram.total += waited
+                    pair.per_token.observe((context.ended - first) / (tokens - 1))
+            histogram.observe(first - context.started)
         overhead = context.overhead
         if overhead is not None:
-            histogram = pair.overhead
-            histogram.counts[bisect_left(OVERHEAD_BOUNDS, overhead)] += 1
-            histogram.total += overhead
+            pair.overhead.observe(overhead)
 
     def charged(self, group: str, model: str, usage: Usage, cost: int) -> str:
         """Count what a background response used, once it is charged; return the label of its model.
@@ -305,7 +275,7 @@ class RequestMetrics(RequestObserver):
         """
         gone: set[tuple[str, str]] = set()
         for key, pair in self.pairs.items():
-            count = sum(pair.duration.counts)
+            count = pair.duration.count
             if count != pair.seen:
                 pair.seen, pair.seen_at = count, now
             elif now - pair.seen_at >= patience(*key):
