@@ -66,6 +66,10 @@ class Metrics:
         self._registry.register(collector)
         self._named.register(collector if named is None else named)
 
+    def add_for_administrators(self, collector: Collector) -> None:
+        """Add a collector of which strangers get nothing."""
+        self._named.register(collector)
+
     def expose(self, accept: str, named: bool = False) -> tuple[bytes, str]:
         """Return all metrics and their media type: OpenMetrics if the client accepts it, else Prometheus' text.
 
