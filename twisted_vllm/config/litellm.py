@@ -71,6 +71,7 @@ LITELLM_SETTINGS = names(
     enable_loadbalancing_on_batch_endpoints enable_preview_features extra_spend_tag_headers failure_callback
     force_ipv4 forward_traceparent_to_llm_provider input_callback json_logs
     langfuse_default_tags mcp_aliases modify_params prometheus_initialize_budget_metrics
+    prometheus_latency_buckets
     prometheus_metrics_config public_model_groups public_model_groups_links redact_messages_in_exceptions
     redact_user_api_key_info s3_callback_params service_callback service_callbacks
     success_callback suppress_debug_info telemetry turn_off_message_logging
