@@ -119,8 +119,8 @@ class LitellmCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the current figures."""
-        self._counted.forget()
         deployments = list(self._deployments())
+        self._counted.forget({each.server for each in deployments})
         models = {each.model_id: each.model for each in deployments if each.model_id}
         yield from self._requests(models)
         yield from self._latencies()

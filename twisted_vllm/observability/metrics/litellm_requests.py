@@ -132,8 +132,12 @@ class LitellmMetrics:
             key = (self.callers.others, OTHER)
         self.background.setdefault(key, ModelUsage()).add(usage, cost)
 
-    def forget(self) -> None:
-        """Forget the models and servers that are counted no more."""
+    def forget(self, servers: set[str]) -> None:
+        """Forget the models and servers that are counted no more.
+
+        Args:
+            servers: the names of the servers that are configured.
+        """
         pairs = set(self.requests.pairs.values())
         if any(each.counted.pair not in pairs for each in self.combinations.values()):
             self.combinations = {
@@ -142,7 +146,7 @@ class LitellmMetrics:
         for histograms in (self.api_latency, self.first_token):
             for pair in histograms.keys() - pairs:
                 del histograms[pair]
-        servers = {pair.server for pair in pairs} | {OTHER}
+        servers = servers | {pair.server for pair in pairs} | {OTHER}
         for failed in [each for each in self.failed_attempts if each[2] not in servers]:
             del self.failed_attempts[failed]
 
