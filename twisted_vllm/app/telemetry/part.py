@@ -19,6 +19,7 @@ from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
+from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.storage.database import Database
 from twisted_vllm.upstreams.health_checks import HealthChecks
@@ -47,6 +48,7 @@ class Surroundings:
         forwarder: sends requests to servers.
         site: the factory of client connections.
         database: the database.
+        budgets: watches how much of their budgets keys and others have used.
         directory: where the names of files in the settings begin.
     """
 
@@ -66,6 +68,7 @@ class Surroundings:
     forwarder: Forwarder
     site: GatewaySite
     database: Database
+    budgets: BudgetWatch
     directory: str
 
 
