@@ -74,6 +74,7 @@ from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
+from twisted_vllm.observability.logging.sampling import RequestSampling
 from twisted_vllm.observability.logging.setup import GatewayLog, LogTargetError
 from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics.registry import Metrics
@@ -311,7 +312,9 @@ class Wiring:
         self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
         self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
         self.each_minute.add(unsent.report)
-        observers += [background, RequestLog(observer, text, client_of, unsent)]
+        self._sampling = sampling = RequestSampling(settings.log.requests, settings.log.slow_request_warning)
+        self.each_minute.add(sampling.report)
+        observers += [background, RequestLog(observer, text, client_of, unsent, sampling=sampling)]
         observers.append(ServerActs(self._servers_acted, self._caches_emptied))
         self.lifecycle = Lifecycle(observers)
 
@@ -528,6 +531,7 @@ class Wiring:
         self._uncounted.reconfigure(limits.max_uncounted_requests)
         self._changes.reconfigure(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
         self._unsent.reconfigure(settings.log.max_unsent_lines)
+        self._sampling.reconfigure(settings.log.requests, settings.log.slow_request_warning)
         self._breaker = breaker_of(settings)
         self.models.set_configured(settings)
         self.agent.reconfigure(self.models.current.servers, descriptors.upstreams, files)
