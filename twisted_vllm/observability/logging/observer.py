@@ -108,6 +108,11 @@ class LineObserver:
                 event = {**event, SECRETS_KEY: self.secrets_in_flight()}
             self._write(self._repeats.admit(event, self._monotonic()))
 
+    def report(self) -> None:
+        """Write how many events were left out before this second, if no line has told yet."""
+        if self._repeats.pending:
+            self._write(self._repeats.summaries(self._monotonic()))
+
     def finish(self) -> None:
         """Write how many events were left out: the log ends."""
         self._write(self._repeats.summaries(self._monotonic(), all_of_them=True))
@@ -119,7 +124,7 @@ class LineObserver:
     def request(self, record: RequestRecord) -> None:
         """Write the line of one request, if its level is high enough."""
         if self._repeats.pending:
-            self._write(self._repeats.summaries(self._monotonic()))
+            self.report()
         name = _OUTCOME_LEVELS.get(record.outcome, "info")
         if name == "info" and (
             # the server's error, or no answer at all until its client gave up
