@@ -71,6 +71,7 @@ from twisted_vllm.identification.key_sets import KeySets, fetch
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 from twisted_vllm.mounts import MOUNT, Mounts
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.delivery.metrics import Deliveries
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
@@ -460,6 +461,8 @@ class Wiring:
         shortages.add_reclaimer(self.site.connection_limit.make_room)
         self.metrics.add(ConnectionCollector(self.site, self.agent, shortages, form_files))
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
+        deliveries = Deliveries()
+        self.metrics.add(deliveries)
         surroundings = Surroundings(
             reactor=reactor,
             observer=observer,
@@ -468,6 +471,7 @@ class Wiring:
             client_of=client_of,
             events=RequestEvents(text, client_of),
             metrics=self.metrics,
+            deliveries=deliveries,
             accounting=accounting,
             index=self.index,
             servers=self.servers,

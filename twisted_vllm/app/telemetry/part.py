@@ -17,6 +17,7 @@ from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.delivery.metrics import Deliveries
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.proxy.budget_watch import BudgetWatch
@@ -39,6 +40,7 @@ class Surroundings:
         client_of: returns the address of a request's client.
         events: makes an event of each finished request, once something wants them.
         metrics: the gateway's metrics.
+        deliveries: the queues in front of other programs, counted in the metrics.
         accounting: meters, limits and stores usage.
         index: the keys in memory.
         servers: what is known of each server.
@@ -59,6 +61,7 @@ class Surroundings:
     client_of: Callable[[RequestContext], str]
     events: RequestEvents
     metrics: Metrics
+    deliveries: Deliveries
     accounting: AccountingService
     index: KeyIndex
     servers: Servers
