@@ -350,6 +350,7 @@ class Wiring:
         )
         cooperate = turn_cooperator(reactor).cooperate
         self.budgets = BudgetWatch(accounting.local, self.index, cooperate, reactor)
+        accounting.on_soft_budget = self.budgets.soft_budget_crossed
         listing = ModelListing(
             router,
             served_models,
