@@ -103,7 +103,7 @@ ROUTER_SETTINGS = names(
 
 GENERAL_SETTINGS = names(
     """
-    alert_to_webhook_url alert_types alerting alerting_args alerting_threshold allow_client_side_credentials
+    allow_client_side_credentials
     allow_requests_on_db_unavailable allow_user_auth always_include_stream_usage background_health_checks
     block_robots budget_rescheduler cancel_on_disconnect completion_model control_plane_url
     custom_auth_run_common_checks custom_auth_settings custom_sso custom_ui_sso_sign_in_handler database_args

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.config import litellm, restricting
+from twisted_vllm.config import alerting, litellm, restricting
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
     OWN_BLOCK,
@@ -224,6 +224,7 @@ def load(
         _refuse_untold_addresses(written.get("general_settings"), root)
     if found.get("enable_jwt_auth"):
         _check_jwt(found, root)
+    alerting.resolve(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
