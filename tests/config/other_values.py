@@ -16,7 +16,7 @@ OTHERS: tuple[Any, ...] = (
     *("/other", "x", "internal_user", "sk-another-master-key", ["n"], ["logprobs"], ["vllm_xargs"]),
     *([{"role": "r", "internal_role": "team"}], [{"scope": "s", "models": ["m"]}], ["ES256"]),
     *("sqlite:///other.sqlite3", "redis://127.0.0.1:6380/0", "127.0.0.1:5353"),
-    422,
+    *(422, [{"name": "other"}], {"n": "text"}),
 )
 
 

@@ -32,6 +32,7 @@ from twisted_vllm.config.server_tls import TlsParams
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, RoutingSettings, Settings, Timeouts
 from twisted_vllm.config.sources import BLOCK, from_environment, overlay, warn_of_misspelt
+from twisted_vllm.config.tracing import TracingSettings, resolved
 from twisted_vllm.config.urls import api_base, database_url
 
 #: the names of command-line arguments in messages
@@ -226,6 +227,7 @@ def load(
         _check_jwt(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
+    found["tracing"] = resolved(found.get("tracing") or TracingSettings(), root)
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))
     _warn_of_unknown_models(routing, fleet, document.router_settings, root)

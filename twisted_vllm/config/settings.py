@@ -55,6 +55,7 @@ from twisted_vllm.config.routing import (
 )
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls, TlsParams
+from twisted_vllm.config.tracing import TracingSettings
 from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
@@ -1043,6 +1044,13 @@ class Settings:
         "What models cost in US dollars whose entries name no price, and those that are in no entry.",
     )
     log: LogSettings = setting(LogSettings(), section(LogSettings), "The log: of requests, and of the gateway itself.")
+    tracing: TracingSettings = setting(
+        TracingSettings(),
+        section(TracingSettings),
+        "Traces of requests by OpenTelemetry, for each request one span and one for each attempt at a server. The "
+        "variables OTEL_EXPORTER_OTLP_..., OTEL_TRACES_..., OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, "
+        "OTEL_PROPAGATORS and OTEL_SDK_DISABLED count where the file says nothing.",
+    )
     health: HealthSettings = setting(
         HealthSettings(), section(HealthSettings), "How the gateway finds out whether a server works."
     )
@@ -1135,6 +1143,7 @@ class Settings:
         if self.salt_key is not None:
             found.append(self.salt_key.reveal())
         found += [server.api_key.reveal() for server in self.servers if server.api_key is not None]
+        found += self.tracing.secrets
         return found
 
     @property
