@@ -45,6 +45,7 @@ from twisted_vllm.config.checks import (
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
+from twisted_vllm.config.log import LEVELS, request_lines
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.routing import (
@@ -512,7 +513,24 @@ class LogSettings:
         unit="lines",
     )
     level: str = setting(
-        "info", one_of("debug", "info", "warn", "error", "critical"), "The lowest level that is written."
+        "info",
+        one_of(*LEVELS),
+        "The lowest level that is written. PUT /config/log_level changes it until the next reload.",
+    )
+    requests: float = setting(
+        1.0,
+        request_lines,
+        "Which completed requests have a line: all, failures (none that went well), or a share such as 0.1. Requests "
+        "that failed, were refused or were slow (slow_request_warning) have theirs in any case. What is left out is "
+        "counted, and one line a minute says it.",
+        example="all",
+    )
+    slow_request_warning: float | None = setting(
+        60.0,
+        optional(seconds(), "no warnings"),
+        "How long a request waits for a place, for the first byte of its answer, or for the next one, before a line "
+        "at level warn names the server; and again each time as long. One line is for all requests of one route at "
+        "one server.",
     )
 
 

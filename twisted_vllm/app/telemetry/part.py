@@ -20,6 +20,7 @@ from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.delivery.metrics import Deliveries
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
+from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.storage.database import Database
 from twisted_vllm.upstreams.health_checks import HealthChecks
@@ -49,6 +50,7 @@ class Surroundings:
         forwarder: sends requests to servers.
         site: the factory of client connections.
         database: the database.
+        budgets: watches how much of their budgets keys and others have used.
         directory: where the names of files in the settings begin.
     """
 
@@ -69,6 +71,7 @@ class Surroundings:
     forwarder: Forwarder
     site: GatewaySite
     database: Database
+    budgets: BudgetWatch
     directory: str
 
 
