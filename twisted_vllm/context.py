@@ -178,12 +178,16 @@ class RequestTrace(Protocol):
         span_id: the id of the request's own span, 16 hex digits.
         attempt_id: the id of the span of the current attempt, which its server sees; empty before.
         sampled: whether the trace is recorded.
+        parent_id: the id of the caller's span; empty if the gateway began the trace.
+        state: the caller's ``tracestate``, or empty.
     """
 
     trace_id: str
     span_id: str
     attempt_id: str
     sampled: bool
+    parent_id: str
+    state: bytes
 
 
 class Contents(Protocol):

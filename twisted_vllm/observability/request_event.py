@@ -137,13 +137,16 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 #: what gets the events: the event, and the context that it was made of
 Consumer = Callable[[RequestEvent, RequestContext], None]
+#: tells whether a consumer wants the event of a request; called once for each
+Wants = Callable[[RequestContext], bool]
 
 
 class RequestEvents(RequestObserver):
     """Makes an event of each finished request and hands it to all that want it.
 
     Attributes:
-        consumers: what gets the events.
+        consumers: what gets all events.
+        selective: what gets the events of certain requests. Without `consumers`, no event is made of others.
     """
 
     _log = Logger()
@@ -162,14 +165,21 @@ class RequestEvents(RequestObserver):
             contents_of: returns the prompt and the answer of a request as JSON, if they are kept.
         """
         self.consumers: tuple[Consumer, ...] = ()
+        self.selective: tuple[tuple[Wants, Consumer], ...] = ()
         self._text = text
         self._client_of = client_of
         self._contents_of = contents_of
 
     def finished(self, context: RequestContext) -> None:
         """Tell of a request. The failure of a consumer is logged and does not affect the others."""
+        consumers = self.consumers
+        for wants, consume in self.selective:
+            if wants(context):
+                consumers = (*consumers, consume)
+        if not consumers:
+            return
         event = self.event(context)
-        for consume in self.consumers:
+        for consume in consumers:
             try:
                 consume(event, context)
             except Exception:
@@ -241,12 +251,20 @@ def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
     )
     if not context.sent or context.server is None:
         return before
+    if before and before[-1].began == context.attempt_began:
+        # no further attempt found a place
+        return before
     meter, trace = context.meter, context.trace
+    if meter is not None:
+        status = meter.status
+    else:
+        # not that of the gateway's own error
+        status = 0 if context.error_code and context.status >= 400 else context.status
     last = Attempt(
         context.server.name,
         context.attempt_began,
         context.ended,
-        context.status if meter is None else meter.status,
+        status,
         "" if context.outcome == "completed" else context.error_code or context.outcome,
         "" if trace is None else trace.attempt_id,
     )

@@ -17,7 +17,7 @@ from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.bodies.prompt_prefix import prompt_prefix
 from twisted_vllm.config.settings import RetrySettings, RoutingSettings, Server
-from twisted_vllm.context import Authorization, FailedAttempt, RequestContext
+from twisted_vllm.context import Authorization, FailedAttempt, RequestContext, RequestTrace
 from twisted_vllm.errors import (
     Draining,
     GatewayError,
@@ -35,6 +35,7 @@ from twisted_vllm.http.headers import HeaderList
 from twisted_vllm.http.net.bounded_turns import Cooperate
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.lifecycle import Lifecycle
+from twisted_vllm.observability.tracing.tracer import Tracer, headers_for_server
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
@@ -128,6 +129,8 @@ class Forwarder:
         self.retries_denied = 0
         self.places = places
         self.kv_caches = kv_caches
+        #: gives requests their places in traces; None if they have none
+        self.tracer: Tracer | None = None
         self.reconfigure(routing, retry, session_header)
 
     def reconfigure(self, routing: RoutingSettings, retry: RetrySettings, session_header: str) -> None:
@@ -166,8 +169,17 @@ class Forwarder:
         framing: tuple[bytes, bytes] | None,
         *,
         expects_continue: bool,
+        trace: RequestTrace | None = None,
     ) -> HeaderList:
-        """Return the headers of a request for a server."""
+        """Return the headers of a request for a server.
+
+        Args:
+            context: the request's context.
+            server: the server.
+            framing: the header that frames the body, or None.
+            expects_continue: whether the client waits for the server's ``100 Continue``.
+            trace: the trace that the server is told; None passes on what the client says of its own.
+        """
         principal = context.principal
         assert principal is not None
         peer = context.peer
@@ -186,6 +198,7 @@ class Forwarder:
             framing=framing,
             connection=head.first.get(b"connection"),
             expects_continue=expects_continue,
+            trace=None if trace is None else headers_for_server(trace),
         )
 
 
@@ -442,18 +455,21 @@ class Forwarding:
             for observe in forwarder.lifecycle.admitted:
                 observe(context)
         first = context.head.first
+        trace = None if forwarder.tracer is None else forwarder.tracer.attempt(context)
         if cached is not None and prepared.body is not None:
-            form = cached.formats.get(server)
+            key: object = server if trace is None else (server, bool(trace.state))
+            form = cached.formats.get(key)
             if form is None:
                 framing = (b"Content-Length", b"") if b"content-length" in first else None
-                pairs = forwarder.headers(context, server, framing, expects_continue=False)
+                pairs = forwarder.headers(context, server, framing, expects_continue=False, trace=trace)
                 form = HeaderFormat(server.url + admitted.path, pairs)
-                cached.formats.keep(server, form, len(admitted.path))
+                cached.formats.keep(key, form, len(admitted.path))
             url = form.url
-            headers = form.write(len(prepared.body), context.request_id, first)
+            varying = first if trace is None else dict(headers_for_server(trace))
+            headers = form.write(len(prepared.body), context.request_id, varying)
         else:
             waits = isinstance(body, RequestBody) and request.awaits_continue()
-            pairs = forwarder.headers(context, server, framing_of(body, first), expects_continue=waits)
+            pairs = forwarder.headers(context, server, framing_of(body, first), expects_continue=waits, trace=trace)
             if context.head.protocols:
                 pairs += upgrade_headers(context.head)
             url = server.url + admitted.path

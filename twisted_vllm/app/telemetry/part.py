@@ -85,6 +85,10 @@ class TelemetryPart:
         """Return what observes requests now; asked anew after each reload."""
         return ()
 
+    def first_observers(self) -> Sequence[RequestObserver]:
+        """Return what observes requests before the accounting, the ledger and the log do; likewise."""
+        return ()
+
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Open what other settings need, in any thread; return what puts them into effect, which cannot fail.
 

@@ -64,9 +64,10 @@ class Telemetry:
             for each in prepared:
                 each()
             observers = [observer for part in self.parts for observer in part.observers()]
-            if self._events.consumers:
+            if self._events.consumers or self._events.selective:
                 observers.append(self._events)
-            self._lifecycle.reconfigure([*self._observers, *observers])
+            first = [observer for part in self.parts for observer in part.first_observers()]
+            self._lifecycle.reconfigure([*first, *self._observers, *observers])
 
         return apply
 
