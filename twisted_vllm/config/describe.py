@@ -168,6 +168,18 @@ def _log(settings: Settings) -> Iterator[str]:
     yield f"{log.format}, level {log.level}, to {target}"
 
 
+def _traces(settings: Settings) -> Iterator[str]:
+    tracing = settings.tracing
+    if not tracing.active:
+        return
+    ratio = f" of {tracing.sample_ratio:g}" if "ratio" in (tracing.sampler or "") else ""
+    yield f"{tracing.sampler}{ratio}, as {tracing.service_name}{'' if tracing.propagate else ', servers are not told'}"
+    for each in tracing.destinations:
+        # the rest of the URL may hold a key
+        scheme, _, rest = each.endpoint.partition("://")
+        yield f"to {each.name} at {scheme}://{rest.partition('/')[0].partition('?')[0]} by {each.protocol}"
+
+
 def _routing(settings: Settings) -> Iterator[str]:
     strategy = settings.routing.routing_strategy
     if settings.models and (strategy != DEFAULT_STRATEGY or len({each.server for each in settings.models}) > 1):
@@ -373,6 +385,17 @@ LINES = (
             "passthrough.log.rotate_bytes",
             "passthrough.log.keep_files",
             "passthrough.log.level",
+        ),
+    ),
+    Line(
+        "traces",
+        _traces,
+        tuple(
+            f"passthrough.tracing.{name}"
+            for name in (
+                *("enabled", "destinations", "service_name", "resource_attributes", "sampler", "sample_ratio"),
+                "propagate",
+            )
         ),
     ),
     Line("routing", _routing, ("router_settings.routing_strategy",)),

@@ -12,13 +12,19 @@ from twisted_vllm.app.telemetry.alerting import Alerting
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.app.telemetry.request_metrics import RequestMetricsPart
 from twisted_vllm.app.telemetry.slow_requests import SlowRequestLog
+from twisted_vllm.app.telemetry.tracing import TracingPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
 
 def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     """Return all parts, in the order in which they observe."""
-    return (RequestMetricsPart(surroundings), SlowRequestLog(surroundings), Alerting(surroundings))
+    return (
+        RequestMetricsPart(surroundings),
+        TracingPart(surroundings),
+        SlowRequestLog(surroundings),
+        Alerting(surroundings),
+    )
 
 
 class Telemetry:

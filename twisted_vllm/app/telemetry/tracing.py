@@ -14,16 +14,20 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.config.problems import ConfigError, Problem
+from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.tracing import TracingSettings
 from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.context import RequestContext
+from twisted_vllm.http.client.connect_errors import TlsFileError
+from twisted_vllm.http.client.tls import read_files
 from twisted_vllm.lifecycle import RequestObserver
+from twisted_vllm.observability.delivery.blocking import ThreadedDestination
 from twisted_vllm.observability.delivery.interfaces import Bounds
 from twisted_vllm.observability.delivery.queue import DeliveryQueue
-from twisted_vllm.observability.delivery.threaded import ThreadedDestination
 from twisted_vllm.observability.request_event import RequestEvent
 from twisted_vllm.observability.tracing.sampling import ErrorAllowance, Sampler
+from twisted_vllm.observability.tracing.traced_request import TracedRequest
 from twisted_vllm.observability.tracing.tracer import Tracer
 
 #: about what a request without its prompt takes in memory, in bytes
@@ -34,6 +38,9 @@ BATCH = 256
 STOP_TIMEOUT = 5.0
 #: what the names of queues begin with
 QUEUE_PREFIX = "traces:"
+
+#: the names of settings by those that messages about TLS to servers have
+_NAMES = {"ssl_ca": "ca_file", "ssl_certificate": "certificate_file", "ssl_key": "key_file"}
 
 
 class TracesBegun(RequestObserver):
@@ -55,13 +62,13 @@ class _Receiver:
     Attributes:
         destination: the destination, with absolute names of files.
         resource: attributes of the gateway.
-        files: the contents of its files, by name.
+        digest: a digest of the contents of its files.
         max_bytes: what may wait for it.
     """
 
     destination: TraceDestination
     resource: Mapping[str, str]
-    files: Mapping[str, bytes] = attrs.field(repr=False)
+    digest: bytes
     max_bytes: int
 
 
@@ -75,7 +82,7 @@ class TracingPart(TelemetryPart):
         self._tracer: Tracer | None = None
         self._settings: TracingSettings | None = None
         self._receivers: dict[str, _Receiver] = {}
-        self._queues: dict[str, DeliveryQueue[Any]] = {}
+        self._queues: dict[str, DeliveryQueue[TracedRequest]] = {}
         self._is_started = False
         self._selective = ((self._wants, self._consume),)
 
@@ -114,7 +121,7 @@ class TracingPart(TelemetryPart):
         for name in self._queues.keys() - receivers.keys():
             queue = self._queues.pop(name)
             del self._receivers[name]
-            queue.stop(STOP_TIMEOUT).addBoth(lambda _, queue=queue: surroundings.deliveries.remove(queue))
+            queue.stop(STOP_TIMEOUT).addCallback(self._stopped, queue)
         for name, receiver in receivers.items():
             if self._receivers.get(name) != receiver:
                 self._use(name, receiver)
@@ -139,6 +146,9 @@ class TracingPart(TelemetryPart):
         if self._is_started:
             queue.start()
 
+    def _stopped(self, _: None, queue: DeliveryQueue[TracedRequest]) -> None:
+        self._surroundings.deliveries.remove(queue)
+
     def _is_own(self, path: bytes) -> bool:
         """Return whether a path is one of the gateway's own routes."""
         site = self._surroundings.site
@@ -151,9 +161,10 @@ class TracingPart(TelemetryPart):
         trace = context.trace
         assert trace is not None
         state = self._surroundings.text.text(context, trace.state.decode("ascii")) if trace.state else ""
+        traced = TracedRequest(event, trace.parent_id, state)
         size = EVENT_BYTES + (0 if event.contents is None else len(event.contents))
         for queue in self._queues.values():
-            queue.put((event, trace.parent_id, state), size)
+            queue.put(traced, size)
 
 
 def _tracer(tracing: TracingSettings, is_own: Callable[[bytes], bool]) -> Tracer:
@@ -171,10 +182,10 @@ def _tracer(tracing: TracingSettings, is_own: Callable[[bytes], bool]) -> Tracer
 
 
 def _receivers(tracing: TracingSettings, directory: str) -> dict[str, _Receiver]:
-    """Return the destinations by name, with the contents of their files.
+    """Return the destinations by name.
 
     Raises:
-        ConfigError: a file cannot be read.
+        ConfigError: a file of TLS cannot be used.
     """
     problems: list[Problem] = []
     found: dict[str, _Receiver] = {}
@@ -184,33 +195,39 @@ def _receivers(tracing: TracingSettings, directory: str) -> dict[str, _Receiver]
         "process.pid": str(os.getpid()),
         **tracing.resource_attributes,
     }
-    for destination in tracing.destinations:
-        files: dict[str, bytes] = {}
-        names: dict[str, str] = {}
-        for attribute in ("ca_file", "certificate_file", "key_file"):
-            named = getattr(destination, attribute)
-            if named is None:
-                continue
-            path = Path(directory, named)
-            names[attribute] = str(path)
+    for each in tracing.destinations:
+        destination = _with_whole_names(each, directory)
+        digest = b""
+        if destination.endpoint.startswith("https://"):
+            tls = ServerTls(True, destination.ca_file, destination.certificate_file, destination.key_file)
             try:
-                files[str(path)] = path.read_bytes()
-            except OSError as error:
-                problems.append(
-                    Problem(
-                        f"passthrough.tracing.destinations.{destination.name}.{attribute}",
-                        f"cannot be read: {error.strerror} (check the path and its permissions)",
-                    )
-                )
-        absolute = attrs.evolve(destination, **names)
-        found[destination.name] = _Receiver(absolute, resource, files, tracing.max_queued_bytes)
+                digest = read_files(tls).digest
+            except TlsFileError as error:
+                setting, _, reason = str(error).partition(": ")
+                at = f"passthrough.tracing.destinations.{each.name}.{_NAMES.get(setting, setting)}"
+                problems.append(Problem(at, reason))
+        found[each.name] = _Receiver(destination, resource, digest, tracing.max_queued_bytes)
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def _with_whole_names(destination: TraceDestination, directory: str) -> TraceDestination:
+    """Return a destination whose files' names begin at the root."""
+
+    def whole(name: str | None) -> str | None:
+        return None if name is None else str(Path(directory, name))
+
+    return attrs.evolve(
+        destination,
+        ca_file=whole(destination.ca_file),
+        certificate_file=whole(destination.certificate_file),
+        key_file=whole(destination.key_file),
+    )
 
 
 def _exporter(receiver: _Receiver) -> Any:
     """Make the exporter, in its thread: it takes half a second and 30 MiB to load."""
     from twisted_vllm.observability.tracing.exporting import SpanDestination
 
-    return SpanDestination(receiver.destination, receiver.resource, receiver.files)
+    return SpanDestination(receiver.destination, receiver.resource)

@@ -6,6 +6,7 @@ It imports the OpenTelemetry SDK, so it is imported only where traces are config
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -17,7 +18,8 @@ from zope.interface import implementer
 from twisted_vllm.config.tracing_destinations import GRPC, TraceDestination
 from twisted_vllm.observability.delivery.interfaces import DeliveryFailed, IBlockingDestination
 from twisted_vllm.observability.otlp_session import OwnSession, keep_messages
-from twisted_vllm.observability.tracing.spans import SpanMaker, TracedRequest
+from twisted_vllm.observability.tracing.spans import SpanMaker
+from twisted_vllm.observability.tracing.traced_request import TracedRequest
 
 #: answers after which the same export may be taken later (OTLP specification, "Failures")
 _RETRYABLE = frozenset((0, 408, 429, 500, 502, 503, 504))
@@ -33,15 +35,12 @@ class SpanDestination:
 
     _log = Logger()
 
-    def __init__(
-        self, destination: TraceDestination, resource: Mapping[str, str], files: Mapping[str, bytes] | None = None
-    ) -> None:
+    def __init__(self, destination: TraceDestination, resource: Mapping[str, str]) -> None:
         """Make the exporter.
 
         Args:
             destination: where they go; the names of its files are absolute.
             resource: attributes of the gateway.
-            files: the contents of its files by name; None if it has none.
         """
         self._messages = keep_messages()
         self._maker = SpanMaker({**resource, **destination.resource}, destination.conventions)
@@ -49,7 +48,7 @@ class SpanDestination:
         self._name = destination.name
         revealed = {name: value.reveal() for name, value in destination.headers.items()}
         if destination.protocol == GRPC:
-            self._exporter: SpanExporter = _grpc_exporter(destination, revealed, files or {})
+            self._exporter: SpanExporter = _grpc_exporter(destination, revealed)
         else:
             self._session = OwnSession(
                 revealed,
@@ -68,7 +67,7 @@ class SpanDestination:
         spans = [span for traced in batch for span in self._maker.spans(traced)]
         self._messages.take()
         result = self._exporter.export(spans)
-        said, arguments = self._messages.take()
+        _, arguments = self._messages.take()
         if result is not SpanExportResult.SUCCESS:
             raise self._failure(arguments)
         self._tell_of_rejected()
@@ -126,16 +125,14 @@ def _http_exporter(destination: TraceDestination, session: OwnSession) -> SpanEx
     )
 
 
-def _grpc_exporter(
-    destination: TraceDestination, headers: Mapping[str, str], files: Mapping[str, bytes]
-) -> SpanExporter:
+def _grpc_exporter(destination: TraceDestination, headers: Mapping[str, str]) -> SpanExporter:
     import grpc
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
     secure = destination.endpoint.startswith("https://")
 
     def content(name: str | None) -> bytes | None:
-        return None if name is None else files[name]
+        return None if name is None else Path(name).read_bytes()
 
     credentials = None
     if secure:

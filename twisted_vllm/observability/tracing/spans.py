@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 
-import msgspec
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -23,6 +22,8 @@ from twisted_vllm.observability.tracing.attributes import (
     request_attributes,
     request_name,
 )
+from twisted_vllm.observability.tracing.names import ERROR_TYPE
+from twisted_vllm.observability.tracing.traced_request import TracedRequest
 from twisted_vllm.observability.tracing.tracer import FAULTS
 
 #: the names of events
@@ -30,20 +31,6 @@ QUEUED, RETRY, FALLBACK, FIRST_BYTE, FIRST_TOKEN = "queued", "retry", "fallback"
 _PREFIX = "vllm_passthrough."
 
 _SCOPE = InstrumentationScope("twisted_vllm", version("twisted-vllm"))
-
-
-class TracedRequest(msgspec.Struct, frozen=True, gc=False):
-    """A finished request that gets spans.
-
-    Attributes:
-        event: the request; it has the ids of its spans.
-        parent_id: the id of the caller's span; empty without one.
-        state: the ``tracestate``; empty without one.
-    """
-
-    event: RequestEvent
-    parent_id: str = ""
-    state: str = ""
 
 
 class SpanMaker:
@@ -71,7 +58,7 @@ class SpanMaker:
             context=own,
             parent=parent,
             resource=self._resource,
-            attributes={**request_attributes(event, self._conventions), **_error_type(error_of(event))},
+            attributes=request_attributes(event, self._conventions),
             events=tuple(events_of(event)),
             kind=SpanKind.SERVER,
             status=_status(error_of(event) if is_fault(event) else ""),
@@ -83,12 +70,15 @@ class SpanMaker:
             if not attempt.span_id:
                 continue
             error = attempt_error(attempt)
+            attributes = attempt_attributes(event, number, self._conventions)
+            if error:
+                attributes.setdefault(ERROR_TYPE, error)
             yield ReadableSpan(
                 name=attempt_name(event),
                 context=_context(event.trace_id, attempt.span_id, state),
                 parent=own,
                 resource=self._resource,
-                attributes={**attempt_attributes(event, number, self._conventions), **_error_type(error)},
+                attributes=attributes,
                 events=tuple(_first_byte(event)) if number == len(event.attempts) - 1 else (),
                 kind=SpanKind.CLIENT,
                 status=_status(error),
@@ -99,7 +89,7 @@ class SpanMaker:
 
 
 def error_of(event: RequestEvent) -> str:
-    """Return the ``error.type`` of a request: its error's code, its outcome, or its status; empty if all is well."""
+    """Return why a request failed: its error's code, its outcome, or its status; empty if all is well."""
     if event.error:
         return event.error
     if event.outcome != "completed":
@@ -141,7 +131,7 @@ def _queued(event: RequestEvent) -> Iterator[Event]:
 def _retries(event: RequestEvent) -> Iterator[Event]:
     for number, attempt in enumerate(event.attempts[:-1]):
         following = event.attempts[number + 1]
-        said = {
+        said: dict[str, str | int] = {
             f"{_PREFIX}attempt": number + 1,
             f"{_PREFIX}server": attempt.server,
             f"{_PREFIX}reason": attempt.reason,
@@ -159,10 +149,6 @@ def _first_byte(event: RequestEvent) -> Iterator[Event]:
     if event.first_byte_ms is not None and event.attempts and not is_own:
         at = event.started + event.first_byte_ms / 1000
         yield Event(FIRST_TOKEN if event.stream else FIRST_BYTE, {}, _nanoseconds(at))
-
-
-def _error_type(error: str) -> dict[str, str]:
-    return {"error.type": error} if error else {}
 
 
 def _status(error: str) -> Status:
