@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.config import alerting, litellm, restricting
+from twisted_vllm.config import alerting, litellm, otlp_metrics, restricting
 from twisted_vllm.config.callbacks import Callbacks, callback_settings, read_callbacks
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
@@ -245,7 +245,11 @@ def load(
         found.get("s3_callback_params", {}),
         root,
     )
-    found["tracing"] = with_destinations(found.get("tracing") or TracingSettings(), callbacks.traces, root)
+    tracing = found.get("tracing") or TracingSettings()
+    found["otlp_metrics"] = otlp_metrics.resolved(
+        found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), tracing, root
+    )
+    found["tracing"] = with_destinations(tracing, callbacks.traces, root)
     _check_sink_names(found.get("sinks", ()), callbacks, root)
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))

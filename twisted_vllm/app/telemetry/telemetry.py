@@ -9,6 +9,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.telemetry.alerting import Alerting
+from twisted_vllm.app.telemetry.contents import ContentsPart
+from twisted_vllm.app.telemetry.otlp_metrics import OtlpMetricsPart
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.app.telemetry.request_metrics import RequestMetricsPart
 from twisted_vllm.app.telemetry.slow_requests import SlowRequestLog
@@ -20,8 +22,11 @@ from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     """Return all parts, in the order in which they observe."""
     return (
+        # the first to stop: the others get what it still has
+        ContentsPart(surroundings),
         RequestMetricsPart(surroundings),
         TracingPart(surroundings),
+        OtlpMetricsPart(surroundings),
         SlowRequestLog(surroundings),
         Alerting(surroundings),
     )
