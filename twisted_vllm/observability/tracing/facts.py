@@ -99,7 +99,7 @@ class Facts:
     @property
     def session(self) -> str:
         """The session that its header, its metadata or its body names."""
-        found = self.event.session_id
+        found: object = self.event.session_id
         if not found and '"session_id"' in self.event.metadata:
             # the gateway wrote it, but what was taken out may have broken it
             with suppress(msgspec.MsgspecError):
