@@ -317,6 +317,9 @@ class SinkSettings:
         "async_log_success_event, log_failure_event or async_log_failure_event.",
     )
 
+    #: where the module of `object` is looked for first: the directory of the configuration file
+    import_from: str = ""
+
     @property
     def secrets(self) -> list[str]:
         """What the log must not show."""

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.app.telemetry.sinks import SinksPart
 from twisted_vllm.app.telemetry.slow_requests import SlowRequestLog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
@@ -16,7 +17,7 @@ from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
 def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     """Return all parts, in the order in which they observe."""
-    return (SlowRequestLog(surroundings),)
+    return (SlowRequestLog(surroundings), SinksPart(surroundings))
 
 
 class Telemetry:
