@@ -421,9 +421,9 @@ def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Plac
     for name in kind.needs:
         if getattr(sink, name) is None:
             place.key(name).refuse(f"is missing (a sink of type {sink.type} needs it)")
-    for name in written:
-        if name in _OF_TYPES and name not in (*kind.needs, *kind.takes):
-            place.key(name).refuse(f"does not belong to a sink of type {sink.type} (remove it, or change the type)")
+    for given in written:
+        if given in _OF_TYPES and given not in (*kind.needs, *kind.takes):
+            place.key(given).refuse(f"does not belong to a sink of type {sink.type} (remove it, or change the type)")
     if sink.format not in kind.formats and "format" in written:
         place.key("format").refuse(f"must be one of {', '.join(kind.formats)} for a sink of type {sink.type}")
     if not sink.events:

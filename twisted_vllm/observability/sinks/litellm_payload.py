@@ -1,4 +1,4 @@
-"""Finished requests as LiteLLM's callbacks get them: ``StandardLoggingPayload`` of LiteLLM 1.108 (``types/utils.py``)."""
+"""Finished requests as LiteLLM's callbacks get them: ``StandardLoggingPayload`` (LiteLLM 1.108, ``types/utils.py``)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,7 @@ def payload_of(event: RequestEvent) -> dict[str, object]:
     said = _contents_of(event)
     success = is_success(event.status, event.outcome)
     first_byte = event.started + (event.total_ms if event.first_byte_ms is None else event.first_byte_ms) / 1000
-    usage = {
-        "prompt_tokens": event.prompt_tokens,
-        "completion_tokens": event.completion_tokens,
-        "total_tokens": event.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": event.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": event.reasoning_tokens},
-    }
+    usage = usage_of(event)
     metadata = _object(event.metadata)
     return {
         "id": event.response_id or event.request_id,
@@ -94,7 +88,7 @@ def payload_of(event: RequestEvent) -> dict[str, object]:
         "error_str": None if success else _error_of(event),
         "error_information": {
             "error_code": "" if success else str(event.status or ""),
-            "error_class": "" if success else event.error or event.outcome,
+            "error_class": "" if success else _class_of(event),
             "llm_provider": "" if success else "hosted_vllm",
             "traceback": "",
             "error_message": "" if success else _error_of(event),
@@ -122,8 +116,23 @@ def call_type(route: str) -> str:
     return next((name for end, name in _CALL_TYPES.items() if route == end or route.endswith("/" + end)), PASS_THROUGH)
 
 
+def usage_of(event: RequestEvent) -> dict[str, object]:
+    """Return the usage of a request in OpenAI's shape."""
+    return {
+        "prompt_tokens": event.prompt_tokens,
+        "completion_tokens": event.completion_tokens,
+        "total_tokens": event.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": event.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": event.reasoning_tokens},
+    }
+
+
+def _class_of(event: RequestEvent) -> str:
+    return event.error or ("server_error" if event.outcome == "completed" else event.outcome)
+
+
 def _error_of(event: RequestEvent) -> str:
-    return f"{event.error or event.outcome} (status {event.status})"
+    return f"{_class_of(event)} (status {event.status})"
 
 
 def _object(text: str) -> dict[str, object] | None:
@@ -153,8 +162,9 @@ def _response(event: RequestEvent, output: object, usage: object) -> object:
     message: dict[str, object] = {"role": "assistant", "content": output.get("text")}
     if output.get("reasoning"):
         message["reasoning_content"] = output["reasoning"]
-    if output.get("tool_calls"):
-        message["tool_calls"] = output["tool_calls"]
+    calls = output.get("tool_calls")
+    if isinstance(calls, list):
+        message["tool_calls"] = [_tool_call(each) for each in calls]
     reasons = output.get("finish_reasons")
     reason = reasons[0] if isinstance(reasons, list) and reasons else None
     return {
@@ -165,3 +175,11 @@ def _response(event: RequestEvent, output: object, usage: object) -> object:
         "choices": [{"index": 0, "finish_reason": reason, "message": message}],
         "usage": usage,
     }
+
+
+def _tool_call(call: object) -> object:
+    """Return a call in OpenAI's shape; of metadata alone there is only the name."""
+    if not isinstance(call, dict):
+        return {"type": "function", "function": {"name": call}}
+    function = {"name": call.get("name"), "arguments": call.get("arguments")}
+    return {"id": call.get("id"), "type": call.get("type") or "function", "function": function}

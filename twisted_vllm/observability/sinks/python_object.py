@@ -27,7 +27,7 @@ from twisted_vllm.observability.delivery.interfaces import IBlockingDestination
 from twisted_vllm.observability.logging.lines import JsonLines
 from twisted_vllm.observability.request_event import RequestEvent
 from twisted_vllm.observability.sinks.encoders import encoded
-from twisted_vllm.observability.sinks.litellm_payload import payload_of
+from twisted_vllm.observability.sinks.litellm_payload import payload_of, usage_of
 from twisted_vllm.observability.sinks.wanted import is_success
 
 #: the methods that only log
@@ -275,11 +275,11 @@ def arguments_of(event: RequestEvent, success: bool) -> tuple[dict[str, Any], ob
         "litellm_params": {"metadata": metadata, "api_base": event.server, "model": event.model},
         "standard_logging_object": payload,
     }
-    answer: object = None
+    answer: Response | None = None
     if success:
-        answer = Response(payload["response"] or {"id": payload["id"], "model": event.model, "choices": []})
-        usage = payload["hidden_params"]["usage_object"]  # type: ignore[index]  # payload_of's own
-        answer["usage"] = Response(usage)
+        response = payload["response"]
+        answer = Response(response if isinstance(response, dict) else {"choices": []})
+        answer.update(id=payload["id"], model=event.model, usage=Response(usage_of(event)))
     else:
         kwargs["exception"] = payload["error_str"]
         kwargs["traceback_exception"] = ""
