@@ -36,6 +36,7 @@ ADVICE = {
     "trusted_proxy_ranges": "see passthrough.trusted_proxies",
     "disable_cooldowns": "see router_settings.allowed_fails",
     "enable_pre_call_checks": "see router_settings.context_window_fallbacks",
+    "store_prompts_in_spend_logs": "the ledger keeps no prompts; see passthrough.log_bodies for traces and sinks",
     "json_logs": "see passthrough.log.format",
     "maximum_spend_logs_retention_period": "see passthrough.ledger.usage_retention",
     "pass_through_request_timeout": "see passthrough.timeouts",
@@ -73,12 +74,12 @@ LITELLM_SETTINGS = names(
     langfuse_default_tags mcp_aliases modify_params prometheus_initialize_budget_metrics
     prometheus_metrics_config public_model_groups public_model_groups_links redact_messages_in_exceptions
     redact_user_api_key_info service_callback service_callbacks
-    suppress_debug_info telemetry turn_off_message_logging
+    suppress_debug_info telemetry
     use_chat_completions_url_for_anthropic_messages user_url_allowed_hosts user_url_validation
     azure_content_safety_params budget_exceeded_throttle_percentage budget_reset_time budget_rollover
     code_interpreter_interception_params compression_interception_params default_soft_budget
     disable_add_user_agent_to_request_tags disable_aiohttp_transport disable_streaming_logging disable_token_counter
-    enable_redis_auth_cache global_bitbucket_config global_disable_no_log_param global_gitlab_config
+    enable_redis_auth_cache global_bitbucket_config global_gitlab_config
     global_prompt_directory include_cost_in_streaming_usage key_alias_pattern log_auth_failure_key_identity
     max_ui_session_budget mcp_semantic_tool_filter model_group_settings overwrite_user_with_key_hash
     personal_key_model_access_from_teams presidio_logging_only priority_reservation_settings

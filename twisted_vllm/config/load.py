@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.config import litellm, restricting
+from twisted_vllm.config import litellm, otlp_metrics, restricting
 from twisted_vllm.config.callbacks import Callbacks, callback_settings, read_callbacks
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
@@ -244,6 +244,9 @@ def load(
         document.callback_settings,
         found.get("s3_callback_params", {}),
         root,
+    )
+    found["otlp_metrics"] = otlp_metrics.resolved(
+        found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), found.get("tracing") or TracingSettings(), root
     )
     found["tracing"] = with_destinations(found.get("tracing") or TracingSettings(), callbacks.traces, root)
     _check_sink_names(found.get("sinks", ()), callbacks, root)

@@ -46,8 +46,10 @@ from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
 from twisted_vllm.config.log import LEVELS, request_lines
+from twisted_vllm.config.log_bodies import LogBodiesSettings
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
+from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
     aliases,
@@ -757,6 +759,7 @@ class ModelEntry:
         discovery: how servers are found below the server's name: ``dns`` or ``srv``; None if it is one server.
         model_id: its id; the servers of one service share it.
         description: its ``model_info`` as it is written, in JSON.
+        log_bodies: what is kept of its prompts and answers; None says nothing.
     """
 
     model_name: str
@@ -771,6 +774,7 @@ class ModelEntry:
     discovery: str | None = None
     model_id: str = ""
     description: bytes = b"{}"
+    log_bodies: str | None = None
 
 
 _NO_TLS = TlsParams()
@@ -956,6 +960,19 @@ class Settings:
         "s3_aws_access_key_id, s3_aws_secret_access_key, s3_aws_session_token, s3_flush_interval, s3_batch_size.",
         block="litellm_settings",
     )
+    turn_off_message_logging: bool = setting(
+        False,
+        flag,
+        "Whether no text of any prompt or answer is kept, whatever passthrough.log_bodies, a model, a team or a key "
+        "say: metadata is the most.",
+        block="litellm_settings",
+    )
+    global_disable_no_log_param: bool = setting(
+        False,
+        flag,
+        "Whether clients may not ask that nothing is kept of a request (x-litellm-no-log, or no-log in the body).",
+        block="litellm_settings",
+    )
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,
@@ -1094,8 +1111,12 @@ class Settings:
         (),
         sinks,
         "Where log lines and finished requests go beside the log, each with a filter, a format and a bounded queue.",
-        example="[]",
         items=SINK_ITEMS,
+    )
+    log_bodies: LogBodiesSettings = setting(
+        LogBodiesSettings(),
+        section(LogBodiesSettings),
+        "Which prompts and answers traces and sinks get. The log and the ledger get none.",
     )
     tracing: TracingSettings = setting(
         TracingSettings(),
@@ -1103,6 +1124,12 @@ class Settings:
         "Traces of requests by OpenTelemetry, for each request one span and one for each attempt at a server. The "
         "variables OTEL_EXPORTER_OTLP_..., OTEL_TRACES_..., OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, "
         "OTEL_PROPAGATORS and OTEL_SDK_DISABLED count where the file says nothing.",
+    )
+    otlp_metrics: OtlpMetricsSettings = setting(
+        OtlpMetricsSettings(),
+        section(OtlpMetricsSettings),
+        "Metrics by OpenTelemetry: what /metrics shows administrators, sent to a collector. Name and attributes of the "
+        "gateway are those of tracing.",
     )
     health: HealthSettings = setting(
         HealthSettings(), section(HealthSettings), "How the gateway finds out whether a server works."
@@ -1204,6 +1231,7 @@ class Settings:
         found += [server.api_key.reveal() for server in self.servers if server.api_key is not None]
         found += self.tracing.secrets
         found += [secret for sink in self.all_sinks for secret in sink.secrets]
+        found += self.otlp_metrics.secrets
         return found
 
     @property

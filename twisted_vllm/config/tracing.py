@@ -200,13 +200,13 @@ class TracingSettings:
         None,
         optional(flag, "on if a destination is named here or by an OTEL_... variable"),
         "Whether requests have traces. Needs the extra otel.",
+        example="false",
     )
     destinations: tuple[TraceDestination, ...] = setting(
         (),
         destinations,
         "Where traces go, by OTLP. Without any, to what OTEL_EXPORTER_OTLP_ENDPOINT names, or to a collector on this "
         "machine if enabled is true.",
-        example="[]",
         items=Items(DESTINATION_SECTION, "[]"),
     )
     service_name: str | None = setting(
@@ -304,7 +304,7 @@ def resolved(written: TracingSettings, root: Place) -> TracingSettings:
     elif enabled:
         check_installed(root.at("passthrough.tracing.enabled"))
     if not enabled:
-        return attrs.evolve(written, enabled=False)
+        return written
     if written.destinations:
         check_installed(root.at("passthrough.tracing.destinations"))
     propagators = said.propagators()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -14,10 +14,11 @@ from twisted.web.client import ResponseFailed
 
 from twisted_vllm.api_routes import ModelPlace, RouteClass
 from twisted_vllm.auth.records import PREFLIGHT, Principal
+from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.bodies.prompt_prefix import prompt_prefix
 from twisted_vllm.config.settings import RetrySettings, RoutingSettings, Server
-from twisted_vllm.context import Authorization, FailedAttempt, RequestContext, RequestTrace
+from twisted_vllm.context import Authorization, Contents, FailedAttempt, RequestContext, RequestTrace
 from twisted_vllm.errors import (
     Draining,
     GatewayError,
@@ -31,7 +32,7 @@ from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.headers import HeaderList
+from twisted_vllm.http.headers import HeaderList, is_form, is_json
 from twisted_vllm.http.net.bounded_turns import Cooperate
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.lifecycle import Lifecycle
@@ -40,6 +41,7 @@ from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.contents_relay import ContentsRelay, LearningContentsRelay
 from twisted_vllm.proxy.form_body import FormBody
 from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses, client_headers, said_by_proxies
 from twisted_vllm.proxy.learning_relay import LearningRelay
@@ -75,6 +77,25 @@ _TOO_LONG = re.compile(
 
 #: stands for a request of which nothing is sent again
 _DROPPED: Any = None
+
+
+class GatheredContents(Contents, Protocol):
+    """Gathers the prompt of a body that streams, and the answer."""
+
+    def watch_form(self, content_type: bytes) -> Callable[[bytes], None]:
+        """Return what takes each piece of a form."""
+
+    def watch_json(self) -> Callable[[bytes], None]:
+        """Return what takes each piece of JSON."""
+
+
+class KeepsContents(Protocol):
+    """Keeps prompts and answers for traces and sinks."""
+
+    def begin(
+        self, context: RequestContext, body: bytes | HeldBody | None, form: bool, of_entries: str | None
+    ) -> GatheredContents | None:
+        """Return what gathers those of a request; None keeps nothing. See `BodiesLog.begin`."""
 
 
 class Forwarder:
@@ -127,6 +148,8 @@ class Forwarder:
         self.background = background
         #: attempts that the budget of retries did not allow
         self.retries_denied = 0
+        #: keeps prompts and answers; None where nobody wants any
+        self.contents: KeepsContents | None = None
         self.places = places
         self.kv_caches = kv_caches
         #: gives requests their places in traces; None if they have none
@@ -274,6 +297,8 @@ class Forwarding:
             reserved = forwarder.accounting.open(context, self._authorization, admitted)
             if context.meter is not None and context.meter.audio is not None:
                 self._watch_audio(context.meter.audio)
+        if forwarder.contents is not None:
+            self._keep_contents(forwarder.contents)
         if reserved is None:
             self._find_place()
         else:
@@ -293,6 +318,22 @@ class Forwarding:
         elif body is not None:
             for piece in body.rope():
                 audio.feed(piece)
+
+    def _keep_contents(self, keeps: KeepsContents) -> None:
+        """Begin to gather the prompt and the answer, if somebody wants them."""
+        context, admitted, streamed = self._request.context, self._admitted, self._streamed
+        context.contents = found = keeps.begin(context, admitted.body, admitted.form, self._group.log_bodies)
+        if found is None or streamed is None:
+            return
+        head = context.head.first
+        if admitted.form or is_form(head):
+            take = found.watch_form(head.get(b"content-type", b""))
+        elif is_json(head):
+            take = found.watch_json()
+        else:
+            return
+        before = streamed.watch
+        streamed.watch = take if before is None else partial(_both, before, take)
 
     # a place
 
@@ -511,9 +552,10 @@ class Forwarding:
         request, places = self._request, self._forwarder.places
         if request.context.head.protocols:
             return UpgradeRelay(request, self)
+        gathers = request.context.contents is not None
         if places is not None and self._authorization.stores and self._authorization.principal.is_administrator:
-            return LearningRelay(request, self, places)
-        return Relay(request, self)
+            return (LearningContentsRelay if gathers else LearningRelay)(request, self, places)
+        return ContentsRelay(request, self) if gathers else Relay(request, self)
 
     # what became of it
 
@@ -736,6 +778,11 @@ class Forwarding:
 
         reading.addErrback(_cut_short)
         PendingStep(self._request, None, reading, lost).then(read)
+
+
+def _both(one: Callable[[bytes], None], other: Callable[[bytes], None], data: bytes) -> None:
+    one(data)
+    other(data)
 
 
 def _cut_short(failure: Failure) -> bytes:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from random import random
 from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred, gatherResults
 
+from twisted_vllm.app.telemetry.otlp_receivers import Receiver, receivers_of
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
-from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.tracing import TracingSettings
-from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.context import RequestContext
 from twisted_vllm.lifecycle import RequestObserver
+from twisted_vllm.observability.delivery.blocking import ThreadedDestination
 from twisted_vllm.observability.delivery.interfaces import Bounds
 from twisted_vllm.observability.delivery.queue import DeliveryQueue
-from twisted_vllm.observability.delivery.threaded import ThreadedDestination
 from twisted_vllm.observability.request_event import RequestEvent
 from twisted_vllm.observability.tracing.sampling import ErrorAllowance, Sampler
+from twisted_vllm.observability.tracing.traced_request import TracedRequest
 from twisted_vllm.observability.tracing.tracer import Tracer
 
 #: about what a request without its prompt takes in memory, in bytes
@@ -48,23 +45,6 @@ class TracesBegun(RequestObserver):
         self._tracer.ended(context)
 
 
-@attrs.frozen
-class _Receiver:
-    """A destination with what its exporter needs; another one needs another exporter.
-
-    Attributes:
-        destination: the destination, with absolute names of files.
-        resource: attributes of the gateway.
-        files: the contents of its files, by name.
-        max_bytes: what may wait for it.
-    """
-
-    destination: TraceDestination
-    resource: Mapping[str, str]
-    files: Mapping[str, bytes] = attrs.field(repr=False)
-    max_bytes: int
-
-
 class TracingPart(TelemetryPart):
     """Traces of requests."""
 
@@ -74,8 +54,9 @@ class TracingPart(TelemetryPart):
         self._directory = surroundings.directory
         self._tracer: Tracer | None = None
         self._settings: TracingSettings | None = None
-        self._receivers: dict[str, _Receiver] = {}
-        self._queues: dict[str, DeliveryQueue[Any]] = {}
+        self._receivers: dict[str, Receiver] = {}
+        self._queues: dict[str, DeliveryQueue[TracedRequest]] = {}
+        self._max_bytes = 0
         self._is_started = False
         self._selective = ((self._wants, self._consume),)
 
@@ -103,7 +84,7 @@ class TracingPart(TelemetryPart):
         stopping = [queue.stop(STOP_TIMEOUT) for queue in self._queues.values()]
         return gatherResults(stopping).addCallback(lambda _: None)
 
-    def _apply(self, tracing: TracingSettings, receivers: Mapping[str, _Receiver]) -> None:
+    def _apply(self, tracing: TracingSettings, receivers: Mapping[str, Receiver]) -> None:
         surroundings = self._surroundings
         if tracing != self._settings:
             self._settings = tracing
@@ -114,17 +95,18 @@ class TracingPart(TelemetryPart):
         for name in self._queues.keys() - receivers.keys():
             queue = self._queues.pop(name)
             del self._receivers[name]
-            queue.stop(STOP_TIMEOUT).addBoth(lambda _, queue=queue: surroundings.deliveries.remove(queue))
+            queue.stop(STOP_TIMEOUT).addCallback(self._stopped, queue)
         for name, receiver in receivers.items():
-            if self._receivers.get(name) != receiver:
-                self._use(name, receiver)
+            if self._receivers.get(name) != receiver or tracing.max_queued_bytes != self._max_bytes:
+                self._use(name, receiver, tracing.max_queued_bytes)
+        self._max_bytes = tracing.max_queued_bytes
 
-    def _use(self, name: str, receiver: _Receiver) -> None:
+    def _use(self, name: str, receiver: Receiver, max_bytes: int) -> None:
         """Export to a destination that is new, or that has other settings."""
         reactor, title = self._surroundings.reactor, f"{QUEUE_PREFIX}{name}"
         self._receivers[name] = receiver
         bounds = Bounds(
-            max_bytes=receiver.max_bytes,
+            max_bytes=max_bytes,
             batch_items=BATCH,
             # the exporter itself ends after that time
             timeout=receiver.destination.timeout + STOP_TIMEOUT,
@@ -139,6 +121,9 @@ class TracingPart(TelemetryPart):
         if self._is_started:
             queue.start()
 
+    def _stopped(self, _: None, queue: DeliveryQueue[TracedRequest]) -> None:
+        self._surroundings.deliveries.remove(queue)
+
     def _is_own(self, path: bytes) -> bool:
         """Return whether a path is one of the gateway's own routes."""
         site = self._surroundings.site
@@ -151,9 +136,10 @@ class TracingPart(TelemetryPart):
         trace = context.trace
         assert trace is not None
         state = self._surroundings.text.text(context, trace.state.decode("ascii")) if trace.state else ""
+        traced = TracedRequest(event, trace.parent_id, state)
         size = EVENT_BYTES + (0 if event.contents is None else len(event.contents))
         for queue in self._queues.values():
-            queue.put((event, trace.parent_id, state), size)
+            queue.put(traced, size)
 
 
 def _tracer(tracing: TracingSettings, is_own: Callable[[bytes], bool]) -> Tracer:
@@ -170,47 +156,19 @@ def _tracer(tracing: TracingSettings, is_own: Callable[[bytes], bool]) -> Tracer
     )
 
 
-def _receivers(tracing: TracingSettings, directory: str) -> dict[str, _Receiver]:
-    """Return the destinations by name, with the contents of their files.
+def _receivers(tracing: TracingSettings, directory: str) -> dict[str, Receiver]:
+    """Return the destinations by name.
 
     Raises:
-        ConfigError: a file cannot be read.
+        ConfigError: a file of TLS cannot be used.
     """
-    problems: list[Problem] = []
-    found: dict[str, _Receiver] = {}
-    resource = {
-        "service.name": tracing.service_name or "",
-        "host.name": platform.node(),
-        "process.pid": str(os.getpid()),
-        **tracing.resource_attributes,
-    }
-    for destination in tracing.destinations:
-        files: dict[str, bytes] = {}
-        names: dict[str, str] = {}
-        for attribute in ("ca_file", "certificate_file", "key_file"):
-            named = getattr(destination, attribute)
-            if named is None:
-                continue
-            path = Path(directory, named)
-            names[attribute] = str(path)
-            try:
-                files[str(path)] = path.read_bytes()
-            except OSError as error:
-                problems.append(
-                    Problem(
-                        f"passthrough.tracing.destinations.{destination.name}.{attribute}",
-                        f"cannot be read: {error.strerror} (check the path and its permissions)",
-                    )
-                )
-        absolute = attrs.evolve(destination, **names)
-        found[destination.name] = _Receiver(absolute, resource, files, tracing.max_queued_bytes)
-    if problems:
-        raise ConfigError(problems)
-    return found
+    placed = [(f"passthrough.tracing.destinations.{each.name}", each) for each in tracing.destinations]
+    found = receivers_of(placed, tracing.service_name or "", tracing.resource_attributes, directory)
+    return {each.destination.name: each for each in found}
 
 
-def _exporter(receiver: _Receiver) -> Any:
+def _exporter(receiver: Receiver) -> Any:
     """Make the exporter, in its thread: it takes half a second and 30 MiB to load."""
     from twisted_vllm.observability.tracing.exporting import SpanDestination
 
-    return SpanDestination(receiver.destination, receiver.resource, receiver.files)
+    return SpanDestination(receiver.destination, receiver.resource)

@@ -6,11 +6,13 @@ A collection takes milliseconds, and everybody may ask for one: whoever asks too
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+import attrs
 from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 #: the prefix of the metrics' names
@@ -24,6 +26,26 @@ _VERSIONS = frozenset({"", "0.0.1", "0.0.4", "1.0.0"})
 BURST = PER_SECOND = 10
 #: the forms of the last collection to keep: two formats with their versions
 _MOST_FORMS = 8
+#: about what a sample takes in memory, its labels included
+_SAMPLE_BYTES = 600
+
+
+@attrs.frozen
+class Snapshot:
+    """All metrics at one moment.
+
+    Attributes:
+        time: when they were collected, in Unix seconds.
+        families: the families, with the names that administrators see.
+    """
+
+    time: float
+    families: Sequence[Metric]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in memory."""
+        return _SAMPLE_BYTES * sum(len(family.samples) for family in self.families)
 
 
 class Metrics:
@@ -57,6 +79,14 @@ class Metrics:
         """
         self._registry.register(collector)
         self._named.register(collector if named is None else named)
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Collect all metrics, with the names that administrators see.
+
+        Args:
+            now: the time, in Unix seconds.
+        """
+        return Snapshot(now, list(self._named.collect()))
 
     def expose(self, accept: str, named: bool = False) -> tuple[bytes, str]:
         """Return all metrics and their media type: OpenMetrics if the client accepts it, else Prometheus' text.

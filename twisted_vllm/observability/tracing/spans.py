@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 
-import msgspec
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -17,12 +16,9 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from twisted_vllm.errors import TURNED_AWAY
 from twisted_vllm.observability.request_event import Attempt, RequestEvent
-from twisted_vllm.observability.tracing.attributes import (
-    attempt_attributes,
-    attempt_name,
-    request_attributes,
-    request_name,
-)
+from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
+from twisted_vllm.observability.tracing.facts import attempt_name, request_name
+from twisted_vllm.observability.tracing.traced_request import TracedRequest
 from twisted_vllm.observability.tracing.tracer import FAULTS
 
 #: the names of events
@@ -30,20 +26,6 @@ QUEUED, RETRY, FALLBACK, FIRST_BYTE, FIRST_TOKEN = "queued", "retry", "fallback"
 _PREFIX = "vllm_passthrough."
 
 _SCOPE = InstrumentationScope("twisted_vllm", version("twisted-vllm"))
-
-
-class TracedRequest(msgspec.Struct, frozen=True, gc=False):
-    """A finished request that gets spans.
-
-    Attributes:
-        event: the request; it has the ids of its spans.
-        parent_id: the id of the caller's span; empty without one.
-        state: the ``tracestate``; empty without one.
-    """
-
-    event: RequestEvent
-    parent_id: str = ""
-    state: str = ""
 
 
 class SpanMaker:
@@ -141,7 +123,7 @@ def _queued(event: RequestEvent) -> Iterator[Event]:
 def _retries(event: RequestEvent) -> Iterator[Event]:
     for number, attempt in enumerate(event.attempts[:-1]):
         following = event.attempts[number + 1]
-        said = {
+        said: dict[str, str | int] = {
             f"{_PREFIX}attempt": number + 1,
             f"{_PREFIX}server": attempt.server,
             f"{_PREFIX}reason": attempt.reason,
