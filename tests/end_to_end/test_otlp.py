@@ -17,11 +17,13 @@ pytest.importorskip("opentelemetry.sdk")
 from tests.end_to_end.end_to_end_harness import Gateway, eventually, server_at
 from tests.end_to_end.messages import whole
 from tests.otlp_receiver import OtlpReceiver, http_receiver, plain
-from twisted_vllm.config import otlp_metrics
+from twisted_vllm.config import otlp_metrics, otlp_sinks
 from twisted_vllm.config.log_bodies import LogBodiesSettings
 from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
 from twisted_vllm.config.problems import Place, Report
+from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import ModelEntry, PriceList
+from twisted_vllm.config.sinks import SinkQueue, SinkSettings
 from twisted_vllm.config.tracing import TracingSettings, resolved
 from twisted_vllm.config.tracing_vendors import vendor_destination
 
@@ -138,6 +140,57 @@ async def test_a_reload_switches_them_over_and_off(
         gateway.clock.advance(INTERVAL)
     assert len(receiver.exports) == 1
     assert "metrics:otlp" not in gateway.service.wiring.metrics.expose("", named=True)[0].decode()
+
+
+def logging_to(found: OtlpReceiver, **changes: Any) -> tuple[SinkSettings, ...]:
+    sink = SinkSettings(
+        name="collector", type="otlp", url=Secret(f"{found.url}/v1/logs"), queue=SinkQueue(timeout=0.5), **changes
+    )
+    return otlp_sinks.with_environment((sink,), TracingSettings(), Place("", Report(), {}))
+
+
+@pytest_twisted.ensureDeferred
+async def test_requests_and_lines_of_the_log_are_records(
+    reactor: Any, stand_in: Any, gateway_to: Any, receiver: OtlpReceiver
+) -> None:
+    gateway = gateway_to(stand_in(ANSWER).port, sinks=logging_to(receiver, format="event"))
+    answer = await gateway.ask("POST", "/vllm/v1/chat/completions", body=CHAT)
+    assert answer.status == 200
+    assert (
+        await gateway.ask("POST", "/vllm/v1/chat/completions", body=CHAT | {"model": "x"}, key="sk-no")
+    ).status == 401
+
+    def requests() -> list[Any]:
+        gateway.clock.advance(1.5)
+        return [record for record in receiver.records() if record.event_name]
+
+    await eventually(reactor, lambda: len(requests()) == 1)
+    (record,) = requests()
+    assert record.body.string_value == "POST /v1/chat/completions 200 completed"
+    said = plain(record)
+    assert said["vllm_passthrough.request_id"] == answer.header("x-request-id")
+    assert said["gen_ai.usage.input_tokens"] == 3
+    # the gateway itself says something at its end
+    before = len(receiver.records())
+    await gateway.clean_up()
+    lines = [each for each in receiver.records()[before:] if not each.event_name]
+    assert [each for each in lines if plain(each)["vllm_passthrough.namespace"].startswith("twisted_vllm.")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_collector_of_logs_that_is_away_costs_a_metric(
+    reactor: Any, stand_in: Any, gateway_to: Any, receiver: OtlpReceiver
+) -> None:
+    receiver.status = 503
+    gateway = gateway_to(stand_in(ANSWER).port, sinks=logging_to(receiver, events=("requests",)))
+    assert (await gateway.ask("POST", "/vllm/v1/chat/completions", body=CHAT)).status == 200
+
+    def has_failed() -> bool:
+        gateway.clock.advance(0.1)
+        return delivery(gateway, "failures_total", "collector") >= 1
+
+    await eventually(reactor, has_failed)
+    assert delivery(gateway, "queued", "collector") == 1
 
 
 LANGFUSE = {"LANGFUSE_PUBLIC_KEY": "pk-lf-0123456789", "LANGFUSE_SECRET_KEY": "sk-lf-abcdefghijklmn"}

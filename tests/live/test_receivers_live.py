@@ -36,7 +36,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlFlow]:
         yield found
 
 
-def config(vllm_url: str, chat_model: str, destination: dict[str, Any]) -> str:
+def config(
+    vllm_url: str, chat_model: str, destination: dict[str, Any] | None = None, callbacks: tuple[str, ...] = ()
+) -> str:
+    """A configuration file that names a receiver, or LiteLLM's callbacks."""
     entry = {
         "model_name": chat_model,
         "litellm_params": {"model": f"hosted_vllm/{chat_model}", "api_base": vllm_url},
@@ -45,7 +48,10 @@ def config(vllm_url: str, chat_model: str, destination: dict[str, Any]) -> str:
             "output_cost_per_token": COMPLETION_PRICE / 1e6,
         },
     }
-    own = {"log_bodies": {"mode": "full"}, "tracing": {"destinations": [destination]}}
+    own: dict[str, Any] = {"log_bodies": {"mode": "full"}}
+    if destination is None:
+        return json.dumps({"model_list": [entry], "litellm_settings": {"callbacks": callbacks}, "passthrough": own})
+    own["tracing"] = {"destinations": [destination]}
     return json.dumps({"model_list": [entry], "passthrough": own})
 
 
@@ -76,15 +82,22 @@ def test_phoenix_shows_prompt_answer_tokens_and_cost(
     more: dict[str, Any],
 ) -> None:
     project = f"{PROJECT}-{protocol[:4]}-{len(more)}"
-    over_grpc = protocol == "grpc"
-    destination = {
-        "name": "phoenix",
-        "protocol": protocol,
-        "endpoint": phoenix_server.grpc_url if over_grpc else f"{phoenix_server.url}/v1/traces",
-        "conventions": ["gen_ai", "openinference"],
-        "resource": {"openinference.project.name": project},
-    }
-    gateway = start_gateway(config(vllm_url, chat_model, destination), LITELLM_MASTER_KEY=new_secret())
+    if protocol == "grpc":
+        destination = {
+            "name": "phoenix",
+            "protocol": protocol,
+            "endpoint": phoenix_server.grpc_url,
+            "conventions": ["gen_ai", "openinference"],
+            "resource": {"openinference.project.name": project},
+        }
+        gateway = start_gateway(config(vllm_url, chat_model, destination), LITELLM_MASTER_KEY=new_secret())
+    else:
+        gateway = start_gateway(
+            config(vllm_url, chat_model, callbacks=("arize_phoenix",)),
+            LITELLM_MASTER_KEY=new_secret(),
+            PHOENIX_COLLECTOR_ENDPOINT=phoenix_server.url,
+            PHOENIX_PROJECT_NAME=project,
+        )
     text, usage = chat(gateway, chat_model, **more)
     wait_until(lambda: len(phoenix_server.spans(project)) >= 2, "Phoenix has both spans")
     spans = phoenix_server.spans(project)
@@ -113,13 +126,11 @@ def test_phoenix_shows_prompt_answer_tokens_and_cost(
 def test_mlflow_shows_prompt_answer_tokens_and_cost(
     mlflow_server: MlFlow, start_gateway: StartGateway, vllm_url: str, chat_model: str, more: dict[str, Any]
 ) -> None:
-    destination = {
-        "name": "mlflow",
-        "endpoint": f"{mlflow_server.url}/v1/traces",
-        "headers": {"x-mlflow-experiment-id": "0"},
-        "conventions": ["gen_ai", "mlflow"],
-    }
-    gateway = start_gateway(config(vllm_url, chat_model, destination), LITELLM_MASTER_KEY=new_secret())
+    gateway = start_gateway(
+        config(vllm_url, chat_model, callbacks=("mlflow",)),
+        LITELLM_MASTER_KEY=new_secret(),
+        MLFLOW_TRACKING_URI=mlflow_server.url,
+    )
     before = len(mlflow_server.traces())
     text, usage = chat(gateway, chat_model, metadata={"session_id": "session-1"}, **more)
     wait_until(lambda: len(mlflow_server.traces()) > before, "MLflow has the trace")
