@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from twisted.logger import Logger
 
 from twisted_vllm.bodies.request_tags import METADATA_HEADER, TAGS_HEADER, said_in_headers, together
-from twisted_vllm.context import RequestContext
+from twisted_vllm.context import Contents, RequestContext
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.money import to_dollars
 from twisted_vllm.observability.client_text import ClientText
@@ -139,6 +140,8 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 Consumer = Callable[[RequestEvent, RequestContext], None]
 #: tells whether a consumer wants the event of a request; called once for each
 Wants = Callable[[RequestContext], bool]
+#: makes JSON of what was gathered of a request, and hands it to the function: in a later turn of the reactor
+Render = Callable[[Contents, RequestContext, Callable[[msgspec.Raw | None], None]], None]
 
 
 class RequestEvents(RequestObserver):
@@ -147,6 +150,7 @@ class RequestEvents(RequestObserver):
     Attributes:
         consumers: what gets all events.
         selective: what gets the events of certain requests. Without `consumers`, no event is made of others.
+        render: makes JSON of the prompt and the answer of a request that is over, later; None where none are kept.
     """
 
     _log = Logger()
@@ -155,30 +159,41 @@ class RequestEvents(RequestObserver):
         self,
         text: ClientText,
         client_of: Callable[[RequestContext], str],
-        contents_of: Callable[[RequestContext], msgspec.Raw | None] = lambda context: None,
     ) -> None:
         """Set up; nothing gets the events yet.
 
         Args:
             text: removes secrets from client-supplied text.
             client_of: returns the address of a request's client.
-            contents_of: returns the prompt and the answer of a request as JSON, if they are kept.
         """
         self.consumers: tuple[Consumer, ...] = ()
         self.selective: tuple[tuple[Wants, Consumer], ...] = ()
         self._text = text
         self._client_of = client_of
-        self._contents_of = contents_of
+        self.render: Render | None = None
 
     def finished(self, context: RequestContext) -> None:
-        """Tell of a request. The failure of a consumer is logged and does not affect the others."""
+        """Tell of a request: at once, or once its prompt and its answer are JSON."""
         consumers = self.consumers
         for wants, consume in self.selective:
             if wants(context):
                 consumers = (*consumers, consume)
+        contents, context.contents = context.contents, None
         if not consumers:
             return
         event = self.event(context)
+        if contents is None or self.render is None:
+            self._tell(consumers, event, context)
+        else:
+            self.render(contents, context, partial(self._tell_with, consumers, event, context))
+
+    def _tell_with(
+        self, consumers: tuple[Consumer, ...], event: RequestEvent, context: RequestContext, found: msgspec.Raw | None
+    ) -> None:
+        self._tell(consumers, event if found is None else msgspec.structs.replace(event, contents=found), context)
+
+    def _tell(self, consumers: tuple[Consumer, ...], event: RequestEvent, context: RequestContext) -> None:
+        """Hand an event to its consumers. The failure of one is logged and does not affect the others."""
         for consume in consumers:
             try:
                 consume(event, context)
@@ -240,7 +255,6 @@ class RequestEvents(RequestObserver):
             attempts=_attempts(context),
             trace_id="" if trace is None else trace.trace_id,
             span_id="" if trace is None else trace.span_id,
-            contents=self._contents_of(context),
         )
 
 

@@ -16,12 +16,8 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from twisted_vllm.errors import TURNED_AWAY
 from twisted_vllm.observability.request_event import Attempt, RequestEvent
-from twisted_vllm.observability.tracing.attributes import (
-    attempt_attributes,
-    attempt_name,
-    request_attributes,
-    request_name,
-)
+from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
+from twisted_vllm.observability.tracing.facts import attempt_name, request_name
 from twisted_vllm.observability.tracing.names import ERROR_TYPE
 from twisted_vllm.observability.tracing.traced_request import TracedRequest
 from twisted_vllm.observability.tracing.tracer import FAULTS
