@@ -20,7 +20,7 @@ from tests.end_to_end.end_to_end_harness import (
     request_bytes,
     server_at,
 )
-from tests.end_to_end.messages import EVENT_STREAM, LAST, STREAM, chunk, header_of, whole
+from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, header_of
 from tests.end_to_end.test_fail_over import ANSWER, BUSY, CHAT, IN_ORDER, entries
 from tests.otlp_collectors import GrpcCollector, HttpCollector, attributes_of, running
 from twisted_vllm.config.problems import Place, Report
@@ -37,8 +37,9 @@ ERROR, UNSET = 2, 0
 SERVER, CLIENT = 2, 3
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def collector() -> Iterator[HttpCollector]:
+    """A collector that outlives the gateway, which exports what waits when it stops."""
     with running(HttpCollector) as found:
         yield found
 
@@ -78,7 +79,8 @@ def is_child(child: Any, parent: Any) -> bool:
 
 def told(stand_in: Any, name: str) -> str:
     """A header that a server got with its last request."""
-    return header_of(stand_in.received.rpartition(b"\r\n\r\n")[0], name) or ""
+    received: bytes = b"".join(each.received for each in stand_in.connections)
+    return header_of(received[received.rindex(b" HTTP/1.1") :].partition(b"\r\n\r\n")[0], name) or ""
 
 
 @pytest_twisted.ensureDeferred
@@ -109,9 +111,7 @@ async def test_a_request_continues_the_caller_s_trace_to_the_server(
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_same_head_again_has_ids_of_its_own(
-    stand_in: Any, gateway_to: Any, collector: HttpCollector
-) -> None:
+async def test_the_same_head_again_has_ids_of_its_own(stand_in: Any, gateway_to: Any, collector: HttpCollector) -> None:
     """Equal heads share their serialized headers."""
     server = stand_in(ANSWER)
     gateway = gateway_to(server.port, tracing=over_http(collector))
@@ -152,7 +152,7 @@ async def test_servers_are_not_told_if_the_settings_say_so(
 
 @pytest_twisted.ensureDeferred
 async def test_a_stream_has_its_first_token(stand_in: Any, gateway_to: Any, collector: HttpCollector) -> None:
-    server = stand_in(STREAM + chunk(b"data: [DONE]\n\n") + LAST)
+    server = stand_in(EVENT_STREAM + chunk(b"data: [DONE]\n\n") + LAST)
     gateway = gateway_to(server.port, tracing=over_http(collector))
     await gateway.ask("POST", CHATTING, body={**CHAT, "stream": True})
     own, attempt = await collected(gateway, collector, 2)
@@ -204,8 +204,8 @@ async def test_the_wait_for_a_busy_server_is_an_event(
     gateway.clock.advance(0.5)
     upstream.send(ANSWER)
     await first.until_received(b"total_tokens")
-    await eventually(reactor, lambda: gateway.queued == 0)
-    upstream.send(ANSWER)
+    await eventually(reactor, lambda: sum(each.received.count(b"POST") for each in server.connections) == 2)
+    server.connections[-1].send(ANSWER)
     await second.until_received(b"total_tokens")
     owns = [span for span in await collected(gateway, collector, 4) if span.kind == SERVER]
     assert sorted(map(events_of, owns)) == [["first_byte"], ["queued", "first_byte"]]
@@ -220,8 +220,8 @@ async def test_a_client_that_leaves_is_no_error(
     client = await gateway.send(request_bytes("POST", CHATTING, MASTER_KEY, body={**CHAT, "stream": True}))
     upstream = await server.connection()
     await upstream.until_received(b"Hello")
-    upstream.send(STREAM)
-    await client.until_received(b"abc")
+    upstream.send(EVENT_STREAM + chunk(b"data: {}\n\n"))
+    await client.until_received(b"data: {}")
     client.cut()
     own, attempt = await collected(gateway, collector, 2)
     assert (own.status.code, attempt.status.code) == (UNSET, UNSET)
@@ -236,8 +236,8 @@ async def test_a_broken_stream_is_an_error(stand_in: Any, gateway_to: Any, colle
     upstream = await server.connection()
     await upstream.until_received(b"Hello")
     assert header_of(upstream.received.partition(b"\r\n\r\n")[0], "traceparent").endswith("-00")
-    upstream.send(STREAM)
-    await client.until_received(b"abc")
+    upstream.send(EVENT_STREAM + chunk(b"data: {}\n\n"))
+    await client.until_received(b"data: {}")
     upstream.cut()
     await client.until_lost()
     own, attempt = await collected(gateway, collector, 2)
@@ -312,9 +312,7 @@ async def test_grpc_gets_the_same_spans(stand_in: Any, gateway_to: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reload_switches_traces_on_and_off(
-    stand_in: Any, gateway_to: Any, collector: HttpCollector
-) -> None:
+async def test_a_reload_switches_traces_on_and_off(stand_in: Any, gateway_to: Any, collector: HttpCollector) -> None:
     server = stand_in(ANSWER)
     gateway = gateway_to(server.port)
     wiring = gateway.service.wiring
