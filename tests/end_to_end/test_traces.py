@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -20,9 +20,9 @@ from tests.end_to_end.end_to_end_harness import (
     request_bytes,
     server_at,
 )
-from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, header_of
+from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, header_of, whole
 from tests.end_to_end.test_fail_over import ANSWER, BUSY, CHAT, IN_ORDER, entries
-from tests.otlp_collectors import GrpcCollector, HttpCollector, attributes_of, running
+from tests.otlp_receiver import OtlpReceiver, grpc_receiver, http_receiver, plain
 from twisted_vllm.config.problems import Place, Report
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import ModelEntry, RoutingSettings
@@ -38,9 +38,9 @@ SERVER, CLIENT = 2, 3
 
 
 @pytest.fixture(autouse=True)
-def collector() -> Iterator[HttpCollector]:
+def collector() -> Iterator[OtlpReceiver]:
     """A collector that outlives the gateway, which exports what waits when it stops."""
-    with running(HttpCollector) as found:
+    with http_receiver() as found:
         yield found
 
 
@@ -52,7 +52,7 @@ def tracing_to(*destinations: TraceDestination, **settings: Any) -> TracingSetti
     return found
 
 
-def over_http(collector: HttpCollector, **settings: Any) -> TracingSettings:
+def over_http(collector: OtlpReceiver, **settings: Any) -> TracingSettings:
     return tracing_to(TraceDestination("test", "http", f"{collector.url}/v1/traces"), **settings)
 
 
@@ -61,10 +61,10 @@ async def collected(gateway: Gateway, collector: Any, count: int) -> list[Any]:
 
     def has_come() -> bool:
         gateway.clock.advance(1.5)
-        return len(collector.spans) >= count
+        return len(collector.spans()) >= count
 
     await eventually(gateway.service.wiring._reactor._reactor, has_come)
-    found = sorted(collector.spans, key=lambda span: (span.kind, span.start_time_unix_nano))
+    found = sorted(collector.spans(), key=lambda span: (span.kind, span.start_time_unix_nano))
     assert len(found) == count, [span.name for span in found]
     return found
 
@@ -85,7 +85,7 @@ def told(stand_in: Any, name: str) -> str:
 
 @pytest_twisted.ensureDeferred
 async def test_a_request_continues_the_caller_s_trace_to_the_server(
-    stand_in: Any, gateway_to: Any, collector: HttpCollector
+    stand_in: Any, gateway_to: Any, collector: OtlpReceiver
 ) -> None:
     server = stand_in(ANSWER)
     gateway = gateway_to(server.port, tracing=over_http(collector, resource_attributes={"deployment": "test"}))
@@ -100,18 +100,18 @@ async def test_a_request_continues_the_caller_s_trace_to_the_server(
     assert (own.status.code, attempt.status.code) == (UNSET, UNSET)
     assert events_of(own) == events_of(attempt) == ["first_byte"]
     assert own.start_time_unix_nano <= attempt.start_time_unix_nano <= attempt.end_time_unix_nano
-    assert collector.resources[0]["service.name"] == "vllm-passthrough"
-    assert collector.resources[0]["deployment"] == "test"
-    said = attributes_of(attempt)
+    resource = plain(collector.exports[0].data.resource_spans[0].resource)
+    assert (resource["service.name"], resource["deployment"]) == ("vllm-passthrough", "test")
+    said = plain(attempt)
     assert said["gen_ai.usage.input_tokens"] == 3
     assert said["gen_ai.usage.output_tokens"] == 2
     [line] = gateway.request_lines()
     assert line["trace_id"] == TRACE
-    assert attributes_of(own)["vllm_passthrough.request_id"] == line["request_id"] == answer.header("x-request-id")
+    assert plain(own)["vllm_passthrough.request_id"] == line["request_id"] == answer.header("x-request-id")
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_same_head_again_has_ids_of_its_own(stand_in: Any, gateway_to: Any, collector: HttpCollector) -> None:
+async def test_the_same_head_again_has_ids_of_its_own(stand_in: Any, gateway_to: Any, collector: OtlpReceiver) -> None:
     """Equal heads share their serialized headers."""
     server = stand_in(ANSWER)
     gateway = gateway_to(server.port, tracing=over_http(collector))
@@ -140,7 +140,7 @@ async def test_without_tracing_the_client_s_headers_pass_as_they_came(stand_in: 
 
 @pytest_twisted.ensureDeferred
 async def test_servers_are_not_told_if_the_settings_say_so(
-    stand_in: Any, gateway_to: Any, collector: HttpCollector
+    stand_in: Any, gateway_to: Any, collector: OtlpReceiver
 ) -> None:
     server = stand_in(ANSWER)
     gateway = gateway_to(server.port, tracing=over_http(collector, propagate=False))
@@ -151,7 +151,7 @@ async def test_servers_are_not_told_if_the_settings_say_so(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_stream_has_its_first_token(stand_in: Any, gateway_to: Any, collector: HttpCollector) -> None:
+async def test_a_stream_has_its_first_token(stand_in: Any, gateway_to: Any, collector: OtlpReceiver) -> None:
     server = stand_in(EVENT_STREAM + chunk(b"data: [DONE]\n\n") + LAST)
     gateway = gateway_to(server.port, tracing=over_http(collector))
     await gateway.ask("POST", CHATTING, body={**CHAT, "stream": True})
@@ -161,7 +161,7 @@ async def test_a_stream_has_its_first_token(stand_in: Any, gateway_to: Any, coll
 
 @pytest_twisted.ensureDeferred
 async def test_each_attempt_has_a_span_that_its_server_saw(
-    stand_in: Any, gateway_to: Any, collector: HttpCollector
+    stand_in: Any, gateway_to: Any, collector: OtlpReceiver
 ) -> None:
     bad, good = stand_in(BUSY), stand_in(ANSWER)
     models = entries(bad.port, good.port)
@@ -173,14 +173,14 @@ async def test_each_attempt_has_a_span_that_its_server_saw(
     for server, span in ((bad, failed), (good, answered)):
         assert told(server, "traceparent") == f"00-{own.trace_id.hex()}-{span.span_id.hex()}-01"
     assert (failed.status.code, answered.status.code, own.status.code) == (ERROR, UNSET, UNSET)
-    assert attributes_of(failed)["error.type"] == "status_503"
-    assert attributes_of(failed)["server.port"] == bad.port
+    assert plain(failed)["error.type"] == "status_503"
+    assert plain(failed)["server.port"] == bad.port
     assert events_of(own) == ["retry", "first_byte"]
-    assert attributes_of(own.events[0])["vllm_passthrough.reason"] == "status_503"
+    assert plain(own.events[0])["vllm_passthrough.reason"] == "status_503"
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_fallback_is_an_event(stand_in: Any, gateway_to: Any, collector: HttpCollector) -> None:
+async def test_a_fallback_is_an_event(stand_in: Any, gateway_to: Any, collector: OtlpReceiver) -> None:
     good = stand_in(ANSWER)
     models = (ModelEntry("m", "m", server_at(free_port())), ModelEntry("small", "small", server_at(good.port)))
     routing = RoutingSettings(fallbacks={"m": ("small",)})
@@ -188,12 +188,12 @@ async def test_a_fallback_is_an_event(stand_in: Any, gateway_to: Any, collector:
     await gateway.ask("POST", CHATTING, body=CHAT)
     own, failed, _ = await collected(gateway, collector, 3)
     assert events_of(own) == ["retry", "fallback", "first_byte"]
-    assert attributes_of(failed)["error.type"] == "upstream_unreachable"
+    assert plain(failed)["error.type"] == "upstream_unreachable"
 
 
 @pytest_twisted.ensureDeferred
 async def test_the_wait_for_a_busy_server_is_an_event(
-    reactor: Any, stand_in: Any, gateway_to: Any, collector: HttpCollector
+    reactor: Any, stand_in: Any, gateway_to: Any, collector: OtlpReceiver
 ) -> None:
     server = stand_in()
     gateway = gateway_to(capped(server.port), tracing=over_http(collector))
@@ -213,7 +213,7 @@ async def test_the_wait_for_a_busy_server_is_an_event(
 
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_leaves_is_no_error(
-    reactor: Any, stand_in: Any, gateway_to: Any, collector: HttpCollector
+    reactor: Any, stand_in: Any, gateway_to: Any, collector: OtlpReceiver
 ) -> None:
     server = stand_in()
     gateway = gateway_to(server.port, tracing=over_http(collector))
@@ -225,11 +225,11 @@ async def test_a_client_that_leaves_is_no_error(
     client.cut()
     own, attempt = await collected(gateway, collector, 2)
     assert (own.status.code, attempt.status.code) == (UNSET, UNSET)
-    assert attributes_of(own)["vllm_passthrough.outcome"] == "client_disconnected"
+    assert plain(own)["vllm_passthrough.outcome"] == "client_disconnected"
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_broken_stream_is_an_error(stand_in: Any, gateway_to: Any, collector: HttpCollector) -> None:
+async def test_a_broken_stream_is_an_error(stand_in: Any, gateway_to: Any, collector: OtlpReceiver) -> None:
     server = stand_in()
     gateway = gateway_to(server.port, tracing=over_http(collector, sample_ratio=0.0))
     client = await gateway.send(request_bytes("POST", CHATTING, MASTER_KEY, body={**CHAT, "stream": True}))
@@ -243,11 +243,11 @@ async def test_a_broken_stream_is_an_error(stand_in: Any, gateway_to: Any, colle
     own, attempt = await collected(gateway, collector, 2)
     assert (own.status.code, attempt.status.code) == (ERROR, ERROR)
     assert events_of(attempt) == ["first_token"]
-    assert attributes_of(own)["error.type"] == own.status.message == "upstream_protocol_error"
+    assert plain(own)["error.type"] == own.status.message == "upstream_protocol_error"
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_server_that_cannot_be_reached_is_an_error(gateway_to: Any, collector: HttpCollector) -> None:
+async def test_a_server_that_cannot_be_reached_is_an_error(gateway_to: Any, collector: OtlpReceiver) -> None:
     gateway = gateway_to(free_port(), tracing=over_http(collector))
     assert (await gateway.ask("POST", CHATTING, body=CHAT)).status == 502
     own, attempt = await collected(gateway, collector, 2)
@@ -257,7 +257,7 @@ async def test_a_server_that_cannot_be_reached_is_an_error(gateway_to: Any, coll
 
 @pytest_twisted.ensureDeferred
 async def test_a_refusal_has_a_span_and_no_error_and_a_stranger_has_none(
-    stand_in: Any, gateway_to: Any, collector: HttpCollector
+    stand_in: Any, gateway_to: Any, collector: OtlpReceiver
 ) -> None:
     server = stand_in(ANSWER)
     gateway = gateway_to(None, models=entries(server.port), tracing=over_http(collector))
@@ -265,13 +265,13 @@ async def test_a_refusal_has_a_span_and_no_error_and_a_stranger_has_none(
     assert (await gateway.ask("POST", CHATTING, body={**CHAT, "model": "other"}, headers=INCOMING)).status == 404
     [own] = await collected(gateway, collector, 1)
     assert (own.status.code, own.trace_id.hex()) == (UNSET, TRACE)
-    assert attributes_of(own)["error.type"] == "model_not_found"
+    assert plain(own)["error.type"] == "model_not_found"
     lines = gateway.request_lines()
     assert [line.get("trace_id") for line in lines] == [None, TRACE]
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_tunnel_has_a_span(reactor: Any, stand_in: Any, gateway_to: Any, collector: HttpCollector) -> None:
+async def test_a_tunnel_has_a_span(reactor: Any, stand_in: Any, gateway_to: Any, collector: OtlpReceiver) -> None:
     server = stand_in()
     gateway = gateway_to(server.port, tracing=over_http(collector))
     client = await gateway.send(handshake(traceparent=INCOMING["traceparent"]))
@@ -289,7 +289,7 @@ async def test_a_tunnel_has_a_span(reactor: Any, stand_in: Any, gateway_to: Any,
 
 @pytest_twisted.ensureDeferred
 async def test_the_admin_api_has_spans_if_the_settings_say_so(
-    stand_in: Any, gateway_to: Any, collector: HttpCollector
+    stand_in: Any, gateway_to: Any, collector: OtlpReceiver
 ) -> None:
     gateway = gateway_to(stand_in(ANSWER).port, tracing=over_http(collector, gateway_routes=True))
     await gateway.ask("GET", "/health/liveliness")
@@ -300,7 +300,7 @@ async def test_the_admin_api_has_spans_if_the_settings_say_so(
 
 @pytest_twisted.ensureDeferred
 async def test_grpc_gets_the_same_spans(stand_in: Any, gateway_to: Any) -> None:
-    with running(GrpcCollector) as collector:
+    with grpc_receiver() as collector:
         headers = {"x-token": Secret("token-of-this-collector")}
         destination = TraceDestination("grpc", "grpc", collector.url, headers)
         gateway = gateway_to(stand_in(ANSWER).port, tracing=tracing_to(destination))
@@ -308,11 +308,11 @@ async def test_grpc_gets_the_same_spans(stand_in: Any, gateway_to: Any) -> None:
         own, attempt = await collected(gateway, collector, 2)
         assert (own.trace_id.hex(), own.parent_span_id.hex()) == (TRACE, PARENT)
         assert is_child(attempt, own)
-        assert collector.headers[0]["x-token"] == "token-of-this-collector"
+        assert collector.exports[0].headers["x-token"] == "token-of-this-collector"
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reload_switches_traces_on_and_off(stand_in: Any, gateway_to: Any, collector: HttpCollector) -> None:
+async def test_a_reload_switches_traces_on_and_off(stand_in: Any, gateway_to: Any, collector: OtlpReceiver) -> None:
     server = stand_in(ANSWER)
     gateway = gateway_to(server.port)
     wiring = gateway.service.wiring
@@ -330,40 +330,138 @@ async def test_a_reload_switches_traces_on_and_off(stand_in: Any, gateway_to: An
 
 @pytest_twisted.ensureDeferred
 async def test_what_waits_is_exported_before_the_gateway_stops(
-    stand_in: Any, gateway_to: Any, collector: HttpCollector
+    stand_in: Any, gateway_to: Any, collector: OtlpReceiver
 ) -> None:
     gateway = gateway_to(stand_in(ANSWER).port, tracing=over_http(collector))
     await gateway.ask("POST", CHATTING, body=CHAT)
-    assert collector.spans == []
+    assert collector.spans() == []
     await gateway.stop()
-    assert len(collector.spans) == 2
+    assert len(collector.spans()) == 2
+
+
+def delivery(gateway: Gateway, name: str) -> float:
+    """A metric of the deliveries of traces."""
+    text = gateway.service.wiring.metrics.expose("")[0].decode()
+    start = f'vllm_passthrough_delivery_{name}{{sink="traces:test"}} '
+    [line] = [each for each in text.splitlines() if each.startswith(start)]
+    return float(line.removeprefix(start))
+
+
+def passing(gateway: Gateway, is_so: Callable[[], object]) -> Callable[[], object]:
+    """Let the gateway's time pass until something is so."""
+
+    def look() -> object:
+        gateway.clock.advance(0.5)
+        return is_so()
+
+    return look
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_collector_that_comes_back_gets_what_waited(
-    reactor: Any, stand_in: Any, gateway_to: Any, collector: HttpCollector
+async def test_a_collector_that_is_away_costs_a_metric_and_comes_back(
+    reactor: Any, stand_in: Any, gateway_to: Any
 ) -> None:
-    collector.stop()
-    gateway = gateway_to(stand_in(ANSWER).port, tracing=over_http(collector))
+    port = free_port()
+    destination = TraceDestination("test", "http", f"http://127.0.0.1:{port}/v1/traces", timeout=0.5)
+    gateway = gateway_to(stand_in(ANSWER).port, tracing=tracing_to(destination))
     for _ in range(3):
         assert (await gateway.ask("POST", CHATTING, body=CHAT)).status == 200
-    queue = gateway.service.wiring.metrics
+    await eventually(reactor, passing(gateway, lambda: delivery(gateway, "failures_total") >= 2))
+    assert (delivery(gateway, "queued"), delivery(gateway, "dropped_total")) == (3, 0)
+    with http_receiver(port) as collector:
+        await eventually(reactor, passing(gateway, lambda: delivery(gateway, "queued") == 0))
+        assert len(collector.spans()) == 6
+        assert delivery(gateway, "delivered_total") == 3
+    warnings = [line for line in gateway.log_lines() if line.get("level") in ("warn", "error")]
+    assert len([line for line in warnings if "traces:test" in str(line)]) == 1, warnings
 
-    async def metric(name: str) -> float:
-        text = queue.expose("")[0].decode()
-        [line] = [each for each in text.splitlines() if each.startswith(f"vllm_passthrough_delivery_{name}{{")]
-        return float(line.rpartition(" ")[2])
 
-    gateway.clock.advance(1.5)
-    for _ in range(2_000):
-        if await metric("failures_total"):
-            break
-        await eventually(reactor, lambda: True)
-        gateway.clock.advance(0.05)
-    assert await metric("failures_total") >= 1
-    assert await metric("queued") == 3
-    collector.start()
-    await collected(gateway, collector, 6)
-    await eventually(reactor, lambda: True)
+@pytest_twisted.ensureDeferred
+async def test_a_collector_that_hangs_delays_nobody(
+    reactor: Any, stand_in: Any, gateway_to: Any, collector: OtlpReceiver
+) -> None:
+    gateway = gateway_to(stand_in(ANSWER).port, tracing=over_http(collector, max_queued_bytes=65_536))
+    collector.released.clear()
+    try:
+        await gateway.ask("POST", CHATTING, body=CHAT)
+        await eventually(reactor, passing(gateway, collector.arrived.is_set))
+        for _ in range(40):
+            assert (await gateway.ask("POST", CHATTING, body=CHAT)).status == 200
+        # the queue is bounded
+        assert delivery(gateway, "dropped_total") > 0
+        assert delivery(gateway, "queued") < 40
+    finally:
+        collector.released.set()
+    await eventually(reactor, passing(gateway, lambda: delivery(gateway, "queued") == 0))
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 301])
+@pytest_twisted.ensureDeferred
+async def test_what_a_collector_refuses_for_good_is_dropped_and_counted(
+    reactor: Any, stand_in: Any, gateway_to: Any, collector: OtlpReceiver, status: int
+) -> None:
+    collector.status, collector.answer = status, b"<html>garbage \x00\xff"
+    gateway = gateway_to(stand_in(ANSWER).port, tracing=over_http(collector))
+    await gateway.ask("POST", CHATTING, body=CHAT)
+    await eventually(reactor, passing(gateway, lambda: delivery(gateway, "dropped_total") == 1))
+    assert len(collector.exports) == 1
     text = gateway.log_text()
-    assert text.count("traces:test") == 1 or "traces:test" in text
+    assert str(status) in text
+    assert "garbage" not in text
+
+
+@pytest_twisted.ensureDeferred
+async def test_garbage_with_200_is_taken_for_success(
+    reactor: Any, stand_in: Any, gateway_to: Any, collector: OtlpReceiver
+) -> None:
+    collector.answer = b"\xff" * 200_000
+    gateway = gateway_to(stand_in(ANSWER).port, tracing=over_http(collector))
+    for _ in range(2):
+        await gateway.ask("POST", CHATTING, body=CHAT)
+        await eventually(reactor, passing(gateway, lambda: delivery(gateway, "queued") == 0))
+    assert delivery(gateway, "delivered_total") == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_destination_gets_its_own_headers_and_none_of_the_environment(
+    reactor: Any, stand_in: Any, gateway_to: Any, collector: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-other-key=secret-of-another-collector")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "/no/such/file")
+    own = TraceDestination("test", "http", f"{collector.url}/v1/traces", {"x-key": Secret("key-of-this-collector")})
+    with grpc_receiver() as other:
+        tracing = tracing_to(own, TraceDestination("other", "grpc", other.url))
+        gateway = gateway_to(stand_in(ANSWER).port, tracing=tracing)
+        await gateway.ask("POST", CHATTING, body=CHAT)
+        await eventually(reactor, passing(gateway, lambda: collector.exports and other.exports))
+    assert collector.exports[0].headers["x-key"] == "key-of-this-collector"
+    assert [("x-other-key" in each.exports[0].headers) for each in (collector, other)] == [False, False]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_found_no_second_place_has_one_attempt(
+    reactor: Any, stand_in: Any, gateway_to: Any, collector: OtlpReceiver
+) -> None:
+    bad = stand_in(BUSY)
+    gateway = gateway_to(None, models=entries(bad.port), routing=IN_ORDER, tracing=over_http(collector))
+    await gateway.ask("POST", CHATTING, body=CHAT)
+    own, attempt = await collected(gateway, collector, 2)
+    assert plain(attempt)["http.response.status_code"] == 503
+    assert own.status.message == "503"
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_attempt_before_a_fallback_for_a_long_prompt_has_a_span(
+    stand_in: Any, gateway_to: Any, collector: OtlpReceiver
+) -> None:
+    refusal = b'{"error":{"message":"This model\'s maximum context length is 8 tokens."}}'
+    small, large = stand_in(whole(refusal, "400 Bad Request")), stand_in(ANSWER)
+    models = (ModelEntry("m", "m", server_at(small.port)), ModelEntry("large", "large", server_at(large.port)))
+    routing = RoutingSettings(context_window_fallbacks={"m": ("large",)})
+    gateway = gateway_to(None, models=models, routing=routing, tracing=over_http(collector))
+    assert (await gateway.ask("POST", CHATTING, body=CHAT)).status == 200
+    own, refused, answered = await collected(gateway, collector, 3)
+    assert is_child(refused, own)
+    assert is_child(answered, own)
+    assert plain(refused)["http.response.status_code"] == 400
+    assert events_of(own) == ["retry", "fallback", "first_byte"]
