@@ -12,6 +12,7 @@ from twisted_vllm.config import callbacks as module
 from twisted_vllm.config.callbacks import INSTEAD
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.sinks import SinkSettings
+from twisted_vllm.config.tracing_vendors import VENDORS
 
 HOOK = {"GENERIC_LOGGER_ENDPOINT": "https://logs.example.com/in/0123456789abcdef0123"}
 LANGFUSE = {"LANGFUSE_PUBLIC_KEY": "pk-lf-1", "LANGFUSE_SECRET_KEY": "sk-lf-secret-2"}
@@ -271,5 +272,5 @@ def test_no_secret_of_a_callback_is_shown(load_text: Loader) -> None:
 
 
 def test_every_name_is_in_one_list() -> None:
-    lists = [module._GUARDS, module._HOOKS, INSTEAD.keys(), module._COMPATIBLE.keys(), module.VENDORS.keys()]
+    lists = [module._GUARDS, module._HOOKS, INSTEAD.keys(), module._COMPATIBLE.keys(), VENDORS.keys()]
     assert sum(map(len, lists)) == len(frozenset().union(*lists))
