@@ -14,7 +14,7 @@ import attrs
 
 from twisted_vllm.config.checks import checker, flag, kind_of, list_of, one_of, optional, seconds, text, whole
 from twisted_vllm.config.checks import secret as credential
-from twisted_vllm.config.declaration import Items, Required, section, setting
+from twisted_vllm.config.declaration import Items, Required, section, setting, settings_of
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
 from twisted_vllm.config.problems import Place, Rejected, suggestion
 from twisted_vllm.config.secret import Secret
@@ -216,7 +216,7 @@ class SinkSettings:
         Required("one of stdout, file, syslog, journald, webhook, s3 and python"),
         text,
         "What it is: stdout, file, syslog, journald, webhook, s3 or python.",
-        example="webhook",
+        example="stdout",
     )
     events: tuple[str, ...] = setting(
         (REQUESTS, LOG),
@@ -260,7 +260,6 @@ class SinkSettings:
         None,
         optional(syslog_address, "unix:/dev/log"),
         "syslog: where it listens: unix:/dev/log, udp://HOST:514, tcp://HOST:601 or tls://HOST:6514.",
-        example="unix:/dev/log",
     )
     facility: str = setting("daemon", one_of(*FACILITIES), "syslog: the facility.")
     app_name: str = setting("vllm-passthrough", app_name, "syslog and journald: the name of the program.")
@@ -317,6 +316,9 @@ class SinkSettings:
         "async_log_success_event, log_failure_event or async_log_failure_event.",
     )
 
+    #: where the module of `object` is looked for first: the directory of the configuration file
+    import_from: str = ""
+
     @property
     def secrets(self) -> list[str]:
         """What the log must not show."""
@@ -369,15 +371,7 @@ TYPES: Mapping[str, SinkType] = {
 _OF_TYPES = frozenset(name for each in TYPES.values() for name in (*each.needs, *each.takes))
 
 SINK_SECTION = section(SinkSettings)
-
-_MORE = """
-- name: archive
-  type: s3
-  bucket: gateway-logs
-  prefix: eu/
-  format: event
-  events: [requests]
-"""
+_DEFAULTS = {each.attribute: each.default for each in settings_of(SinkSettings)}
 
 
 @checker("list of sinks")
@@ -416,14 +410,15 @@ def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Plac
         place.key("type").refuse(f"must be one of {known}{suggestion(sink.type, TYPES)}")
         return
     for name in kind.needs:
-        if getattr(sink, name) is None:
+        if getattr(sink, name) is None and not place.report.refused_below(place.key(name).path):
             place.key(name).refuse(f"is missing (a sink of type {sink.type} needs it)")
-    for name in written:
-        if name in _OF_TYPES and name not in (*kind.needs, *kind.takes):
-            place.key(name).refuse(f"does not belong to a sink of type {sink.type} (remove it, or change the type)")
+    for given in written:
+        is_others = given in _OF_TYPES and given not in (*kind.needs, *kind.takes)
+        if is_others and getattr(sink, str(given)) != _DEFAULTS[str(given)]:
+            place.key(given).refuse(f"does not belong to a sink of type {sink.type} (remove it, or change the type)")
     if sink.format not in kind.formats and "format" in written:
         place.key("format").refuse(f"must be one of {', '.join(kind.formats)} for a sink of type {sink.type}")
-    if not sink.events:
+    if not sink.events and not place.report.refused_below(place.key("events").path):
         place.key("events").refuse("is empty, so that it would be told nothing (remove the sink, or name some)")
     if (sink.access_key_id is None) != (sink.secret_access_key is None):
         place.refuse("needs access_key_id and secret_access_key together, or none of them")
@@ -449,4 +444,4 @@ def _tokens(url: str) -> list[str]:
     return found
 
 
-SINK_ITEMS = Items(SINK_SECTION, "[]", more=_MORE)
+SINK_ITEMS = Items(SINK_SECTION, "[]")
