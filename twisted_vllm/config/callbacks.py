@@ -55,6 +55,8 @@ _OTLP = "name a receiver of OTLP in passthrough.tracing.destinations, or write o
 _WEBHOOK = "write a sink of type webhook in passthrough.sinks, or generic_api"
 _REPORTS = "its figures are in the ledger and its reports, GET /spend/logs, and in /metrics"
 
+_TAKE_OUT = "then take it out of the list"
+
 #: what to use in place of callbacks that have no equivalent
 INSTEAD: Mapping[str, str] = {
     **dict.fromkeys(names("slack"), "write general_settings.alerting: [slack]"),
@@ -467,15 +469,15 @@ def _refusal(name: str) -> str:
     if name in _GUARDS:
         return (
             f"would run the guardrail or limiter {here}, which this gateway does not do (check requests in a proxy "
-            "before the gateway, and give keys their limits; then take it out)"
+            f"before the gateway, and give keys their limits; {_TAKE_OUT})"
         )
     if name in _HOOKS:
         return (
             f"would have {here} change requests or answers, which this gateway does not do: what vLLM gets and says "
-            "passes unchanged (take it out)"
+            f"passes unchanged (do it in the client, or in vLLM; {_TAKE_OUT})"
         )
     if name in INSTEAD:
-        return f"{here} has no equivalent here ({INSTEAD[name]})"
+        return f"{here} has no equivalent here ({INSTEAD[name]}; {_TAKE_OUT})"
     known = (PROMETHEUS, GENERIC_API, *S3, *_COMPATIBLE, *VENDORS)
     return (
         f"{here} is not a known callback{suggestion(name, known)} (known are {', '.join(known)}, the callbacks of "

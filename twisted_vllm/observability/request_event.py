@@ -271,10 +271,11 @@ def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
     )
     if not context.sent or context.server is None:
         return before
-    if before and before[-1].began == context.attempt_began:
+    meter, trace = context.meter, context.trace
+    began, span_id = context.attempt_began, "" if trace is None else trace.attempt_id
+    if before and (before[-1].server, before[-1].began, before[-1].span_id) == (context.server.name, began, span_id):
         # no further attempt found a place
         return before
-    meter, trace = context.meter, context.trace
     if meter is not None:
         status = meter.status
     else:
@@ -282,11 +283,11 @@ def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
         status = 0 if context.error_code and context.status >= 400 else context.status
     last = Attempt(
         context.server.name,
-        context.attempt_began,
+        began,
         context.ended,
         status,
         "" if context.outcome == "completed" else context.error_code or context.outcome,
-        "" if trace is None else trace.attempt_id,
+        span_id,
     )
     return (*before, last)
 
