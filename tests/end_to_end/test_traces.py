@@ -465,3 +465,15 @@ async def test_the_attempt_before_a_fallback_for_a_long_prompt_has_a_span(
     assert is_child(answered, own)
     assert plain(refused)["http.response.status_code"] == 400
     assert events_of(own) == ["retry", "fallback", "first_byte"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_destination_may_get_failures_alone(
+    reactor: Any, stand_in: Any, gateway_to: Any, collector: OtlpReceiver
+) -> None:
+    destination = TraceDestination("test", "http", f"{collector.url}/v1/traces", outcomes=("failure",))
+    gateway = gateway_to(None, models=entries(stand_in(ANSWER).port), tracing=tracing_to(destination))
+    assert (await gateway.ask("POST", CHATTING, body=CHAT)).status == 200
+    assert (await gateway.ask("POST", CHATTING, body={**CHAT, "model": "other"})).status == 404
+    [own] = await collected(gateway, collector, 1)
+    assert plain(own)["error.type"] == "model_not_found"
