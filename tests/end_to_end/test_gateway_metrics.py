@@ -152,6 +152,28 @@ async def test_strangers_learn_no_name_and_administrators_all(simulator: Any, ga
 
 
 @pytest_twisted.ensureDeferred
+async def test_dashboards_of_litellm_find_the_names_of_teams(simulator: Any, gateway_to: Any, reactor: Any) -> None:
+    gateway = gateway_to(simulator.port, metrics=ALL)
+    made = await gateway.ask("POST", "/team/new", body={"team_id": "t1", "team_alias": "research", "max_budget": 5.0})
+    assert made.status == 200
+    key = await gateway.make_key(key_alias="ada", team_id="t1")
+    body = {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}]}
+    assert (await gateway.ask("POST", CHAT, key, body=body)).status == 200
+    text = ""
+    while 'team_alias="research"' not in text:
+        gateway.pass_time(1)
+        text = await scrape(gateway, "sk-master-0123456789abcdef")
+    assert 'litellm_remaining_team_budget_metric{team="t1",team_alias="research"} 5.0' in text
+    assert re.search(r'litellm_spend_metric_total\{.*team="t1",team_alias="research"', text)
+    renamed = await gateway.ask("POST", "/team/update", body={"team_id": "t1", "team_alias": "science"})
+    assert renamed.status == 200
+    while 'team_alias="science"' not in text:
+        gateway.pass_time(100)
+        text = await scrape(gateway, "sk-master-0123456789abcdef")
+    assert 'team_alias="research"' not in text
+
+
+@pytest_twisted.ensureDeferred
 async def test_openmetrics_has_the_same_samples(simulator: Any, gateway_to: Any) -> None:
     gateway = gateway_to(simulator.port, metrics=ALL)
     body = {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}], "stream": True}

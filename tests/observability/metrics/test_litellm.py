@@ -16,7 +16,7 @@ from twisted_vllm.observability.metrics.requests import RequestMetrics
 from twisted_vllm.usage.records import Usage
 
 Samples = dict[str, float]
-KEY = {"hashed_api_key": "0123abcd", "api_key_alias": "ada", "team": "t1"}
+KEY = {"hashed_api_key": "0123abcd", "api_key_alias": "ada", "team": "t1", "team_alias": "research"}
 
 
 class Counting:
@@ -32,6 +32,7 @@ class Counting:
             self.counted,
             lambda: self.deployments,
             lambda kind, id: self.budgets.get((kind, id)),
+            {"t1": "research"}.__getitem__,
             lambda: 3,
             lambda: 0.0,
         )
@@ -127,9 +128,11 @@ def test_latencies_are_those_of_models_without_keys(counting: Counting) -> None:
 def test_budgets_are_those_of_callers_who_were_there(counting: Counting) -> None:
     assert counting.samples("litellm_remaining_team_budget_metric") == []
     counting.count(request(), request(principal=attrs.evolve(ADA, key_id="k2", name="bob")))
-    assert counting.samples("litellm_remaining_team_budget_metric") == [({"team": "t1"}, 6.0)]
-    assert counting.samples("litellm_team_max_budget_metric") == [({"team": "t1"}, 10.0)]
-    assert counting.samples("litellm_team_budget_remaining_hours_metric") == [({"team": "t1"}, 2.0)]
+    assert counting.samples("litellm_remaining_team_budget_metric") == [({"team": "t1", "team_alias": "research"}, 6.0)]
+    assert counting.samples("litellm_team_max_budget_metric") == [({"team": "t1", "team_alias": "research"}, 10.0)]
+    assert counting.samples("litellm_team_budget_remaining_hours_metric") == [
+        ({"team": "t1", "team_alias": "research"}, 2.0)
+    ]
     assert counting.samples("litellm_remaining_api_key_budget_metric") == []
 
 

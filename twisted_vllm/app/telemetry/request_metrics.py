@@ -8,6 +8,8 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.app.telemetry.team_aliases import TeamAliases
+from twisted_vllm.auth.records import Principal
 from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
@@ -116,8 +118,20 @@ class RequestMetricsPart(TelemetryPart):
 
     def _litellm_collector(self, litellm: LitellmMetrics) -> LitellmCollector:
         around = self._around
+        aliases = TeamAliases(around.database, around.reactor.seconds)
+
+        def on_caller(who: Principal) -> None:
+            if who.team_id:
+                aliases.want(who.team_id)
+
+        def deployments() -> Iterator[Deployment]:
+            principals = (caller.principal for caller in litellm.callers)
+            aliases.keep_only({who.team_id for who in principals if who is not None and who.team_id})
+            return self._deployments()
+
+        litellm.on_caller = on_caller
         return LitellmCollector(
-            litellm, self._deployments, self._budget, lambda: len(around.site.running()), around.reactor.seconds
+            litellm, deployments, self._budget, aliases.name, lambda: len(around.site.running()), around.reactor.seconds
         )
 
     def _deployments(self) -> Iterator[Deployment]:

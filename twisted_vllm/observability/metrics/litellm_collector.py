@@ -26,8 +26,8 @@ from twisted_vllm.ratelimit.allowance import KEY, ORGANIZATION, TEAM, USER
 #: LiteLLM's name of the provider of all servers
 PROVIDER = "hosted_vllm"
 
-_CALLER = ("hashed_api_key", "api_key_alias", "team", "user", "org_id")
-_KEY_AND_TEAM = ("hashed_api_key", "api_key_alias", "team")
+_KEY_AND_TEAM = ("hashed_api_key", "api_key_alias", "team", "team_alias")
+_CALLER = (*_KEY_AND_TEAM, "user", "org_id")
 _REQUEST = (*_CALLER, "requested_model", "route", "model_id", "api_provider")
 _USED = (*_CALLER, "requested_model", "model", "model_id", "api_provider")
 _DEPLOYMENT = ("litellm_model_name", "model_id", "api_base", "api_provider")
@@ -99,6 +99,7 @@ class LitellmCollector(Collector):
         counted: LitellmMetrics,
         deployments: Callable[[], Iterable[Deployment]],
         find_budget: FindBudget,
+        team_alias: Callable[[str], str],
         in_flight: Callable[[], int],
         now: Callable[[], float],
     ) -> None:
@@ -108,12 +109,14 @@ class LitellmCollector(Collector):
             counted: the counts.
             deployments: returns the entries of ``model_list``, each with its servers.
             find_budget: returns the budgets of keys, users, teams and organizations.
+            team_alias: returns the name of a team; empty without one.
             in_flight: returns the number of requests in flight.
             now: returns the time in Unix seconds.
         """
         self._counted = counted
         self._deployments = deployments
         self._find_budget = find_budget
+        self._team_alias = team_alias
         self._in_flight = in_flight
         self._now = now
 
@@ -134,7 +137,7 @@ class LitellmCollector(Collector):
             counted, count = each.counted, each.count
             status, server, model = counted.status, counted.pair.server, counted.pair.model
             labels = {
-                **_labels_of(each.caller),
+                **self._labels_of(each.caller),
                 "requested_model": model,
                 "model_group": model,
                 "model": model,
@@ -158,11 +161,11 @@ class LitellmCollector(Collector):
                 sums.add("llm_api_failed_requests" if has_failed else "requests", labels, count)
             _add_usage(sums, labels, each.usage)
         for (caller, model), usage in self._counted.background.items():
-            labels = {**_labels_of(caller), "requested_model": model, "model": model, "api_provider": PROVIDER}
+            labels = {**self._labels_of(caller), "requested_model": model, "model": model, "api_provider": PROVIDER}
             _add_usage(sums, labels, usage)
         for (caller, model, server, status), count in self._counted.failed_attempts.items():
             labels = {
-                **_labels_of(caller),
+                **self._labels_of(caller),
                 "requested_model": model,
                 "model_group": model,
                 "litellm_model_name": model,
@@ -174,6 +177,22 @@ class LitellmCollector(Collector):
             sums.add("deployment_total_requests", labels, count)
             sums.add("deployment_failure_responses", labels, count)
         yield from sums.families()
+
+    def _labels_of(self, caller: LitellmCaller | None) -> dict[str, str]:
+        if caller is None:
+            return {}
+        who = caller.principal
+        if who is None:
+            return {"api_key_alias": OTHER}
+        values = {
+            "hashed_api_key": who.hash_prefix,
+            "api_key_alias": who.name,
+            "team": who.team_id or "",
+            "team_alias": self._team_alias(who.team_id) if who.team_id else "",
+            "user": who.user_id or "",
+            "org_id": who.organization_id or "",
+        }
+        return {name: value[:MAX_LABEL] for name, value in values.items()}
 
     def _latencies(self) -> Iterator[Metric]:
         counted = self._counted
@@ -246,6 +265,8 @@ class LitellmCollector(Collector):
             shown: set[tuple[str, ...]] = set()
             for who in principals:
                 id, *values = values_of(who)
+                if kind == TEAM:
+                    values.append(self._team_alias(id))
                 budget = self._find_budget(kind, id) if id else None
                 if budget is None or tuple(values) in shown:
                     continue
@@ -266,7 +287,7 @@ _FIGURES = (
 #: kind, LiteLLM's name of it, the labels, and the id with the values of the labels
 _BUDGETS: tuple[tuple[str, str, tuple[str, ...], Callable[[Principal], tuple[str, ...]]], ...] = (
     (KEY, "api_key", ("hashed_api_key", "api_key_alias"), lambda who: (who.key_id, who.hash_prefix, who.name)),
-    (TEAM, "team", ("team",), lambda who: (who.team_id or "", who.team_id or "")),
+    (TEAM, "team", ("team", "team_alias"), lambda who: (who.team_id or "", who.team_id or "")),
     (USER, "user", ("user",), lambda who: (who.user_id or "", who.user_id or "")),
     (ORGANIZATION, "org", ("org_id",), lambda who: (who.organization_id or "", who.organization_id or "")),
 )
@@ -354,22 +375,6 @@ def _add_usage(sums: _Sums, labels: Mapping[str, str], usage: ModelUsage) -> Non
         ("output_reasoning_tokens", usage.reasoning),
     ):
         sums.add(counter, labels, number)
-
-
-def _labels_of(caller: LitellmCaller | None) -> dict[str, str]:
-    if caller is None:
-        return {}
-    who = caller.principal
-    if who is None:
-        return {"api_key_alias": OTHER}
-    values = {
-        "hashed_api_key": who.hash_prefix,
-        "api_key_alias": who.name,
-        "team": who.team_id or "",
-        "user": who.user_id or "",
-        "org_id": who.organization_id or "",
-    }
-    return {name: value[:MAX_LABEL] for name, value in values.items()}
 
 
 def _exception(status: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.context import RequestContext
@@ -72,6 +73,7 @@ class LitellmMetrics:
         api_latency: seconds that servers took, by model and server.
         first_token: seconds from when a stream was sent for to its first event, likewise.
         background: what background responses used once they were charged, by caller and model.
+        on_caller: called with each caller that gets labels of its own. It does nothing by default.
     """
 
     def __init__(self, requests: RequestMetrics, most: int) -> None:
@@ -89,6 +91,7 @@ class LitellmMetrics:
         self.api_latency: dict[Pair, Histogram] = {}
         self.first_token: dict[Pair, Histogram] = {}
         self.background: dict[tuple[LitellmCaller | None, str], ModelUsage] = {}
+        self.on_caller: Callable[[Principal], None] = lambda who: None
 
     def reconfigure(self) -> None:
         """Begin histograms anew whose buckets are no longer those of the requests."""
@@ -156,6 +159,7 @@ class LitellmMetrics:
         caller = self.callers.of(f"{who.key_id or who.kind}\n{who.user_id or ''}\n{who.team_id or ''}", now)
         if caller.principal is None and caller is not self.callers.others:
             caller.principal = who
+            self.on_caller(who)
         return caller
 
     def _new(self, labels: _Labels) -> LitellmCounted:
