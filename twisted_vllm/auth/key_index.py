@@ -203,6 +203,10 @@ class KeyIndex:
         """Return a key, joined with its user and team; ``None`` if it is unknown."""
         return self._joined.get(token) or self._join(token)
 
+    def grants(self) -> list[KeyGrant]:
+        """Return all keys. A hundred thousand take milliseconds to look through: do it in steps."""
+        return list(self._grants.values())
+
     def is_team_blocked(self, team_id: str) -> bool:
         """Return whether a team is blocked."""
         team = self._teams.get(team_id)
@@ -371,6 +375,8 @@ class KeyIndex:
             organization_models=() if organization is None else organization.models,
             role=_role(grant, user),
             team_aliases={} if team is None else team.aliases,
+            log_bodies=grant.log_bodies,
+            team_log_bodies=None if team is None else team.log_bodies,
         )
         return IndexedKey(
             token=grant.token,

@@ -17,9 +17,11 @@ from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.delivery.metrics import Deliveries
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.storage.database import Database
 from twisted_vllm.upstreams.health_checks import HealthChecks
@@ -39,6 +41,7 @@ class Surroundings:
         client_of: returns the address of a request's client.
         events: makes an event of each finished request, once something wants them.
         metrics: the gateway's metrics.
+        deliveries: the queues in front of other programs, counted in the metrics.
         accounting: meters, limits and stores usage.
         background: follows responses that servers generate in the background.
         index: the keys in memory.
@@ -49,6 +52,7 @@ class Surroundings:
         forwarder: sends requests to servers.
         site: the factory of client connections.
         database: the database.
+        budgets: watches how much of their budgets keys and others have used.
         directory: where the names of files in the settings begin.
     """
 
@@ -59,6 +63,7 @@ class Surroundings:
     client_of: Callable[[RequestContext], str]
     events: RequestEvents
     metrics: Metrics
+    deliveries: Deliveries
     accounting: AccountingService
     background: BackgroundResponses
     index: KeyIndex
@@ -69,6 +74,7 @@ class Surroundings:
     forwarder: Forwarder
     site: GatewaySite
     database: Database
+    budgets: BudgetWatch
     directory: str
 
 
@@ -77,6 +83,10 @@ class TelemetryPart:
 
     def observers(self) -> Sequence[RequestObserver]:
         """Return what observes requests now; asked anew after each reload."""
+        return ()
+
+    def first_observers(self) -> Sequence[RequestObserver]:
+        """Return what observes requests before the accounting, the ledger and the log do; likewise."""
         return ()
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
