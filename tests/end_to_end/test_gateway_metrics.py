@@ -13,6 +13,7 @@ import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
+from twisted_vllm.config.callbacks import Callbacks
 from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.settings import LedgerSettings
 from twisted_vllm.upstreams.merged_metrics import SCRAPE_UP
@@ -93,6 +94,13 @@ async def test_the_page_names_every_metric_and_no_other(simulator: Any, gateway_
 async def test_what_nobody_switched_on_is_not_there(stand_in: Any, gateway_to: Any) -> None:
     gateway = gateway_to(stand_in().port)
     await check(gateway, "sk-master-0123456789abcdef", DOCUMENTED.keys() - OF_CALLERS)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_callback_prometheus_gives_litellms_names(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in().port, callbacks=Callbacks(litellm_metrics=True))
+    litellm = {name for name in DOCUMENTED if name.startswith("litellm_")}
+    await check(gateway, "sk-master-0123456789abcdef", DOCUMENTED.keys() - OF_CALLERS | litellm)
 
 
 @pytest_twisted.ensureDeferred

@@ -60,6 +60,7 @@ class RequestMetricsPart(TelemetryPart):
         self.callers: tuple[CallerMetrics, ...] = ()
         self.litellm: LitellmMetrics | None = None
         self._switched = Switched()
+        self._collector: LitellmCollector | None = None
 
         def running() -> Iterable[RequestContext]:
             return (request.context for request in around.site.running())
@@ -86,12 +87,12 @@ class RequestMetricsPart(TelemetryPart):
         def apply() -> None:
             self.counted.names.reconfigure(metrics.max_models)
             self.counted.reconfigure(metrics.latency_buckets or LATENCY_BOUNDS)
-            self._switch(metrics)
+            self._switch(metrics, litellm=metrics.litellm_names or settings.callbacks.litellm_metrics)
 
         return apply
 
-    def _switch(self, metrics: MetricsSettings) -> None:
-        """Switch on what the settings say. What stays on goes on counting."""
+    def _switch(self, metrics: MetricsSettings, *, litellm: bool) -> None:
+        """Switch on what the settings say, and LiteLLM's names. What stays on goes on counting."""
         known = {each.kind.name: each for each in self.callers}
         callers: list[CallerMetrics] = []
         for kind in KINDS:
@@ -103,16 +104,16 @@ class RequestMetricsPart(TelemetryPart):
         self.callers = tuple(callers)
         collectors: list[Collector] = [*callers]
         listeners = [each.count for each in callers]
-        if metrics.litellm_names:
+        if litellm:
             most = metrics.key_labels or USUAL_CALLERS
-            litellm = self.litellm or LitellmMetrics(self.counted, most)
-            litellm.callers.reconfigure(most)
-            litellm.reconfigure()
-            self.litellm = litellm
-            listeners.append(litellm.count)
-            collectors.append(self._litellm_collector(litellm))
+            counted = self.litellm or LitellmMetrics(self.counted, most)
+            counted.reconfigure(most)
+            listeners.append(counted.count)
+            # with it, it knows the names of teams
+            collectors.append(self._collector or self._litellm_collector(counted))
+            self.litellm = counted
         else:
-            self.litellm = None
+            self.litellm = self._collector = None
         self.counted.listeners = tuple(listeners)
         self._switched.collectors = tuple(collectors)
 
@@ -130,9 +131,10 @@ class RequestMetricsPart(TelemetryPart):
             return self._deployments()
 
         litellm.on_caller = on_caller
-        return LitellmCollector(
+        self._collector = LitellmCollector(
             litellm, deployments, self._budget, aliases.name, lambda: len(around.site.running()), around.reactor.seconds
         )
+        return self._collector
 
     def _deployments(self) -> Iterator[Deployment]:
         """Yield the entries of ``model_list``, each with its servers."""

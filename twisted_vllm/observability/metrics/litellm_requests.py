@@ -93,8 +93,9 @@ class LitellmMetrics:
         self.background: dict[tuple[LitellmCaller | None, str], ModelUsage] = {}
         self.on_caller: Callable[[Principal], None] = lambda who: None
 
-    def reconfigure(self) -> None:
-        """Begin histograms anew whose buckets are no longer those of the requests."""
+    def reconfigure(self, most: int) -> None:
+        """Count so many keys alone from now on. Histograms begin anew if the requests have other buckets."""
+        self.callers.reconfigure(most)
         for histograms in (self.api_latency, self.first_token):
             if any(each.bounds != self.requests.latency_bounds for each in histograms.values()):
                 histograms.clear()
