@@ -132,12 +132,19 @@ class RequestMetricsPart(TelemetryPart):
 
         litellm.on_caller = on_caller
         self._collector = LitellmCollector(
-            litellm, deployments, self._budget, aliases.name, lambda: len(around.site.running()), around.reactor.seconds
+            litellm,
+            deployments,
+            self._budget,
+            self._limits,
+            aliases.name,
+            lambda: len(around.site.running()),
+            around.reactor.seconds,
         )
         return self._collector
 
     def _deployments(self) -> Iterator[Deployment]:
         """Yield the entries of ``model_list``, each with its servers."""
+        outages = {each.state: each.outages for each in self._around.health}
         for group in self._around.router.groups:
             for each in group.destinations:
                 entry, breaker = each.entry, each.state.breaker
@@ -146,12 +153,20 @@ class RequestMetricsPart(TelemetryPart):
                     state = 1 if each.state.sleeping else 0
                 elif breaker.state == HALF_OPEN:
                     state = 1
-                if entry is None:
-                    yield Deployment(group.name, group.name, "", each.state.name, state)
-                else:
-                    yield Deployment(
-                        group.name, entry.upstream_model, entry.model_id, each.state.name, state, entry.rpm, entry.tpm
-                    )
+                yield Deployment(
+                    group.name,
+                    group.name if entry is None else entry.upstream_model,
+                    "" if entry is None else entry.model_id,
+                    each.state.name,
+                    state,
+                    None if entry is None else entry.rpm,
+                    None if entry is None else entry.tpm,
+                    outages.get(each.state, {}),
+                )
+
+    def _limits(self, kind: str, id: str) -> tuple[int | None, int | None]:
+        allowance = self._around.index.allowance_of(kind, id)
+        return allowance.rpm, allowance.tpm
 
     def _budget(self, kind: str, id: str) -> BudgetState | None:
         allowance = self._around.index.allowance_of(kind, id)

@@ -61,6 +61,7 @@ class Deployment:
         server: the name of its server.
         state: 0 if the server gets requests, 1 if it is tried, 2 if it gets none.
         rpm, tpm: its limits in a minute; None without one.
+        outages: how often its server stopped to get requests, by reason.
     """
 
     model_group: str
@@ -70,6 +71,7 @@ class Deployment:
     state: int
     rpm: int | None = None
     tpm: int | None = None
+    outages: Mapping[str, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -89,6 +91,8 @@ class BudgetState:
 
 #: returns somebody's budget, by kind and id; None if it has none
 FindBudget = Callable[[str, str], BudgetState | None]
+#: returns somebody's limits of requests and tokens in a minute, by kind and id
+FindLimits = Callable[[str, str], tuple[int | None, int | None]]
 
 
 class LitellmCollector(Collector):
@@ -99,6 +103,7 @@ class LitellmCollector(Collector):
         counted: LitellmMetrics,
         deployments: Callable[[], Iterable[Deployment]],
         find_budget: FindBudget,
+        find_limits: FindLimits,
         team_alias: Callable[[str], str],
         in_flight: Callable[[], int],
         now: Callable[[], float],
@@ -109,6 +114,7 @@ class LitellmCollector(Collector):
             counted: the counts.
             deployments: returns the entries of ``model_list``, each with its servers.
             find_budget: returns the budgets of keys, users, teams and organizations.
+            find_limits: returns the limits of keys and teams.
             team_alias: returns the name of a team; empty without one.
             in_flight: returns the number of requests in flight.
             now: returns the time in Unix seconds.
@@ -116,6 +122,7 @@ class LitellmCollector(Collector):
         self._counted = counted
         self._deployments = deployments
         self._find_budget = find_budget
+        self._find_limits = find_limits
         self._team_alias = team_alias
         self._in_flight = in_flight
         self._now = now
@@ -150,7 +157,7 @@ class LitellmCollector(Collector):
                 "exception_status": str(status),
                 "exception_class": _exception(status),
             }
-            has_failed = counted.outcome != "completed" or status >= 400
+            has_failed = each.has_failed
             sums.add("proxy_total_requests", labels, count)
             if has_failed:
                 sums.add("proxy_failed_requests", labels, count)
@@ -176,6 +183,14 @@ class LitellmCollector(Collector):
             }
             sums.add("deployment_total_requests", labels, count)
             sums.add("deployment_failure_responses", labels, count)
+        for (caller, model, is_failure, status), count in self._counted.fallbacks.items():
+            labels = {
+                **self._labels_of(caller),
+                "fallback_model": model,
+                "exception_status": str(status) if is_failure else "",
+                "exception_class": _exception(status) if is_failure else "",
+            }
+            sums.add("failed_fallbacks" if is_failure else "successful_fallbacks", labels, count)
         yield from sums.families()
 
     def _labels_of(self, caller: LitellmCaller | None) -> dict[str, str]:
@@ -244,6 +259,11 @@ class LitellmCollector(Collector):
             )
             for kind in ("rpm", "tpm")
         }
+        cooled = NumberFamily(
+            "litellm_deployment_cooled_down",
+            "Times that the server of an entry stopped to get requests.",
+            (*_DEPLOYMENT, "exception_status"),
+        )
         seen: set[tuple[str, ...]] = set()
         for each in deployments:
             labels = (each.model, each.model_id, each.server, PROVIDER)
@@ -251,10 +271,15 @@ class LitellmCollector(Collector):
                 continue
             seen.add(labels)
             state.add(labels, each.state)
+            outages: Counter[str] = Counter()
+            for reason, count in each.outages.items():
+                outages[reason.removeprefix("status_") if reason.startswith("status_") else ""] += count
+            for status, count in outages.items():
+                cooled.add((*labels, status), count)
             for kind, limit in (("rpm", each.rpm), ("tpm", each.tpm)):
                 if limit is not None:
                     limits[kind].add((each.model_group, *labels), limit)
-        yield from (state, *limits.values())
+        yield from (state, cooled, *limits.values())
 
     def _budgets(self) -> Iterator[Metric]:
         principals = [caller.principal for caller in self._counted.callers if caller.principal is not None]
@@ -277,6 +302,29 @@ class LitellmCollector(Collector):
                 if budget.ends is not None:
                     hours.add(values, max(budget.ends - self._now(), 0.0) / 3_600)
             yield from families
+            if kind in (KEY, TEAM):
+                yield self._rate_limits(kind, name, labels, {values_of(who): who for who in principals})
+
+    def _rate_limits(
+        self, kind: str, name: str, labels: Sequence[str], found: Mapping[tuple[str, ...], Principal]
+    ) -> Metric:
+        family = NumberFamily(
+            f"litellm_{name}_rate_limit_allowed_metric",
+            f"The limit of a {kind} in a minute, of requests or of tokens.",
+            (*labels, "rate_limit_type"),
+            "gauge",
+        )
+        shown: set[tuple[str, ...]] = set()
+        for id, *values in found:
+            if kind == TEAM:
+                values.append(self._team_alias(id))
+            if not id or tuple(values) in shown:
+                continue
+            shown.add(tuple(values))
+            for what, limit in zip(("requests", "tokens"), self._find_limits(kind, id), strict=True):
+                if limit is not None:
+                    family.add((*values, what), limit)
+        return family
 
 
 _FIGURES = (
@@ -323,6 +371,16 @@ _COUNTERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
         "litellm_output_reasoning_tokens_metric",
         "Tokens of completions that were reasoning.",
         _USED,
+    ),
+    "successful_fallbacks": (
+        "litellm_deployment_successful_fallbacks",
+        "Requests that another model served in place of their own.",
+        ("fallback_model", *_KEY_AND_TEAM, "exception_status", "exception_class"),
+    ),
+    "failed_fallbacks": (
+        "litellm_deployment_failed_fallbacks",
+        "Requests for which another model was asked, and that failed.",
+        ("fallback_model", *_KEY_AND_TEAM, "exception_status", "exception_class"),
     ),
     "deployment_total_requests": (
         "litellm_deployment_total_requests",

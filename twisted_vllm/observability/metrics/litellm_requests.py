@@ -58,9 +58,15 @@ class LitellmCounted:
         self.count = 0
         self.usage = ModelUsage()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the clients did not get a whole answer with a status below 400."""
+        return self.counted.outcome != "completed" or self.counted.status >= 400
+
 
 _Labels = tuple[LitellmCaller | None, Counted, str, str]
 _Attempt = tuple[LitellmCaller | None, str, str, int]
+_Fallback = tuple[LitellmCaller | None, str, bool, int]
 
 
 class LitellmMetrics:
@@ -70,6 +76,7 @@ class LitellmMetrics:
         callers: the keys that are counted alone.
         combinations: the requests by their labels.
         failed_attempts: attempts that another followed, by caller, model, server and status.
+        fallbacks: requests for which another model was asked, by caller, that model, whether it served, and the status.
         api_latency: seconds that servers took, by model and server.
         first_token: seconds from when a stream was sent for to its first event, likewise.
         background: what background responses used once they were charged, by caller and model.
@@ -88,6 +95,7 @@ class LitellmMetrics:
         self.callers.on_left = self._left
         self.combinations: dict[_Labels, LitellmCounted] = {}
         self.failed_attempts: Counter[_Attempt] = Counter()
+        self.fallbacks: Counter[_Fallback] = Counter()
         self.api_latency: dict[Pair, Histogram] = {}
         self.first_token: dict[Pair, Histogram] = {}
         self.background: dict[tuple[LitellmCaller | None, str], ModelUsage] = {}
@@ -128,6 +136,11 @@ class LitellmMetrics:
             if failed not in self.failed_attempts and len(self.failed_attempts) >= MOST_COMBINATIONS:
                 failed = (self.callers.others, OTHER, OTHER, attempt.status)
             self.failed_attempts[failed] += 1
+        if context.fallback:
+            fallback = (caller, counted.pair.model, found.has_failed, context.status)
+            if fallback not in self.fallbacks and len(self.fallbacks) >= MOST_COMBINATIONS:
+                fallback = (self.callers.others, OTHER, found.has_failed, context.status)
+            self.fallbacks[fallback] += 1
 
     def charged(self, who: Principal, model: str, usage: Usage, cost: int, now: float) -> None:
         """Count what a background response used; `model` is the label of its model."""
@@ -153,6 +166,8 @@ class LitellmMetrics:
         servers = servers | {pair.server for pair in pairs} | {OTHER}
         for failed in [each for each in self.failed_attempts if each[2] not in servers]:
             del self.failed_attempts[failed]
+        for fallback in [each for each in self.fallbacks if each[1] not in self.requests.models and each[1] != OTHER]:
+            del self.fallbacks[fallback]
 
     def _caller(self, who: Principal | None, now: float) -> LitellmCaller | None:
         if who is None:
@@ -185,5 +200,7 @@ class LitellmMetrics:
         self.combinations = {labels: each for labels, each in self.combinations.items() if each.caller is not caller}
         for failed in [each for each in self.failed_attempts if each[0] is caller]:
             del self.failed_attempts[failed]
+        for fallback in [each for each in self.fallbacks if each[0] is caller]:
+            del self.fallbacks[fallback]
         for key in [each for each in self.background if each[0] is caller]:
             del self.background[key]
