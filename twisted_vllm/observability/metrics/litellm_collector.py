@@ -1,14 +1,12 @@
 """Tells administrators the metrics of requests, budgets and servers under LiteLLM's names.
 
-Names and labels are those of LiteLLM 1.108. Labels for which the gateway has no value are left out, which Prometheus
-takes for an empty value. Histograms have no labels of callers: they would be a hundred times as many.
+Names and labels are in `litellm_names`. Histograms have no labels of callers: they would be a hundred times as many.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from http import HTTPStatus
 
 import attrs
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -18,36 +16,17 @@ from twisted_vllm.auth.records import Principal
 from twisted_vllm.histogram import Histogram
 from twisted_vllm.money import PICODOLLARS
 from twisted_vllm.observability.metrics.families import HistogramFamily, NumberFamily
+from twisted_vllm.observability.metrics.litellm_names import (
+    COUNTERS,
+    DEPLOYMENT,
+    LATENCY,
+    PROVIDER,
+    exception_of,
+)
 from twisted_vllm.observability.metrics.litellm_requests import MAX_LABEL, LitellmCaller, LitellmMetrics
 from twisted_vllm.observability.metrics.model_names import OTHER
 from twisted_vllm.observability.metrics.requests import GATEWAY, ModelUsage, Pair
 from twisted_vllm.ratelimit.allowance import KEY, ORGANIZATION, TEAM, USER
-
-#: LiteLLM's name of the provider of all servers
-PROVIDER = "hosted_vllm"
-
-_KEY_AND_TEAM = ("hashed_api_key", "api_key_alias", "team", "team_alias")
-_CALLER = (*_KEY_AND_TEAM, "user", "org_id")
-_REQUEST = (*_CALLER, "requested_model", "route", "model_id", "api_provider")
-_USED = (*_CALLER, "requested_model", "model", "model_id", "api_provider")
-_DEPLOYMENT = ("litellm_model_name", "model_id", "api_base", "api_provider")
-# LiteLLM has no ``api_base`` here: without it, servers of one model could not be told apart
-_LATENCY = ("model_group", "requested_model", "model", "api_base", "api_provider")
-
-#: LiteLLM's names of exceptions, by status
-_EXCEPTIONS = {
-    400: "BadRequestError",
-    401: "AuthenticationError",
-    403: "PermissionDeniedError",
-    404: "NotFoundError",
-    408: "Timeout",
-    422: "UnprocessableEntityError",
-    429: "RateLimitError",
-    500: "InternalServerError",
-    502: "BadGatewayError",
-    503: "ServiceUnavailableError",
-    504: "Timeout",
-}
 
 
 @attrs.frozen
@@ -155,7 +134,7 @@ class LitellmCollector(Collector):
                 "route": each.route,
                 "status_code": str(status),
                 "exception_status": str(status),
-                "exception_class": _exception(status),
+                "exception_class": exception_of(status),
             }
             has_failed = each.has_failed
             sums.add("proxy_total_requests", labels, count)
@@ -179,7 +158,7 @@ class LitellmCollector(Collector):
                 "api_base": server,
                 "api_provider": PROVIDER,
                 "exception_status": str(status) if status else "",
-                "exception_class": _exception(status) if status else "APIConnectionError",
+                "exception_class": exception_of(status) if status else "APIConnectionError",
             }
             sums.add("deployment_total_requests", labels, count)
             sums.add("deployment_failure_responses", labels, count)
@@ -188,7 +167,7 @@ class LitellmCollector(Collector):
                 **self._labels_of(caller),
                 "fallback_model": model,
                 "exception_status": str(status) if is_failure else "",
-                "exception_class": _exception(status) if is_failure else "",
+                "exception_class": exception_of(status) if is_failure else "",
             }
             sums.add("failed_fallbacks" if is_failure else "successful_fallbacks", labels, count)
         yield from sums.families()
@@ -215,19 +194,19 @@ class LitellmCollector(Collector):
         yield _histogram(
             "litellm_request_total_latency_metric",
             "Seconds from the first byte of a request to the end of its answer.",
-            _LATENCY,
+            LATENCY,
             [(pair, pair.duration) for pair in pairs],
         )
         yield _histogram(
             "litellm_llm_api_latency_metric",
             "Seconds from when a request was sent to a server to the end of its answer.",
-            _LATENCY,
+            LATENCY,
             counted.api_latency.items(),
         )
         yield _histogram(
             "litellm_llm_api_time_to_first_token_metric",
             "Seconds from when a request was sent to a server to the first event of the stream.",
-            _LATENCY,
+            LATENCY,
             counted.first_token.items(),
         )
         yield _histogram(
@@ -247,14 +226,14 @@ class LitellmCollector(Collector):
         state = NumberFamily(
             "litellm_deployment_state",
             "0 if the server of an entry gets requests, 1 if it is tried again, 2 if it gets none.",
-            _DEPLOYMENT,
+            DEPLOYMENT,
             "gauge",
         )
         limits = {
             kind: NumberFamily(
                 f"litellm_deployment_{kind}_limit",
                 f"The {kind} of an entry of model_list, in a minute.",
-                ("model_group", *_DEPLOYMENT),
+                ("model_group", *DEPLOYMENT),
                 "gauge",
             )
             for kind in ("rpm", "tpm")
@@ -262,7 +241,7 @@ class LitellmCollector(Collector):
         cooled = NumberFamily(
             "litellm_deployment_cooled_down",
             "Times that the server of an entry stopped to get requests.",
-            (*_DEPLOYMENT, "exception_status"),
+            (*DEPLOYMENT, "exception_status"),
         )
         seen: set[tuple[str, ...]] = set()
         for each in deployments:
@@ -340,81 +319,22 @@ _BUDGETS: tuple[tuple[str, str, tuple[str, ...], Callable[[Principal], tuple[str
     (ORGANIZATION, "org", ("org_id",), lambda who: (who.organization_id or "", who.organization_id or "")),
 )
 
-#: the counters: LiteLLM's name, what it counts, and its labels
-_COUNTERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
-    "proxy_total_requests": (
-        "litellm_proxy_total_requests_metric",
-        "Requests of vLLM's routes, and those that were refused.",
-        (*_REQUEST, "status_code"),
-    ),
-    "proxy_failed_requests": (
-        "litellm_proxy_failed_requests_metric",
-        "Requests whose client did not get a whole answer with a status below 400.",
-        (*_REQUEST, "exception_status", "exception_class"),
-    ),
-    "requests": ("litellm_requests_metric", "Requests that a server answered well.", _USED),
-    "llm_api_failed_requests": (
-        "litellm_llm_api_failed_requests_metric",
-        "Requests that were sent to a server and failed.",
-        (*_KEY_AND_TEAM, "user", "model", "model_id"),
-    ),
-    "spend": ("litellm_spend_metric", "What requests cost, in US dollars.", _USED),
-    "total_tokens": ("litellm_total_tokens_metric", "Tokens of prompts and completions.", _USED),
-    "input_tokens": ("litellm_input_tokens_metric", "Tokens of prompts.", _USED),
-    "output_tokens": ("litellm_output_tokens_metric", "Tokens of completions.", _USED),
-    "input_cached_tokens": (
-        "litellm_input_cached_tokens_metric",
-        "Tokens of prompts that came from the prefix cache.",
-        _USED,
-    ),
-    "output_reasoning_tokens": (
-        "litellm_output_reasoning_tokens_metric",
-        "Tokens of completions that were reasoning.",
-        _USED,
-    ),
-    "successful_fallbacks": (
-        "litellm_deployment_successful_fallbacks",
-        "Requests that another model served in place of their own.",
-        ("fallback_model", *_KEY_AND_TEAM, "exception_status", "exception_class"),
-    ),
-    "failed_fallbacks": (
-        "litellm_deployment_failed_fallbacks",
-        "Requests for which another model was asked, and that failed.",
-        ("fallback_model", *_KEY_AND_TEAM, "exception_status", "exception_class"),
-    ),
-    "deployment_total_requests": (
-        "litellm_deployment_total_requests",
-        "Attempts to have a request answered by a server.",
-        ("model_group", "requested_model", *_DEPLOYMENT, *_KEY_AND_TEAM),
-    ),
-    "deployment_success_responses": (
-        "litellm_deployment_success_responses",
-        "Requests that a server answered well.",
-        ("model_group", "requested_model", *_DEPLOYMENT, *_KEY_AND_TEAM),
-    ),
-    "deployment_failure_responses": (
-        "litellm_deployment_failure_responses",
-        "Attempts that failed, those that another followed included.",
-        ("model_group", "requested_model", *_DEPLOYMENT, "exception_status", "exception_class", *_KEY_AND_TEAM),
-    ),
-}
-
 
 class _Sums:
     """Sums by counter and labels: what differs in no label of a counter is one sample."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Counter[tuple[str, ...]]] = {name: Counter() for name in _COUNTERS}
+        self._sums: dict[str, Counter[tuple[str, ...]]] = {name: Counter() for name in COUNTERS}
 
     def add(self, counter: str, labels: Mapping[str, str], number: int) -> None:
         """Add to a counter."""
-        names = _COUNTERS[counter][2]
+        names = COUNTERS[counter][2]
         self._sums[counter][tuple(labels.get(name, "") for name in names)] += number
 
     def families(self) -> Iterator[Metric]:
         """Return all counters."""
         for counter, sums in self._sums.items():
-            name, text, labels = _COUNTERS[counter]
+            name, text, labels = COUNTERS[counter]
             family = NumberFamily(name, text, labels)
             for values, number in sums.items():
                 family.add(values, number / PICODOLLARS if counter == "spend" else number)
@@ -433,13 +353,6 @@ def _add_usage(sums: _Sums, labels: Mapping[str, str], usage: ModelUsage) -> Non
         ("output_reasoning_tokens", usage.reasoning),
     ):
         sums.add(counter, labels, number)
-
-
-def _exception(status: int) -> str:
-    known = _EXCEPTIONS.get(status)
-    if known is not None or status < 400:
-        return known or ""
-    return "APIError" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "BadRequestError"
 
 
 def _histogram(name: str, text: str, labels: Sequence[str], found: Iterable[tuple[Pair, Histogram]]) -> HistogramFamily:
