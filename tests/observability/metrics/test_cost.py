@@ -61,7 +61,7 @@ def plain() -> RequestMetrics:
 
 def with_keys() -> RequestMetrics:
     metrics = plain()
-    metrics.listeners = tuple(CallerMetrics(kind, 100).count for kind in KINDS)
+    metrics.listeners = tuple(CallerMetrics(kind, 100).count for kind in KINDS.values())
     return metrics
 
 

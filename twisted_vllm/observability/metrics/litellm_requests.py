@@ -15,8 +15,6 @@ from twisted_vllm.usage.records import NOTHING_USED, Usage
 
 #: combinations of a caller with everything else, before further ones count for the others
 MOST_COMBINATIONS = 20_000
-#: keys with labels of their own, where the settings say no number
-USUAL_CALLERS = 100
 #: ids and names of keys, users, teams and organizations are cut
 MAX_LABEL = 255
 
