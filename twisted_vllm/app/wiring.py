@@ -102,7 +102,7 @@ from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.database import Database
-from twisted_vllm.storage.metrics import DatabaseCollector
+from twisted_vllm.storage.metrics import AuditCollector, DatabaseCollector
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
@@ -271,6 +271,7 @@ class Wiring:
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
         )
+        self.metrics.add(AuditCollector(self.registry))
         self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
 
         self.each_minute = EachMinute(reactor)
@@ -465,6 +466,9 @@ class Wiring:
             forwarder=forwarder,
             site=self.site,
             database=self.database,
+            listeners=self._listeners,
+            reloader=lambda: self.reloader,
+            draining=lambda: self.drain.begun,
             directory=directory,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.app.telemetry.process_metrics import ProcessMetrics
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
@@ -43,7 +44,7 @@ class Telemetry:
         self._lifecycle = lifecycle
         self._observers = tuple(observers)
         self._events = surroundings.events
-        self.parts: tuple[TelemetryPart, ...] = ()
+        self.parts: tuple[TelemetryPart, ...] = (ProcessMetrics(surroundings),)
         self.prepare(settings)()
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
