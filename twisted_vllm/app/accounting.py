@@ -58,6 +58,7 @@ class AccountingService:
 
     Attributes:
         limiter: enforces limits, in memory or in Redis.
+        local: knows the budgets' spend, as the database has it if the limiter counts in Redis.
         spool: the ledger rows that the database does not have yet; None if the ledger is disabled.
         writer: moves them; None before `open`.
         observer: meters and limits requests.
@@ -88,7 +89,7 @@ class AccountingService:
         """
         self._index = index
         self._metrics = metrics
-        local = LocalLimiter(self._crossed)
+        self.local = local = LocalLimiter(self._crossed)
         self.limiter: Limiter = local
         self._redis: SharedLimiter | None = None
         if settings.redis is not None:

@@ -82,6 +82,7 @@ from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
+from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import ClientAddresses
@@ -145,6 +146,7 @@ class Wiring:
         inquiry: asks the database before a caller is refused.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
+        budgets: watches how much of their budgets keys and others have used.
         telemetry: metrics of requests, traces, sinks and alerts.
         each_minute: writes once a minute what was summed up.
         deadlines: checks the deadlines of all connections.
@@ -339,6 +341,7 @@ class Wiring:
             **admission_of(settings),
         )
         cooperate = turn_cooperator(reactor).cooperate
+        self.budgets = BudgetWatch(accounting.local, self.index, cooperate, reactor)
         listing = ModelListing(
             router,
             served_models,
@@ -469,6 +472,7 @@ class Wiring:
             listeners=self._listeners,
             reloader=lambda: self.reloader,
             draining=lambda: self.drain.begun,
+            budgets=self.budgets,
             directory=directory,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)

@@ -21,6 +21,7 @@ from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
+from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.storage.database import Database
 from twisted_vllm.upstreams.health_checks import HealthChecks
@@ -52,6 +53,7 @@ class Surroundings:
         listeners: the certificates of the ports that listen with TLS.
         reloader: returns what reloads the settings.
         draining: returns whether the gateway drains.
+        budgets: watches how much of their budgets keys and others have used.
         directory: where the names of files in the settings begin.
     """
 
@@ -74,6 +76,7 @@ class Surroundings:
     listeners: Listeners
     reloader: Callable[[], Reloader]
     draining: Callable[[], bool]
+    budgets: BudgetWatch
     directory: str
 
 
