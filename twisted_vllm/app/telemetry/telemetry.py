@@ -14,6 +14,11 @@ from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
 
+def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
+    """Return all parts, in the order in which they observe."""
+    return (ProcessMetrics(surroundings),)
+
+
 class Telemetry:
     """What is told of requests and of the gateway, beyond the log and the ledger.
 
@@ -29,6 +34,7 @@ class Telemetry:
         settings: Settings,
         lifecycle: Lifecycle,
         observers: Sequence[RequestObserver],
+        parts: Sequence[TelemetryPart] | None = None,
     ) -> None:
         """Create the parts and put the settings into effect.
 
@@ -37,6 +43,7 @@ class Telemetry:
             settings: the settings.
             lifecycle: notifies the observers of requests.
             observers: the observers of requests that are no part of the telemetry; they are told first.
+            parts: the parts, in the order in which they observe; None makes all that there are.
 
         Raises:
             ConfigError: the settings cannot be used.
@@ -44,7 +51,7 @@ class Telemetry:
         self._lifecycle = lifecycle
         self._observers = tuple(observers)
         self._events = surroundings.events
-        self.parts: tuple[TelemetryPart, ...] = (ProcessMetrics(surroundings),)
+        self.parts = make_parts(surroundings) if parts is None else tuple(parts)
         self.prepare(settings)()
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
@@ -68,8 +75,8 @@ class Telemetry:
 
     def stop(self) -> Deferred[None]:
         """Stop all parts; the Deferred fires when the last one has stopped."""
-        waiting = [stopping for part in self.parts if (stopping := part.stop()) is not None]
-        return gatherResults(waiting).addErrback(self._failed).addCallback(lambda _: None)
+        waiting = [stopping.addErrback(self._failed) for part in self.parts if (stopping := part.stop()) is not None]
+        return gatherResults(waiting).addCallback(lambda _: None)
 
     def _failed(self, failure: Failure) -> None:
         self._log.failure("A part of the telemetry could not be stopped", failure)
