@@ -187,7 +187,8 @@ class Database:
             finally:
                 times.append(self._monotonic())
 
-        done = lane.run(timed).addBoth(self._measured, WRITE if writes else READ, asked, times)
+        done = lane.run(timed)
+        done.addBoth(self._measured, WRITE if writes else READ, asked, times)
         return done.addCallback(self._result_of, writes)
 
     @property

@@ -1,4 +1,4 @@
-"""Metrics of the process and of what is around it: the event loop, open files, certificates, Redis, reloads, the log."""
+"""Metrics of the process and of what is around it: event loop, open files, certificates, Redis, reloads, the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from twisted_vllm.app.telemetry.certificates import CertificateCollector, CertificateWatch, known_certificates
+from twisted_vllm.app.telemetry.certificates import (
+    CertificateCollector,
+    CertificateWatch,
+    KnownCertificate,
+    known_certificates,
+)
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.net.open_files import open_file_limit
@@ -33,7 +38,7 @@ class ProcessMetrics(TelemetryPart):
         """Add the metrics; what needs a timer begins at `start`."""
         listeners, servers, agent = surroundings.listeners, surroundings.health, surroundings.agent
 
-        def certificates() -> Iterator[object]:
+        def certificates() -> Iterator[KnownCertificate]:
             return known_certificates(listeners, servers, agent)
 
         self.lag = EventLoopLag(surroundings.reactor)
