@@ -80,7 +80,7 @@ from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
+from twisted_vllm.proxy.attempt_metrics import AttemptCollector
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.entry_usage import EntryUsage
@@ -281,8 +281,7 @@ class Wiring:
         self._secrets = settings.secrets
         self._redact = observer.redact if isinstance(observer, GatewayLog) else Redactor(settings.secrets)
         self._text = text = ClientText(self._redact, RouteTemplates(route.path for route in ROUTES))
-        attempts = AttemptMetrics()
-        observers: list[RequestObserver] = [accounting.observer, EntryUsage(), attempts]
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
         self._recorder: LedgerRecorder | None = None
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
@@ -368,7 +367,7 @@ class Wiring:
             places=places,
             kv_caches=kv_caches,
         )
-        self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
+        self.metrics.add(AttemptCollector(forwarder, dispatcher))
         self._mounts = mounts = Mounts(settings.root_routes, settings.path_aliases)
         self._pass_through = pass_through = PassThroughResource(
             admission=admission,
@@ -461,6 +460,7 @@ class Wiring:
             events=RequestEvents(text, client_of),
             metrics=self.metrics,
             accounting=accounting,
+            background=background,
             index=self.index,
             servers=self.servers,
             router=router,

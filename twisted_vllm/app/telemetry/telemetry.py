@@ -10,13 +10,17 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.app.telemetry.process_metrics import ProcessMetrics
+from twisted_vllm.app.telemetry.request_metrics import RequestMetricsPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
 
 def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     """Return all parts, in the order in which they observe."""
-    return (ProcessMetrics(surroundings),)
+    return (
+        ProcessMetrics(surroundings),
+        RequestMetricsPart(surroundings),
+    )
 
 
 class Telemetry:
