@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,21 @@ async def test_metrics_tell_nothing_about_users(simulator: Any, gateway_to: Any)
     shown = (await gateway.ask("GET", "/metrics", None)).body.decode()
     assert "vllm_passthrough_ledger_rows_spooled_total 1.0" in shown
     assert not re.search(rf"of-hers|simulated-model|{re.escape(key)}|127\.0\.0\.1", shown)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_process_says_how_it_is(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in().port)
+    samples = {
+        (sample.name.removeprefix("vllm_passthrough_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families((await gateway.ask("GET", "/metrics")).body.decode())
+        for sample in family.samples
+    }
+    # the one that asks
+    assert (samples["connections", "busy"], samples["connections", "idle"]) == (1, 0)
+    assert 3 < samples["open_files",] < samples["open_files_limit",]
+    assert samples["connections_refused_total", "total"] == samples["connections_refused_total", "address"] == 0
+    assert samples["reloads_total", "succeeded"] == samples["last_reload_failed",] == samples["draining",] == 0
+    assert abs(samples["last_reload_success_timestamp_seconds",] - time.time()) < 60
+    assert samples["budgets", "key", "0.9"] == 0
+    assert samples["log_lines_dropped_total",] == 0
