@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from twisted_vllm.app.telemetry.certificates import (
     DAY,
@@ -46,9 +46,10 @@ class Watched:
 @pytest.fixture
 def watched() -> Iterator[Watched]:
     made = Watched()
-    globalLogPublisher.addObserver(made.note)
+    observer = cast(ILogObserver, made.note)
+    globalLogPublisher.addObserver(observer)
     yield made
-    globalLogPublisher.removeObserver(made.note)
+    globalLogPublisher.removeObserver(observer)
     made.watch.stop()
     assert made.clock.getDelayedCalls() == []
 

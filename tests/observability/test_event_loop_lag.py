@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from twisted_vllm.observability.metrics.event_loop import INTERVAL, QUIET_SECONDS, EventLoopCollector, EventLoopLag
 
@@ -58,9 +59,10 @@ def lines() -> Iterator[list[str]]:
         if str(event.get("log_namespace", "")).endswith("EventLoopLag"):
             found.append(formatEvent(event))
 
-    globalLogPublisher.addObserver(note)
+    observer = cast(ILogObserver, note)
+    globalLogPublisher.addObserver(observer)
     yield found
-    globalLogPublisher.removeObserver(note)
+    globalLogPublisher.removeObserver(observer)
 
 
 def test_a_loop_that_is_in_time_is_not_late(loop: Loop, lines: list[str]) -> None:

@@ -578,6 +578,7 @@ TestAnyRequests.settings = settings(stateful_step_count=40)
 def test_a_request_that_times_out_at_a_server_that_answers_others_is_counted_and_takes_it_out_of_nothing() -> None:
     fleet = Fleet(capped(name="gpu-1:8000"), capped(name="gpu-2:8000"))
     state = fleet.router.servers.named("gpu-1:8000")
+    assert state is not None
     for _ in range(20):
         asked = fleet.ask()
         while asked.where != state.name:
