@@ -168,7 +168,7 @@ async def test_a_reload_switches_labels_on_and_off(simulator: Any, gateway_to: A
     master = "sk-master-0123456789abcdef"
     wiring = gateway.service.wiring
     for metrics, expected in [
-        (ALL, DOCUMENTED.keys()),
+        (ALL, DOCUMENTED.keys() - CONFIGURED),
         (MetricsSettings(), DOCUMENTED.keys() - OF_CALLERS - CONFIGURED),
     ]:
         wiring.prepare(attrs.evolve(gateway.settings, metrics=metrics))[1]()
