@@ -27,8 +27,7 @@ from twisted_vllm.config.sinks import (
     s3_endpoint,
     secret_url,
 )
-from twisted_vllm.config.tracing_destinations import TraceDestination
-from twisted_vllm.config.tracing_vendors import VENDORS, vendor_destination
+from twisted_vllm.config.tracing_destinations import TRACE_CALLBACKS, TraceDestination
 
 PROMETHEUS = "prometheus"
 GENERIC_API = "generic_api"
@@ -233,7 +232,10 @@ class _Reader:
             self._compatible(name, event)
         elif name in S3:
             self._object_storage(event)
-        elif name in VENDORS:
+        elif name in TRACE_CALLBACKS:
+            # few gateways need what it knows of vendors
+            from twisted_vllm.config.tracing_vendors import vendor_destination
+
             destination = vendor_destination(name, self._root)
             if destination is not None:
                 outcomes = {SUCCESSES: ("success",), FAILURES: ("failure",)}.get(event, ("success", "failure"))
@@ -478,7 +480,7 @@ def _refusal(name: str) -> str:
         )
     if name in INSTEAD:
         return f"{here} has no equivalent here ({INSTEAD[name]}; {_TAKE_OUT})"
-    known = (PROMETHEUS, GENERIC_API, *S3, *_COMPATIBLE, *VENDORS)
+    known = (PROMETHEUS, GENERIC_API, *S3, *_COMPATIBLE, *TRACE_CALLBACKS)
     return (
         f"{here} is not a known callback{suggestion(name, known)} (known are {', '.join(known)}, the callbacks of "
         "callback_settings, and the import path of a logger of your own)"
