@@ -74,7 +74,14 @@ class OwnSession(requests.Session):
         self._shown: Any = (certificate_file, key_file) if certificate_file and key_file else certificate_file
 
     def request(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
-        """Send an export; arguments as in ``requests``."""
+        """Send an export; arguments as in ``requests``.
+
+        The exporters would wait and send it again until its time is over, and say nothing of it meanwhile. The queue in
+        front of them does that, and counts it, so they are told of failures that they do not repeat.
+
+        Raises:
+            requests.exceptions.RequestException: it was not taken.
+        """
         self.status, self.retry_after, self.answer = 0, "", b""
         given = options.get("headers") or {}
         kept = {name: value for name, value in given.items() if name.lower() in _OF_EXPORTER}
@@ -85,17 +92,31 @@ class OwnSession(requests.Session):
             "allow_redirects": False,
             "stream": True,
         }
-        with super().request(method, url, *args, **options) as response:
-            self.status = response.status_code
-            self.retry_after = response.headers.get("retry-after", "")
-            self.answer = response.raw.read(MOST_READ, decode_content=True) or b""
-        if 300 <= response.status_code < 400:
-            raise requests.exceptions.InvalidURL("it redirects elsewhere")
+        try:
+            response = self._answered(method, url, *args, **options)
+        except requests.exceptions.Timeout:
+            raise requests.exceptions.RequestException("it does not answer in time") from None
+        except requests.exceptions.ConnectionError:
+            # perhaps the receiver had closed a connection that was idle
+            try:
+                response = self._answered(method, url, *args, **options)
+            except requests.exceptions.ConnectionError:
+                raise requests.exceptions.RequestException("it cannot be reached") from None
+        if not 200 <= response.status_code < 300:
+            raise requests.exceptions.RequestException(f"it answered {response.status_code}")
         whole = requests.Response()
         whole.status_code, whole.reason = response.status_code, response.reason
         whole.headers = response.headers
         whole.raw = BytesIO(self.answer)
         return whole
+
+    def _answered(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
+        """Send an export once, and read the beginning of the answer."""
+        with super().request(method, url, *args, **options) as response:
+            self.status = response.status_code
+            self.retry_after = response.headers.get("retry-after", "")
+            self.answer = response.raw.read(MOST_READ, decode_content=True) or b""
+        return response
 
 
 class ExporterMessages(logging.Handler):
