@@ -173,7 +173,7 @@ async def test_each_attempt_has_a_span_that_its_server_saw(
     for server, span in ((bad, failed), (good, answered)):
         assert told(server, "traceparent") == f"00-{own.trace_id.hex()}-{span.span_id.hex()}-01"
     assert (failed.status.code, answered.status.code, own.status.code) == (ERROR, UNSET, UNSET)
-    assert plain(failed)["error.type"] == "status_503"
+    assert plain(failed)["error.type"] == "503"
     assert plain(failed)["server.port"] == bad.port
     assert events_of(own) == ["retry", "first_byte"]
     assert plain(own.events[0])["vllm_passthrough.reason"] == "status_503"

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.config import alerting, litellm, otlp_metrics, restricting
+from twisted_vllm.config import alerting, litellm, otlp_metrics, otlp_sinks, restricting
 from twisted_vllm.config.callbacks import Callbacks, callback_settings, read_callbacks
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
@@ -253,7 +253,7 @@ def load(
     found["tracing"] = with_destinations(tracing, callbacks.traces, root)
     _check_sink_names(found.get("sinks", ()), callbacks, root)
     beside = "" if file is None else str(Path(file).absolute().parent)
-    found["sinks"] = _importing(found.get("sinks", ()), beside)
+    found["sinks"] = otlp_sinks.with_environment(_importing(found.get("sinks", ()), beside), tracing, root)
     callbacks = attrs.evolve(callbacks, sinks=_importing(callbacks.sinks, beside))
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))
