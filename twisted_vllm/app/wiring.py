@@ -83,7 +83,7 @@ from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
+from twisted_vllm.proxy.attempt_metrics import AttemptCollector
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.entry_usage import EntryUsage
@@ -284,8 +284,7 @@ class Wiring:
         self._secrets = settings.secrets
         self._redact = observer.redact if isinstance(observer, GatewayLog) else Redactor(settings.secrets)
         self._text = text = ClientText(self._redact, RouteTemplates(route.path for route in ROUTES))
-        attempts = AttemptMetrics()
-        observers: list[RequestObserver] = [accounting.observer, EntryUsage(), attempts]
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
         self._recorder: LedgerRecorder | None = None
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
@@ -350,6 +349,7 @@ class Wiring:
         )
         cooperate = turn_cooperator(reactor).cooperate
         self.budgets = BudgetWatch(accounting.local, self.index, cooperate, reactor)
+        accounting.on_soft_budget = self.budgets.soft_budget_crossed
         listing = ModelListing(
             router,
             served_models,
@@ -376,7 +376,7 @@ class Wiring:
             places=places,
             kv_caches=kv_caches,
         )
-        self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
+        self.metrics.add(AttemptCollector(forwarder, dispatcher))
         self._mounts = mounts = Mounts(settings.root_routes, settings.path_aliases)
         self._pass_through = pass_through = PassThroughResource(
             admission=admission,
@@ -473,6 +473,7 @@ class Wiring:
             metrics=self.metrics,
             deliveries=deliveries,
             accounting=accounting,
+            background=background,
             index=self.index,
             servers=self.servers,
             router=router,

@@ -72,6 +72,7 @@ LITELLM_SETTINGS = names(
     enable_loadbalancing_on_batch_endpoints enable_preview_features extra_spend_tag_headers
     force_ipv4 forward_traceparent_to_llm_provider input_callback json_logs
     langfuse_default_tags mcp_aliases modify_params prometheus_initialize_budget_metrics
+    prometheus_latency_buckets
     prometheus_metrics_config public_model_groups public_model_groups_links redact_messages_in_exceptions
     redact_user_api_key_info service_callback service_callbacks
     suppress_debug_info telemetry
@@ -103,7 +104,7 @@ ROUTER_SETTINGS = names(
 
 GENERAL_SETTINGS = names(
     """
-    alert_to_webhook_url alert_types alerting alerting_args alerting_threshold allow_client_side_credentials
+    allow_client_side_credentials
     allow_requests_on_db_unavailable allow_user_auth always_include_stream_usage background_health_checks
     block_robots budget_rescheduler cancel_on_disconnect completion_model control_plane_url
     custom_auth_run_common_checks custom_auth_settings custom_sso custom_ui_sso_sign_in_handler database_args

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.config import litellm, otlp_metrics, restricting
+from twisted_vllm.config import alerting, litellm, otlp_metrics, otlp_sinks, restricting
 from twisted_vllm.config.callbacks import Callbacks, callback_settings, read_callbacks
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
@@ -235,6 +235,7 @@ def load(
         _refuse_untold_addresses(written.get("general_settings"), root)
     if found.get("enable_jwt_auth"):
         _check_jwt(found, root)
+    alerting.resolve(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
     callbacks = read_callbacks(
@@ -245,13 +246,14 @@ def load(
         found.get("s3_callback_params", {}),
         root,
     )
+    tracing = found.get("tracing") or TracingSettings()
     found["otlp_metrics"] = otlp_metrics.resolved(
-        found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), found.get("tracing") or TracingSettings(), root
+        found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), tracing, root
     )
-    found["tracing"] = with_destinations(found.get("tracing") or TracingSettings(), callbacks.traces, root)
+    found["tracing"] = with_destinations(tracing, callbacks.traces, root)
     _check_sink_names(found.get("sinks", ()), callbacks, root)
     beside = "" if file is None else str(Path(file).absolute().parent)
-    found["sinks"] = _importing(found.get("sinks", ()), beside)
+    found["sinks"] = otlp_sinks.with_environment(_importing(found.get("sinks", ()), beside), tracing, root)
     callbacks = attrs.evolve(callbacks, sinks=_importing(callbacks.sinks, beside))
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))

@@ -19,7 +19,7 @@ OFF, METADATA, FULL = MODES = ("off", "metadata", "full")
 
 
 #: LiteLLM's name of an opt-out, in the metadata of a key or a team
-_OPT_OUT = "turn_off_message_logging"
+OPT_OUT = "turn_off_message_logging"
 
 
 def opts_out(metadata: Mapping[str, Any]) -> bool:
@@ -32,7 +32,7 @@ def opts_out(metadata: Mapping[str, Any]) -> bool:
         if isinstance(place, dict):
             inner = place.get("callback_vars")
             for each in (place, inner if isinstance(inner, dict) else {}):
-                value = each.get(_OPT_OUT)
+                value = each.get(OPT_OUT)
                 if value is True or (isinstance(value, str) and value.strip().lower() in ("true", "1", "yes")):
                     return True
     return False

@@ -12,6 +12,7 @@ import attrs
 from sqlalchemy.engine import make_url
 
 from twisted_vllm.config import jwt
+from twisted_vllm.config.alerting import IGNORED_ARGS, AlertingArgs, AlertSettings, alert_types, channel, urls_by_type
 from twisted_vllm.config.callbacks import NO_CALLBACKS, Callbacks, callback_names, s3_params
 from twisted_vllm.config.checks import (
     MAX_DOLLARS,
@@ -47,6 +48,7 @@ from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
 from twisted_vllm.config.log import LEVELS, request_lines
 from twisted_vllm.config.log_bodies import LogBodiesSettings
+from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
@@ -844,6 +846,39 @@ class Settings:
         "What the claims of a token say of its caller.",
         block="general_settings",
     )
+    alerting: tuple[str, ...] = setting(
+        (),
+        list_of(channel, lone=True),
+        "Where alerts go: slack (a message for people, to SLACK_WEBHOOK_URL) and webhook (JSON of budgets for "
+        "programs, to WEBHOOK_URL). Others of LiteLLM's are refused.",
+        block="general_settings",
+    )
+    alerting_threshold: float = setting(
+        300.0,
+        seconds(),
+        "How long a request takes, or waits for its answer, before people are told.",
+        block="general_settings",
+    )
+    alert_types: tuple[str, ...] | None = setting(
+        None,
+        optional(alert_types, "all kinds"),
+        "Which alerts go to slack: budget_alerts, outage_alerts (a server is dead, or back), cooldown_deployment (a "
+        "server fails requests and gets none for a while), db_exceptions, failed_tracking_spend (the ledger), "
+        "llm_exceptions, llm_requests_hanging, llm_too_slow.",
+        block="general_settings",
+    )
+    alert_to_webhook_url: Mapping[str, tuple[Secret, ...]] = setting(
+        {},
+        urls_by_type,
+        "Other URLs for single kinds of alerts to slack, one or a list each.",
+        block="general_settings",
+    )
+    alerting_args: AlertingArgs = setting(
+        AlertingArgs(),
+        section(AlertingArgs, ignored=IGNORED_ARGS),
+        "LiteLLM's arguments of alerts.",
+        block="general_settings",
+    )
     allowed_ips: tuple[IPv4Network | IPv6Network, ...] = setting(
         (),
         list_of(network),
@@ -1106,7 +1141,13 @@ class Settings:
         section(PriceList),
         "What models cost in US dollars whose entries name no price, and those that are in no entry.",
     )
+    alerts: AlertSettings = setting(
+        AlertSettings(), section(AlertSettings), "Alerts to people, where LiteLLM has no setting."
+    )
     log: LogSettings = setting(LogSettings(), section(LogSettings), "The log: of requests, and of the gateway itself.")
+    metrics: MetricsSettings = setting(
+        MetricsSettings(), section(MetricsSettings), "GET /metrics: the metrics of requests."
+    )
     sinks: tuple[SinkSettings, ...] = setting(
         (),
         sinks,
@@ -1229,6 +1270,9 @@ class Settings:
         if self.salt_key is not None:
             found.append(self.salt_key.reveal())
         found += [server.api_key.reveal() for server in self.servers if server.api_key is not None]
+        webhooks = [self.alerts.slack_webhook_url, self.alerts.webhook_url]
+        webhooks += [url for urls in self.alert_to_webhook_url.values() for url in urls]
+        found += [url.reveal() for url in webhooks if url is not None]
         found += self.tracing.secrets
         found += [secret for sink in self.all_sinks for secret in sink.secrets]
         found += self.otlp_metrics.secrets

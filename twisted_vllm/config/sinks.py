@@ -18,7 +18,7 @@ from twisted_vllm.config.declaration import Items, Required, section, setting, s
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
 from twisted_vllm.config.problems import Place, Rejected, suggestion
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.tracing import headers
+from twisted_vllm.config.tracing import check_installed, headers, protocol
 
 #: what a sink may be told of
 REQUESTS, SUCCESSES, FAILURES, LOG = EVENTS = ("requests", "successes", "failures", "log")
@@ -213,9 +213,9 @@ class SinkSettings:
         example="audit",
     )
     type: str = setting(
-        Required("one of stdout, file, syslog, journald, webhook, s3 and python"),
+        Required("one of stdout, file, syslog, journald, webhook, otlp, s3 and python"),
         text,
-        "What it is: stdout, file, syslog, journald, webhook, s3 or python.",
+        "What it is: stdout, file, syslog, journald, webhook, otlp, s3 or python.",
         example="stdout",
     )
     events: tuple[str, ...] = setting(
@@ -265,10 +265,18 @@ class SinkSettings:
     app_name: str = setting("vllm-passthrough", app_name, "syslog and journald: the name of the program.")
     socket: str = setting("/run/systemd/journal/socket", text, "journald: the socket of the journal.")
     url: Secret | None = setting(
-        None, optional(secret_url, "none"), "webhook: where batches are posted. It is never shown."
+        None,
+        optional(secret_url, "none; for otlp OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, else a collector on this machine"),
+        "webhook: where batches are posted. It is never shown. otlp: where log records go: for http/protobuf the whole "
+        "URL, with /v1/logs; for grpc without a path.",
     )
     headers: Mapping[str, Secret] = setting(
-        {}, headers, "webhook: headers of each request, such as Authorization: os.environ/NAME."
+        {}, headers, "webhook, otlp: headers of each request, such as Authorization: os.environ/NAME."
+    )
+    protocol: str | None = setting(
+        None,
+        optional(protocol, "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL, else http/protobuf"),
+        "otlp: protobuf over HTTP, or gRPC.",
     )
     secret: Secret | None = setting(
         None,
@@ -281,11 +289,11 @@ class SinkSettings:
         one_of("array", "lines", "single"),
         "webhook: a JSON array, JSON lines, or one request for each item.",
     )
-    compression: str = setting("none", one_of("none", "gzip"), "webhook: how the body is compressed.")
+    compression: str = setting("none", one_of("none", "gzip"), "webhook, otlp: how the body is compressed.")
     ca_file: str | None = setting(
         None,
         optional(text, "the system's authorities"),
-        "webhook, s3, and syslog by TLS: the file, in PEM, with the authorities that the certificate is checked "
+        "webhook, otlp, s3, and syslog by TLS: the file, in PEM, with the authorities that the certificate is checked "
         "against.",
     )
     bucket: str | None = setting(None, optional(bucket_name, "none"), "s3: the bucket.")
@@ -318,6 +326,9 @@ class SinkSettings:
 
     #: where the module of `object` is looked for first: the directory of the configuration file
     import_from: str = ""
+    #: of ``otlp``: the gateway's name and attributes, which are those of its traces
+    service_name: str = ""
+    resource: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def secrets(self) -> list[str]:
@@ -356,6 +367,7 @@ TYPES: Mapping[str, SinkType] = {
     "webhook": SinkType(
         ("url",), ("headers", "secret", "body", "compression", "ca_file"), ("json", "event", "litellm")
     ),
+    "otlp": SinkType((), ("url", "headers", "protocol", "compression", "ca_file"), ("json", "event")),
     "s3": SinkType(
         ("bucket",),
         (
@@ -424,6 +436,8 @@ def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Plac
         place.refuse("needs access_key_id and secret_access_key together, or none of them")
     if sink.type == "s3":
         check_s3_installed(place)
+    if sink.type == "otlp":
+        check_installed(place)
 
 
 def check_s3_installed(place: Place) -> None:

@@ -19,7 +19,9 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import globalLogPublisher
 
+from twisted_vllm.app.telemetry.otlp_receivers import receivers_of
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.config.otlp_sinks import log_destination
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.sinks import FACILITIES, LOCAL_SYSLOG, LOG, SPOOL_DIRECTORY, SinkSettings
@@ -138,6 +140,18 @@ def _webhook(sink: SinkSettings, workshop: Workshop) -> Parts:
     )
 
 
+def _otlp(sink: SinkSettings, workshop: Workshop) -> Parts:
+    placed = [("", log_destination(sink))]
+    (receiver,) = receivers_of(placed, sink.service_name, sink.resource, workshop.directory or os.getcwd())
+
+    def make() -> IBlockingDestination:
+        from twisted_vllm.observability.logging.otlp import OtlpLogs
+
+        return OtlpLogs(receiver.destination, receiver.resource)
+
+    return Parts(workshop.encoder, workshop.threaded(sink, make))
+
+
 def _s3(sink: SinkSettings, workshop: Workshop) -> Parts:
     from twisted_vllm.observability.sinks.object_storage import S3Destination
 
@@ -169,6 +183,7 @@ MAKERS: Mapping[str, Maker] = {
     "syslog": _syslog,
     "journald": _journald,
     "webhook": _webhook,
+    "otlp": _otlp,
     "s3": _s3,
     "python": _python,
 }

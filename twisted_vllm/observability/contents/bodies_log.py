@@ -10,7 +10,6 @@ import msgspec
 from twisted.internet.task import CooperativeTask
 from twisted.logger import Logger
 
-from twisted_vllm.auth.credentials import strike_out
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.config.log_bodies import DEFAULT_LOG_BODIES, OFF, LogBodiesSettings
@@ -18,10 +17,10 @@ from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.context import Contents, RequestContext
 from twisted_vllm.observability.contents.gathered import Caps, Gathered, Memory
 from twisted_vllm.observability.contents.modes import Wishes, decide, lowest, wants_no_texts, wants_nothing_kept
-from twisted_vllm.observability.contents.redaction import Redaction, encode
+from twisted_vllm.observability.contents.redaction import Redaction, Secrets
 from twisted_vllm.observability.contents.rendering import render
 from twisted_vllm.observability.contents.routes import FORMATS
-from twisted_vllm.observability.logging.redaction import MASK
+from twisted_vllm.observability.logging.redaction import Redactor
 
 #: what gets the JSON of a request's prompt and answer; None if nothing is kept
 Tell = Callable[[msgspec.Raw | None], None]
@@ -47,6 +46,7 @@ class BodiesLog:
         """
         self.memory = Memory(DEFAULT_LOG_BODIES.max_total_bytes)
         self._redact = redact
+        self._may_change: Callable[[str], bool] = redact.may_change if isinstance(redact, Redactor) else bool
         self._cooperate = cooperate
         self._over: deque[tuple[Gathered, RequestContext, Tell]] = deque()
         self._steps: Iterator[None] | None = None
@@ -153,7 +153,7 @@ class BodiesLog:
             try:
                 if context.sent:
                     found = yield from render(
-                        gathered, self._redaction, self._strike(context), allows_no_log=self._allows_no_log
+                        gathered, self._redaction, self._secrets(context), allows_no_log=self._allows_no_log
                     )
             except Exception:
                 found = None
@@ -166,8 +166,5 @@ class BodiesLog:
             yield
         self._steps = None
 
-    def _strike(self, context: RequestContext) -> Callable[[str], str]:
-        secrets = context.secrets
-        # as they are spelled in JSON too
-        spelled = tuple(dict.fromkeys((*secrets, *(encode(secret)[1:-1].decode() for secret in secrets))))
-        return lambda text: strike_out(self._redact(text), spelled, MASK)
+    def _secrets(self, context: RequestContext) -> Secrets:
+        return Secrets(self._redact, self._may_change, context.secrets)

@@ -64,7 +64,7 @@ class Event(msgspec.Struct, gc=False):
     delta: Any = None
     item: dict[str, Any] | None = None
     content_block: dict[str, Any] | None = None
-    response: msgspec.Raw | None = None
+    response: msgspec.Raw = msgspec.Raw()
     error: Any = None
     message: Any = None
 
@@ -158,7 +158,7 @@ def fold_response_events(answer: Answer, events: list[Event]) -> None:
                 answer.add(answer.call(choice, _place_of(event)).arguments, delta)
         elif kind == "response.output_item.added" and event.item is not None:
             _note_item(answer, choice, _place_of(event), event.item)
-        elif kind in ("response.completed", "response.incomplete", "response.failed") and event.response:
+        elif kind in ("response.completed", "response.incomplete", "response.failed"):
             _end_response(answer, choice, event.response)
         elif kind == "error" or event.error is not None:
             answer.error = event.error or {"message": event.message}

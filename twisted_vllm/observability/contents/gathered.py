@@ -45,7 +45,7 @@ class Memory:
 
     Attributes:
         most: the most bytes.
-        used: the bytes in use; pieces that arrive may exceed `most` by one piece of each request.
+        used: the bytes in use; they exceed `most` by one piece at most.
     """
 
     __slots__ = ("most", "used")
@@ -242,7 +242,7 @@ class Gathered:
     def _press(self) -> None:
         """Make room: fold a stream, or cut any other answer."""
         memory = self._memory
-        if self._events is not None:
+        if self._events is not None and memory.used - self._waiting < memory.most:
             self._fold(last=False)
             if memory.used <= memory.most:
                 return

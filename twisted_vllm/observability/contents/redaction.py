@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
 
+from twisted_vllm.auth.credentials import strike_out
 from twisted_vllm.config.body_paths import Step, parse_path
 from twisted_vllm.config.text_patterns import compiled
+from twisted_vllm.observability.logging.redaction import MASK
 
 #: what stands for a field or a text that was taken out
 STRUCK = "[redacted]"
@@ -18,10 +21,28 @@ OUTPUT = "output"
 #: values that are looked at in one step
 VALUES_IN_STEP = 256
 #: characters that are looked at in one step
-TEXT_IN_STEP = 32_768
+TEXT_IN_STEP = 8_192
 #: levels of objects and lists that are kept
 DEEPEST = 64
 
+#: a shorter text holds no secret and no personal data, in characters
+SHORTEST = 4
+
+_BREAK = re.compile(r"\s(?=\S)")
+# words after which a secret may stand, and how far before it
+_BEFORE_SECRETS = ("bearer", "authorization", "api-key", "api_key")
+_FAR_BEFORE = 96
+#: places that are looked at for the end of a piece
+_MOST_BREAKS = 256
+# the longest name that is looked over: shorter ones hold no key
+_LONG_NAME = 8
+#: members whose texts are secrets, whoever they are for, such as the headers of a tool
+_SECRET_MEMBERS = frozenset(
+    (
+        *("api_key", "api-key", "apikey", "x-api-key", "authorization", "proxy-authorization", "password"),
+        *("access_token", "refresh_token", "client_secret"),
+    )
+)
 #: base64 that is longer, in characters, is a medium wherever it stands
 _LONG_BASE64 = 1_024
 #: members that hold media; there, less base64 is one as well
@@ -61,19 +82,24 @@ class Redaction:
             for choice in answer.get("choices", ()):
                 strike(choice, path)
 
-    def clean(self, value: Any) -> Iterator[None]:
-        """Take media and patterns out of all texts in a list or an object, in place, in bounded steps."""
-        patterns = self._patterns
+    def clean(self, value: Any, secrets: Secrets) -> Iterator[None]:
+        """Take media, patterns and secrets out of all texts in a list or an object, in place, in bounded steps."""
         values = size = 0
         waiting: list[tuple[Any, int]] = [(value, 0)]
         while waiting:
             holder, depth = waiting.pop()
+            if isinstance(holder, dict):
+                _strike_names(holder, secrets)
             items: Any = holder.items() if isinstance(holder, dict) else enumerate(holder)
             for key, each in list(items):
                 values += 1
                 if isinstance(each, str):
                     size += len(each)
-                    holder[key] = self._cleaned(each, key, patterns)
+                    if len(each) > TEXT_IN_STEP:
+                        yield
+                        holder[key] = yield from self._long(each, key, secrets)
+                    elif len(each) >= SHORTEST:
+                        holder[key] = secrets.strike(self._without_patterns(each, key))
                 elif isinstance(each, (dict, list)):
                     if depth >= DEEPEST:
                         holder[key] = "[nested too deeply, not kept]"
@@ -85,13 +111,75 @@ class Redaction:
                     values = size = 0
                     yield
 
-    @staticmethod
-    def _cleaned(text: str, key: object, patterns: list[re.Pattern[str]]) -> str:
+    def _long(self, text: str, key: object, secrets: Secrets) -> Generator[None, None, str]:
+        text = self._without_patterns(text, key)
+        yield
+        found = []
+        for piece in pieces_of(text):
+            found.append(secrets.strike(piece))
+            yield
+        return "".join(found)
+
+    def _without_patterns(self, text: str, key: object) -> str:
+        if key in _SECRET_MEMBERS or (isinstance(key, str) and key.lower() in _SECRET_MEMBERS):
+            return STRUCK
         if len(text) >= _SHORT_BASE64:
             text = without_media(text, key)
-        for pattern in patterns:
+        for pattern in self._patterns:
             text = pattern.sub(STRUCK, text)
         return text
+
+
+class Secrets:
+    """Removes secrets from texts: those of the gateway, those that a request carried, and what has their form."""
+
+    def __init__(self, redact: Callable[[str], str], may_change: Callable[[str], bool], carried: Sequence[str]) -> None:
+        """Take what removes them.
+
+        Args:
+            redact: removes those of the gateway, and what has the form of one.
+            may_change: tells quickly whether `redact` may change a text.
+            carried: those of the request.
+        """
+        self._redact = redact
+        self._may_change = may_change
+        self._carried = tuple(carried)
+
+    def strike(self, text: str) -> str:
+        """Return a text without secrets."""
+        if self._may_change(text):
+            text = self._redact(text)
+        return strike_out(text, self._carried, MASK) if self._carried else text
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """Yield a long text in pieces that end between words, where no secret is cut."""
+    at = 0
+    while len(text) - at > TEXT_IN_STEP:
+        end = _end_of_piece(text, at + TEXT_IN_STEP)
+        if end is None:
+            break
+        yield text[at:end]
+        at = end
+    yield text[at:]
+
+
+def _end_of_piece(text: str, at: int) -> int | None:
+    """Return where a word ends after which no secret stands, such as in ``Bearer KEY``; None if it is not near."""
+    for found in islice(_BREAK.finditer(text, at), _MOST_BREAKS):
+        end = found.start()
+        before = text[max(0, end - _FAR_BEFORE) : end].lower()
+        if not any(word in before for word in _BEFORE_SECRETS):
+            return end
+    return None
+
+
+def _strike_names(holder: dict[Any, Any], secrets: Secrets) -> None:
+    """Take secrets out of the names of members, which clients choose."""
+    for name in [name for name in holder if len(name) > _LONG_NAME]:
+        struck = secrets.strike(name)
+        if struck != name:
+            holder[struck] = holder.pop(name)
 
 
 def without_media(text: str, key: object = "") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import msgspec
@@ -12,25 +12,22 @@ import msgspec
 from twisted_vllm.observability.contents.answer import Answer
 from twisted_vllm.observability.contents.gathered import Gathered, decoded
 from twisted_vllm.observability.contents.modes import FULL, NO_LOG_MEMBER
-from twisted_vllm.observability.contents.redaction import Redaction, encode, mended
+from twisted_vllm.observability.contents.redaction import Redaction, Secrets, encode, mended
 from twisted_vllm.observability.contents.routes import TOOLS, input_of, parameters_of
 
 #: what without texts may be kept of a word: roles, kinds, names of tools, finish reasons
 _WORD = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 
-#: removes secrets from text
-Strike = Callable[[str], str]
-
 
 def render(
-    gathered: Gathered, redaction: Redaction, strike: Strike, *, allows_no_log: bool
+    gathered: Gathered, redaction: Redaction, secrets: Secrets, *, allows_no_log: bool
 ) -> Generator[None, None, msgspec.Raw | None]:
     """Return the JSON, made in bounded steps; None if nothing is to be kept.
 
     Args:
         gathered: what was gathered; its request is over.
         redaction: what the operator wants taken out.
-        strike: removes secrets from text.
+        secrets: removes secrets from texts.
         allows_no_log: whether a body may ask that nothing is kept.
     """
     answer = gathered.answer()
@@ -43,10 +40,10 @@ def render(
     found = _full(gathered, body, answer) if gathered.mode == FULL else _metadata(gathered, body, answer)
     if isinstance(found.get("output"), dict):
         redaction.strike_answer(found["output"])
-    yield from redaction.clean(found)
+    yield from redaction.clean(found, secrets)
     found["truncated"] = gathered.cut or gathered.truncated
     yield
-    return _without_secrets(found, strike)
+    return msgspec.Raw(_encoded(found))
 
 
 def _body_of(gathered: Gathered) -> Any:
@@ -182,40 +179,8 @@ def _number_of_texts(value: Any) -> int:
     return sum(1 for _ in _leaves(value))
 
 
-# secrets
-
-
-def _without_secrets(found: dict[str, Any], strike: Strike) -> msgspec.Raw | None:
-    """Return it as JSON, without secrets in any text or name."""
-    text = _encoded(found).decode()
-    if strike(text) == text:
-        return msgspec.Raw(text.encode())
-    _strike_each(found, strike)
-    text = _encoded(found).decode()
-    struck = strike(text)
-    if struck != text:
-        # in the name of a member, or over several
-        try:
-            msgspec.json.decode(struck)
-        except (msgspec.MsgspecError, RecursionError):
-            return None
-    return msgspec.Raw(struck.encode())
-
-
 def _encoded(found: dict[str, Any]) -> bytes:
     try:
         return encode(found)
     except UnicodeEncodeError:
         return encode(mended(found))
-
-
-def _strike_each(value: Any, strike: Strike) -> None:
-    waiting: list[Any] = [value]
-    while waiting:
-        holder = waiting.pop()
-        items: Any = holder.items() if isinstance(holder, dict) else enumerate(holder)
-        for key, each in list(items):
-            if isinstance(each, str):
-                holder[key] = strike(each)
-            elif isinstance(each, (dict, list)):
-                waiting.append(each)
