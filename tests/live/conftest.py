@@ -11,6 +11,7 @@
 ``VLLM_EVENTS_URL``: a vLLM with a chat model, started with ``--kv-events-config`` and a ``replay_endpoint`` in it.
 ``VLLM_STORE_URL``: a vLLM with a chat model and ``VLLM_ENABLE_RESPONSES_API_STORE=1``.
 ``VLLM_STORE_URL_2``: another of the same model. Then both have ``VLLM_SERVER_DEV_MODE=1``.
+``PHOENIX_BIN``, ``MLFLOW_BIN``: the programs of real receivers of traces, which `receivers` installs.
 """
 
 from __future__ import annotations

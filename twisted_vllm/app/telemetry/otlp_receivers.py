@@ -25,13 +25,18 @@ class Receiver:
 
     Attributes:
         destination: the destination, with absolute names of files.
-        resource: attributes of the gateway.
+        attributes: attributes of the gateway.
         digest: a digest of the contents of its files.
     """
 
     destination: TraceDestination
-    resource: Mapping[str, str]
+    attributes: Mapping[str, str]
     digest: bytes = b""
+
+    @property
+    def resource(self) -> Mapping[str, str]:
+        """The attributes of the gateway and of its process; ask in the process that exports, which may be a fork."""
+        return {"process.pid": str(os.getpid()), **self.attributes}
 
 
 def receivers_of(
@@ -56,7 +61,6 @@ def receivers_of(
     resource = {
         "service.name": service_name,
         "host.name": platform.node(),
-        "process.pid": str(os.getpid()),
         **attributes,
     }
     for path, each in destinations:
@@ -68,7 +72,7 @@ def receivers_of(
                 digest = read_files(tls).digest
             except TlsFileError as error:
                 setting, _, reason = str(error).partition(": ")
-                problems.append(Problem(f"{path}.{_NAMES.get(setting, setting)}", reason))
+                problems.append(Problem(f"{path}.{_NAMES.get(setting, setting)}".lstrip("."), reason))
         found.append(Receiver(destination, resource, digest))
     if problems:
         raise ConfigError(problems)
