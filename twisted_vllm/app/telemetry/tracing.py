@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from twisted_vllm.app.telemetry.otlp_receivers import Receiver, receivers_of
+from twisted_vllm.app.telemetry.otlp_receivers import Receiver, trace_receivers
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.tracing import TracingSettings
@@ -68,7 +68,7 @@ class TracingPart(TelemetryPart):
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Read the files of the destinations; return what switches traces on, over or off."""
         tracing = settings.tracing
-        receivers = _receivers(tracing, self._directory) if tracing.active else {}
+        receivers = trace_receivers(tracing, self._directory)
         return lambda: self._apply(tracing, receivers)
 
     def start(self) -> None:
@@ -157,17 +157,6 @@ def _tracer(tracing: TracingSettings, is_own: Callable[[bytes], bool]) -> Tracer
         gateway_routes=tracing.gateway_routes,
         is_own=is_own,
     )
-
-
-def _receivers(tracing: TracingSettings, directory: str) -> dict[str, Receiver]:
-    """Return the destinations by name.
-
-    Raises:
-        ConfigError: a file of TLS cannot be used.
-    """
-    placed = [(f"passthrough.tracing.destinations.{each.name}", each) for each in tracing.destinations]
-    found = receivers_of(placed, tracing.service_name or "", tracing.resource_attributes, directory)
-    return {each.destination.name: each for each in found}
 
 
 def _exporter(receiver: Receiver) -> Any:
