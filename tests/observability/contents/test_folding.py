@@ -372,7 +372,7 @@ def test_all_together_keep_no_more_than_the_total() -> None:
     for _ in range(20):
         for found in every:
             found.feed(stream(delta(content="y" * 1000), end=False))
-            assert memory.used <= 100_000 + 1_300
+            assert memory.used <= 100_000 + BATCH
     assert any(found.truncated for found in every)
     for found in every:
         found.answer()
