@@ -175,6 +175,8 @@ class Gathered:
         if scan is not None:
             try:
                 scan.feed(data)
+                # it stops at the model
+                scan.feed(b"")
             except ModelUndetermined:
                 self._scan, self.truncated = None, True
 
