@@ -72,17 +72,20 @@ from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 from twisted_vllm.mounts import MOUNT, Mounts
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.delivery.metrics import Deliveries
+from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
+from twisted_vllm.observability.logging.sampling import RequestSampling
 from twisted_vllm.observability.logging.setup import GatewayLog, LogTargetError
 from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
+from twisted_vllm.proxy.attempt_metrics import AttemptCollector
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
+from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import ClientAddresses
@@ -146,7 +149,9 @@ class Wiring:
         inquiry: asks the database before a caller is refused.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
+        budgets: watches how much of their budgets keys and others have used.
         telemetry: metrics of requests, traces, sinks and alerts.
+        log_levels: changes the level of the log; None if the log is not the gateway's own.
         each_minute: writes once a minute what was summed up.
         deadlines: checks the deadlines of all connections.
         disconnects: detects clients that disconnect while they are not read from.
@@ -279,8 +284,7 @@ class Wiring:
         self._secrets = settings.secrets
         self._redact = observer.redact if isinstance(observer, GatewayLog) else Redactor(settings.secrets)
         self._text = text = ClientText(self._redact, RouteTemplates(route.path for route in ROUTES))
-        attempts = AttemptMetrics()
-        observers: list[RequestObserver] = [accounting.observer, EntryUsage(), attempts]
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
         self._recorder: LedgerRecorder | None = None
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
@@ -310,7 +314,12 @@ class Wiring:
         self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
         self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
         self.each_minute.add(unsent.report)
-        observers += [background, RequestLog(observer, text, client_of, unsent)]
+        self.log_levels = LogLevels(observer, reactor) if isinstance(observer, LineObserver) else None
+        self._sampling = sampling = RequestSampling(settings.log.requests, settings.log.slow_request_warning)
+        self.each_minute.add(sampling.report)
+        if isinstance(observer, LineObserver):
+            self.each_minute.add(observer.report)
+        observers += [background, RequestLog(observer, text, client_of, unsent, sampling=sampling)]
         observers.append(ServerActs(self._servers_acted, self._caches_emptied))
         self.lifecycle = Lifecycle(observers)
 
@@ -339,6 +348,8 @@ class Wiring:
             **admission_of(settings),
         )
         cooperate = turn_cooperator(reactor).cooperate
+        self.budgets = BudgetWatch(accounting.local, self.index, cooperate, reactor)
+        accounting.on_soft_budget = self.budgets.soft_budget_crossed
         listing = ModelListing(
             router,
             served_models,
@@ -365,7 +376,7 @@ class Wiring:
             places=places,
             kv_caches=kv_caches,
         )
-        self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
+        self.metrics.add(AttemptCollector(forwarder, dispatcher))
         self._mounts = mounts = Mounts(settings.root_routes, settings.path_aliases)
         self._pass_through = pass_through = PassThroughResource(
             admission=admission,
@@ -420,6 +431,7 @@ class Wiring:
             web_pages=web_pages,
             text=text,
             reload=lambda: self.reloader.reload(),
+            log_levels=self.log_levels,
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
             models=listing,
             settings_in_effect=lambda: self.models.current,
@@ -461,6 +473,7 @@ class Wiring:
             metrics=self.metrics,
             deliveries=deliveries,
             accounting=accounting,
+            background=background,
             index=self.index,
             servers=self.servers,
             router=router,
@@ -469,6 +482,7 @@ class Wiring:
             forwarder=forwarder,
             site=self.site,
             database=self.database,
+            budgets=self.budgets,
             directory=directory,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)
@@ -528,6 +542,9 @@ class Wiring:
         self._uncounted.reconfigure(limits.max_uncounted_requests)
         self._changes.reconfigure(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
         self._unsent.reconfigure(settings.log.max_unsent_lines)
+        if self.log_levels is not None:
+            self.log_levels.reconfigure(settings.log.level)
+        self._sampling.reconfigure(settings.log.requests, settings.log.slow_request_warning)
         self._breaker = breaker_of(settings)
         self.models.set_configured(settings)
         self.agent.reconfigure(self.models.current.servers, descriptors.upstreams, files)

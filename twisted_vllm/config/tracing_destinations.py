@@ -28,6 +28,7 @@ class TraceDestination:
         certificate_file: the gateway's own certificate, in PEM; None for none.
         key_file: the private key of that, in PEM; None if it is in the same file.
         compression: ``gzip`` or ``none``.
+        outcomes: which requests it gets: ``success`` are those that were answered below 400, ``failure`` the others.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TraceDestination:
     certificate_file: str | None = None
     key_file: str | None = None
     compression: str = "gzip"
+    outcomes: tuple[str, ...] = ("success", "failure")
 
     @property
     def secrets(self) -> tuple[str, ...]:

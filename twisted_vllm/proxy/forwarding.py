@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed
 
@@ -49,9 +48,11 @@ from twisted_vllm.proxy.learning_relay import LearningRelay
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import Relay, RequestBody, Verdict, cause_of_cut
+from twisted_vllm.proxy.server_failures import ANSWERED, RETRIED, log_failure, log_nowhere
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
 from twisted_vllm.ratelimit.reservation import Reservation
+from twisted_vllm.upstreams.breaker import fault_of_status
 from twisted_vllm.upstreams.dispatcher import NO_ROUTING, Ask, Dispatcher, Placement
 from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.own_requests import read_at_most
@@ -227,8 +228,6 @@ class Forwarder:
 class Forwarding:
     """One request, from its admission to the first byte of its answer."""
 
-    _log = Logger()
-
     __slots__ = (
         "_admitted",
         "_attempts",
@@ -385,6 +384,7 @@ class Forwarding:
                 placed = dispatcher.place(group, self._ask())
         except GatewayError as error:
             if not self._fall_back(group.fallbacks):
+                log_nowhere(group.name, error)
                 raise error
             return
         if isinstance(placed, Placement):
@@ -448,7 +448,12 @@ class Forwarding:
         return failure
 
     def _not_placed(self, error: GatewayError) -> bool:
-        return not isinstance(error, Draining) and self._fall_back(self._group.fallbacks)
+        if isinstance(error, Draining):
+            return False
+        if self._fall_back(self._group.fallbacks):
+            return True
+        log_nowhere(self._group.name, error)
+        return False
 
     # an attempt
 
@@ -576,6 +581,8 @@ class Forwarding:
             ):
                 self._read_refusal(response)
                 return Verdict.TAKEN
+            if (fault := fault_of_status(status)) is not None:
+                log_failure(self._request.context, placement.destination.state.name, fault, ANSWERED)
         placement.began_to_answer(now)
         self._over()
         return Verdict.RELAYED
@@ -601,8 +608,10 @@ class Forwarding:
             if sent:
                 self._lost += 1
                 ends = ends or self._lost >= MOST_LOST
-            if not ends and self._goes_on(error.code, now):
+            if not ends and self._goes_on(error.code, now, error=error):
                 return True
+            if error.status >= 500:
+                log_failure(self._request.context, placement.destination.state.name, error.code, ANSWERED, error)
         self._over()
         return False
 
@@ -639,13 +648,14 @@ class Forwarding:
         elsewhere = group.lone is None or bool(group.fallbacks)
         return elsewhere and self._is_in_hand and self._authorization.route.fails_over
 
-    def _goes_on(self, reason: str, now: float, status: int = 0) -> bool:
+    def _goes_on(self, reason: str, now: float, status: int = 0, error: GatewayError | None = None) -> bool:
         """Send the request to another server, or for another model; return whether that may be done.
 
         Args:
             reason: why the attempt failed.
             now: the time.
             status: the status of the server's answer; 0 without one.
+            error: the error, if no answer came.
         """
         forwarder, group = self._forwarder, self._group
         state = self._placement.destination.state
@@ -667,13 +677,7 @@ class Forwarding:
             again = False
         if not again and not self._other_models(group.fallbacks):
             return False
-        self._log.info(
-            "Request {request_id} failed at {server} and is tried again: {reason}",
-            request_id=context.request_id.decode("ascii"),
-            server=state.name,
-            reason=reason,
-            once_a_second=state.name,
-        )
+        log_failure(context, state.name, reason, RETRIED, error)
         span_id = "" if context.trace is None else context.trace.attempt_id
         failed = FailedAttempt(state.name, reason, context.attempt_began, now, status, span_id)
         before, context.attempts = context.attempts, (*context.attempts, failed)

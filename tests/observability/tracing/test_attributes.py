@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from tests.observability.request_events import STARTED, contents, request_event
 from twisted_vllm.api_routes import ROUTES, RouteClass
 from twisted_vllm.observability.request_event import Attempt, RequestEvent
-from twisted_vllm.observability.tracing.attributes import (
-    CONVENTIONS,
-    Attributes,
-    attempt_attributes,
-    attempt_name,
-    operation,
-    request_attributes,
-    request_name,
-)
+from twisted_vllm.observability.tracing.attributes import CONVENTIONS, attempt_attributes, request_attributes
+from twisted_vllm.observability.tracing.facts import Attributes, attempt_name, operation, request_name
 
 MESSAGES = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Capital of France?"}]
 ANSWER = {"text": "Paris.", "finish_reasons": ["stop"]}
@@ -95,8 +88,10 @@ def test_nothing_of_prompt_and_answer_is_said_where_they_are_not_kept() -> None:
 def test_tokens_cost_and_answer_are_on_the_last_attempt_alone() -> None:
     event = request_event(contents=TOLD, attempts=RETRIED)
     spans = [request_attributes(event, ALL), *(attempt_attributes(event, number, ALL) for number in (0, 1))]
-    once = ("gen_ai.usage.input_tokens", "llm.token_count.total", "llm.cost.total", "mlflow.chat.tokenUsage")
-    once += ("langfuse.observation.usage_details", "litellm.cost.total", "gen_ai.output.messages")
+    once = (
+        *("gen_ai.usage.input_tokens", "gen_ai.output.messages", "llm.token_count.total", "llm.cost.total"),
+        *("mlflow.chat.tokenUsage", "langfuse.observation.usage_details", "litellm.cost.total"),
+    )
     for name in once:
         assert [name in said for said in spans] == [False, False, True], name
 
@@ -278,6 +273,50 @@ def test_a_prompt_that_is_a_text_is_one_message_of_the_user() -> None:
     assert said["langfuse.observation.input"] == "Once upon"
     assert json.loads(str(said["mlflow.spanInputs"])) == "Once upon"
     assert json.loads(str(said["mlflow.spanOutputs"])) == " a time"
+
+
+def test_parameters_and_tools_have_the_conventions_names() -> None:
+    parameters = {"temperature": 1, "top_p": 0.5, "seed": 7, "n": 2, "stop": "END", "stream": True, "logit_bias": {}}
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    event = request_event(contents=contents(MESSAGES, ANSWER, parameters=parameters, tools=tools))
+    said = last(event, *ALL)
+    assert said["gen_ai.request.temperature"] == 1.0
+    assert said["gen_ai.request.top_p"] == 0.5
+    assert said["gen_ai.request.seed"] == 7
+    assert said["gen_ai.request.choice.count"] == 2
+    assert said["gen_ai.request.stop_sequences"] == ["END"]
+    assert json.loads(str(said["gen_ai.tool.definitions"])) == tools
+    assert json.loads(str(said["llm.tools.0.tool.json_schema"])) == tools[0]
+    assert json.loads(str(said["llm.invocation_parameters"])) == {**parameters, "max_tokens": 50}
+    assert json.loads(str(said["langfuse.observation.model.parameters"]))["logit_bias"] == "{}"
+
+
+def test_counts_in_place_of_texts_are_no_messages() -> None:
+    counts = {"length": 6, "finish_reasons": ["stop"]}
+    event = request_event(contents=contents([{"role": "user", "length": 18}], counts, mode="metadata"))
+    said = last(event, *ALL)
+    assert [name for name in said if name.endswith(("messages", ".value", "spanInputs", "observation.input"))] == []
+    assert said["gen_ai.response.finish_reasons"] == ["stop"]
+    told = json.loads(str(request_attributes(event, ())["vllm_passthrough.contents"]))
+    assert told["input"] == [{"role": "user", "length": 18}]
+
+
+def test_each_choice_is_an_answer() -> None:
+    choices = [{"index": number, "text": text, "finish_reason": "stop"} for number, text in enumerate("ab")]
+    answer = {"text": "a", "finish_reasons": ["stop", "stop"], "choices": choices}
+    said = last(request_event(contents=contents(MESSAGES, answer)), *ALL)
+    assert [each["parts"][0]["content"] for each in json.loads(str(said["gen_ai.output.messages"]))] == ["a", "b"]
+    assert said["llm.output_messages.1.message.content"] == "b"
+
+
+def test_what_is_no_chat_has_its_query_and_its_scores() -> None:
+    asked, scores = {"query": "q", "documents": ["a"]}, {"results": [{"index": 0, "relevance_score": 0.5}]}
+    event = request_event(route="/rerank", contents=contents(asked, {"text": "", "result": scores}))
+    said = last(event, *ALL)
+    assert said["gen_ai.operation.name"] == "rerank"
+    assert said["openinference.span.kind"] == "RERANKER"
+    assert json.loads(str(said["input.value"])) == asked
+    assert json.loads(str(said["output.value"])) == scores
 
 
 def test_what_was_left_out_is_said() -> None:

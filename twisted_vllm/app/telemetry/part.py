@@ -20,6 +20,8 @@ from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.delivery.metrics import Deliveries
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
+from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.storage.database import Database
 from twisted_vllm.upstreams.health_checks import HealthChecks
@@ -41,6 +43,7 @@ class Surroundings:
         metrics: the gateway's metrics.
         deliveries: the queues in front of other programs, counted in the metrics.
         accounting: meters, limits and stores usage.
+        background: follows responses that servers generate in the background.
         index: the keys in memory.
         servers: what is known of each server.
         router: the model groups.
@@ -49,6 +52,7 @@ class Surroundings:
         forwarder: sends requests to servers.
         site: the factory of client connections.
         database: the database.
+        budgets: watches how much of their budgets keys and others have used.
         directory: where the names of files in the settings begin.
     """
 
@@ -61,6 +65,7 @@ class Surroundings:
     metrics: Metrics
     deliveries: Deliveries
     accounting: AccountingService
+    background: BackgroundResponses
     index: KeyIndex
     servers: Servers
     router: Router
@@ -69,6 +74,7 @@ class Surroundings:
     forwarder: Forwarder
     site: GatewaySite
     database: Database
+    budgets: BudgetWatch
     directory: str
 
 

@@ -8,8 +8,12 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.app.telemetry.alerting import Alerting
 from twisted_vllm.app.telemetry.contents import ContentsPart
+from twisted_vllm.app.telemetry.otlp_metrics import OtlpMetricsPart
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.app.telemetry.request_metrics import RequestMetricsPart
+from twisted_vllm.app.telemetry.slow_requests import SlowRequestLog
 from twisted_vllm.app.telemetry.tracing import TracingPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
@@ -20,7 +24,11 @@ def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     return (
         # the first to stop: the others get what it still has
         ContentsPart(surroundings),
+        RequestMetricsPart(surroundings),
         TracingPart(surroundings),
+        OtlpMetricsPart(surroundings),
+        SlowRequestLog(surroundings),
+        Alerting(surroundings),
     )
 
 

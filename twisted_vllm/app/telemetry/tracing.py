@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from random import random
 from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred, gatherResults
 
+from twisted_vllm.app.telemetry.otlp_receivers import Receiver, receivers_of
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
-from twisted_vllm.config.problems import ConfigError, Problem
-from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.tracing import TracingSettings
-from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.context import RequestContext
-from twisted_vllm.http.client.connect_errors import TlsFileError
-from twisted_vllm.http.client.tls import read_files
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.delivery.blocking import ThreadedDestination
 from twisted_vllm.observability.delivery.interfaces import Bounds
@@ -39,9 +32,6 @@ STOP_TIMEOUT = 5.0
 #: what the names of queues begin with
 QUEUE_PREFIX = "traces:"
 
-#: the names of settings by those that messages about TLS to servers have
-_NAMES = {"ssl_ca": "ca_file", "ssl_certificate": "certificate_file", "ssl_key": "key_file"}
-
 
 class TracesBegun(RequestObserver):
     """Gives refused requests their places in traces, before the log writes their lines."""
@@ -55,23 +45,6 @@ class TracesBegun(RequestObserver):
         self._tracer.ended(context)
 
 
-@attrs.frozen
-class _Receiver:
-    """A destination with what its exporter needs; another one needs another exporter.
-
-    Attributes:
-        destination: the destination, with absolute names of files.
-        resource: attributes of the gateway.
-        digest: a digest of the contents of its files.
-        max_bytes: what may wait for it.
-    """
-
-    destination: TraceDestination
-    resource: Mapping[str, str]
-    digest: bytes
-    max_bytes: int
-
-
 class TracingPart(TelemetryPart):
     """Traces of requests."""
 
@@ -81,8 +54,9 @@ class TracingPart(TelemetryPart):
         self._directory = surroundings.directory
         self._tracer: Tracer | None = None
         self._settings: TracingSettings | None = None
-        self._receivers: dict[str, _Receiver] = {}
+        self._receivers: dict[str, Receiver] = {}
         self._queues: dict[str, DeliveryQueue[TracedRequest]] = {}
+        self._max_bytes = 0
         self._is_started = False
         self._selective = ((self._wants, self._consume),)
 
@@ -110,7 +84,7 @@ class TracingPart(TelemetryPart):
         stopping = [queue.stop(STOP_TIMEOUT) for queue in self._queues.values()]
         return gatherResults(stopping).addCallback(lambda _: None)
 
-    def _apply(self, tracing: TracingSettings, receivers: Mapping[str, _Receiver]) -> None:
+    def _apply(self, tracing: TracingSettings, receivers: Mapping[str, Receiver]) -> None:
         surroundings = self._surroundings
         if tracing != self._settings:
             self._settings = tracing
@@ -123,15 +97,16 @@ class TracingPart(TelemetryPart):
             del self._receivers[name]
             queue.stop(STOP_TIMEOUT).addCallback(self._stopped, queue)
         for name, receiver in receivers.items():
-            if self._receivers.get(name) != receiver:
-                self._use(name, receiver)
+            if self._receivers.get(name) != receiver or tracing.max_queued_bytes != self._max_bytes:
+                self._use(name, receiver, tracing.max_queued_bytes)
+        self._max_bytes = tracing.max_queued_bytes
 
-    def _use(self, name: str, receiver: _Receiver) -> None:
+    def _use(self, name: str, receiver: Receiver, max_bytes: int) -> None:
         """Export to a destination that is new, or that has other settings."""
         reactor, title = self._surroundings.reactor, f"{QUEUE_PREFIX}{name}"
         self._receivers[name] = receiver
         bounds = Bounds(
-            max_bytes=receiver.max_bytes,
+            max_bytes=max_bytes,
             batch_items=BATCH,
             # the exporter itself ends after that time
             timeout=receiver.destination.timeout + STOP_TIMEOUT,
@@ -181,52 +156,18 @@ def _tracer(tracing: TracingSettings, is_own: Callable[[bytes], bool]) -> Tracer
     )
 
 
-def _receivers(tracing: TracingSettings, directory: str) -> dict[str, _Receiver]:
+def _receivers(tracing: TracingSettings, directory: str) -> dict[str, Receiver]:
     """Return the destinations by name.
 
     Raises:
         ConfigError: a file of TLS cannot be used.
     """
-    problems: list[Problem] = []
-    found: dict[str, _Receiver] = {}
-    resource = {
-        "service.name": tracing.service_name or "",
-        "host.name": platform.node(),
-        "process.pid": str(os.getpid()),
-        **tracing.resource_attributes,
-    }
-    for each in tracing.destinations:
-        destination = _with_whole_names(each, directory)
-        digest = b""
-        if destination.endpoint.startswith("https://"):
-            tls = ServerTls(True, destination.ca_file, destination.certificate_file, destination.key_file)
-            try:
-                digest = read_files(tls).digest
-            except TlsFileError as error:
-                setting, _, reason = str(error).partition(": ")
-                at = f"passthrough.tracing.destinations.{each.name}.{_NAMES.get(setting, setting)}"
-                problems.append(Problem(at, reason))
-        found[each.name] = _Receiver(destination, resource, digest, tracing.max_queued_bytes)
-    if problems:
-        raise ConfigError(problems)
-    return found
+    placed = [(f"passthrough.tracing.destinations.{each.name}", each) for each in tracing.destinations]
+    found = receivers_of(placed, tracing.service_name or "", tracing.resource_attributes, directory)
+    return {each.destination.name: each for each in found}
 
 
-def _with_whole_names(destination: TraceDestination, directory: str) -> TraceDestination:
-    """Return a destination whose files' names begin at the root."""
-
-    def whole(name: str | None) -> str | None:
-        return None if name is None else str(Path(directory, name))
-
-    return attrs.evolve(
-        destination,
-        ca_file=whole(destination.ca_file),
-        certificate_file=whole(destination.certificate_file),
-        key_file=whole(destination.key_file),
-    )
-
-
-def _exporter(receiver: _Receiver) -> Any:
+def _exporter(receiver: Receiver) -> Any:
     """Make the exporter, in its thread: it takes half a second and 30 MiB to load."""
     from twisted_vllm.observability.tracing.exporting import SpanDestination
 

@@ -28,6 +28,18 @@ REQUEST_MODEL = "gen_ai.request.model"
 RESPONSE_MODEL = "gen_ai.response.model"
 MAX_TOKENS = "gen_ai.request.max_tokens"
 STREAM = "gen_ai.request.stream"
+#: by the member of the body
+PARAMETERS = {
+    "temperature": "gen_ai.request.temperature",
+    "top_p": "gen_ai.request.top_p",
+    "top_k": "gen_ai.request.top_k",
+    "frequency_penalty": "gen_ai.request.frequency_penalty",
+    "presence_penalty": "gen_ai.request.presence_penalty",
+    "seed": "gen_ai.request.seed",
+}
+CHOICES = "gen_ai.request.choice.count"
+STOP = "gen_ai.request.stop_sequences"
+TOOLS = "gen_ai.tool.definitions"
 RESPONSE_ID = "gen_ai.response.id"
 FINISH_REASONS = "gen_ai.response.finish_reasons"
 TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
@@ -56,6 +68,7 @@ EMBEDDING_MODEL = "embedding.model_name"
 LLM_PROVIDER = "llm.provider"
 LLM_SYSTEM = "llm.system"
 LLM_PARAMETERS = "llm.invocation_parameters"
+LLM_TOOLS = "llm.tools"
 LLM_INPUT = "llm.input_messages"
 LLM_OUTPUT = "llm.output_messages"
 LLM_PROMPT_TOKENS = "llm.token_count.prompt"

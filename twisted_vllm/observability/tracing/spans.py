@@ -16,12 +16,9 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from twisted_vllm.errors import TURNED_AWAY
 from twisted_vllm.observability.request_event import Attempt, RequestEvent
-from twisted_vllm.observability.tracing.attributes import (
-    attempt_attributes,
-    attempt_name,
-    request_attributes,
-    request_name,
-)
+from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
+from twisted_vllm.observability.tracing.facts import attempt_name, request_name
+from twisted_vllm.observability.tracing.names import ERROR_TYPE
 from twisted_vllm.observability.tracing.traced_request import TracedRequest
 from twisted_vllm.observability.tracing.tracer import FAULTS
 
@@ -57,7 +54,7 @@ class SpanMaker:
             context=own,
             parent=parent,
             resource=self._resource,
-            attributes={**request_attributes(event, self._conventions), **_error_type(error_of(event))},
+            attributes=request_attributes(event, self._conventions),
             events=tuple(events_of(event)),
             kind=SpanKind.SERVER,
             status=_status(error_of(event) if is_fault(event) else ""),
@@ -69,12 +66,15 @@ class SpanMaker:
             if not attempt.span_id:
                 continue
             error = attempt_error(attempt)
+            attributes = attempt_attributes(event, number, self._conventions)
+            if error:
+                attributes.setdefault(ERROR_TYPE, error)
             yield ReadableSpan(
                 name=attempt_name(event),
                 context=_context(event.trace_id, attempt.span_id, state),
                 parent=own,
                 resource=self._resource,
-                attributes={**attempt_attributes(event, number, self._conventions), **_error_type(error)},
+                attributes=attributes,
                 events=tuple(_first_byte(event)) if number == len(event.attempts) - 1 else (),
                 kind=SpanKind.CLIENT,
                 status=_status(error),
@@ -85,7 +85,7 @@ class SpanMaker:
 
 
 def error_of(event: RequestEvent) -> str:
-    """Return the ``error.type`` of a request: its error's code, its outcome, or its status; empty if all is well."""
+    """Return why a request failed: its error's code, its outcome, or its status; empty if all is well."""
     if event.error:
         return event.error
     if event.outcome != "completed":
@@ -145,10 +145,6 @@ def _first_byte(event: RequestEvent) -> Iterator[Event]:
     if event.first_byte_ms is not None and event.attempts and not is_own:
         at = event.started + event.first_byte_ms / 1000
         yield Event(FIRST_TOKEN if event.stream else FIRST_BYTE, {}, _nanoseconds(at))
-
-
-def _error_type(error: str) -> dict[str, str]:
-    return {"error.type": error} if error else {}
 
 
 def _status(error: str) -> Status:

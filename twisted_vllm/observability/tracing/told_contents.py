@@ -16,6 +16,11 @@ Json = Any
 MOST_MESSAGES = 32
 #: tool calls of a message that get attributes of their own
 MOST_CALLS = 16
+#: tools that get attributes of their own
+MOST_TOOLS = 32
+
+#: the mode of contents without texts
+METADATA = "metadata"
 
 #: the reasons of the conventions that differ from OpenAI's (``gen-ai-output-messages.json``)
 _FINISH_REASONS = {"tool_calls": "tool_call", "function_call": "tool_call"}
@@ -35,11 +40,17 @@ class Told:
     Attributes:
         input: the messages, the prompt, or whatever the body has in place of it; None if nothing was kept.
         output: the answer; None if nothing was kept.
+        parameters: the other members of the body.
+        tools: the tools that the body declares.
+        counts: what is told in place of the texts where these are not kept: roles, lengths, names; None otherwise.
         truncated: whether something was left out.
     """
 
     input: Json = None
     output: Json = None
+    parameters: dict[str, Json] = attrs.field(factory=dict)
+    tools: list[Json] = attrs.field(factory=list)
+    counts: dict[str, Json] | None = None
     truncated: bool = False
 
     @classmethod
@@ -53,7 +64,17 @@ class Told:
             return NOTHING_TOLD
         if not isinstance(found, dict):
             return NOTHING_TOLD
-        return cls(found.get("input"), found.get("output"), found.get("truncated") is True)
+        truncated = found.pop("truncated", False) is True
+        if found.get("mode") == METADATA:
+            return cls(counts=found, truncated=truncated)
+        parameters, tools = found.get("parameters"), found.get("tools")
+        return cls(
+            found.get("input"),
+            found.get("output"),
+            parameters if isinstance(parameters, dict) else {},
+            tools if isinstance(tools, list) else [],
+            truncated=truncated,
+        )
 
     @property
     def input_messages(self) -> list[dict[str, Json]]:
@@ -79,7 +100,8 @@ class Told:
     @property
     def finish_reasons(self) -> list[str]:
         """Why the answers ended, as the server says it."""
-        output = self.output if isinstance(self.output, dict) else {}
+        output = self.output if self.counts is None else self.counts.get("output")
+        output = output if isinstance(output, dict) else {}
         reasons = output.get("finish_reasons")
         if not isinstance(reasons, list):
             reasons = [choice.get("finish_reason") for choice in self.choices]
@@ -106,7 +128,11 @@ def as_text(value: Json) -> str:
 def _choice(found: dict[str, Json]) -> dict[str, Json]:
     inner = found.get("message")
     message = inner if isinstance(inner, dict) else found
-    choice: dict[str, Json] = {"role": "assistant", "content": message.get("text", message.get("content"))}
+    text = message.get("text", message.get("content"))
+    if text in (None, ""):
+        # scores and vectors, or why there is no answer
+        text = next((message[name] for name in ("refusal", "result", "error") if message.get(name)), text)
+    choice: dict[str, Json] = {"role": "assistant", "content": text}
     reasoning = message.get("reasoning") or message.get("reasoning_content")
     if reasoning:
         choice["reasoning"] = reasoning
