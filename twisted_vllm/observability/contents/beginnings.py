@@ -6,8 +6,8 @@ import re
 
 #: bytes of a text that are looked at for what fits into its beginning
 LOOKED_AT = 4_194_304
-#: strings that are looked at
-MOST_STRINGS = 8_192
+#: bytes for each of which one string is looked at: a text of empty strings is cut before
+BYTES_PER_STRING = 16
 #: a longer string that looks like base64 or a ``data:`` URL is a medium, in bytes
 LONG_MEDIUM = 1_024
 
@@ -28,7 +28,7 @@ def beginning_of(data: bytes, most: int) -> bytes:
     """
     out = bytearray()
     at, size = 0, len(data)
-    for _ in range(MOST_STRINGS):
+    for _ in range(max(1_024, most // BYTES_PER_STRING)):
         room = most - len(out)
         quote = data.find(b'"', at, at + room)
         if quote < 0:
