@@ -513,7 +513,7 @@ async def test_the_client_gets_the_same_bytes_with_and_without(
             await client.until_lost()
         else:
             upstream.send(LAST)
-            await client.until(lambda client=client: client.received.endswith(LAST))
+            await client.until_received(LAST)
         found = await kept.of(reactor)
         assert (found is None) is (mode == "off")
         head, _, body = client.received.partition(b"\r\n\r\n")
