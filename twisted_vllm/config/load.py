@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import attrs
 
-from twisted_vllm.config import alerting, litellm, otlp_metrics, restricting
+from twisted_vllm.config import alerting, litellm, otlp_metrics, otlp_sinks, restricting
 from twisted_vllm.config.callbacks import Callbacks, callback_settings, read_callbacks
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
@@ -251,6 +252,9 @@ def load(
     )
     found["tracing"] = with_destinations(tracing, callbacks.traces, root)
     _check_sink_names(found.get("sinks", ()), callbacks, root)
+    beside = "" if file is None else str(Path(file).absolute().parent)
+    found["sinks"] = otlp_sinks.with_environment(_importing(found.get("sinks", ()), beside), tracing, root)
+    callbacks = attrs.evolve(callbacks, sinks=_importing(callbacks.sinks, beside))
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))
     _warn_of_unknown_models(routing, fleet, document.router_settings, root)
@@ -277,6 +281,11 @@ def _check_sink_names(written: Iterable[SinkSettings], callbacks: Callbacks, roo
             root.at(_DECLARED["sinks"].path).item(index).key("name").refuse(
                 "is the name of a callback's sink as well (give it another one, or take the callback out)"
             )
+
+
+def _importing(sinks: Iterable[SinkSettings], directory: str) -> tuple[SinkSettings, ...]:
+    """Return sinks whose Python is looked for in a directory first."""
+    return tuple(attrs.evolve(sink, import_from=directory) if sink.object is not None else sink for sink in sinks)
 
 
 def variables() -> list[Setting]:

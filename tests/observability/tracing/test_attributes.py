@@ -155,9 +155,21 @@ def test_the_user_is_the_end_user_or_else_the_key_s() -> None:
     assert request_attributes(request_event(user_id="u", end_user="anna"), ())["user.id"] == "anna"
 
 
-@pytest.mark.parametrize("metadata", ["", "[]", '{"session_id":7}', '{"session_id"', '["session_id"]'])
+def test_a_session_is_named_by_a_header_by_metadata_or_by_the_body() -> None:
+    body = contents(MESSAGES, ANSWER, parameters={"metadata": {"session_id": "s-3"}})
+    for event, session in (
+        (request_event(session_id="s-1", metadata='{"session_id":"s-2"}', contents=body), "s-1"),
+        (request_event(metadata='{"session_id":"s-2"}', contents=body), "s-2"),
+        (request_event(metadata='{"other":1}', contents=body), "s-3"),
+        (request_event(session_id="x" * 500), "x" * 200),
+    ):
+        assert request_attributes(event, ())["session.id"] == session
+
+
+@pytest.mark.parametrize("metadata", ["", '{"session_id":7}', '{"a":{"session_id":"s"}}'])
 def test_other_metadata_names_no_session(metadata: str) -> None:
-    assert "session.id" not in request_attributes(request_event(metadata=metadata), ALL)
+    event = request_event(metadata=metadata, contents=contents(MESSAGES, ANSWER, parameters={"metadata": "x"}))
+    assert "session.id" not in request_attributes(event, ALL)
 
 
 def test_openinference_spreads_the_messages_out() -> None:

@@ -68,7 +68,7 @@ def receivers_of(
                 digest = read_files(tls).digest
             except TlsFileError as error:
                 setting, _, reason = str(error).partition(": ")
-                problems.append(Problem(f"{path}.{_NAMES.get(setting, setting)}", reason))
+                problems.append(Problem(f"{path}.{_NAMES.get(setting, setting)}".lstrip("."), reason))
         found.append(Receiver(destination, resource, digest))
     if problems:
         raise ConfigError(problems)

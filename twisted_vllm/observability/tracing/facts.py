@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import attrs
 import msgspec
 
@@ -96,15 +98,17 @@ class Facts:
 
     @property
     def session(self) -> str:
-        """The session that the request's metadata names."""
-        if '"session_id"' not in self.event.metadata:
-            return ""
-        try:
-            found = msgspec.json.decode(self.event.metadata)
-        except (msgspec.MsgspecError, RecursionError):
-            return ""
-        session = found.get("session_id") if isinstance(found, dict) else None
-        return session[:_LONGEST_SESSION] if isinstance(session, str) else ""
+        """The session that its header, its metadata or its body names."""
+        found: object = self.event.session_id
+        if not found and '"session_id"' in self.event.metadata:
+            # the gateway wrote it, but what was taken out may have broken it
+            with suppress(msgspec.MsgspecError):
+                metadata = msgspec.json.decode(self.event.metadata)
+                found = metadata.get("session_id") if isinstance(metadata, dict) else ""
+        if not found:
+            of_body = self.told.parameters.get("metadata")
+            found = of_body.get("session_id") if isinstance(of_body, dict) else None
+        return found[:_LONGEST_SESSION] if isinstance(found, str) else ""
 
     @property
     def uncached(self) -> int:
