@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 
@@ -23,8 +24,11 @@ from tests.end_to_end.end_to_end_harness import (
     unchunked,
 )
 from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, whole
+from tests.observability.delivery.receiver import Receiver
 from twisted_vllm.config.log_bodies import LogBodiesSettings
+from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import LedgerSettings, ModelEntry, RoutingSettings
+from twisted_vllm.config.sinks import SinkSettings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.request_event import RequestEvent
 
@@ -522,3 +526,33 @@ async def test_the_client_gets_the_same_bytes_with_and_without(
     assert received[0][0] == received[1][0] == received[2][0]
     if not cut:
         assert received[0][1] == received[1][1] == received[2][1]
+
+
+# where it goes
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_webhook_gets_them_and_the_log_and_the_ledger_do_not(
+    reactor: Any, stand_in: Any, gateway_to: Any
+) -> None:
+    receiver = Receiver(reactor)
+    await receiver.start()
+    try:
+        hook = SinkSettings(name="hook", type="webhook", events=("requests",), format="event", url=Secret(receiver.url))
+        plain = attrs.evolve(hook, name="plain", format="json", url=Secret(f"{receiver.url}&plain"))
+        gateway = gateway_to(stand_in(answering("An answer.")).port, log_bodies=FULL, sinks=(hook, plain))
+        body = {"model": "m", "messages": [{"role": "user", "content": "A prompt."}]}
+        assert (await gateway.ask("POST", CHAT, body=body)).status == 200
+        await eventually(reactor, lambda: gateway.clock.advance(0.2) or len(receiver.posted) >= 2)
+        by_path = {"plain" in posted.path: posted.body for posted in receiver.posted}
+        [event] = json.loads(by_path[False])
+        assert event["contents"]["input"] == body["messages"]
+        assert event["contents"]["output"]["text"] == "An answer."
+        assert b"A prompt." not in by_path[True]
+        assert "A prompt." not in gateway.log_text()
+        await gateway.stop()
+        stored = b"".join(file.read_bytes() for file in gateway.log_file.parent.rglob("*") if file.is_file())
+        assert b"A prompt." not in stored
+        assert b"An answer." not in stored
+    finally:
+        await receiver.stop()
