@@ -156,7 +156,7 @@ async def test_settings_models_teams_keys_and_clients_say_what_is_kept(
 ) -> None:
     gateway = gateway_to(stand_in(answering()).port, log_bodies=LogBodiesSettings(**settings))
     assert (await gateway.ask("POST", "/team/new", body={"team_id": "t", **team})).status == 200
-    caller = await gateway.make_key(team_id="t", allowed_fields=["no-log"], **key)
+    caller = await gateway.make_key(team_id="t", **key)
     kept = Kept(gateway)
     body = {"model": "m", "messages": MESSAGES, **more}
     assert (await gateway.ask("POST", CHAT, caller, body=body, headers=headers)).status == 200
