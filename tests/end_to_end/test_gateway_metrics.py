@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
+from twisted_vllm.config.callbacks import Callbacks
 from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.settings import LedgerSettings
 from twisted_vllm.upstreams.merged_metrics import SCRAPE_UP
@@ -20,12 +22,15 @@ from twisted_vllm.upstreams.merged_metrics import SCRAPE_UP
 CHAT = "/vllm/v1/chat/completions"
 DOCUMENTS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCUMENTS / "metrics.md").read_text("utf-8")
+RULES = DOCUMENTS.parent / "config" / "prometheus" / "alerts.yml"
 OURS = re.compile(r"vllm_passthrough_\w+")
 #: the metrics of the page's tables, each with its labels and its type
 DOCUMENTED = {
     name: (tuple(labels.split(",")) if labels else (), kind)
     for name, labels, kind in re.findall(r"^\| `(\w+)(?:\{(\w+(?:,\w+)*)\})?` \| (\w+) \|", PAGE, re.MULTILINE)
 }
+#: there only where it is configured
+CONFIGURED = {"vllm_passthrough_limits_redis_up"}
 OF_THE_LEDGER = {name for name in DOCUMENTED if name.startswith("vllm_passthrough_ledger_")}
 #: what only administrators get, if it is switched on
 OF_CALLERS = {
@@ -81,37 +86,37 @@ async def check(gateway: Any, key: str | None, expected: set[str]) -> None:
 async def test_the_page_names_every_metric_and_no_other(simulator: Any, gateway_to: Any) -> None:
     gateway = gateway_to(simulator.port, metrics=ALL)
     assert OF_CALLERS and OF_THE_LEDGER
-    await check(gateway, None, DOCUMENTED.keys() - OF_CALLERS)
+    await check(gateway, None, DOCUMENTED.keys() - OF_CALLERS - CONFIGURED)
     key = await gateway.make_key(key_alias="ada", user_id="u", team_id="t", max_budget=10.0, budget_duration="30d")
     for stream in (False, True):
         body = {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
         assert (await gateway.ask("POST", CHAT, key, body=body)).status == 200
-    await check(gateway, "sk-master-0123456789abcdef", set(DOCUMENTED))
+    await check(gateway, "sk-master-0123456789abcdef", set(DOCUMENTED) - CONFIGURED)
 
 
 @pytest_twisted.ensureDeferred
 async def test_what_nobody_switched_on_is_not_there(stand_in: Any, gateway_to: Any) -> None:
     gateway = gateway_to(stand_in().port)
-    await check(gateway, "sk-master-0123456789abcdef", DOCUMENTED.keys() - OF_CALLERS)
+    await check(gateway, "sk-master-0123456789abcdef", DOCUMENTED.keys() - OF_CALLERS - CONFIGURED)
 
 
 @pytest_twisted.ensureDeferred
-async def test_each_alert_of_the_document_asks_for_metrics_that_there_are(stand_in: Any, gateway_to: Any) -> None:
-    [rules] = [
-        block
-        for block in re.findall(
-            r"^```yaml\n(.*?)^```", (DOCUMENTS / "operations.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
-        )
-        if block.startswith("groups:")
-    ]
-    [group] = yaml.safe_load(rules)["groups"]
-    assert len(group["rules"]) >= 3
-    # the second scrape of the document is GET /metrics/upstreams
-    there = declared_in(await scrape(gateway_to(stand_in().port))).keys() | {SCRAPE_UP}
-    for rule in group["rules"]:
-        asked = set(OURS.findall(rule["expr"]))
-        assert asked and asked <= there, rule["alert"]
-        assert rule["annotations"]["summary"]
+async def test_the_callback_prometheus_gives_litellms_names(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in().port, callbacks=Callbacks(litellm_metrics=True))
+    litellm = {name for name in DOCUMENTED if name.startswith("litellm_")}
+    await check(gateway, "sk-master-0123456789abcdef", DOCUMENTED.keys() - OF_CALLERS - CONFIGURED | litellm)
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_alert_asks_for_metrics_that_there_are(stand_in: Any, gateway_to: Any) -> None:
+    rules = [rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]]
+    # the second scrape of the example is GET /metrics/upstreams
+    there = declared_in(await scrape(gateway_to(stand_in().port))).keys() | {SCRAPE_UP} | CONFIGURED
+    for rule in rules:
+        # of a histogram, rules ask for its parts
+        asked = {re.sub("_(bucket|count|sum)$", "", name) for name in OURS.findall(rule["expr"])}
+        assert asked <= there, rule["alert"]
+        assert asked or "{job=" in rule["expr"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"master_key": None}], ids=["with a master key", "open"])
@@ -120,7 +125,7 @@ async def test_without_a_ledger_there_is_what_the_process_says(
     stand_in: Any, gateway_to: Any, settings: dict[str, Any]
 ) -> None:
     gateway = gateway_to(stand_in().port, ledger=LedgerSettings(enabled=False), **settings)
-    await check(gateway, None, DOCUMENTED.keys() - OF_THE_LEDGER - OF_CALLERS)
+    await check(gateway, None, DOCUMENTED.keys() - OF_THE_LEDGER - OF_CALLERS - CONFIGURED)
 
 
 @pytest_twisted.ensureDeferred
@@ -152,6 +157,28 @@ async def test_strangers_learn_no_name_and_administrators_all(simulator: Any, ga
 
 
 @pytest_twisted.ensureDeferred
+async def test_dashboards_of_litellm_find_the_names_of_teams(simulator: Any, gateway_to: Any, reactor: Any) -> None:
+    gateway = gateway_to(simulator.port, metrics=ALL)
+    made = await gateway.ask("POST", "/team/new", body={"team_id": "t1", "team_alias": "research", "max_budget": 5.0})
+    assert made.status == 200
+    key = await gateway.make_key(key_alias="ada", team_id="t1")
+    body = {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}]}
+    assert (await gateway.ask("POST", CHAT, key, body=body)).status == 200
+    text = ""
+    while 'team_alias="research"' not in text:
+        gateway.pass_time(1)
+        text = await scrape(gateway, "sk-master-0123456789abcdef")
+    assert 'litellm_remaining_team_budget_metric{team="t1",team_alias="research"} 5.0' in text
+    assert re.search(r'litellm_spend_metric_total\{.*team="t1",team_alias="research"', text)
+    renamed = await gateway.ask("POST", "/team/update", body={"team_id": "t1", "team_alias": "science"})
+    assert renamed.status == 200
+    while 'team_alias="science"' not in text:
+        gateway.pass_time(100)
+        text = await scrape(gateway, "sk-master-0123456789abcdef")
+    assert 'team_alias="research"' not in text
+
+
+@pytest_twisted.ensureDeferred
 async def test_openmetrics_has_the_same_samples(simulator: Any, gateway_to: Any) -> None:
     gateway = gateway_to(simulator.port, metrics=ALL)
     body = {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -170,6 +197,27 @@ async def test_a_reload_switches_labels_on_and_off(simulator: Any, gateway_to: A
     gateway = gateway_to(simulator.port)
     master = "sk-master-0123456789abcdef"
     wiring = gateway.service.wiring
-    for metrics, expected in [(ALL, DOCUMENTED.keys()), (MetricsSettings(), DOCUMENTED.keys() - OF_CALLERS)]:
+    for metrics, expected in [
+        (ALL, DOCUMENTED.keys() - CONFIGURED),
+        (MetricsSettings(), DOCUMENTED.keys() - OF_CALLERS - CONFIGURED),
+    ]:
         wiring.prepare(attrs.evolve(gateway.settings, metrics=metrics))[1]()
         await check(gateway, master, set(expected))
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_process_says_how_it_is(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in().port)
+    samples = {
+        (sample.name.removeprefix("vllm_passthrough_"), *sample.labels.values()): sample.value
+        for family in prometheus_text((await gateway.ask("GET", "/metrics")).body.decode())
+        for sample in family.samples
+    }
+    # the one that asks
+    assert (samples["connections", "busy"], samples["connections", "idle"]) == (1, 0)
+    assert 3 < samples["open_files",] < samples["open_files_limit",]
+    assert samples["connections_refused_total", "total"] == samples["connections_refused_total", "address"] == 0
+    assert samples["reloads_total", "succeeded"] == samples["last_reload_failed",] == samples["draining",] == 0
+    assert abs(samples["last_reload_success_timestamp_seconds",] - time.time()) < 60
+    assert samples["budgets", "key", "0.9"] == 0
+    assert samples["log_lines_dropped_total",] == 0

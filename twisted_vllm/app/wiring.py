@@ -106,7 +106,7 @@ from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.database import Database
-from twisted_vllm.storage.metrics import DatabaseCollector
+from twisted_vllm.storage.metrics import AuditCollector, DatabaseCollector
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
@@ -277,6 +277,7 @@ class Wiring:
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
         )
+        self.metrics.add(AuditCollector(self.registry))
         self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
 
         self.each_minute = EachMinute(reactor)
@@ -482,6 +483,9 @@ class Wiring:
             forwarder=forwarder,
             site=self.site,
             database=self.database,
+            listeners=self._listeners,
+            reloader=lambda: self.reloader,
+            draining=lambda: self.drain.begun,
             budgets=self.budgets,
             directory=directory,
         )

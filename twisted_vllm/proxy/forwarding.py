@@ -627,7 +627,9 @@ class Forwarding:
     def server_died(self, reason: str) -> None:
         """The server was found dead while the request waits for its answer."""
         if self._relay is not None:
-            self._relay.fail(UpstreamUnreachable("The vLLM server does not answer any more."))
+            error = UpstreamUnreachable("The vLLM server does not answer any more.")
+            error.fault = reason
+            self._relay.fail(error)
 
     def _over(self) -> None:
         """Drop the body, which is not sent again, and break the reference cycle."""

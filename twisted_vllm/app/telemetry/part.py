@@ -10,10 +10,12 @@ from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver
 
 from twisted_vllm.app.accounting import AccountingService
+from twisted_vllm.app.reload import Reloader
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.net.certificates import Listeners
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
@@ -52,6 +54,9 @@ class Surroundings:
         forwarder: sends requests to servers.
         site: the factory of client connections.
         database: the database.
+        listeners: the certificates of the ports that listen with TLS.
+        reloader: returns what reloads the settings.
+        draining: returns whether the gateway drains.
         budgets: watches how much of their budgets keys and others have used.
         directory: where the names of files in the settings begin.
     """
@@ -74,6 +79,9 @@ class Surroundings:
     forwarder: Forwarder
     site: GatewaySite
     database: Database
+    listeners: Listeners
+    reloader: Callable[[], Reloader]
+    draining: Callable[[], bool]
     budgets: BudgetWatch
     directory: str
 

@@ -12,6 +12,7 @@ from twisted_vllm.app.telemetry.alerting import Alerting
 from twisted_vllm.app.telemetry.contents import ContentsPart
 from twisted_vllm.app.telemetry.otlp_metrics import OtlpMetricsPart
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.app.telemetry.process_metrics import ProcessMetrics
 from twisted_vllm.app.telemetry.request_metrics import RequestMetricsPart
 from twisted_vllm.app.telemetry.sinks import SinksPart
 from twisted_vllm.app.telemetry.slow_requests import SlowRequestLog
@@ -25,6 +26,7 @@ def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     return (
         # the first to stop: the others get what it still has
         ContentsPart(surroundings),
+        ProcessMetrics(surroundings),
         RequestMetricsPart(surroundings),
         TracingPart(surroundings),
         OtlpMetricsPart(surroundings),
