@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet.task import deferLater
 
+from tests.conftest import LoggedFailures
 from tests.end_to_end.end_to_end_harness import begin, eventually, server_at
 from tests.end_to_end.messages import whole
 from tests.end_to_end.test_model_budgets_by_any_name import ANSWER, COMPLETIONS, PRICES
@@ -52,19 +54,41 @@ class Watching:
             self.gateway.clock.advance(step)
             await deferLater(self._reactor, 0)
         queues = self.gateway.service.wiring.telemetry.parts[-1]._queues.values()
-        await eventually(self._reactor, lambda: not any(queue.queued for queue in queues))
+        for _ in range(500):
+            if not any(queue.queued for queue in queues):
+                break
+            # a delivery that failed waits
+            self.gateway.clock.advance(0.1)
+            await deferLater(self._reactor, 0.01)
         return [json.loads(each.body).get("text", "") for each in self.receiver.posted]
 
     def server(self, port: int) -> Any:
         return self.gateway.service.wiring.servers.named(f"127.0.0.1:{port}")
 
 
+@pytest_twisted.async_yield_fixture
+async def watch(gateway_to: Any, receiver: Receiver, reactor: Any) -> AsyncIterator[Any]:
+    """Makes gateways that are watched; at the end they stop while time passes."""
+    made: list[Watching] = []
+
+    def make(server: int | None, **settings: Any) -> Watching:
+        made.append(Watching(gateway_to(server, **settings), receiver, reactor))
+        return made[-1]
+
+    yield make
+    for each in made:
+        stopped = each.gateway.stop()
+        while not stopped.called:
+            each.gateway.clock.advance(0.5)
+            await deferLater(reactor, 0.01)
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_goes_and_comes_is_told_with_cause_and_time(
-    stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any
+    stand_in: Any, watch: Any, receiver: Receiver, reactor: Any
 ) -> None:
     server = stand_in()
-    watching = Watching(gateway_to(server.port, **alerting(receiver)), receiver, reactor)
+    watching = watch(server.port, **alerting(receiver))
     breaker = watching.server(server.port).breaker
     breaker.declare_dead(watching.gateway.clock.seconds(), "timeout", 0.0)
     [down] = await watching.after(4)
@@ -79,18 +103,17 @@ async def test_a_server_that_goes_and_comes_is_told_with_cause_and_time(
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_flaps_sends_few_messages(
-    stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any
+    stand_in: Any, watch: Any, receiver: Receiver, reactor: Any
 ) -> None:
     server = stand_in()
-    watching = Watching(gateway_to(server.port, **alerting(receiver)), receiver, reactor)
+    watching = watch(server.port, **alerting(receiver))
     breaker = watching.server(server.port).breaker
     for _ in range(300):
         breaker.declare_dead(watching.gateway.clock.seconds(), "timeout", 0.0)
         watching.gateway.clock.advance(1.0)
         breaker.declare_alive(watching.gateway.clock.seconds())
         watching.gateway.clock.advance(1.0)
-        await deferLater(reactor, 0)
-    texts = await watching.after(0)
+        texts = await watching.after(0)
     # ten minutes, six hundred changes
     assert 4 <= len(texts) <= 7
     assert "events in all" in texts[-1]
@@ -98,10 +121,10 @@ async def test_a_server_that_flaps_sends_few_messages(
 
 @pytest_twisted.ensureDeferred
 async def test_failed_requests_are_one_message_with_their_number(
-    stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any
+    stand_in: Any, watch: Any, receiver: Receiver, reactor: Any
 ) -> None:
     server = stand_in(BAD)
-    watching = Watching(gateway_to(server.port, **alerting(receiver)), receiver, reactor)
+    watching = watch(server.port, **alerting(receiver))
     for _ in range(20):
         await watching.gateway.ask("POST", "/vllm/v1/completions", body={"model": "m", "prompt": "a"})
     texts = await watching.after(4)
@@ -113,9 +136,9 @@ async def test_failed_requests_are_one_message_with_their_number(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_request_that_hangs_is_told(stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any) -> None:
+async def test_a_request_that_hangs_is_told(stand_in: Any, watch: Any, receiver: Receiver, reactor: Any) -> None:
     server = stand_in()
-    watching = Watching(gateway_to(server.port, **alerting(receiver, alerting_threshold=20.0)), receiver, reactor)
+    watching = watch(server.port, **alerting(receiver, alerting_threshold=20.0))
     await begin(server, watching.gateway)
     [text] = await watching.after(35)
     assert "llm_requests_hanging" in text
@@ -123,10 +146,10 @@ async def test_a_request_that_hangs_is_told(stand_in: Any, gateway_to: Any, rece
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_slow_answer_is_told(stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any) -> None:
+async def test_a_slow_answer_is_told(stand_in: Any, watch: Any, receiver: Receiver, reactor: Any) -> None:
     server = stand_in()
     options = alerting(receiver, alerting_threshold=20.0, alert_types=("llm_too_slow",))
-    watching = Watching(gateway_to(server.port, **options), receiver, reactor)
+    watching = watch(server.port, **options)
     client, upstream = await begin(server, watching.gateway)
     watching.gateway.clock.advance(25.0)
     upstream.send(ANSWER)
@@ -137,31 +160,31 @@ async def test_a_slow_answer_is_told(stand_in: Any, gateway_to: Any, receiver: R
 
 @pytest_twisted.ensureDeferred
 async def test_budgets_are_told_to_people_and_to_programs(
-    stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any
+    stand_in: Any, watch: Any, receiver: Receiver, reactor: Any
 ) -> None:
     server = server_at(stand_in(ANSWER).port)
     models = (ModelEntry("qwen", "Qwen", server, prices=PRICES),)
     options = alerting(receiver, "slack", "webhook", max_budget=Decimal(5))
-    watching = Watching(gateway_to(None, models=models, **options), receiver, reactor)
+    watching = watch(None, models=models, **options)
     key = await watching.gateway.make_key(key_alias="batch", max_budget=5, soft_budget=1, user_id="ada")
     await watching.gateway.ask("POST", "/vllm" + COMPLETIONS, key, body={"model": "qwen", "prompt": "a"})
     await watching.after(INTERVAL + 5)
     posted = [json.loads(each.body) for each in receiver.posted]
     texts = "\n".join(each["text"] for each in posted if "text" in each)
-    assert "• The key batch of the user ada has used all of its budget: 5 USD of 5 USD" in texts
-    assert "• The key batch of the user ada is over its soft budget: 5 USD, and 1 USD are meant" in texts
-    assert "• The whole gateway has used all of its budget: 5 USD of 5 USD" in texts
+    assert "• The key batch of the user ada has used all of its budget: 10 USD of 5 USD" in texts
+    assert "• The key batch of the user ada is over its soft budget: 10 USD, and 1 USD are meant" in texts
+    assert "• The whole gateway has used all of its budget: 10 USD of 5 USD" in texts
     events = {(each["event"], each["event_group"]): each for each in posted if "event" in each}
     assert set(events) == {("budget_crossed", "key"), ("soft_budget_crossed", "key"), ("budget_crossed", "proxy")}
     crossed = events["budget_crossed", "key"]
-    assert (crossed["key_alias"], crossed["user_id"], crossed["spend"], crossed["max_budget"]) == ("batch", "ada", 5, 5)
+    assert (crossed["key_alias"], crossed["user_id"], crossed["spend"], crossed["max_budget"]) == ("batch", "ada", 10, 5)
 
 
 @pytest_twisted.ensureDeferred
 async def test_ten_thousand_budgets_at_once_are_few_messages(
-    gateway_to: Any, receiver: Receiver, reactor: Any, stand_in: Any
+    watch: Any, receiver: Receiver, reactor: Any, stand_in: Any
 ) -> None:
-    watching = Watching(gateway_to(stand_in().port, **alerting(receiver)), receiver, reactor)
+    watching = watch(stand_in().port, **alerting(receiver))
     wiring = watching.gateway.service.wiring
     allowance = Allowance(max_budget=DOLLAR)
     teams = {f"team-{number}": TeamGrant(allowance=allowance) for number in range(10_000)}
@@ -180,9 +203,9 @@ async def test_ten_thousand_budgets_at_once_are_few_messages(
 @pytest.mark.parametrize("kind", ["db_exceptions", "failed_tracking_spend"])
 @pytest_twisted.ensureDeferred
 async def test_trouble_of_database_and_ledger_is_told_and_its_end_too(
-    kind: str, stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any
+    kind: str, stand_in: Any, watch: Any, receiver: Receiver, logged_failures: LoggedFailures
 ) -> None:
-    watching = Watching(gateway_to(stand_in().port, **alerting(receiver)), receiver, reactor)
+    watching = watch(stand_in().port, **alerting(receiver))
     wiring = watching.gateway.service.wiring
     if kind == "db_exceptions":
         wiring.database._log.error("the database failed: {reason}", reason="it is away", alert=kind, alert_about="d")
@@ -197,16 +220,17 @@ async def test_trouble_of_database_and_ledger_is_told_and_its_end_too(
     if kind == "failed_tracking_spend":
         spool._recovered()
         assert "The ledger's spool is written again; 0 rows were lost in all" in (await watching.after(4))[-1]
+    logged_failures.flush()
 
 
 @pytest_twisted.ensureDeferred
 async def test_single_kinds_go_elsewhere_and_others_nowhere(
-    stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any
+    stand_in: Any, watch: Any, receiver: Receiver, reactor: Any
 ) -> None:
     server = stand_in(BAD)
     url = receiver.url.replace("/in", "/outages")
     options = alerting(receiver, alert_types=("outage_alerts",), alert_to_webhook_url={"outage_alerts": (Secret(url),)})
-    watching = Watching(gateway_to(server.port, **options), receiver, reactor)
+    watching = watch(server.port, **options)
     await watching.gateway.ask("POST", "/vllm/v1/completions", body={"model": "m", "prompt": "a"})
     watching.server(server.port).breaker.declare_dead(watching.gateway.clock.seconds(), "timeout", 0.0)
     await watching.after(4)
@@ -215,11 +239,11 @@ async def test_single_kinds_go_elsewhere_and_others_nowhere(
 
 @pytest_twisted.ensureDeferred
 async def test_the_url_is_in_no_line_of_the_log_even_if_slack_is_away(
-    stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any
+    stand_in: Any, watch: Any, receiver: Receiver, reactor: Any
 ) -> None:
     server = stand_in()
-    gateway = gateway_to(server.port, **alerting(receiver))
-    watching = Watching(gateway, receiver, reactor)
+    watching = watch(server.port, **alerting(receiver))
+    gateway = watching.gateway
     await receiver.stop()
     watching.server(server.port).breaker.declare_dead(gateway.clock.seconds(), "timeout", 0.0)
     for _ in range(20):
@@ -234,14 +258,10 @@ async def test_the_url_is_in_no_line_of_the_log_even_if_slack_is_away(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reload_switches_alerts_on_and_off(
-    stand_in: Any, gateway_to: Any, receiver: Receiver, reactor: Any
-) -> None:
-    import attrs
-
+async def test_a_reload_switches_alerts_on_and_off(stand_in: Any, watch: Any, receiver: Receiver, reactor: Any) -> None:
     server = stand_in()
-    gateway = gateway_to(server.port, health=HealthSettings(interval=None))
-    watching = Watching(gateway, receiver, reactor)
+    watching = watch(server.port, health=HealthSettings(interval=None))
+    gateway = watching.gateway
     telemetry = gateway.service.wiring.telemetry
     telemetry.prepare(attrs.evolve(gateway.settings, **alerting(receiver)))()
     breaker = watching.server(server.port).breaker

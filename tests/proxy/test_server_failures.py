@@ -9,7 +9,7 @@ from twisted.logger import globalLogPublisher
 
 from tests.observability.memory_sink import MemorySink
 from twisted_vllm.context import Peer, RequestContext
-from twisted_vllm.errors import NoHealthyUpstream, UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.errors import NoHealthyUpstream, ServerBusy, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.connect_errors import with_words
 from twisted_vllm.observability.logging.lines import TextLines
 from twisted_vllm.observability.logging.observer import LineObserver
@@ -80,8 +80,8 @@ def test_what_the_connection_has_said_is_not_said_twice(logged: Logged) -> None:
 
 def test_a_model_without_a_server_is_named(logged: Logged) -> None:
     log_nowhere("llama", NoHealthyUpstream("No server of this model can answer at present."))
-    log_nowhere("", NoHealthyUpstream("No server of this model can answer at present."))
+    log_nowhere("", ServerBusy("The queue is full."))
     assert logged.lines() == [
         f"warn  {PLACE} No server takes requests for llama: No server of this model can answer at present.",
-        f"warn  {PLACE} No server takes requests for the default server: No server of this model can answer at present.",
+        f"warn  {PLACE} No server takes requests for the default server: The queue is full.",
     ]
