@@ -263,7 +263,7 @@ def _lines(drawing: Drawing, box: Box, panel: Json, data: Data, span: Span) -> N
         return
     stacked = panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"] == "normal"
     legend = _legend_lines(curves, box.width)
-    plot = box.inside(0, 4, 0, 20 + 17 * len(legend))
+    plot = box.inside(0, 9, 0, 20 + 17 * len(legend))
     unit = panel["fieldConfig"]["defaults"]["unit"]
     layers = _stack(curves) if stacked else [dict(curve.points) for curve in curves]
     top = max((value for layer in layers for value in layer.values()), default=0.0)

@@ -17,7 +17,7 @@ from benchmarks.dashboards.panels import (
     Query,
     Row,
 )
-from benchmarks.dashboards.promql import SERVER, growth, metric, or_zero, rate, total
+from benchmarks.dashboards.promql import SERVER, growth, metric, or_zero, quantile, rate, total
 from benchmarks.dashboards.variables import INSTANCES, SERVERS
 
 _stat = partial(Panel, Kind.STAT, width=4, height=4)
@@ -34,6 +34,9 @@ _STATES = {
     4: Mapped("sleeping", PURPLE),
 }
 _NOT_PASSED = f'{SERVER},result!="passed"'
+_STREAM = f'{SERVER},stream="true"'
+#: of requests that reached a server
+_SENT = f'{SERVER},server!=""'
 _SCRAPED = "Needs the scrape of `/metrics/upstreams` (docs/metrics.md)."
 
 
@@ -137,7 +140,7 @@ LOAD = Row(
             "Requests by server",
             "How the load is shared. One line far above the others: many prompts begin alike, see docs/routing.md, "
             "Routing strategies; or compare the `weight` of the entries.",
-            (Query(total(rate("requests_total", SERVER), "server"), "{{server}}"),),
+            (Query(total(rate("requests_total", _SENT), "server"), "{{server}}"),),
             unit="reqps",
         ),
         _third(
@@ -146,16 +149,10 @@ LOAD = Row(
             (Query(total(metric("upstream_in_flight", SERVER), "server"), "{{server}}"),),
         ),
         _third(
-            "Time to first byte by server, p95",
-            f"As the servers themselves measure it. One above the others: it is slower, or gets the long prompts. "
-            f"{_SCRAPED}",
-            (
-                Query(
-                    "histogram_quantile(0.95, "
-                    f"{total(_vllm_rate('time_to_first_token_seconds_bucket'), 'le', 'server')})",
-                    "{{server}}",
-                ),
-            ),
+            "Time to first token by server, p95",
+            "From the request's head to the first event of a stream. One server above the others: it is slower, or it "
+            "gets the long prompts.",
+            (Query(quantile(0.95, "time_to_first_byte_seconds", _STREAM, "server"), "{{server}}"),),
             unit="s",
         ),
     ),
@@ -252,7 +249,7 @@ LIST = Row(
             (
                 Query(f"max by (server) ({metric('upstream_healthy', SERVER)})", "in use"),
                 Query(total(metric("upstream_in_flight", SERVER), "server"), "in flight"),
-                Query(total(growth("requests_total", SERVER), "server"), "requests"),
+                Query(total(growth("requests_total", _SENT), "server"), "requests"),
                 Query(total(growth("upstream_failures_total", SERVER), "server"), "failures"),
                 Query(f"max by (server) ({metric('upstream_scrape_up', SERVER)})", "scraped"),
             ),

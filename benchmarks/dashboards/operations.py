@@ -53,8 +53,8 @@ _UP = {1: Mapped("works", GREEN), 0: Mapped("away", RED)}
 _QUANTILES = {"p50": GREEN, "p95": YELLOW, "p99": ORANGE}
 
 
-def _quantiles(histogram: str) -> tuple[Query, ...]:
-    return tuple(Query(quantile(share, histogram, MODEL), f"p{share * 100:g}") for share in (0.5, 0.95, 0.99))
+def _quantiles(histogram: str, labels: str = BOTH) -> tuple[Query, ...]:
+    return tuple(Query(quantile(share, histogram, labels), f"p{share * 100:g}") for share in (0.5, 0.95, 0.99))
 
 
 NOW = Row(
@@ -77,10 +77,10 @@ NOW = Row(
             steps=((0.01, YELLOW), (0.05, RED)),
         ),
         _stat(
-            "First byte, p95",
-            "From the request's head to the first byte of the answer, of 19 in 20 requests. If it is high, compare "
+            "First token, p95",
+            "From the request's head to the first event of a stream, of 19 in 20 requests. If it is high, compare "
             "*Waiting* and *Overhead of the gateway*: if both are low, the servers are slow.",
-            (Query(quantile(0.95, "time_to_first_byte_seconds", MODEL)),),
+            (Query(quantile(0.95, "time_to_first_byte_seconds", STREAM)),),
             unit="s",
             steps=((2, YELLOW), (10, RED)),
         ),
@@ -134,8 +134,8 @@ REQUESTS = Row(
             colors=OUTCOMES,
         ),
         _half(
-            "Refusals by code",
-            "What the gateway refused. `invalid_api_key`: a client has a wrong key. `rate_limit_exceeded` and "
+            "Errors by code",
+            "Errors that the gateway itself answered with. `invalid_api_key`: a client has a wrong key. `rate_limit_exceeded` and "
             "`budget_exceeded`: see the tenants' dashboard. `no_healthy_upstream`, `server_busy`: too few servers. "
             "docs/operations.md has a table of all codes.",
             (Query(f"{total(rate('refusals_total'), 'code')} > 0", "{{code}}"),),
@@ -148,10 +148,10 @@ LATENCY = Row(
     "Latency",
     (
         _third(
-            "Time to first byte",
-            "From the request's head to the first byte of the answer: the wait of a person in a chat. If p50 grows "
+            "Time to first token",
+            "From the request's head to the first event of a stream: the wait of a person in a chat. If p50 grows "
             "too, the servers are full; if only p99 does, one server or long prompts are slow.",
-            _quantiles("time_to_first_byte_seconds"),
+            _quantiles("time_to_first_byte_seconds", STREAM),
             unit="s",
             colors=_QUANTILES,
         ),
@@ -203,10 +203,7 @@ TIME = Row(
             "Event-loop lag",
             "How late the reactor's timers run. Over 100 ms all clients wait: the process is short of CPU, or a report "
             "or a reload is very large. Start another process.",
-            tuple(
-                Query(f"histogram_quantile({share:g}, {total(rate('event_loop_lag_seconds_bucket'), 'le')})", name)
-                for share, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
-            ),
+            _quantiles("event_loop_lag_seconds", INSTANCE),
             unit="s",
             colors=_QUANTILES,
         ),

@@ -9,6 +9,8 @@ INSTANCE = 'instance=~"$instance"'
 MODEL = f'{INSTANCE},model=~"$model"'
 SERVER = f'{INSTANCE},server=~"$server"'
 BOTH = f'{MODEL},server=~"$server"'
+#: of requests whose answer is a stream: the wait of a person in a chat
+STREAM = f'{BOTH},stream="true"'
 #: of requests that failed by the fault of a server or of the gateway
 FAILED = f'{BOTH},outcome=~"upstream_failed|upstream_error|failed"'
 #: of requests that were answered with an error, or not at all
