@@ -22,9 +22,11 @@ from benchmarks.dashboards.panels import (
 from benchmarks.dashboards.promql import (
     BOTH,
     FAILED,
+    INSTANCE,
     MODEL,
     NOT_2XX,
     SERVER,
+    STREAM,
     growth,
     metric,
     or_zero,
@@ -135,9 +137,9 @@ REQUESTS = Row(
         ),
         _half(
             "Errors by code",
-            "Errors that the gateway itself answered with. `invalid_api_key`: a client has a wrong key. `rate_limit_exceeded` and "
-            "`budget_exceeded`: see the tenants' dashboard. `no_healthy_upstream`, `server_busy`: too few servers. "
-            "docs/operations.md has a table of all codes.",
+            "Errors that the gateway itself answered with. `invalid_api_key`: a client has a wrong key. "
+            "`rate_limit_exceeded` and `budget_exceeded`: see the tenants' dashboard. "
+            "`no_healthy_upstream`, `server_busy`: too few servers. docs/operations.md has a table of all codes.",
             (Query(f"{total(rate('refusals_total'), 'code')} > 0", "{{code}}"),),
             unit="reqps",
         ),
