@@ -414,7 +414,7 @@ def _table(drawing: Drawing, box: Box, panel: Json, data: Data, _: Span) -> None
             number = name.startswith("Value")
             at = x + width * weight - 6 if number else x + 2
             color = BRIGHT if line == 0 else TEXT
-            text = row.get(name, "") or ("" if number else "(none)")
+            text = row.get(name, "")
             drawing.text(at, y, text, color, weight=500 if line == 0 else 400, anchor="end" if number else "start")
         drawing.line([(box.x, y + 9), (box.x + box.width, y + 9)], GRID)
 

@@ -21,17 +21,19 @@ from benchmarks.dashboards.panels import (
 )
 from benchmarks.dashboards.promql import (
     BOTH,
-    FAILED,
     INSTANCE,
     MODEL,
-    NOT_2XX,
+    OF_A_MODEL,
+    SENT,
     SERVER,
     STREAM,
+    failed_share,
     growth,
     metric,
     or_zero,
     quantile,
     rate,
+    requests,
     total,
 )
 from benchmarks.dashboards.variables import INSTANCES, MODELS, SERVERS
@@ -51,6 +53,7 @@ OUTCOMES = {
     "failed": PURPLE,
     "revoked": GREY,
 }
+_NOT_2XX = f'{BOTH},status!~"2.."'
 _UP = {1: Mapped("works", GREEN), 0: Mapped("away", RED)}
 _QUANTILES = {"p50": GREEN, "p95": YELLOW, "p99": ORANGE}
 
@@ -64,8 +67,9 @@ NOW = Row(
     (
         _stat(
             "Requests",
-            "Requests that ended. 0 while clients are there: look at *Connections*, and at the load balancer.",
-            (Query(total(rate("requests_total", BOTH))),),
+            "Requests that ended; those of the gateway's own routes only if they were refused or failed. 0 while "
+            "clients are there: look at *Connections*, and at the load balancer.",
+            (Query(total(requests())),),
             unit="reqps",
             decimals=1,
         ),
@@ -73,7 +77,7 @@ NOW = Row(
             "Failed",
             "The share of requests that failed by the fault of a server or of the gateway. *Failures of servers* says "
             "which server and why; then docs/operations.md, Troubleshooting.",
-            (Query(f"{or_zero(total(rate('requests_total', FAILED)))} / {total(rate('requests_total', BOTH))}"),),
+            (Query(failed_share()),),
             unit="percentunit",
             decimals=2,
             steps=((0.01, YELLOW), (0.05, RED)),
@@ -90,7 +94,7 @@ NOW = Row(
             "In flight",
             "Requests that are in work now. If it only grows, a server hangs: see the log's slow requests and the "
             "dashboard of the servers.",
-            (Query(total(metric("requests_in_flight", BOTH))),),
+            (Query(total(metric("requests_in_flight", OF_A_MODEL))),),
         ),
         _stat(
             "Waiting",
@@ -130,7 +134,7 @@ REQUESTS = Row(
             "How requests ended. `upstream_failed`: a server could not be reached or broke off. `upstream_error`: it "
             "reported an error in its stream. `failed`: a fault of the gateway, its database or Redis. "
             "docs/operations.md, Log, explains each.",
-            (Query(total(rate("requests_total", BOTH), "outcome"), "{{outcome}}"),),
+            (Query(total(requests(), "outcome"), "{{outcome}}"),),
             unit="reqps",
             stacked=True,
             colors=OUTCOMES,
@@ -161,7 +165,7 @@ LATENCY = Row(
             "Duration",
             "From the request's head to the end of the answer. It grows with the length of answers: compare *Time per "
             "output token*.",
-            _quantiles("request_duration_seconds"),
+            _quantiles("request_duration_seconds", SENT),
             unit="s",
             colors=_QUANTILES,
         ),
@@ -190,14 +194,14 @@ TIME = Row(
         _quarter(
             "In flight by model",
             "Requests in work. A model whose line only grows has a server that hangs.",
-            (Query(total(metric("requests_in_flight", BOTH), "model"), "{{model}}"),),
+            (Query(total(metric("requests_in_flight", OF_A_MODEL), "model"), "{{model}}"),),
             stacked=True,
         ),
         _quarter(
             "Overhead of the gateway",
             "Our own share of the time before a request goes on. Usually below 5 ms. If it is high: is the process at "
             "100 % CPU (*CPU*), does the database answer (*Database*), do bodies wait for memory?",
-            _quantiles("gateway_overhead_seconds"),
+            _quantiles("gateway_overhead_seconds", SENT),
             unit="s",
             colors=_QUANTILES,
         ),
@@ -242,7 +246,7 @@ FAILURES = Row(
             "Answers by status",
             "Statuses of 400 and more that clients got, by vLLM or by the gateway; 0 are requests that ended without "
             "one.",
-            (Query(f"{total(rate('requests_total', NOT_2XX), 'status')} > 0", "{{status}}"),),
+            (Query(f"{total(requests(_NOT_2XX), 'status')} > 0", "{{status}}"),),
             unit="reqps",
         ),
     ),

@@ -9,12 +9,14 @@ INSTANCE = 'instance=~"$instance"'
 MODEL = f'{INSTANCE},model=~"$model"'
 SERVER = f'{INSTANCE},server=~"$server"'
 BOTH = f'{MODEL},server=~"$server"'
-#: of requests whose answer is a stream: the wait of a person in a chat
+#: of requests that were sent to a server
+SENT = f'{BOTH},server!=""'
+#: of requests whose answer is a stream
 STREAM = f'{BOTH},stream="true"'
-#: of requests that failed by the fault of a server or of the gateway
-FAILED = f'{BOTH},outcome=~"upstream_failed|upstream_error|failed"'
-#: of requests that were answered with an error, or not at all
-NOT_2XX = f'{BOTH},status!~"2.."'
+#: of requests for a model
+OF_A_MODEL = f'{BOTH},model!=""'
+
+_FAILED = 'outcome=~"upstream_failed|upstream_error|failed"'
 
 
 def metric(name: str, labels: str = INSTANCE) -> str:
@@ -25,6 +27,22 @@ def metric(name: str, labels: str = INSTANCE) -> str:
 def rate(name: str, labels: str = INSTANCE) -> str:
     """A counter of the gateway, per second."""
     return f"rate({metric(name, labels)}[$__rate_interval])"
+
+
+def requests(labels: str = BOTH) -> str:
+    """Requests per second, those of the gateway's own routes only if they were refused or failed.
+
+    Health checks and scrapes are many where there is little traffic.
+    """
+    of_vllm = f'{labels},route_class!="gateway"'
+    not_well = f'{labels},outcome!="completed"'
+    return f"({rate('requests_total', of_vllm)} or {rate('requests_total', not_well)})"
+
+
+def failed_share(*by: str) -> str:
+    """The share of requests that failed by the fault of a server or of the gateway."""
+    failed = total(rate("requests_total", f"{BOTH},{_FAILED}"), *by)
+    return f"{or_zero(failed)} / {total(requests(), *by)}"
 
 
 def growth(name: str, labels: str = INSTANCE) -> str:

@@ -15,7 +15,7 @@ KEYS: Mapping[str, tuple[str, Settings]] = {
     "assistant-app": ("assistant", {}),
     "search-index": ("search", {}),
     "search-answers": ("search", {}),
-    "notebook-ada": ("research", {"max_budget": 1.0}),
+    "notebook-ada": ("research", {"max_budget": 0.25}),
     "notebook-bob": ("research", {"max_budget": 0.05}),
     "nightly-job": ("batch", {"rpm_limit": 20}),
 }

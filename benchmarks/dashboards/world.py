@@ -21,6 +21,10 @@ CHAT, EMBEDDING, LIVE = "qwen3-32b", "bge-m3", "live"
 RULES = REPOSITORY / "config" / "prometheus" / "alerts.yml"
 
 
+#: seconds to the first token and between two tokens, of each simulated server
+_PACES = ((0.08, 0.02), (0.11, 0.026), (0.16, 0.034))
+
+
 class Simulator:
     """A simulated vLLM that can die and come back.
 
@@ -28,12 +32,12 @@ class Simulator:
         port: where it listens.
     """
 
-    def __init__(self, directory: Path, number: int, first_token: float) -> None:
+    def __init__(self, directory: Path, number: int, first_token: float, interval: float) -> None:
         """Choose a port; nothing runs yet."""
         self.port = free_port()
         self._directory = directory
         self._number = number
-        self._first_token = first_token
+        self._pace = [f"--first-token={first_token}", f"--token-interval={interval}"]
         self._life = ExitStack()
 
     def start(self) -> None:
@@ -44,7 +48,7 @@ class Simulator:
         """
         twistd = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
         arguments = ["vllm-simulator", f"--listen=tcp:{self.port}:interface=127.0.0.1", f"--model={CHAT}"]
-        arguments += [f"--model={EMBEDDING}", f"--first-token={self._first_token}", "--token-interval=0.03"]
+        arguments += [f"--model={EMBEDDING}", *self._pace]
         log = self._directory / f"simulator-{self._number}.out"
         environ = environment(PYTHONPATH=str(REPOSITORY))
         process = self._life.enter_context(
@@ -118,7 +122,7 @@ def world(
         CannotStart: something does not start.
     """
     with ExitStack() as stack:
-        servers = [Simulator(directory, number, first) for number, first in enumerate((0.08, 0.11, 0.16), 1)]
+        servers = [Simulator(directory, number, *pace) for number, pace in enumerate(_PACES, 1)]
         for server in servers:
             server.start()
             stack.callback(server.stop)
@@ -151,7 +155,7 @@ def _config(servers: Sequence[Simulator], live: Target | None, live_model: str, 
         "model_list": models,
         "passthrough": {
             "health": {"interval": 2, "timeout": 1},
-            # "metrics": {"key_labels": 20, "team_labels": 10},
+            "metrics": {"key_labels": 20, "team_labels": 10},
             "log": {"format": "json", "file": "requests.log"},
         },
         "router_settings": {"routing_strategy": "prefix"},
@@ -189,5 +193,5 @@ def _scrapes(
         "static_configs": [{"targets": [f"127.0.0.1:{gateway.port}"], "labels": {"instance": "gateway-1:4000"}}],
         "metric_relabel_configs": named,
     }
-    yield {"job_name": "gateway"} | common
+    yield {"job_name": "vllm-passthrough"} | common
     yield {"job_name": "vllm", "metrics_path": "/metrics/upstreams"} | common
