@@ -63,7 +63,7 @@ NOW = Row(
     (
         _stat(
             "Servers in use",
-            "Servers that get requests.",
+            "Servers that get requests. Fewer than usual: *State of each server* says which is out.",
             (Query(total(f"max by (server) ({metric('upstream_healthy', SERVER)})")),),
         ),
         _stat(
@@ -219,7 +219,7 @@ ENGINES = Row(
         ),
         _third(
             "Generated tokens",
-            f"{_SCRAPED}",
+            f"Tokens that each server generates in a second: the work that the fleet does. {_SCRAPED}",
             (Query(total(_vllm_rate("generation_tokens_total"), "server"), "{{server}}"),),
             unit="suffix: tok/s",
             stacked=True,
