@@ -68,3 +68,11 @@ def test_an_observer_that_fails_is_logged_and_keeps_nothing_from_the_others(
     Lifecycle([Failing(), Everything("a", told)]).finished(context)
     assert told == [("a", "finished", context)]
     assert len(logged_failures.flush(ZeroDivisionError)) == 1
+
+
+def test_others_are_told_once_it_is_reconfigured(context: RequestContext) -> None:
+    told: list[tuple[str, str, RequestContext]] = []
+    lifecycle = Lifecycle([Everything("a", told)])
+    lifecycle.reconfigure([Everything("b", told)])
+    live(lifecycle, context)
+    assert told == [("b", event, context) for event in EVENTS]

@@ -58,6 +58,7 @@ class AccountingService:
 
     Attributes:
         limiter: enforces limits, in memory or in Redis.
+        local: knows the budgets' spend, as the database has it if the limiter counts in Redis.
         spool: the ledger rows that the database does not have yet; None if the ledger is disabled.
         writer: moves them; None before `open`.
         observer: meters and limits requests.
@@ -88,7 +89,7 @@ class AccountingService:
         """
         self._index = index
         self._metrics = metrics
-        local = LocalLimiter(self._crossed)
+        self.local = local = LocalLimiter(self._crossed)
         self.limiter: Limiter = local
         self._redis: SharedLimiter | None = None
         if settings.redis is not None:
@@ -120,6 +121,11 @@ class AccountingService:
             **_rules_of(settings),
         )
         metrics.add(PreflightCollector(self.observer))
+
+    @property
+    def shares_limits(self) -> bool | None:
+        """Whether limits are counted in Redis at present; None if it is not configured."""
+        return None if self._redis is None else self._redis.is_ready
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Return what puts other settings into effect from the next request on. In any thread: it may take long."""

@@ -147,6 +147,7 @@ class GatewayService(Service):
         self.wiring.accounting.start()
         self.wiring.background.start()
         self.wiring.telemetry.start()
+        self.wiring.budgets.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)
         for warning in self._settings.warnings:
@@ -218,6 +219,7 @@ class GatewayService(Service):
         self.wiring.revoker.stop()
         self.wiring.inquiry.stop()
         self.wiring.each_minute.stop()
+        self.wiring.budgets.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         yield self.wiring.telemetry.stop()
         # At the same time: each may wait a moment for a database that does not answer.

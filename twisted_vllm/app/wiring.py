@@ -80,8 +80,9 @@ from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
+from twisted_vllm.proxy.attempt_metrics import AttemptCollector
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
+from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import ClientAddresses
@@ -102,7 +103,7 @@ from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.database import Database
-from twisted_vllm.storage.metrics import DatabaseCollector
+from twisted_vllm.storage.metrics import AuditCollector, DatabaseCollector
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
@@ -145,6 +146,7 @@ class Wiring:
         inquiry: asks the database before a caller is refused.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
+        budgets: watches how much of their budgets keys and others have used.
         telemetry: metrics of requests, traces, sinks and alerts.
         each_minute: writes once a minute what was summed up.
         deadlines: checks the deadlines of all connections.
@@ -271,6 +273,7 @@ class Wiring:
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
         )
+        self.metrics.add(AuditCollector(self.registry))
         self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
 
         self.each_minute = EachMinute(reactor)
@@ -278,8 +281,7 @@ class Wiring:
         self._secrets = settings.secrets
         self._redact = observer.redact if isinstance(observer, GatewayLog) else Redactor(settings.secrets)
         self._text = text = ClientText(self._redact, RouteTemplates(route.path for route in ROUTES))
-        attempts = AttemptMetrics()
-        observers: list[RequestObserver] = [accounting.observer, EntryUsage(), attempts]
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
         self._recorder: LedgerRecorder | None = None
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
@@ -338,6 +340,7 @@ class Wiring:
             **admission_of(settings),
         )
         cooperate = turn_cooperator(reactor).cooperate
+        self.budgets = BudgetWatch(accounting.local, self.index, cooperate, reactor)
         listing = ModelListing(
             router,
             served_models,
@@ -364,7 +367,7 @@ class Wiring:
             places=places,
             kv_caches=kv_caches,
         )
-        self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
+        self.metrics.add(AttemptCollector(forwarder, dispatcher))
         self._mounts = mounts = Mounts(settings.root_routes, settings.path_aliases)
         self._pass_through = pass_through = PassThroughResource(
             admission=admission,
@@ -457,6 +460,7 @@ class Wiring:
             events=RequestEvents(text, client_of),
             metrics=self.metrics,
             accounting=accounting,
+            background=background,
             index=self.index,
             servers=self.servers,
             router=router,
@@ -465,6 +469,10 @@ class Wiring:
             forwarder=forwarder,
             site=self.site,
             database=self.database,
+            listeners=self._listeners,
+            reloader=lambda: self.reloader,
+            draining=lambda: self.drain.begun,
+            budgets=self.budgets,
             directory=directory,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)

@@ -44,6 +44,7 @@ from twisted_vllm.config.checks import (
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
+from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.routing import (
@@ -1043,6 +1044,9 @@ class Settings:
         "What models cost in US dollars whose entries name no price, and those that are in no entry.",
     )
     log: LogSettings = setting(LogSettings(), section(LogSettings), "The log: of requests, and of the gateway itself.")
+    metrics: MetricsSettings = setting(
+        MetricsSettings(), section(MetricsSettings), "GET /metrics: the metrics of requests."
+    )
     health: HealthSettings = setting(
         HealthSettings(), section(HealthSettings), "How the gateway finds out whether a server works."
     )

@@ -43,6 +43,7 @@ class BackgroundWork(msgspec.Struct, kw_only=True):
         confirmed: whether the server is known to have it.
         prices: the prices, as integers in text: they exceed 64 bits.
         row: its row in the ledger, incomplete; None without a ledger.
+        group: the name of its model group; empty without one.
     """
 
     id: str
@@ -59,6 +60,7 @@ class BackgroundWork(msgspec.Struct, kw_only=True):
     confirmed: bool
     prices: dict[str, str]
     row: UsageRow | None = None
+    group: str = ""
 
 
 class Charge(msgspec.Struct, frozen=True):

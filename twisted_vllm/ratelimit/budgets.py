@@ -19,9 +19,23 @@ class Budget:
         duration: the period's length, as in `Allowance`.
         ends: when the period ends.
         epoch: the number of the period; a reservation belongs to one.
+        told: the spend up to which it was told which share of the budget is used: what the database had when this
+            process first knew of the budget counts as told. The watch of the budgets sets it.
     """
 
-    __slots__ = ("_start", "_warned", "duration", "ends", "epoch", "key", "reserved", "saved", "soft", "unsaved")
+    __slots__ = (
+        "_start",
+        "_warned",
+        "duration",
+        "ends",
+        "epoch",
+        "key",
+        "reserved",
+        "saved",
+        "soft",
+        "told",
+        "unsaved",
+    )
 
     def __init__(self, key: tuple[str, str]) -> None:
         self.key = key
@@ -32,6 +46,7 @@ class Budget:
         self.duration: str | None = None
         self.ends = -inf
         self.epoch = 0
+        self.told = 0
         self._start = -1
         self._warned: int | None = None
 
@@ -62,10 +77,13 @@ class Budget:
     def loaded(self, spend: int, period_start: int) -> None:
         """Set the spend of a period from the database, unless the period is over."""
         if period_start >= self._start:
+            is_first = not self.epoch
             if period_start > self._start:
                 self._begin(period_start)
                 self.ends = -inf
             self.saved = spend
+            if is_first:
+                self.told = spend
 
     def committed(self, amount: int, total: int, period_start: int) -> None:
         """Set the database's new total, which includes an amount that this process spent."""
@@ -76,6 +94,7 @@ class Budget:
     def reset(self, spend: int, period_start: int) -> None:
         """Set the spend that an administrator set in the database; the soft budget warns again."""
         self.loaded(spend, period_start)
+        self.told = self.saved
         self._warned = None
 
     def settle(self, epoch: int, reserved: int, cost: int) -> None:
@@ -95,5 +114,5 @@ class Budget:
     def _begin(self, start: int) -> None:
         self._start = start
         self.epoch += 1
-        self.saved = self.unsaved = self.reserved = 0
+        self.saved = self.unsaved = self.reserved = self.told = 0
         self._warned = None

@@ -21,6 +21,9 @@ from twisted_vllm.http.client.connect_queue import shortage_in
 #: nothing listens at the server's address
 CONNECTION_REFUSED = "connection_refused"
 
+#: a request timed out at a server that answered others meanwhile: it is counted, and takes no server out
+SLOW = "slow"
+
 #: the first that fits names the reason
 _REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((ConnectionRefusedError,), CONNECTION_REFUSED),

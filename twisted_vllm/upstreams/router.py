@@ -327,6 +327,11 @@ class Router:
         named = (group for group in self._groups.values() if not group.of_pattern)
         return (*named, *(() if self.default is None else (self.default,)))
 
+    @property
+    def all_groups(self) -> tuple[ModelGroup, ...]:
+        """The same, and those of single models that a pattern matches."""
+        return (*self._groups.values(), *(() if self.default is None else (self.default,)))
+
     def alias(self, model: str) -> str | None:
         """Return the name of the model that `model` is another name of (``model_group_alias``), or None."""
         return self._targets.get(model)

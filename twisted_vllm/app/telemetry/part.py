@@ -10,15 +10,19 @@ from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver
 
 from twisted_vllm.app.accounting import AccountingService
+from twisted_vllm.app.reload import Reloader
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.net.certificates import Listeners
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
+from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.storage.database import Database
 from twisted_vllm.upstreams.health_checks import HealthChecks
@@ -39,6 +43,7 @@ class Surroundings:
         events: makes an event of each finished request, once something wants them.
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
+        background: follows responses that servers generate in the background.
         index: the keys in memory.
         servers: what is known of each server.
         router: the model groups.
@@ -47,6 +52,10 @@ class Surroundings:
         forwarder: sends requests to servers.
         site: the factory of client connections.
         database: the database.
+        listeners: the certificates of the ports that listen with TLS.
+        reloader: returns what reloads the settings.
+        draining: returns whether the gateway drains.
+        budgets: watches how much of their budgets keys and others have used.
         directory: where the names of files in the settings begin.
     """
 
@@ -58,6 +67,7 @@ class Surroundings:
     events: RequestEvents
     metrics: Metrics
     accounting: AccountingService
+    background: BackgroundResponses
     index: KeyIndex
     servers: Servers
     router: Router
@@ -66,6 +76,10 @@ class Surroundings:
     forwarder: Forwarder
     site: GatewaySite
     database: Database
+    listeners: Listeners
+    reloader: Callable[[], Reloader]
+    draining: Callable[[], bool]
+    budgets: BudgetWatch
     directory: str
 
 

@@ -9,8 +9,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.app.telemetry.process_metrics import ProcessMetrics
+from twisted_vllm.app.telemetry.request_metrics import RequestMetricsPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
+
+
+def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
+    """Return all parts, in the order in which they observe."""
+    return (
+        ProcessMetrics(surroundings),
+        RequestMetricsPart(surroundings),
+    )
 
 
 class Telemetry:
@@ -28,6 +38,7 @@ class Telemetry:
         settings: Settings,
         lifecycle: Lifecycle,
         observers: Sequence[RequestObserver],
+        parts: Sequence[TelemetryPart] | None = None,
     ) -> None:
         """Create the parts and put the settings into effect.
 
@@ -36,6 +47,7 @@ class Telemetry:
             settings: the settings.
             lifecycle: notifies the observers of requests.
             observers: the observers of requests that are no part of the telemetry; they are told first.
+            parts: the parts, in the order in which they observe; None makes all that there are.
 
         Raises:
             ConfigError: the settings cannot be used.
@@ -43,7 +55,7 @@ class Telemetry:
         self._lifecycle = lifecycle
         self._observers = tuple(observers)
         self._events = surroundings.events
-        self.parts: tuple[TelemetryPart, ...] = ()
+        self.parts = make_parts(surroundings) if parts is None else tuple(parts)
         self.prepare(settings)()
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
@@ -67,8 +79,8 @@ class Telemetry:
 
     def stop(self) -> Deferred[None]:
         """Stop all parts; the Deferred fires when the last one has stopped."""
-        waiting = [stopping for part in self.parts if (stopping := part.stop()) is not None]
-        return gatherResults(waiting).addErrback(self._failed).addCallback(lambda _: None)
+        waiting = [stopping.addErrback(self._failed) for part in self.parts if (stopping := part.stop()) is not None]
+        return gatherResults(waiting).addCallback(lambda _: None)
 
     def _failed(self, failure: Failure) -> None:
         self._log.failure("A part of the telemetry could not be stopped", failure)

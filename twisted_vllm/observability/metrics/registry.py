@@ -1,6 +1,7 @@
 """The gateway's own metrics, in Prometheus' formats. They are collected at a scrape, and cost nothing between two.
 
-A collection takes milliseconds, and everybody may ask for one: whoever asks too often gets the last one again.
+A collection takes milliseconds, and everybody may ask for one: whoever asks too often gets the last one again. What
+strangers ask for leaves administrators their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformColl
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from twisted_vllm.observability.metrics.families import Collected
+
 #: the prefix of the metrics' names
 PREFIX = "vllm_passthrough"
 
@@ -20,8 +23,12 @@ PREFIX = "vllm_passthrough"
 _VERSIONS = frozenset({"", "0.0.1", "0.0.4", "1.0.0"})
 
 
-#: collections at once, and in a second: 10 take 20 ms
+#: collections at once, and in a second: 10 take 20 ms. One that takes longer counts for several.
 BURST = PER_SECOND = 10
+#: seconds that one may take
+_USUAL = 0.005
+#: the last line of OpenMetrics
+_END = b"# EOF\n"
 #: the forms of the last collection to keep: two formats with their versions
 _MOST_FORMS = 8
 
@@ -44,8 +51,9 @@ class Metrics:
             PlatformCollector(registry=each)
             GCCollector(registry=each)
             Info(PREFIX, "The gateway", registry=each).info({"version": version("twisted-vllm")})
-        self._left = float(BURST)
-        self._asked = 0.0
+        #: the collections that strangers and administrators have left, and when they last asked
+        self._left = [float(BURST), float(BURST)]
+        self._asked = [0.0, 0.0]
         self._last: dict[tuple[str, bool], bytes] = {}
 
     def add(self, collector: Collector, named: Collector | None = None) -> None:
@@ -66,17 +74,28 @@ class Metrics:
             named: whether an administrator asks.
         """
         encode, content_type = choose_encoder(",".join(filter(_is_known, accept.split(","))))
-        now = self._monotonic()
-        self._left = min(self._left + (now - self._asked) * PER_SECOND, BURST)
-        self._asked = now
+        began = self._monotonic()
+        self._left[named] = min(self._left[named] + (began - self._asked[named]) * PER_SECOND, BURST)
+        self._asked[named] = began
         last = self._last.get((content_type, named))
-        if last is not None and self._left < 1:
+        if last is not None and self._left[named] < 1:
             return last, content_type
-        self._left -= 1
         if last is None and len(self._last) >= _MOST_FORMS:
             self._last.clear()
-        found = self._last[content_type, named] = encode(self._named if named else self._registry)
+        found = self._last[content_type, named] = self._collect(encode, named)
+        self._left[named] -= max(1.0, (self._monotonic() - began) / _USUAL)
         return found, content_type
+
+    def _collect(self, encode: Callable[[Collector], bytes], named: bool) -> bytes:
+        collected = Collected((self._named if named else self._registry).collect())
+        text = encode(collected)
+        if not collected.fast:
+            return text
+        openmetrics = text.endswith(_END)
+        lines = "".join(line for family in collected.fast for line in family.lines(openmetrics)).encode(
+            "utf-8", "replace"
+        )
+        return text.removesuffix(_END) + lines + (_END if openmetrics else b"")
 
 
 def _is_known(media_range: str) -> bool:

@@ -71,6 +71,10 @@ class LocalLimiter:
         """The reservations on all budgets, in picodollars."""
         return sum(budget.reserved for budget in self._budgets.values())
 
+    def budgets(self) -> list[Budget]:
+        """Return all budgets that anything was spent of, in any period."""
+        return list(self._budgets.values())
+
     def used(self, subject: Limited, model: str, now: float) -> dict[str, int]:
         """Return the counts of the last 60 seconds by limit, for a subject and a model."""
         scope = self._scopes.get((subject.kind, subject.id)) or Scope((subject.kind, subject.id), None, now)

@@ -1,0 +1,166 @@
+"""Watches how much of their budgets keys, users, teams and the others have used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from twisted_vllm.auth.grants import KeyGrant
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.http.net.bounded_turns import Cooperate
+from twisted_vllm.ratelimit.allowance import KEY
+from twisted_vllm.ratelimit.budgets import Budget
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+
+#: the shares of a budget that are told, in percent, in ascending order
+SHARES = (80, 90, 100)
+
+#: seconds between two looks
+INTERVAL = 30.0
+
+#: percent of the budget that the spend must fall below a share before reaching that share is told again
+HYSTERESIS = 5
+
+#: budgets, or keys, that are looked at in one step
+STEP = 250
+
+
+class Crossing(msgspec.Struct, frozen=True, gc=False):
+    """Somebody has used a share of a budget. Amounts are in picodollars, times in Unix seconds.
+
+    Attributes:
+        kind: as in `Limited`.
+        id: likewise.
+        share: the highest share that was reached: 80, 90 or 100 percent.
+        spent: what was spent in the period.
+        max_budget: the budget.
+        began: when the period began; 0 without periods.
+        ends: when it ends; infinity without periods.
+        key: the key, if it is one that still exists.
+    """
+
+    kind: str
+    id: str
+    share: int
+    spent: int
+    max_budget: int
+    began: int
+    ends: float
+    key: KeyGrant | None = None
+
+
+class BudgetWatch:
+    """Looks through all budgets in memory, twice a minute and in steps.
+
+    A share is told once per period. What the database had already when the process first knew of a budget is not told:
+    it was told before a restart. If several processes count in Redis, each looks at what the database has, which is
+    behind by the rows that are not written yet.
+
+    Attributes:
+        on_crossing: called for each crossing, once a look has ended.
+    """
+
+    _log = Logger()
+
+    def __init__(self, limiter: LocalLimiter, index: KeyIndex, cooperate: Cooperate, clock: Any) -> None:
+        """Set up; nothing is watched yet.
+
+        Args:
+            limiter: has the budgets.
+            index: knows who has which budget.
+            cooperate: runs an iterator in steps.
+            clock: the reactor's clock (``IReactorTime``).
+        """
+        self.on_crossing: list[Callable[[Crossing], None]] = []
+        self._limiter = limiter
+        self._index = index
+        self._cooperate = cooperate
+        self._clock = clock
+        self._counts: Mapping[tuple[str, int], int] = {}
+        self._loop = LoopingCall(self.look)
+        self._loop.clock = clock
+
+    def start(self) -> None:
+        """Look at once, and again and again."""
+        self._loop.start(INTERVAL)
+
+    def stop(self) -> None:
+        """Look no more. Idempotent."""
+        if self._loop.running:
+            self._loop.stop()
+
+    def counts(self) -> Mapping[tuple[str, int], int]:
+        """Return how many budgets of a kind have at least a share used, by kind and share, as the last look found.
+
+        A kind of which none has used 80 percent is missing. A budget of 0 is not counted: nothing can be spent of it.
+        """
+        return self._counts
+
+    def look(self) -> Deferred[Any]:
+        """Look through all budgets; the Deferred fires when that is done, and never fails."""
+        return self._cooperate(self._steps()).whenDone().addErrback(self._failed)
+
+    def _failed(self, failure: Any) -> None:
+        self._log.failure("The budgets could not be looked through", failure)
+
+    def _steps(self) -> Iterator[None]:
+        counts: dict[tuple[str, int], int] = {}
+        crossings: list[Crossing] = []
+        wanted: set[str] = set()
+        budgets = iter(self._limiter.budgets())
+        while step := list(islice(budgets, STEP)):
+            now = self._clock.seconds()
+            for budget in step:
+                crossing = self._look_at(budget, now, counts)
+                if crossing is not None and self.on_crossing:
+                    crossings.append(crossing)
+                    if crossing.kind == KEY:
+                        wanted.add(crossing.id)
+            yield
+        self._counts = counts
+        keys: dict[str, KeyGrant] = {}
+        grants = iter(self._index.grants() if wanted else ())
+        while found := list(islice(grants, STEP)):
+            keys.update((grant.key_id, grant) for grant in found if grant.key_id in wanted)
+            yield
+        for each in crossings:
+            if each.kind == KEY:
+                each = msgspec.structs.replace(each, key=keys.get(each.id))
+            for tell in self.on_crossing:
+                try:
+                    tell(each)
+                except Exception:
+                    self._log.failure("What is told of budgets failed")
+            yield
+
+    def _look_at(self, budget: Budget, now: float, counts: dict[tuple[str, int], int]) -> Crossing | None:
+        kind, id = budget.key
+        allowance = self._index.allowance_of(kind, id)
+        most = allowance.max_budget
+        if not most:
+            return None
+        budget.enter_period(allowance.budget_duration, now)
+        spent = budget.spent
+        # it may fall and rise a little without being told again
+        budget.told = min(budget.told, spent + most * HYSTERESIS // 100)
+        share = reached(spent, most)
+        if not share:
+            return None
+        for each in SHARES:
+            if each <= share:
+                counts[kind, each] = counts.get((kind, each), 0) + 1
+        if share <= reached(budget.told, most):
+            return None
+        budget.told = spent
+        return Crossing(kind, id, share, spent, most, budget.start, budget.ends)
+
+
+def reached(spent: int, max_budget: int) -> int:
+    """Return the highest of `SHARES` that was spent of a budget above 0; 0 for none."""
+    return next((share for share in reversed(SHARES) if spent * 100 >= share * max_budget), 0)
