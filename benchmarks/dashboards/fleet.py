@@ -164,7 +164,7 @@ TROUBLE = Row(
         _half(
             "Failures by reason",
             "Requests that failed by the server's fault, those that another server answered included. "
-            "`upstream_unreachable`: is vLLM up? `upstream_timeout`: it hangs or is full. docs/servers.md, Look first.",
+            "`connection_refused`: vLLM does not run. `timeout`: it hangs or is full. docs/health.md, What a failure is.",
             (
                 Query(
                     f"{total(rate('upstream_failures_total', SERVER), 'server', 'reason')} > 0",

@@ -90,13 +90,14 @@ async def apply_mixed_load(world: World, seconds: float, *, scale: float = 1.0, 
         outcome.statuses[kind.name, status] += 1
 
     async def arrive(kind: Kind) -> None:
-        """Begin requests at random moments, whether those before have ended or not."""
-        while (passed := (time.monotonic() - began) / seconds) < 1:
-            rate = kind.rate * scale * (_swell(passed) if kind.swells else 1.0)
-            await asyncio.sleep(chance.expovariate(rate))
+        """Begin requests at random moments, whether those before have ended or not; at least one."""
+        pause = chance.random() * min(1 / (kind.rate * scale), seconds / 2)
+        while (passed := time.monotonic() - began + pause) < seconds:
+            await asyncio.sleep(pause)
             task = asyncio.create_task(ask(kind))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            pause = chance.expovariate(kind.rate * scale * (_swell(passed / seconds) if kind.swells else 1.0))
 
     async def break_a_server() -> None:
         server = world.servers[1]

@@ -102,7 +102,7 @@ def _rows(directory: Path) -> list[dict[str, Any]]:
     with closing(sqlite3.connect(f"file:{directory / 'twisted_vllm.sqlite3'}?mode=ro", uri=True)) as database:
         database.row_factory = sqlite3.Row
         query = (
-            "SELECT usage.*, model, server, coalesce(requests, 1) AS requests FROM vllm_passthrough_usage AS usage"
+            "SELECT usage.*, model, server, coalesce(requests, 1) AS stands_for FROM vllm_passthrough_usage AS usage"
             " JOIN vllm_passthrough_usage_targets AS targets ON targets.id = usage.target"
         )
         return [dict(row) for row in database.execute(query)]
@@ -131,8 +131,8 @@ def test_the_error_rate_by_cause_is_that_of_the_ledger(seen: Seen) -> None:
     by_outcome: Counter[tuple[str, str]] = Counter()
     by_server: Counter[str] = Counter()
     for row in seen.rows:
-        by_outcome[row["outcome"], row["server"]] += row["requests"]
-        by_server[row["server"]] += row["requests"]
+        by_outcome[row["outcome"], row["server"]] += row["stands_for"]
+        by_server[row["server"]] += row["stands_for"]
     expected = {
         (outcome, server): count / by_server[server]
         for (outcome, server), count in by_outcome.items()
@@ -196,7 +196,7 @@ def test_the_server_that_died_is_seen(seen: Seen) -> None:
     state = 'max_over_time(vllm_passthrough_upstream_state{state="dead",server="gpu-2:8000"}[1m])'
     assert seen.value(state) == 1
     failures = seen.values('vllm_passthrough_upstream_failures_total{server="gpu-2:8000"} > 0', "reason")
-    assert "upstream_unreachable" in failures
+    assert "connection_failed" in failures
     assert seen.value('vllm_passthrough_upstream_healthy{server="gpu-1:8000"}') == 1
 
 
