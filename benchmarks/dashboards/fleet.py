@@ -122,8 +122,8 @@ HEALTH = Row(
         Panel(
             Kind.TABLE,
             "Out, and why",
-            "Servers that get no requests now, with the reason for which they were taken out. docs/health.md, What a "
-            "failure is; `GET /health` has the last error in words.",
+            "Servers that get no requests now, with the reason for which they were taken out. docs/health.md, What "
+            "counts as a failure; `GET /health` has the last error in words.",
             (Query(f"max by (server, reason) ({metric('upstream_out', SERVER)}) > 0", "out"),),
             width=12,
             height=8,
@@ -164,7 +164,7 @@ TROUBLE = Row(
         _half(
             "Failures by reason",
             "Requests that failed by the server's fault, those that another server answered included. "
-            "`connection_refused`: vLLM does not run. `timeout`: it hangs or is full. docs/health.md, What a failure is.",
+            "`connection_refused`: vLLM does not run. `timeout`: it hangs or is full. docs/health.md, What counts as a failure.",
             (
                 Query(
                     f"{total(rate('upstream_failures_total', SERVER), 'server', 'reason')} > 0",

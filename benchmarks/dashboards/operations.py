@@ -223,7 +223,7 @@ FAILURES = Row(
             "Failures of servers",
             "Requests that failed by a server's fault, those that another server answered included. "
             "`connection_refused`: vLLM does not run. `timeout`: it hangs or is full. `protocol_error`: its answer is cut "
-            "short or no HTTP. docs/health.md, What a failure is, has all reasons.",
+            "short or no HTTP. docs/health.md, What counts as a failure, has all reasons.",
             (
                 Query(
                     f"{total(rate('upstream_failures_total', SERVER), 'server', 'reason')} > 0", "{{server}} {{reason}}"
