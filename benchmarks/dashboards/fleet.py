@@ -164,7 +164,8 @@ TROUBLE = Row(
         _half(
             "Failures by reason",
             "Requests that failed by the server's fault, those that another server answered included. "
-            "`connection_refused`: vLLM does not run. `timeout`: it hangs or is full. docs/health.md, What counts as a failure.",
+            "`connection_refused`: vLLM does not run. `timeout`: it hangs or is full. docs/health.md, "
+            "What counts as a failure.",
             (
                 Query(
                     f"{total(rate('upstream_failures_total', SERVER), 'server', 'reason')} > 0",
