@@ -437,6 +437,7 @@ def _states(drawing: Drawing, box: Box, panel: Json, data: Data, span: Span) -> 
     [mapping] = panel["fieldConfig"]["defaults"]["mappings"]
     left = max(text_width(curve.name, 12) for curve in curves) + 14
     plot = box.inside(left, 2, 4, 20)
+    _times(drawing, plot, span)
     tall = plot.height / len(curves)
     for index, curve in enumerate(curves):
         y = plot.y + index * tall + tall * 0.1
@@ -448,7 +449,6 @@ def _states(drawing: Drawing, box: Box, panel: Json, data: Data, span: Span) -> 
             drawing.rectangle(x, y, width, tall * 0.8, _color(known["color"]), opacity=0.75)
             if width > text_width(known["text"], 11) + 10:
                 drawing.text(x + 6, y + tall * 0.4 + 4, known["text"], "#0b0c0e", size=11, weight=500)
-    _times(drawing, plot, span)
 
 
 def _bands(points: Sequence[Point], step: float) -> list[tuple[float, float, float]]:

@@ -168,7 +168,7 @@ TROUBLE = Row(
             "What counts as a failure.",
             (
                 Query(
-                    f"{total(rate('upstream_failures_total', SERVER), 'server', 'reason')} > 0",
+                    total(rate("upstream_failures_total", SERVER), "server", "reason"),
                     "{{server}} {{reason}}",
                 ),
             ),

@@ -144,7 +144,7 @@ REQUESTS = Row(
             "Errors that the gateway itself answered with. `invalid_api_key`: a client has a wrong key. "
             "`rate_limit_exceeded` and `budget_exceeded`: see the tenants' dashboard. "
             "`no_healthy_upstream`, `server_busy`: too few servers. docs/operations.md has a table of all codes.",
-            (Query(f"{total(rate('refusals_total'), 'code')} > 0", "{{code}}"),),
+            (Query(total(rate("refusals_total"), "code"), "{{code}}"),),
             unit="reqps",
         ),
     ),
@@ -224,11 +224,7 @@ FAILURES = Row(
             "Requests that failed by a server's fault, those that another server answered included. "
             "`connection_refused`: vLLM does not run. `timeout`: it hangs or is full. `protocol_error`: its answer is "
             "cut short or no HTTP. docs/health.md, What counts as a failure, has all reasons.",
-            (
-                Query(
-                    f"{total(rate('upstream_failures_total', SERVER), 'server', 'reason')} > 0", "{{server}} {{reason}}"
-                ),
-            ),
+            (Query(total(rate("upstream_failures_total", SERVER), "server", "reason"), "{{server}} {{reason}}"),),
             unit="reqps",
         ),
         _third(
@@ -236,7 +232,7 @@ FAILURES = Row(
             "Attempts that failed before the first byte and were sent again: their clients noticed nothing. *denied* "
             "are those that `retry.budget` did not allow: their clients got an error. See docs/failover.md.",
             (
-                Query(f"{total(rate('retries_total'), 'reason')} > 0", "{{reason}}"),
+                Query(total(rate("retries_total"), "reason"), "{{reason}}"),
                 Query(total(rate("retries_denied_total")), "denied"),
                 Query(total(rate("fallbacks_total")), "another model"),
             ),
@@ -247,7 +243,7 @@ FAILURES = Row(
             "Answers by status",
             "Statuses of 400 and more that clients got, by vLLM or by the gateway; 0 are requests that ended without "
             "one.",
-            (Query(f"{total(requests(_NOT_2XX), 'status')} > 0", "{{status}}"),),
+            (Query(total(requests(_NOT_2XX), "status"), "{{status}}"),),
             unit="reqps",
         ),
     ),

@@ -24,17 +24,18 @@ OF_TENANTS = (
 _OF_A_MODEL = f'{MODEL},model!=""'
 #: `cached` and `reasoning` are parts of these
 PROMPT_AND_COMPLETION = f'{MODEL},type=~"prompt|completion"'
-PROMPT_AND_COMPLETION_OF_CALLERS = f'{INSTANCE},type=~"prompt|completion"'
+_SUMMED = 'type=~"prompt|completion"'
 
 
 def _bars(kind: str, what: str, counter: str, unit: str) -> Panel:
-    labels = PROMPT_AND_COMPLETION_OF_CALLERS if counter == "tokens_total" else INSTANCE
+    known = f'{INSTANCE},{kind}!=""'
+    used = total(growth(f"{kind}_{counter}", f"{known},{_SUMMED}" if counter == "tokens_total" else known), kind)
     return _third(
         f"{what} by {kind}",
         f"The {_MOST} largest of the time that is shown; `other` are all without a label of their own. Needs "
         f"`passthrough.metrics.{kind}_labels` and a Prometheus that asks with a key that administers "
         "(docs/metrics.md); the reports have the exact figures of all.",
-        (Query(top(_MOST, total(growth(f"{kind}_{counter}", labels), kind)), f"{{{{{kind}}}}}"),),
+        (Query(top(_MOST, used if unit == "currencyUSD" else f"round({used})"), f"{{{{{kind}}}}}"),),
         unit=unit,
     )
 
@@ -115,13 +116,12 @@ MODELS_ROW = Row(
             "What each model was used for",
             "Requests, tokens and cost of the time that is shown.",
             (
-                Query(total(growth("requests_total", _OF_A_MODEL), "model"), "requests"),
-                Query(total(growth("tokens_total", PROMPT_AND_COMPLETION), "model"), "tokens"),
+                Query(f"round({total(growth('requests_total', _OF_A_MODEL), 'model')})", "requests"),
+                Query(f"round({total(growth('tokens_total', PROMPT_AND_COMPLETION), 'model')})", "tokens"),
                 Query(total(growth("cost_usd_total", MODEL), "model"), "cost", "currencyUSD"),
             ),
             width=12,
             height=8,
-            decimals=0,
             columns={"model": "model"},
         ),
         _half(

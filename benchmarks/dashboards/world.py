@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -107,7 +108,7 @@ def administer(gateway: RunningGateway, method: str, path: str, body: object = N
 
 @contextmanager
 def world(
-    directory: Path, *, live: Target | None = None, live_model: str = "", interval: str = "2s", window: int = 12
+    directory: Path, *, live: Target | None = None, live_model: str = "", interval: str = "2s", window: int = 8
 ) -> Iterator[World]:
     """Run everything.
 
@@ -178,15 +179,16 @@ def _scrapes(
     key = directory / "prometheus.key"
     key.write_text(gateway.master_key)
     key.chmod(0o600)
-    ports = [server.port for server in servers] + ([] if live is None else [live.port])
+    places = [f"127.0.0.1:{server.port}" for server in servers]
+    places += [] if live is None else [f"{live.host}:{live.port}"]
     named = [
         {
             "source_labels": ["server"],
-            "regex": f".*:{port}",
+            "regex": re.escape(place),
             "target_label": "server",
             "replacement": f"gpu-{number}:8000",
         }
-        for number, port in enumerate(ports, 1)
+        for number, place in enumerate(places, 1)
     ]
     common = {
         "authorization": {"credentials_file": str(key)},
