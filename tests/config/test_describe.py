@@ -25,7 +25,7 @@ def test_the_defaults_are_described_in_a_few_lines(load_text: Loader) -> None:
 def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
     settings = load_text(
         """
-        general_settings: {master_key: sk-hush, database_url: "postgres://user:hush@db:5432/keys", alerting: [slack]}
+        general_settings: {master_key: sk-hush, database_url: "postgres://user:hush@db:5432/keys", block_robots: true}
         model_list:
           - {model_name: a, litellm_params: {model: hosted_vllm/x, api_base: "https://one", api_key: hush, weight: 3}}
           - {model_name: a, litellm_params: {model: hosted_vllm/y, api_base: "http://two", timeout: 9}}
@@ -78,7 +78,7 @@ def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
         "timeout:        idle no limit (default 300 s)",
         "timeout:        idle 5 s for one:443 (elsewhere no limit)",
         "timeout:        total 9 s for two:80 (elsewhere no limit)",
-        "ignored:        general_settings.alerting: not implemented yet: ignored",
+        "ignored:        general_settings.block_robots: not implemented yet: ignored",
     ]
 
 

@@ -139,7 +139,7 @@ def test_an_entrys_litellm_setting_is_accepted_and_warned_of(load_text: Loader, 
 def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_text: Loader) -> None:
     settings = load_text(
         """
-        general_settings: {block_robots: true, alertin: []}
+        general_settings: {block_robots: true, custom_ss: []}
         litellm_settings: {drop_params: true, modify_parms: 3}
         router_settings: {retry_policy: {}, caching_groups: null, zzzzzz: 1}
         callback_settings: {}
@@ -148,7 +148,7 @@ def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_t
     )
     assert settings.warnings == (
         "general_settings.block_robots: not implemented yet: ignored",
-        "general_settings.alertin: not a known setting: ignored; did you mean 'alerting'?",
+        "general_settings.custom_ss: not a known setting: ignored; did you mean 'custom_sso'?",
         "litellm_settings.drop_params: not implemented yet: ignored",
         "litellm_settings.modify_parms: not a known setting: ignored; did you mean 'modify_params'?",
         "router_settings.retry_policy: not implemented yet: ignored (see passthrough.retry.statuses)",

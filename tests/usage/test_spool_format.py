@@ -30,7 +30,7 @@ def spool_file(directory: Path, *lines: bytes) -> Path:
     return path
 
 
-def read_all(path: Path) -> spool_format.Lines:
+def read_all(path: Path) -> spool_format.Lines[UsageRow]:
     return read_lines(path, 0, path.stat().st_size, 1_000_000)
 
 

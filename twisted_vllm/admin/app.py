@@ -24,6 +24,7 @@ from twisted_vllm.admin import (
     configuration,
     customers,
     health,
+    log_level,
     model_entries,
     model_lists,
     upstream_metrics,
@@ -60,6 +61,7 @@ from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.storage.interfaces import IReports
@@ -84,6 +86,7 @@ WELCOME = {
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
         "/audit/list": "what administrators did",
         "/config/reload": "the configuration, read again",
+        "/config/log_level": "the level of the log",
         "/health": "the health of each vLLM server",
         "/health/liveliness, /health/readiness": "the health of the gateway",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
@@ -168,6 +171,7 @@ ROUTES: tuple[Route, ...] = (
     *model_lists.routes,
     *audit.routes,
     *configuration.routes,
+    *log_level.routes,
     *reports.routes,
     *health.routes,
     *upstream_metrics.routes,
@@ -234,6 +238,7 @@ class AdminApp:
         settings_in_effect: Callable[[], Settings] = Settings,
         database_timeout: float = DATABASE_TIMEOUT,
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
+        log_levels: LogLevels | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -266,6 +271,7 @@ class AdminApp:
             settings_in_effect: returns the settings with all entries of the model list.
             database_timeout: seconds that a client waits for the database.
             reload: reads the configuration again.
+            log_levels: changes the level of the log; None if the log is not the gateway's own.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -300,6 +306,7 @@ class AdminApp:
             settings_in_effect=settings_in_effect,
             database_timeout=database_timeout,
             reload=reload,
+            log_levels=log_levels,
         )
         app = Klein()
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.

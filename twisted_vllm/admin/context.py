@@ -31,6 +31,7 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.records import AuditRecord
@@ -150,6 +151,7 @@ class AdminContext:
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
+        log_levels: changes the level of the log; None if the log is not the gateway's own.
     """
 
     authenticator: AdminAuthenticator
@@ -172,6 +174,7 @@ class AdminContext:
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
+    log_levels: LogLevels | None = None
 
     def scope_of(self, request: IRequest, principal: Principal, now: datetime) -> IScope:
         """Return what the caller of a request may see and change."""

@@ -146,6 +146,12 @@ class Routes:
         """Declare a PATCH route, as `post`."""
         return self._changing("PATCH", paths, body, access, options)
 
+    def put(
+        self, *paths: str, body: type[BodyT], access: Access = Access.ADMINISTRATOR, **options: Any
+    ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
+        """Declare a PUT route, as `post`."""
+        return self._changing("PUT", paths, body, access, options)
+
     def delete(
         self, *paths: str, body: type[BodyT], access: Access = Access.ADMINISTRATOR, **options: Any
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:

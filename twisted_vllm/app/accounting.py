@@ -19,7 +19,7 @@ from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.end_user_budgets import EndUserBudgets, ReadSpend
 from twisted_vllm.proxy.metrics import PreflightCollector
 from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter
-from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrossed, ignore_soft_budget
 from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.refusals import dollars
 from twisted_vllm.storage.usage.database import UsageDatabase
@@ -62,6 +62,7 @@ class AccountingService:
         spool: the ledger rows that the database does not have yet; None if the ledger is disabled.
         writer: moves them; None before `open`.
         observer: meters and limits requests.
+        on_soft_budget: called when the spend crosses a soft budget, which is logged in any case.
     """
 
     _log = Logger()
@@ -87,6 +88,7 @@ class AccountingService:
             client_of: returns the address of a request's client.
             read_spend: reads the spend of end users from the database.
         """
+        self.on_soft_budget: SoftBudgetCrossed = ignore_soft_budget
         self._index = index
         self._metrics = metrics
         self.local = local = LocalLimiter(self._crossed)
@@ -243,3 +245,4 @@ class AccountingService:
             spent=dollars(spent),
             soft=dollars(soft),
         )
+        self.on_soft_budget(kind, id, spent, soft)

@@ -220,6 +220,8 @@ class GatewayService(Service):
         self.wiring.inquiry.stop()
         self.wiring.each_minute.stop()
         self.wiring.budgets.stop()
+        if self.wiring.log_levels is not None:
+            self.wiring.log_levels.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         yield self.wiring.telemetry.stop()
         # At the same time: each may wait a moment for a database that does not answer.

@@ -71,9 +71,12 @@ from twisted_vllm.identification.key_sets import KeySets, fetch
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 from twisted_vllm.mounts import MOUNT, Mounts
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.delivery.metrics import Deliveries
+from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
+from twisted_vllm.observability.logging.sampling import RequestSampling
 from twisted_vllm.observability.logging.setup import GatewayLog, LogTargetError
 from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics.registry import Metrics
@@ -148,6 +151,7 @@ class Wiring:
         lifecycle: the observers of requests.
         budgets: watches how much of their budgets keys and others have used.
         telemetry: metrics of requests, traces, sinks and alerts.
+        log_levels: changes the level of the log; None if the log is not the gateway's own.
         each_minute: writes once a minute what was summed up.
         deadlines: checks the deadlines of all connections.
         disconnects: detects clients that disconnect while they are not read from.
@@ -311,7 +315,12 @@ class Wiring:
         self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
         self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
         self.each_minute.add(unsent.report)
-        observers += [background, RequestLog(observer, text, client_of, unsent)]
+        self.log_levels = LogLevels(observer, reactor) if isinstance(observer, LineObserver) else None
+        self._sampling = sampling = RequestSampling(settings.log.requests, settings.log.slow_request_warning)
+        self.each_minute.add(sampling.report)
+        if isinstance(observer, LineObserver):
+            self.each_minute.add(observer.report)
+        observers += [background, RequestLog(observer, text, client_of, unsent, sampling=sampling)]
         observers.append(ServerActs(self._servers_acted, self._caches_emptied))
         self.lifecycle = Lifecycle(observers)
 
@@ -341,6 +350,7 @@ class Wiring:
         )
         cooperate = turn_cooperator(reactor).cooperate
         self.budgets = BudgetWatch(accounting.local, self.index, cooperate, reactor)
+        accounting.on_soft_budget = self.budgets.soft_budget_crossed
         listing = ModelListing(
             router,
             served_models,
@@ -422,6 +432,7 @@ class Wiring:
             web_pages=web_pages,
             text=text,
             reload=lambda: self.reloader.reload(),
+            log_levels=self.log_levels,
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
             models=listing,
             settings_in_effect=lambda: self.models.current,
@@ -451,6 +462,8 @@ class Wiring:
         shortages.add_reclaimer(self.site.connection_limit.make_room)
         self.metrics.add(ConnectionCollector(self.site, self.agent, shortages, form_files))
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
+        deliveries = Deliveries()
+        self.metrics.add(deliveries)
         surroundings = Surroundings(
             reactor=reactor,
             observer=observer,
@@ -459,6 +472,7 @@ class Wiring:
             client_of=client_of,
             events=RequestEvents(text, client_of),
             metrics=self.metrics,
+            deliveries=deliveries,
             accounting=accounting,
             background=background,
             index=self.index,
@@ -532,6 +546,9 @@ class Wiring:
         self._uncounted.reconfigure(limits.max_uncounted_requests)
         self._changes.reconfigure(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
         self._unsent.reconfigure(settings.log.max_unsent_lines)
+        if self.log_levels is not None:
+            self.log_levels.reconfigure(settings.log.level)
+        self._sampling.reconfigure(settings.log.requests, settings.log.slow_request_warning)
         self._breaker = breaker_of(settings)
         self.models.set_configured(settings)
         self.agent.reconfigure(self.models.current.servers, descriptors.upstreams, files)

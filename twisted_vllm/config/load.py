@@ -7,7 +7,8 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.config import litellm, restricting
+from twisted_vllm.config import alerting, litellm, otlp_metrics, restricting
+from twisted_vllm.config.callbacks import Callbacks, callback_settings, read_callbacks
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
     OWN_BLOCK,
@@ -31,7 +32,9 @@ from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.config.server_tls import TlsParams
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, RoutingSettings, Settings, Timeouts
+from twisted_vllm.config.sinks import SinkSettings
 from twisted_vllm.config.sources import BLOCK, from_environment, overlay, warn_of_misspelt
+from twisted_vllm.config.tracing import TracingSettings, with_destinations
 from twisted_vllm.config.urls import api_base, database_url
 
 #: the names of command-line arguments in messages
@@ -150,6 +153,13 @@ class Document:
         "cause a warning, or an error if they restrict somebody.",
         block="",
     )
+    callback_settings: Mapping[str, object] = setting(
+        {},
+        callback_settings,
+        "LiteLLM's settings of callbacks, by their names: callback_type: generic_api with endpoint, headers, "
+        "event_types, log_format and timeout.",
+        block="",
+    )
     passthrough: dict[str, Any] = setting(
         {},
         _block(
@@ -224,8 +234,23 @@ def load(
         _refuse_untold_addresses(written.get("general_settings"), root)
     if found.get("enable_jwt_auth"):
         _check_jwt(found, root)
+    alerting.resolve(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
+    callbacks = read_callbacks(
+        found.get("litellm_callbacks", ()),
+        found.get("success_callback", ()),
+        found.get("failure_callback", ()),
+        document.callback_settings,
+        found.get("s3_callback_params", {}),
+        root,
+    )
+    tracing = found.get("tracing") or TracingSettings()
+    found["otlp_metrics"] = otlp_metrics.resolved(
+        found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), tracing, root
+    )
+    found["tracing"] = with_destinations(tracing, callbacks.traces, root)
+    _check_sink_names(found.get("sinks", ()), callbacks, root)
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))
     _warn_of_unknown_models(routing, fleet, document.router_settings, root)
@@ -239,9 +264,19 @@ def load(
         routing=routing,
         default_server=fleet.default,
         models=fleet.models,
+        callbacks=callbacks,
         usual_tls=TlsParams(verify=found.get("ssl_verify"), certificate=found.get("ssl_certificate")),
         warnings=report.warnings(),
     )
+
+
+def _check_sink_names(written: Iterable[SinkSettings], callbacks: Callbacks, root: Place) -> None:
+    names = {sink.name for sink in callbacks.sinks}
+    for index, sink in enumerate(written):
+        if sink.name in names:
+            root.at(_DECLARED["sinks"].path).item(index).key("name").refuse(
+                "is the name of a callback's sink as well (give it another one, or take the callback out)"
+            )
 
 
 def variables() -> list[Setting]:

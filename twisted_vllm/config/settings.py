@@ -12,6 +12,8 @@ import attrs
 from sqlalchemy.engine import make_url
 
 from twisted_vllm.config import jwt
+from twisted_vllm.config.alerting import IGNORED_ARGS, AlertingArgs, AlertSettings, alert_types, channel, urls_by_type
+from twisted_vllm.config.callbacks import NO_CALLBACKS, Callbacks, callback_names, s3_params
 from twisted_vllm.config.checks import (
     MAX_DOLLARS,
     amount,
@@ -44,9 +46,12 @@ from twisted_vllm.config.checks import (
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
+from twisted_vllm.config.log import LEVELS, request_lines
+from twisted_vllm.config.log_bodies import LogBodiesSettings
 from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
+from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
     aliases,
@@ -56,6 +61,8 @@ from twisted_vllm.config.routing import (
 )
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls, TlsParams
+from twisted_vllm.config.sinks import SINK_ITEMS, SinkSettings, sinks
+from twisted_vllm.config.tracing import TracingSettings
 from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
@@ -510,7 +517,24 @@ class LogSettings:
         unit="lines",
     )
     level: str = setting(
-        "info", one_of("debug", "info", "warn", "error", "critical"), "The lowest level that is written."
+        "info",
+        one_of(*LEVELS),
+        "The lowest level that is written. PUT /config/log_level changes it until the next reload.",
+    )
+    requests: float = setting(
+        1.0,
+        request_lines,
+        "Which completed requests have a line: all, failures (none that went well), or a share such as 0.1. Requests "
+        "that failed, were refused or were slow (slow_request_warning) have theirs in any case. What is left out is "
+        "counted, and one line a minute says it.",
+        example="all",
+    )
+    slow_request_warning: float | None = setting(
+        60.0,
+        optional(seconds(), "no warnings"),
+        "How long a request waits for a place, for the first byte of its answer, or for the next one, before a line "
+        "at level warn names the server; and again each time as long. One line is for all requests of one route at "
+        "one server.",
     )
 
 
@@ -737,6 +761,7 @@ class ModelEntry:
         discovery: how servers are found below the server's name: ``dns`` or ``srv``; None if it is one server.
         model_id: its id; the servers of one service share it.
         description: its ``model_info`` as it is written, in JSON.
+        log_bodies: what is kept of its prompts and answers; None says nothing.
     """
 
     model_name: str
@@ -751,6 +776,7 @@ class ModelEntry:
     discovery: str | None = None
     model_id: str = ""
     description: bytes = b"{}"
+    log_bodies: str | None = None
 
 
 _NO_TLS = TlsParams()
@@ -767,6 +793,7 @@ class Settings:
         default_server: serves requests for models without an entry in ``models``.
         models: the entries of ``model_list``, in order.
         usual_tls: how TLS is spoken to servers that do not say it themselves.
+        callbacks: what LiteLLM's callbacks ask for.
         warnings: one line for each setting that is accepted but not used.
     """
 
@@ -817,6 +844,39 @@ class Settings:
         JwtClaims(),
         section(JwtClaims, ignored=jwt.IGNORED, restricting=jwt.RESTRICTING),
         "What the claims of a token say of its caller.",
+        block="general_settings",
+    )
+    alerting: tuple[str, ...] = setting(
+        (),
+        list_of(channel, lone=True),
+        "Where alerts go: slack (a message for people, to SLACK_WEBHOOK_URL) and webhook (JSON of budgets for "
+        "programs, to WEBHOOK_URL). Others of LiteLLM's are refused.",
+        block="general_settings",
+    )
+    alerting_threshold: float = setting(
+        300.0,
+        seconds(),
+        "How long a request takes, or waits for its answer, before people are told.",
+        block="general_settings",
+    )
+    alert_types: tuple[str, ...] | None = setting(
+        None,
+        optional(alert_types, "all kinds"),
+        "Which alerts go to slack: budget_alerts, outage_alerts (a server is dead, or back), cooldown_deployment (a "
+        "server fails requests and gets none for a while), db_exceptions, failed_tracking_spend (the ledger), "
+        "llm_exceptions, llm_requests_hanging, llm_too_slow.",
+        block="general_settings",
+    )
+    alert_to_webhook_url: Mapping[str, tuple[Secret, ...]] = setting(
+        {},
+        urls_by_type,
+        "Other URLs for single kinds of alerts to slack, one or a list each.",
+        block="general_settings",
+    )
+    alerting_args: AlertingArgs = setting(
+        AlertingArgs(),
+        section(AlertingArgs, ignored=IGNORED_ARGS),
+        "LiteLLM's arguments of alerts.",
         block="general_settings",
     )
     allowed_ips: tuple[IPv4Network | IPv6Network, ...] = setting(
@@ -908,6 +968,44 @@ class Settings:
         429,
         one_number_of(400, 402, 403, 422, 429),
         "The status of the answer budget_exceeded. LiteLLM's own default is 422, which clients do not send again.",
+        block="litellm_settings",
+    )
+    litellm_callbacks: tuple[str, ...] = setting(
+        (),
+        callback_names,
+        "LiteLLM's callbacks: prometheus (its names in /metrics), generic_api and s3_v2 (sinks), otel, langfuse, "
+        "langfuse_otel, arize_phoenix, arize, mlflow, datadog, braintrust, langsmith and others (traces by OTLP), "
+        "names of callback_settings, and import paths of loggers. Any other keeps the gateway from starting.",
+        name="callbacks",
+        block="litellm_settings",
+    )
+    success_callback: tuple[str, ...] = setting(
+        (),
+        callback_names,
+        "As callbacks, for requests that were answered below 400 alone.",
+        block="litellm_settings",
+    )
+    failure_callback: tuple[str, ...] = setting(
+        (), callback_names, "As callbacks, for the other requests alone.", block="litellm_settings"
+    )
+    s3_callback_params: Mapping[str, object] = setting(
+        {},
+        s3_params,
+        "Where the callbacks s3_v2 and s3 write: s3_bucket_name, s3_path, s3_region_name, s3_endpoint_url, "
+        "s3_aws_access_key_id, s3_aws_secret_access_key, s3_aws_session_token, s3_flush_interval, s3_batch_size.",
+        block="litellm_settings",
+    )
+    turn_off_message_logging: bool = setting(
+        False,
+        flag,
+        "Whether no text of any prompt or answer is kept, whatever passthrough.log_bodies, a model, a team or a key "
+        "say: metadata is the most.",
+        block="litellm_settings",
+    )
+    global_disable_no_log_param: bool = setting(
+        False,
+        flag,
+        "Whether clients may not ask that nothing is kept of a request (x-litellm-no-log, or no-log in the body).",
         block="litellm_settings",
     )
     require_auth_for_metrics_endpoint: bool = setting(
@@ -1043,9 +1141,37 @@ class Settings:
         section(PriceList),
         "What models cost in US dollars whose entries name no price, and those that are in no entry.",
     )
+    alerts: AlertSettings = setting(
+        AlertSettings(), section(AlertSettings), "Alerts to people, where LiteLLM has no setting."
+    )
     log: LogSettings = setting(LogSettings(), section(LogSettings), "The log: of requests, and of the gateway itself.")
     metrics: MetricsSettings = setting(
         MetricsSettings(), section(MetricsSettings), "GET /metrics: the metrics of requests."
+    )
+    sinks: tuple[SinkSettings, ...] = setting(
+        (),
+        sinks,
+        "Where log lines and finished requests go beside the log, each with a filter, a format and a bounded queue.",
+        example="[]",
+        items=SINK_ITEMS,
+    )
+    log_bodies: LogBodiesSettings = setting(
+        LogBodiesSettings(),
+        section(LogBodiesSettings),
+        "Which prompts and answers traces and sinks get. The log and the ledger get none.",
+    )
+    tracing: TracingSettings = setting(
+        TracingSettings(),
+        section(TracingSettings),
+        "Traces of requests by OpenTelemetry, for each request one span and one for each attempt at a server. The "
+        "variables OTEL_EXPORTER_OTLP_..., OTEL_TRACES_..., OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, "
+        "OTEL_PROPAGATORS and OTEL_SDK_DISABLED count where the file says nothing.",
+    )
+    otlp_metrics: OtlpMetricsSettings = setting(
+        OtlpMetricsSettings(),
+        section(OtlpMetricsSettings),
+        "Metrics by OpenTelemetry: what /metrics shows administrators, sent to a collector. Name and attributes of the "
+        "gateway are those of tracing.",
     )
     health: HealthSettings = setting(
         HealthSettings(), section(HealthSettings), "How the gateway finds out whether a server works."
@@ -1088,6 +1214,7 @@ class Settings:
     default_server: Server | None = None
     models: tuple[ModelEntry, ...] = ()
     usual_tls: TlsParams = _NO_TLS
+    callbacks: Callbacks = NO_CALLBACKS
     warnings: tuple[str, ...] = ()
 
     @property
@@ -1124,6 +1251,11 @@ class Settings:
         return list(dict.fromkeys([*default, *(entry.server for entry in self.models)]))
 
     @property
+    def all_sinks(self) -> tuple[SinkSettings, ...]:
+        """The sinks of the file, and those that LiteLLM's callbacks ask for."""
+        return (*self.sinks, *self.callbacks.sinks)
+
+    @property
     def secrets(self) -> list[str]:
         """All secrets, for the log to redact."""
         found = [self.database_url.reveal()]
@@ -1139,6 +1271,12 @@ class Settings:
         if self.salt_key is not None:
             found.append(self.salt_key.reveal())
         found += [server.api_key.reveal() for server in self.servers if server.api_key is not None]
+        webhooks = [self.alerts.slack_webhook_url, self.alerts.webhook_url]
+        webhooks += [url for urls in self.alert_to_webhook_url.values() for url in urls]
+        found += [url.reveal() for url in webhooks if url is not None]
+        found += self.tracing.secrets
+        found += [secret for sink in self.all_sinks for secret in sink.secrets]
+        found += self.otlp_metrics.secrets
         return found
 
     @property

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from twisted.logger import Logger
 
 from twisted_vllm.bodies.request_tags import METADATA_HEADER, TAGS_HEADER, said_in_headers, together
-from twisted_vllm.context import RequestContext
+from twisted_vllm.context import Contents, RequestContext
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.money import to_dollars
 from twisted_vllm.observability.client_text import ClientText
@@ -137,13 +138,19 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 #: what gets the events: the event, and the context that it was made of
 Consumer = Callable[[RequestEvent, RequestContext], None]
+#: tells whether a consumer wants the event of a request; called once for each
+Wants = Callable[[RequestContext], bool]
+#: makes JSON of what was gathered of a request, and hands it to the function: in a later turn of the reactor
+Render = Callable[[Contents, RequestContext, Callable[[msgspec.Raw | None], None]], None]
 
 
 class RequestEvents(RequestObserver):
     """Makes an event of each finished request and hands it to all that want it.
 
     Attributes:
-        consumers: what gets the events.
+        consumers: what gets all events.
+        selective: what gets the events of certain requests. Without `consumers`, no event is made of others.
+        render: makes JSON of the prompt and the answer of a request that is over, later; None where none are kept.
     """
 
     _log = Logger()
@@ -152,24 +159,42 @@ class RequestEvents(RequestObserver):
         self,
         text: ClientText,
         client_of: Callable[[RequestContext], str],
-        contents_of: Callable[[RequestContext], msgspec.Raw | None] = lambda context: None,
     ) -> None:
         """Set up; nothing gets the events yet.
 
         Args:
             text: removes secrets from client-supplied text.
             client_of: returns the address of a request's client.
-            contents_of: returns the prompt and the answer of a request as JSON, if they are kept.
         """
         self.consumers: tuple[Consumer, ...] = ()
+        self.selective: tuple[tuple[Wants, Consumer], ...] = ()
         self._text = text
         self._client_of = client_of
-        self._contents_of = contents_of
+        self.render: Render | None = None
 
     def finished(self, context: RequestContext) -> None:
-        """Tell of a request. The failure of a consumer is logged and does not affect the others."""
+        """Tell of a request: at once, or once its prompt and its answer are JSON."""
+        consumers = self.consumers
+        for wants, consume in self.selective:
+            if wants(context):
+                consumers = (*consumers, consume)
+        contents, context.contents = context.contents, None
+        if not consumers:
+            return
         event = self.event(context)
-        for consume in self.consumers:
+        if contents is None or self.render is None:
+            self._tell(consumers, event, context)
+        else:
+            self.render(contents, context, partial(self._tell_with, consumers, event, context))
+
+    def _tell_with(
+        self, consumers: tuple[Consumer, ...], event: RequestEvent, context: RequestContext, found: msgspec.Raw | None
+    ) -> None:
+        self._tell(consumers, event if found is None else msgspec.structs.replace(event, contents=found), context)
+
+    def _tell(self, consumers: tuple[Consumer, ...], event: RequestEvent, context: RequestContext) -> None:
+        """Hand an event to its consumers. The failure of one is logged and does not affect the others."""
+        for consume in consumers:
             try:
                 consume(event, context)
             except Exception:
@@ -230,7 +255,6 @@ class RequestEvents(RequestObserver):
             attempts=_attempts(context),
             trace_id="" if trace is None else trace.trace_id,
             span_id="" if trace is None else trace.span_id,
-            contents=self._contents_of(context),
         )
 
 
@@ -241,12 +265,20 @@ def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
     )
     if not context.sent or context.server is None:
         return before
+    if before and before[-1].began == context.attempt_began:
+        # no further attempt found a place
+        return before
     meter, trace = context.meter, context.trace
+    if meter is not None:
+        status = meter.status
+    else:
+        # not that of the gateway's own error
+        status = 0 if context.error_code and context.status >= 400 else context.status
     last = Attempt(
         context.server.name,
         context.attempt_began,
         context.ended,
-        context.status if meter is None else meter.status,
+        status,
         "" if context.outcome == "completed" else context.error_code or context.outcome,
         "" if trace is None else trace.attempt_id,
     )

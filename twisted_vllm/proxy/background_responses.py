@@ -221,6 +221,7 @@ class BackgroundResponses(RequestObserver):
             prices={} if meter.pricing.prices is FREE else pack_prices(meter.pricing.prices),
             row=None if background.row is None else clean(background.row),
             group=context.group,
+            payer=authorization.payer if background.row is None else None,
         )
         if self._files is not None:
             self._files.save(work.id, _encode_work(work))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
+from math import inf
 from typing import Any
 
 import msgspec
@@ -14,9 +15,10 @@ from twisted.logger import Logger
 from twisted_vllm.auth.grants import KeyGrant
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.http.net.bounded_turns import Cooperate
-from twisted_vllm.ratelimit.allowance import KEY
+from twisted_vllm.ratelimit.allowance import KEY, MODEL_BUDGET, SEPARATOR
 from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.ratelimit.periods import period_of
 
 #: the shares of a budget that are told, in percent, in ascending order
 SHARES = (80, 90, 100)
@@ -26,6 +28,9 @@ INTERVAL = 30.0
 
 #: percent of the budget that the spend must fall below a share before reaching that share is told again
 HYSTERESIS = 5
+
+#: soft budgets that were reached, and wait for the next look
+MOST_SOFT = 10_000
 
 #: budgets, or keys, that are looked at in one step
 STEP = 250
@@ -37,12 +42,13 @@ class Crossing(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         kind: as in `Limited`.
         id: likewise.
-        share: the highest share that was reached: 80, 90 or 100 percent.
+        share: the highest share that was reached: 80, 90 or 100 percent; 0 if it is the soft budget.
         spent: what was spent in the period.
-        max_budget: the budget.
+        max_budget: the budget; 0 if there is only a soft one.
         began: when the period began; 0 without periods.
         ends: when it ends; infinity without periods.
-        key: the key, if it is one that still exists.
+        key: the key that has the budget, or the budget for one model, if it still exists; None for the others.
+        soft_budget: the soft budget, if that was reached.
     """
 
     kind: str
@@ -53,6 +59,7 @@ class Crossing(msgspec.Struct, frozen=True, gc=False):
     began: int
     ends: float
     key: KeyGrant | None = None
+    soft_budget: int | None = None
 
 
 class BudgetWatch:
@@ -82,6 +89,7 @@ class BudgetWatch:
         self._index = index
         self._cooperate = cooperate
         self._clock = clock
+        self._soft: list[Crossing] = []
         self._counts: Mapping[tuple[str, int], int] = {}
         self._loop = LoopingCall(self.look)
         self._loop.clock = clock
@@ -94,6 +102,16 @@ class BudgetWatch:
         """Look no more. Idempotent."""
         if self._loop.running:
             self._loop.stop()
+
+    def soft_budget_crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
+        """Tell with the next look that a soft budget was reached."""
+        if self.on_crossing and len(self._soft) < MOST_SOFT:
+            allowance = self._index.allowance_of(kind, id)
+            began, ends = period_of(allowance.budget_duration, self._clock.seconds())
+            crossing = Crossing(
+                kind, id, 0, spent, allowance.max_budget or 0, began, inf if ends is None else ends, soft_budget=soft
+            )
+            self._soft.append(crossing)
 
     def counts(self) -> Mapping[tuple[str, int], int]:
         """Return how many budgets of a kind have at least a share used, by kind and share, as the last look found.
@@ -111,8 +129,8 @@ class BudgetWatch:
 
     def _steps(self) -> Iterator[None]:
         counts: dict[tuple[str, int], int] = {}
-        crossings: list[Crossing] = []
-        wanted: set[str] = set()
+        crossings, self._soft = self._soft, []
+        wanted = {_key_of(each) for each in crossings}
         budgets = iter(self._limiter.budgets())
         while step := list(islice(budgets, STEP)):
             now = self._clock.seconds()
@@ -120,18 +138,18 @@ class BudgetWatch:
                 crossing = self._look_at(budget, now, counts)
                 if crossing is not None and self.on_crossing:
                     crossings.append(crossing)
-                    if crossing.kind == KEY:
-                        wanted.add(crossing.id)
+                    wanted.add(_key_of(crossing))
             yield
         self._counts = counts
         keys: dict[str, KeyGrant] = {}
+        wanted.discard("")
         grants = iter(self._index.grants() if wanted else ())
         while found := list(islice(grants, STEP)):
             keys.update((grant.key_id, grant) for grant in found if grant.key_id in wanted)
             yield
         for each in crossings:
-            if each.kind == KEY:
-                each = msgspec.structs.replace(each, key=keys.get(each.id))
+            if (key := keys.get(_key_of(each))) is not None:
+                each = msgspec.structs.replace(each, key=key)
             for tell in self.on_crossing:
                 try:
                     tell(each)
@@ -159,6 +177,14 @@ class BudgetWatch:
             return None
         budget.told = spent
         return Crossing(kind, id, share, spent, most, budget.start, budget.ends)
+
+
+def _key_of(crossing: Crossing) -> str:
+    """Return the id of the key that has a budget; empty if none does."""
+    if crossing.kind == MODEL_BUDGET:
+        kind, _, rest = crossing.id.partition(SEPARATOR)
+        return rest.rpartition(SEPARATOR)[0] if kind == KEY else ""
+    return crossing.id if crossing.kind == KEY else ""
 
 
 def reached(spent: int, max_budget: int) -> int:

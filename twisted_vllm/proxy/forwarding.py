@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed
 
 from twisted_vllm.api_routes import ModelPlace, RouteClass
 from twisted_vllm.auth.records import PREFLIGHT, Principal
+from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.bodies.prompt_prefix import prompt_prefix
 from twisted_vllm.config.settings import RetrySettings, RoutingSettings, Server
-from twisted_vllm.context import Authorization, FailedAttempt, RequestContext
+from twisted_vllm.context import Authorization, Contents, FailedAttempt, RequestContext, RequestTrace
 from twisted_vllm.errors import (
     Draining,
     GatewayError,
@@ -32,23 +32,27 @@ from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.headers import HeaderList
+from twisted_vllm.http.headers import HeaderList, is_form, is_json
 from twisted_vllm.http.net.bounded_turns import Cooperate
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.lifecycle import Lifecycle
+from twisted_vllm.observability.tracing.tracer import Tracer, headers_for_server
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.contents_relay import ContentsRelay, LearningContentsRelay
 from twisted_vllm.proxy.form_body import FormBody
 from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses, client_headers, said_by_proxies
 from twisted_vllm.proxy.learning_relay import LearningRelay
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import Relay, RequestBody, Verdict, cause_of_cut
+from twisted_vllm.proxy.server_failures import ANSWERED, RETRIED, log_failure, log_nowhere
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
 from twisted_vllm.ratelimit.reservation import Reservation
+from twisted_vllm.upstreams.breaker import fault_of_status
 from twisted_vllm.upstreams.dispatcher import NO_ROUTING, Ask, Dispatcher, Placement
 from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.own_requests import read_at_most
@@ -73,6 +77,25 @@ _TOO_LONG = re.compile(
 
 #: stands for a request of which nothing is sent again
 _DROPPED: Any = None
+
+
+class GatheredContents(Contents, Protocol):
+    """Gathers the prompt of a body that streams, and the answer."""
+
+    def watch_form(self, content_type: bytes) -> Callable[[bytes], None]:
+        """Return what takes each piece of a form."""
+
+    def watch_json(self) -> Callable[[bytes], None]:
+        """Return what takes each piece of JSON."""
+
+
+class KeepsContents(Protocol):
+    """Keeps prompts and answers for traces and sinks."""
+
+    def begin(
+        self, context: RequestContext, body: bytes | HeldBody | None, form: bool, of_entries: str | None
+    ) -> GatheredContents | None:
+        """Return what gathers those of a request; None keeps nothing. See `BodiesLog.begin`."""
 
 
 class Forwarder:
@@ -125,8 +148,12 @@ class Forwarder:
         self.background = background
         #: attempts that the budget of retries did not allow
         self.retries_denied = 0
+        #: keeps prompts and answers; None where nobody wants any
+        self.contents: KeepsContents | None = None
         self.places = places
         self.kv_caches = kv_caches
+        #: gives requests their places in traces; None if they have none
+        self.tracer: Tracer | None = None
         self.reconfigure(routing, retry, session_header)
 
     def reconfigure(self, routing: RoutingSettings, retry: RetrySettings, session_header: str) -> None:
@@ -165,8 +192,17 @@ class Forwarder:
         framing: tuple[bytes, bytes] | None,
         *,
         expects_continue: bool,
+        trace: RequestTrace | None = None,
     ) -> HeaderList:
-        """Return the headers of a request for a server."""
+        """Return the headers of a request for a server.
+
+        Args:
+            context: the request's context.
+            server: the server.
+            framing: the header that frames the body, or None.
+            expects_continue: whether the client waits for the server's ``100 Continue``.
+            trace: the trace that the server is told; None passes on what the client says of its own.
+        """
         principal = context.principal
         assert principal is not None
         peer = context.peer
@@ -185,13 +221,12 @@ class Forwarder:
             framing=framing,
             connection=head.first.get(b"connection"),
             expects_continue=expects_continue,
+            trace=None if trace is None else headers_for_server(trace),
         )
 
 
 class Forwarding:
     """One request, from its admission to the first byte of its answer."""
-
-    _log = Logger()
 
     __slots__ = (
         "_admitted",
@@ -262,6 +297,8 @@ class Forwarding:
             reserved = forwarder.accounting.open(context, self._authorization, admitted)
             if context.meter is not None and context.meter.audio is not None:
                 self._watch_audio(context.meter.audio)
+        if forwarder.contents is not None:
+            self._keep_contents(forwarder.contents)
         if reserved is None:
             self._find_place()
         else:
@@ -281,6 +318,22 @@ class Forwarding:
         elif body is not None:
             for piece in body.rope():
                 audio.feed(piece)
+
+    def _keep_contents(self, keeps: KeepsContents) -> None:
+        """Begin to gather the prompt and the answer, if somebody wants them."""
+        context, admitted, streamed = self._request.context, self._admitted, self._streamed
+        context.contents = found = keeps.begin(context, admitted.body, admitted.form, self._group.log_bodies)
+        if found is None or streamed is None:
+            return
+        head = context.head.first
+        if admitted.form or is_form(head):
+            take = found.watch_form(head.get(b"content-type", b""))
+        elif is_json(head):
+            take = found.watch_json()
+        else:
+            return
+        before = streamed.watch
+        streamed.watch = take if before is None else partial(_both, before, take)
 
     # a place
 
@@ -331,6 +384,7 @@ class Forwarding:
                 placed = dispatcher.place(group, self._ask())
         except GatewayError as error:
             if not self._fall_back(group.fallbacks):
+                log_nowhere(group.name, error)
                 raise error
             return
         if isinstance(placed, Placement):
@@ -394,7 +448,12 @@ class Forwarding:
         return failure
 
     def _not_placed(self, error: GatewayError) -> bool:
-        return not isinstance(error, Draining) and self._fall_back(self._group.fallbacks)
+        if isinstance(error, Draining):
+            return False
+        if self._fall_back(self._group.fallbacks):
+            return True
+        log_nowhere(self._group.name, error)
+        return False
 
     # an attempt
 
@@ -437,18 +496,21 @@ class Forwarding:
             for observe in forwarder.lifecycle.admitted:
                 observe(context)
         first = context.head.first
+        trace = None if forwarder.tracer is None else forwarder.tracer.attempt(context)
         if cached is not None and prepared.body is not None:
-            form = cached.formats.get(server)
+            key: object = server if trace is None else (server, bool(trace.state))
+            form = cached.formats.get(key)
             if form is None:
                 framing = (b"Content-Length", b"") if b"content-length" in first else None
-                pairs = forwarder.headers(context, server, framing, expects_continue=False)
+                pairs = forwarder.headers(context, server, framing, expects_continue=False, trace=trace)
                 form = HeaderFormat(server.url + admitted.path, pairs)
-                cached.formats.keep(server, form, len(admitted.path))
+                cached.formats.keep(key, form, len(admitted.path))
             url = form.url
-            headers = form.write(len(prepared.body), context.request_id, first)
+            varying = first if trace is None else dict(headers_for_server(trace))
+            headers = form.write(len(prepared.body), context.request_id, varying)
         else:
             waits = isinstance(body, RequestBody) and request.awaits_continue()
-            pairs = forwarder.headers(context, server, framing_of(body, first), expects_continue=waits)
+            pairs = forwarder.headers(context, server, framing_of(body, first), expects_continue=waits, trace=trace)
             if context.head.protocols:
                 pairs += upgrade_headers(context.head)
             url = server.url + admitted.path
@@ -490,9 +552,10 @@ class Forwarding:
         request, places = self._request, self._forwarder.places
         if request.context.head.protocols:
             return UpgradeRelay(request, self)
+        gathers = request.context.contents is not None
         if places is not None and self._authorization.stores and self._authorization.principal.is_administrator:
-            return LearningRelay(request, self, places)
-        return Relay(request, self)
+            return (LearningContentsRelay if gathers else LearningRelay)(request, self, places)
+        return ContentsRelay(request, self) if gathers else Relay(request, self)
 
     # what became of it
 
@@ -518,6 +581,8 @@ class Forwarding:
             ):
                 self._read_refusal(response)
                 return Verdict.TAKEN
+            if (fault := fault_of_status(status)) is not None:
+                log_failure(self._request.context, placement.destination.state.name, fault, ANSWERED)
         placement.began_to_answer(now)
         self._over()
         return Verdict.RELAYED
@@ -543,8 +608,10 @@ class Forwarding:
             if sent:
                 self._lost += 1
                 ends = ends or self._lost >= MOST_LOST
-            if not ends and self._goes_on(error.code, now):
+            if not ends and self._goes_on(error.code, now, error=error):
                 return True
+            if error.status >= 500:
+                log_failure(self._request.context, placement.destination.state.name, error.code, ANSWERED, error)
         self._over()
         return False
 
@@ -560,7 +627,9 @@ class Forwarding:
     def server_died(self, reason: str) -> None:
         """The server was found dead while the request waits for its answer."""
         if self._relay is not None:
-            self._relay.fail(UpstreamUnreachable("The vLLM server does not answer any more."))
+            error = UpstreamUnreachable("The vLLM server does not answer any more.")
+            error.fault = reason
+            self._relay.fail(error)
 
     def _over(self) -> None:
         """Drop the body, which is not sent again, and break the reference cycle."""
@@ -581,13 +650,14 @@ class Forwarding:
         elsewhere = group.lone is None or bool(group.fallbacks)
         return elsewhere and self._is_in_hand and self._authorization.route.fails_over
 
-    def _goes_on(self, reason: str, now: float, status: int = 0) -> bool:
+    def _goes_on(self, reason: str, now: float, status: int = 0, error: GatewayError | None = None) -> bool:
         """Send the request to another server, or for another model; return whether that may be done.
 
         Args:
             reason: why the attempt failed.
             now: the time.
             status: the status of the server's answer; 0 without one.
+            error: the error, if no answer came.
         """
         forwarder, group = self._forwarder, self._group
         state = self._placement.destination.state
@@ -609,13 +679,7 @@ class Forwarding:
             again = False
         if not again and not self._other_models(group.fallbacks):
             return False
-        self._log.info(
-            "Request {request_id} failed at {server} and is tried again: {reason}",
-            request_id=context.request_id.decode("ascii"),
-            server=state.name,
-            reason=reason,
-            once_a_second=state.name,
-        )
+        log_failure(context, state.name, reason, RETRIED, error)
         span_id = "" if context.trace is None else context.trace.attempt_id
         failed = FailedAttempt(state.name, reason, context.attempt_began, now, status, span_id)
         before, context.attempts = context.attempts, (*context.attempts, failed)
@@ -716,6 +780,11 @@ class Forwarding:
 
         reading.addErrback(_cut_short)
         PendingStep(self._request, None, reading, lost).then(read)
+
+
+def _both(one: Callable[[bytes], None], other: Callable[[bytes], None], data: bytes) -> None:
+    one(data)
+    other(data)
 
 
 def _cut_short(failure: Failure) -> bytes:

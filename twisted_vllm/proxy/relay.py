@@ -17,6 +17,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
 from twisted_vllm.errors import TURNED_AWAY, GatewayError, OutOfSockets, UpstreamProtocolError
+from twisted_vllm.http.client.connect_errors import words_of
 from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList, ResponseHead, relayed_trailers
@@ -133,6 +134,7 @@ class Relay(Protocol):
 
     Attributes:
         context: the request's context.
+        paused: whether the client reads slowly, so that the server's response is not read.
     """
 
     _log = Logger()
@@ -140,6 +142,7 @@ class Relay(Protocol):
     transport: Any
     _pending: Deferred[UpstreamResponse] | None = None
     _response: UpstreamResponse | None = None
+    paused = False
     _ended = False
     # the response's head, while it waits for the first byte of the body
     _held: ResponseHead | None = None
@@ -350,11 +353,13 @@ class Relay(Protocol):
             # deliver what arrived before the cut
             request.relay_body(held, False)
         self.context.error_code = error.code
+        server = "" if self.context.server is None else self.context.server.name
         self._log.warn(
-            "The response to {request_id} was cut short: {reason}",
+            "The response of {server} to {request_id} was cut short: {reason}",
+            server=server,
             request_id=self.context.request_id.decode("ascii"),
-            reason=error.message,
-            once_a_second="" if self.context.server is None else self.context.server.name,
+            reason=words_of(error),
+            once_a_second=f"{server} {error.code}",
         )
         request.abort()
 
@@ -363,6 +368,7 @@ class Relay(Protocol):
     def pauseProducing(self) -> None:
         """Stop reading from the server: the client reads slowly."""
         if self.transport is not None and not self._ended:
+            self.paused = True
             if self.context.meter is not None:
                 self.context.meter.paused = True
             self.transport.pauseProducing()
@@ -370,6 +376,7 @@ class Relay(Protocol):
     def resumeProducing(self) -> None:
         """Resume reading."""
         if self.transport is not None and not self._ended:
+            self.paused = False
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:

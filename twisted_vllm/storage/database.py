@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_vllm.config.alert_types import DATABASE_ALERT
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.histogram import Histogram
@@ -210,10 +211,10 @@ class Database:
             self.file_is_lost = False
             if not self.reachable:
                 self.reachable = True
-                self._log.info("the database is back")
+                self._log.info("the database is back", **DATABASE_ALERT)
             if writes and not self._changeable:
                 self._changeable = True
-                self._log.info("the database takes changes again")
+                self._log.info("the database takes changes again", **DATABASE_ALERT)
             return outcome
         if outcome.fault is Fault.FILE_LOST:
             self._note_lost_file(outcome)
@@ -221,11 +222,11 @@ class Database:
             level = self._log.error if self.reachable else self._log.debug
             again = "" if self.reachable else " again"
             self.reachable = False
-            level("the database failed{again}: {reason}", again=again, reason=outcome.reason)
+            level("the database failed{again}: {reason}", again=again, reason=outcome.reason, **DATABASE_ALERT)
         elif writes and self.reachable:
             level = self._log.error if self._changeable else self._log.debug
             self._changeable = False
-            level("the database takes no changes: {reason}", reason=outcome.reason)
+            level("the database takes no changes: {reason}", reason=outcome.reason, **DATABASE_ALERT)
         else:
             self._log.debug("the database took too long: {reason}", reason=outcome.reason)
         message = _UNCERTAIN if outcome.uncertain else FAULT_MESSAGES[outcome.fault]
@@ -242,7 +243,7 @@ class Database:
             changes.run(lambda: empty_log(engine, patience=0)).addBoth(self._emptied)
         if not self.file_is_lost or self._monotonic() >= self._next_alarm:
             self._next_alarm = self._monotonic() + ALARM_INTERVAL
-            self._log.critical("the database's file is lost: {reason}", reason=outcome.reason)
+            self._log.critical("the database's file is lost: {reason}", reason=outcome.reason, **DATABASE_ALERT)
         self.file_is_lost, self.reachable = True, False
 
     def _emptied(self, result: bool | Failure) -> None:

@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.config.alert_types import COOLDOWN, OUTAGE
 from twisted_vllm.config.settings import HealthSettings
 from twisted_vllm.http.client.connect_errors import words_of
 from twisted_vllm.http.client.connect_queue import shortage_in
@@ -55,7 +56,10 @@ class Checked:
         results: How many checks it ``passed`` and ``failed``; those that the gateway could not make are ``unknown``.
     """
 
-    __slots__ = ("asking", "failed", "has_sleep", "number", "passed", "results", "started", "state", "timer", "words")
+    __slots__ = (
+        *("asking", "down_as", "down_since", "failed", "has_sleep", "number", "passed", "results", "started", "state"),
+        *("timer", "words"),
+    )
 
     def __init__(self, state: ServerState, number: int) -> None:
         """Begin without a check."""
@@ -66,6 +70,9 @@ class Checked:
         self.passed = self.failed = 0
         # why the last check failed, for the log
         self.words = ""
+        # since when it gets no requests, in seconds, and which kind of alert told of it; None and empty if it does
+        self.down_since: float | None = None
+        self.down_as = ""
         # when the last check began, in seconds
         self.started = float("-inf")
         # whether it has `SLEEP_PATH`; None if that is not known
@@ -317,8 +324,24 @@ class HealthChecks:
         state = each.state
         each.passed = 0
         log = self._log.info if change.state in (CLOSED, HALF_OPEN) else self._log.warn
+        now = self._clock.seconds()
+        lasted = ""
+        if change.state == CLOSED:
+            if each.down_since is not None:
+                lasted = f", after {max(now - each.down_since, 0.0):.0f} s without"
+            each.down_since = None
+        elif each.down_since is None:
+            each.down_since = now
+        if change.state == DEAD:
+            each.down_as = OUTAGE
+        elif change.previous == CLOSED:
+            each.down_as = COOLDOWN
         log(
-            "Server {server} gets {what} ({state}, was {previous}): {reason}{words}",
+            "Server {server} gets {what}{lasted} ({state}, was {previous}): {reason}{words}",
+            lasted=lasted,
+            # people need not know of each trial
+            alert=None if change.state == HALF_OPEN else each.down_as,
+            alert_about=state.name,
             server=state.name,
             what=_GETS.get(change.state, "no requests"),
             state=change.state,

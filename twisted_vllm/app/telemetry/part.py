@@ -19,6 +19,7 @@ from twisted_vllm.http.net.certificates import Listeners
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.delivery.metrics import Deliveries
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.proxy.background_responses import BackgroundResponses
@@ -42,6 +43,7 @@ class Surroundings:
         client_of: returns the address of a request's client.
         events: makes an event of each finished request, once something wants them.
         metrics: the gateway's metrics.
+        deliveries: the queues in front of other programs, counted in the metrics.
         accounting: meters, limits and stores usage.
         background: follows responses that servers generate in the background.
         index: the keys in memory.
@@ -66,6 +68,7 @@ class Surroundings:
     client_of: Callable[[RequestContext], str]
     events: RequestEvents
     metrics: Metrics
+    deliveries: Deliveries
     accounting: AccountingService
     background: BackgroundResponses
     index: KeyIndex
@@ -88,6 +91,10 @@ class TelemetryPart:
 
     def observers(self) -> Sequence[RequestObserver]:
         """Return what observes requests now; asked anew after each reload."""
+        return ()
+
+    def first_observers(self) -> Sequence[RequestObserver]:
+        """Return what observes requests before the accounting, the ledger and the log do; likewise."""
         return ()
 
     def prepare(self, settings: Settings) -> Callable[[], None]:

@@ -311,7 +311,9 @@ class UpstreamAgent:
         if failure.check(TimeoutError, TCPTimedOutError):
             exchange.fail(with_words(UpstreamTimeout("Connecting to the vLLM server took too long."), words))
         else:
-            exchange.fail(with_words(UpstreamUnreachable("The vLLM server cannot be reached."), words))
+            error = UpstreamUnreachable("The vLLM server cannot be reached.")
+            error.__cause__ = failure.value
+            exchange.fail(with_words(error, words))
         self._waiting.go_on()
 
     def _stray(self, connection: UpstreamConnection) -> None:

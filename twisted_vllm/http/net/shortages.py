@@ -10,6 +10,8 @@ from typing import Literal
 
 from twisted.logger import Logger
 
+from twisted_vllm.config.alert_types import SOCKETS_ALERT
+
 Operation = Literal["accept", "connect"]
 
 _FAILED = {
@@ -55,5 +57,6 @@ class Shortages:
             reason=os.strerror(number),
             freed=freed,
             once_a_second=operation,
+            **SOCKETS_ALERT,
         )
         return freed

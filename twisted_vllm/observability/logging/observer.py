@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable
+from math import inf
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel
 from zope.interface import implementer
@@ -29,7 +30,7 @@ DEMOTED_FORMATS = frozenset(
 #: what Twisted's ports log at info through the legacy API; the gateway logs its addresses itself
 _PORT_TEXT = re.compile(r"\S+ starting on \S+|\(.{1,20}Port .+ Closed\)")
 
-_LEVELS = {level.name: number for number, level in enumerate(LogLevel.iterconstants())}
+_LEVELS: dict[str, int] = {level.name: number for number, level in enumerate(LogLevel.iterconstants())}
 _INFO = _LEVELS["info"]
 #: failed requests have a higher level; a refused one is the client's error
 _OUTCOME_LEVELS = {"upstream_failed": "warn", "upstream_error": "warn", "failed": "error"}
@@ -74,10 +75,27 @@ class LineObserver:
         self._monotonic = monotonic
         self._repeats = Repeats()
 
-    def reconfigure(self, lines: ILines, level: str) -> None:
-        """Write other lines from now on; the arguments are the constructor's."""
-        self._lines = lines
+    @property
+    def level(self) -> str:
+        """The lowest level that is written."""
+        return list(_LEVELS)[self._lowest]
+
+    @level.setter
+    def level(self, level: str) -> None:
         self._lowest = _LEVELS[level]
+
+    def reconfigure(self, lines: ILines, level: str, slow: float | None = None) -> None:
+        """Write other lines from now on.
+
+        Args:
+            lines: as the constructor's.
+            level: likewise.
+            slow: seconds that a client waited in vain for its answer, from which its line has the level ``warn``; None
+                for none.
+        """
+        self._lines = lines
+        self.level = level
+        self._slow_ms = inf if slow is None else slow * 1000
 
     def __call__(self, event: LogEvent) -> None:
         """Write the event, if its level is high enough and its kind was not written too often."""
@@ -90,6 +108,11 @@ class LineObserver:
                 event = {**event, SECRETS_KEY: self.secrets_in_flight()}
             self._write(self._repeats.admit(event, self._monotonic()))
 
+    def report(self) -> None:
+        """Write how many events were left out before this second, if no line has told yet."""
+        if self._repeats.pending:
+            self._write(self._repeats.summaries(self._monotonic()))
+
     def finish(self) -> None:
         """Write how many events were left out: the log ends."""
         self._write(self._repeats.summaries(self._monotonic(), all_of_them=True))
@@ -101,8 +124,14 @@ class LineObserver:
     def request(self, record: RequestRecord) -> None:
         """Write the line of one request, if its level is high enough."""
         if self._repeats.pending:
-            self._write(self._repeats.summaries(self._monotonic()))
+            self.report()
         name = _OUTCOME_LEVELS.get(record.outcome, "info")
+        if name == "info" and (
+            # the server's error, or no answer at all until its client gave up
+            (record.status >= 500 and record.outcome == "completed")
+            or (not record.status and record.total_ms >= self._slow_ms)
+        ):
+            name = "warn"
         if _LEVELS[name] >= self._lowest:
             self.writer.write(self._lines.request(record, name))
 

@@ -12,6 +12,7 @@ from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.lines import REQUEST_NAMESPACE, iso_time
 from twisted_vllm.observability.logging.observer import REQUEST_KEY, LineObserver
+from twisted_vllm.observability.logging.sampling import RequestSampling
 from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.request_record import RequestRecord
 
@@ -59,6 +60,7 @@ class RequestLog(RequestObserver):
         client_of: Callable[[RequestContext], str],
         unsent: UnsentLines | None = None,
         now: Callable[[], float] = time.time,
+        sampling: RequestSampling | None = None,
     ) -> None:
         """Make a request log.
 
@@ -68,16 +70,21 @@ class RequestLog(RequestObserver):
             client_of: returns the address of a request's client.
             unsent: decides which requests that reached no server have a line; None gives all one.
             now: the time in Unix seconds.
+            sampling: decides which completed requests have a line; None gives all one.
         """
         self._text = text
         self._client_of = client_of
         self._unsent = UnsentLines(None, client_of) if unsent is None else unsent
+        self._sampling = RequestSampling() if sampling is None else sampling
         self._now = now
         self._emit = record_emitter(observer, now)
 
     def finished(self, context: RequestContext) -> None:
         """Log a request."""
         if not context.sent and not self._unsent.has_line(context, self._now()):
+            return
+        sampling = self._sampling
+        if sampling.share < 1.0 and not sampling.has_line(context):
             return
         self._emit(self.record(context))
 
@@ -110,4 +117,5 @@ class RequestLog(RequestObserver):
             context.repeated_as,
             context.failed_attempts if context.attempts else "",
             context.fallback,
+            "" if context.trace is None else context.trace.trace_id,
         )

@@ -123,6 +123,7 @@ class GatewayLog(LineObserver):
         sink = self._make_sink(settings)
         lines = self._make_lines(settings)
         super().__init__(LogWriter(sink, lines.dropped), lines, settings.level)
+        self.reconfigure(lines, settings.level, settings.slow_request_warning)
 
     def prepare(self, settings: LogSettings) -> Callable[[], None]:
         """Open what other settings need, in any thread; return what puts them into effect, which cannot fail.
@@ -137,7 +138,7 @@ class GatewayLog(LineObserver):
         def apply() -> None:
             lines = self._make_lines(settings)
             self._settings = settings
-            self.reconfigure(lines, settings.level)
+            self.reconfigure(lines, settings.level, settings.slow_request_warning)
             self.writer.reconfigure(sink, lines.dropped)
 
         return apply

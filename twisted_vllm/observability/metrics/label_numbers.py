@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 
 from twisted_vllm.observability.metrics.model_names import OTHER
 
+#: values that name nobody
+_NO_NAMES = {"", OTHER}
+
 
 class LabelNumbers:
     """The numbers of models and servers. A name keeps its number as long as it is counted."""
@@ -26,10 +29,10 @@ class LabelNumbers:
         self._models = {name: number for name, number in self._models.items() if name in models}
         current = self._of_servers()
         self._servers = {name: number for name, number in self._servers.items() if name in servers}
-        for name in sorted(models - self._models.keys()):
+        for name in sorted(models - self._models.keys() - _NO_NAMES):
             self._count += 1
             self._models[name] = str(self._count)
-        for name in servers:
+        for name in servers - _NO_NAMES:
             if name in current:
                 self._servers[name] = str(current[name])
             elif name not in self._servers:
@@ -39,8 +42,8 @@ class LabelNumbers:
 
     def model(self, name: str) -> str:
         """Return the number of a model."""
-        return name if name in ("", OTHER) else self._models[name]
+        return name if name in _NO_NAMES else self._models[name]
 
     def server(self, name: str) -> str:
         """Return the number of a server."""
-        return name if name in ("", OTHER) else self._servers[name]
+        return name if name in _NO_NAMES else self._servers[name]

@@ -7,11 +7,13 @@ strangers ask for leaves administrators their own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+import attrs
 from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from twisted_vllm.observability.metrics.families import Collected
@@ -31,6 +33,26 @@ _USUAL = 0.005
 _END = b"# EOF\n"
 #: the forms of the last collection to keep: two formats with their versions
 _MOST_FORMS = 8
+#: about what a sample takes in memory, its labels included
+_SAMPLE_BYTES = 600
+
+
+@attrs.frozen
+class Snapshot:
+    """All metrics at one moment.
+
+    Attributes:
+        time: when they were collected, in Unix seconds.
+        families: the families, with the names that administrators see.
+    """
+
+    time: float
+    families: Sequence[Metric]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in memory."""
+        return _SAMPLE_BYTES * sum(len(family.samples) for family in self.families)
 
 
 class Metrics:
@@ -65,6 +87,18 @@ class Metrics:
         """
         self._registry.register(collector)
         self._named.register(collector if named is None else named)
+
+    def add_for_administrators(self, collector: Collector) -> None:
+        """Add a collector of which strangers get nothing."""
+        self._named.register(collector)
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Collect all metrics, with the names that administrators see.
+
+        Args:
+            now: the time, in Unix seconds.
+        """
+        return Snapshot(now, list(self._named.collect()))
 
     def expose(self, accept: str, named: bool = False) -> tuple[bytes, str]:
         """Return all metrics and their media type: OpenMetrics if the client accepts it, else Prometheus' text.

@@ -173,7 +173,7 @@ class RequestCollector(Collector):
         )
         cost = NumberFamily(f"{PREFIX}_cost_usd", "What requests cost, in US dollars.", ["model"])
         for name, usage in self._counted.models.items():
-            if usage.prompt or usage.completion or usage.cost:
+            if usage.is_any:
                 model = self._model(name)
                 for kind, count in usage.by_type():
                     tokens.add((model, kind), count)

@@ -56,6 +56,19 @@ class ModelUsage:
         self.reasoning += usage.reasoning_tokens
         self.cost += cost
 
+    def include(self, other: ModelUsage) -> None:
+        """Add what others used."""
+        self.prompt += other.prompt
+        self.cached += other.cached
+        self.completion += other.completion
+        self.reasoning += other.reasoning
+        self.cost += other.cost
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything was used."""
+        return bool(self.prompt or self.completion or self.cost)
+
     def by_type(self) -> tuple[tuple[str, int], ...]:
         """Return the tokens by their type."""
         return (
@@ -191,7 +204,7 @@ class RequestMetrics(RequestObserver):
         usage = context.usage
         if sent:
             self._measure(context, pair, usage)
-            if usage is not NOTHING_USED:
+            if usage is not NOTHING_USED or context.cost:
                 used = counted.usage
                 used.prompt += usage.prompt_tokens
                 used.cached += usage.cached_tokens

@@ -11,6 +11,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.config.alert_types import REDIS_ALERT
 from twisted_vllm.config.urls import RedisServer
 from twisted_vllm.errors import LimitsUnavailable
 from twisted_vllm.ratelimit.allowance import Limited
@@ -382,13 +383,14 @@ class OutageLog:
             server=self._server,
             reason=reason,
             then=self._then,
+            **REDIS_ALERT,
         )
 
     def end(self) -> None:
         """Log the end of the outage, if one was logged."""
         if self._is_out:
             self._is_out = False
-            self._log.warn("{server} counts limits again.", server=self._server)
+            self._log.warn("{server} counts limits again.", server=self._server, **REDIS_ALERT)
 
     def silence(self) -> None:
         """Log no more outages: the connection is about to be closed."""

@@ -7,8 +7,9 @@ was cut or changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 from zlib import crc32
 
 import attrs
@@ -28,12 +29,15 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[UsageRow]).decode
 
 
+Row = TypeVar("Row")
+
+
 class NewerFormat(Exception):
     """The file's format needs a later version of the gateway."""
 
 
 @attrs.frozen
-class Lines:
+class Lines(Generic[Row]):
     """A part of a file.
 
     Attributes:
@@ -42,7 +46,7 @@ class Lines:
         end: where it ends in the file, in bytes.
     """
 
-    rows: Sequence[UsageRow]
+    rows: Sequence[Row]
     damaged: Sequence[bytes]
     end: int
 
@@ -68,16 +72,25 @@ def encode_rows(rows: Sequence[UsageRow]) -> bytes:
 
 
 def encode_line(text: bytes) -> bytes:
-    """Return JSON as a line."""
+    """Return a text without newlines, such as JSON, as a line."""
     return b"%08x %b\n" % (crc32(text), text)
+
+
+def text_of(line: bytes) -> bytes | None:
+    """Return the text of a line of `encode_line` without its newline; None if the line is damaged."""
+    try:
+        return line[9:] if line[8:9] == b" " and int(line[:8], 16) == crc32(line[9:]) else None
+    except ValueError:
+        return None
 
 
 def decode_line(line: bytes) -> Sequence[UsageRow] | None:
     """Return the rows of a line without its newline; None for a damaged line."""
+    text = text_of(line)
+    if text is None:
+        return None
     try:
-        if line[8:9] != b" " or int(line[:8], 16) != crc32(line[9:]):
-            return None
-        rows = _decode(line[9:])
+        rows = _decode(text)
         # Payers and targets are not decoded with the rows.
         for payer in {bytes(row.payer) for row in rows}:
             payer_of(payer)
@@ -94,14 +107,22 @@ def clean(row: UsageRow) -> UsageRow:
     return msgspec.structs.replace(clean_struct(row), payer=payer, target=target)
 
 
-def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
-    """Read a part of a file.
+def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines[UsageRow]:
+    """Read a part of a file of ledger rows; see `read_part`."""
+    return read_part(path, start, end, max_rows, decode_line)
+
+
+def read_part(
+    path: Path, start: int, end: int, max_rows: int, decode: Callable[[bytes], Sequence[Row] | None]
+) -> Lines[Row]:
+    """Read a part of a file: at most `READ_BYTES`, or one line that is longer.
 
     Args:
         path: the file.
         start: where to begin, in bytes: 0, or the end of the part before.
         end: where to end. What follows the last newline before it counts as a line.
         max_rows: stop after the line that reaches this number of rows.
+        decode: returns the rows of a line without its newline; None for a damaged line.
 
     Raises:
         OSError: the file cannot be read.
@@ -117,7 +138,7 @@ def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
             # The file may be shorter than it should be.
             at_end = not more or start + len(data) >= end
     *lines, rest = data.split(b"\n")
-    rows: list[UsageRow] = []
+    rows: list[Row] = []
     damaged: list[bytes] = []
     position = start
     for line in lines:
@@ -126,7 +147,7 @@ def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
         is_header = position == 0 and _is_header(line)
         position += len(line) + 1
         if not is_header:
-            found = decode_line(line)
+            found = decode(line)
             if found is None:
                 damaged.append(line)
             else:

@@ -11,11 +11,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from zlib import crc32
 
 from twisted.logger import Logger
 
-from twisted_vllm.usage.spool.format import encode_line
+from twisted_vllm.usage.spool.format import encode_line, text_of
 from twisted_vllm.usage.spool.segments import Claim, claim, claim_new
 
 _LOCK = re.compile(r"([0-9a-z]+)\.lock")
@@ -110,12 +109,9 @@ class PendingFiles:
         except FileNotFoundError:
             # its owner finished it while it ended
             return None
-        line = self._path(name).read_bytes().rstrip(b"\n")
-        try:
-            if line[8:9] == b" " and int(line[:8], 16) == crc32(line[9:]):
-                return line[9:]
-        except ValueError:
-            pass
+        content = text_of(self._path(name).read_bytes().rstrip(b"\n"))
+        if content is not None:
+            return content
         self._log.error("{path} is damaged: what it stands for is not charged", path=str(self._path(name)))
         self.remove(name)
         return None

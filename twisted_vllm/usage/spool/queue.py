@@ -17,6 +17,7 @@ import attrs
 import msgspec
 from twisted.logger import Logger
 
+from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.format import header_line, read_lines
 from twisted_vllm.usage.spool.segments import Segment
@@ -197,7 +198,9 @@ class SegmentQueue:
         return Batch(rows, segment=segment.number, end=self._read_to) if rows else None
 
     def _lose(self, segment: Segment) -> None:
-        self._log.critical("{path} is gone: {rows} rows are lost", path=str(segment.path), rows=segment.rows)
+        self._log.critical(
+            "{path} is gone: {rows} rows are lost", path=str(segment.path), rows=segment.rows, **LEDGER_ALERT
+        )
         with self.lock:
             self.lost += segment.rows
             if segment is self.current:

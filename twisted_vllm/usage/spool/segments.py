@@ -15,6 +15,9 @@ from pathlib import Path
 
 from twisted_vllm.usage.spool.format import header_line
 
+#: the size of a note
+NOTE_BYTES = 64
+
 _SEGMENT = re.compile(r"([0-9a-z]+)-([0-9]+)\.spool")
 _LOCK = re.compile(r"([0-9a-z]+)\.lock")
 
@@ -128,6 +131,23 @@ class Claim:
         found = [match for entry in os.listdir(self.directory) if (match := _SEGMENT.fullmatch(entry))]
         ours = sorted((int(match[2]), match[0]) for match in found if match[1] == self.name)
         return [self.directory / entry for _, entry in ours]
+
+    def note(self, text: bytes) -> None:
+        """Write a note of at most `NOTE_BYTES` into the lock's file, for the process that claims the name next.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._descriptor is not None:
+            os.pwrite(self._descriptor, text.ljust(NOTE_BYTES), 0)
+
+    def read_note(self) -> bytes:
+        """Return the last note of the name; empty without one.
+
+        Raises:
+            OSError: it could not be read.
+        """
+        return b"" if self._descriptor is None else os.pread(self._descriptor, NOTE_BYTES, 0).rstrip()
 
     def release(self) -> None:
         """Release the lock. If no segment is left, its file is removed as well."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import attrs
 from twisted.logger import Logger
 
+from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.format import encode_rows
 from twisted_vllm.usage.spool.queue import CACHED_ROWS, SEGMENT_SECONDS, Backlog, Batch, SegmentQueue, ended
@@ -193,18 +194,23 @@ class Spool:
             self._log.critical(
                 "The ledger's spool cannot be written: {reason}. What requests use is kept in memory meanwhile.",
                 reason=f"{error.strerror} ({self.directory})",
+                **LEDGER_ALERT,
             )
         self._drop_surplus()
 
     def _recovered(self) -> None:
         self._failed_at = None
-        self._log.warn("The ledger's spool is written again; {lost} rows were lost in all", lost=self.lost)
+        self._log.warn(
+            "The ledger's spool is written again; {lost} rows were lost in all", lost=self.lost, **LEDGER_ALERT
+        )
 
     def _drop_surplus(self) -> None:
         surplus = len(self._buffer) - UNSAVED_ROWS
         if surplus > 0:
             if not self._dropped:
-                self._log.critical("The ledger loses rows: the spool cannot be written, and memory for it is full")
+                self._log.critical(
+                    "The ledger loses rows: the spool cannot be written, and memory for it is full", **LEDGER_ALERT
+                )
             self._dropped += surplus
             del self._buffer[UNSAVED_ROWS:]
 

@@ -17,6 +17,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.histogram import Histogram
 from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
@@ -110,14 +111,18 @@ class BatchWriter:
             updates = self._write(batch.rows, batch.own, rejected)
         except DatabaseUnavailable as error:
             level = self._log.error if self.reachable else self._log.debug
-            level("The database does not take the ledger's rows, they wait in the spool: {reason}", reason=str(error))
+            level(
+                "The database does not take the ledger's rows, they wait in the spool: {reason}",
+                reason=str(error),
+                **LEDGER_ALERT,
+            )
             self.reachable = False
             return None
         finally:
             self.durations.observe(time.monotonic() - began)
         if not self.reachable:
             self.reachable = True
-            self._log.info("The database takes the ledger's rows again")
+            self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)
         # Only now: until the database has all other rows, the whole batch may be retried.
         if (batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected):
             return None
@@ -150,19 +155,25 @@ class BatchWriter:
             path = str(quarantine(self._spool.directory, self._spool.name, lines))
         except OSError as error:
             level = self._log.debug if self._quarantine_failed else self._log.critical
-            level("The ledger cannot set aside what is damaged or unfit: {reason}", reason=error.strerror)
+            level(
+                "The ledger cannot set aside what is damaged or unfit: {reason}", reason=error.strerror, **LEDGER_ALERT
+            )
             self._quarantine_failed = True
             return False
         self._quarantine_failed = False
         self.quarantined += len(lines)
         if damaged:
             self._log.critical(
-                "Lines of the ledger's spool are damaged: {count}, kept in {path}", count=len(damaged), path=path
+                "Lines of the ledger's spool are damaged: {count}, kept in {path}",
+                count=len(damaged),
+                path=path,
+                **LEDGER_ALERT,
             )
         if rejected:
             self._log.critical(
                 "Rows of the ledger are refused by the database ({reason}): {count}, kept in {path}",
                 count=len(rejected),
+                **LEDGER_ALERT,
                 reason=rejected[0].reason,
                 path=path,
             )
@@ -355,7 +366,7 @@ class LedgerWriter:
         try:
             self._recovery.claim()
         except OSError as error:
-            self._log.error("The ledger's spool cannot be searched: {reason}", reason=error.strerror)
+            self._log.error("The ledger's spool cannot be searched: {reason}", reason=error.strerror, **LEDGER_ALERT)
 
     def _move(self, batch: Batch) -> bool:
         updates = self.batch_writer.write(batch)
@@ -385,7 +396,9 @@ class LedgerWriter:
                 self._spool.sync()
             except OSError as error:
                 if not self._sync_failed:
-                    self._log.critical("The ledger's spool cannot be synced: {reason}", reason=error.strerror)
+                    self._log.critical(
+                        "The ledger's spool cannot be synced: {reason}", reason=error.strerror, **LEDGER_ALERT
+                    )
                 self._sync_failed = True
             else:
                 self._sync_failed = False

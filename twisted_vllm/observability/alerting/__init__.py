@@ -1,0 +1,1 @@
+"""Alerts to people: what is worth telling, how often, and in which form."""

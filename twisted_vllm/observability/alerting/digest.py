@@ -1,0 +1,169 @@
+"""Few messages from many alerts: what is alike is one message, and a minute has only so many.
+
+Plain Python: every method gets the time in seconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import msgspec
+
+from twisted_vllm.observability.alerting.alerts import HIGH, LOW, MEDIUM, Alert
+
+#: seconds in which alerts that are alike are collected before the first message
+LINGER = 2.0
+
+#: messages about the same that go out at once; further ones every `REPEAT` seconds
+BURST = 4
+REPEAT = 300.0
+
+#: texts that a message shows; of more alerts the latest are shown
+MOST_TEXTS = 10
+
+#: different things that alerts are about; what is over goes together
+MOST_ABOUT = 1_000
+
+MINUTE = 60.0
+
+_OTHERS = "others"
+_ORDER = (LOW, MEDIUM, HIGH)
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What one message says.
+
+    Attributes:
+        kind: the kind of its alerts; empty if they are of several.
+        level: the highest level of them.
+        texts: what happened: of many alerts the latest.
+        count: how many events it stands for.
+        since: when the first of them was, in Unix seconds.
+    """
+
+    kind: str
+    level: str
+    texts: tuple[str, ...]
+    count: int
+    since: float
+
+
+class _Topic:
+    """Alerts that are alike: those that no message has told, and when messages went."""
+
+    __slots__ = ("count", "level", "sent", "since", "texts")
+
+    def __init__(self) -> None:
+        self.sent: deque[float] = deque(maxlen=BURST)
+        self.clear()
+
+    def clear(self) -> None:
+        self.count = 0
+        self.level = LOW
+        self.since = 0.0
+        self.texts: deque[str] = deque(maxlen=MOST_TEXTS)
+
+    def is_due(self, now: float) -> bool:
+        """Return whether a message may go out."""
+        if not self.count or 0 <= now - self.since < LINGER:
+            return False
+        sent = self.sent
+        if len(sent) < BURST or not 0 <= now - sent[0] < REPEAT:
+            return True
+        return not 0 <= now - sent[-1] < REPEAT
+
+    def is_idle(self, now: float) -> bool:
+        """Return whether nothing is remembered that still counts."""
+        return not self.count and (not self.sent or not 0 <= now - self.sent[-1] < REPEAT)
+
+
+class AlertDigest:
+    """Collects alerts and says which messages are due.
+
+    A thing has four messages at once, such as down, up, down and up, and then one every five minutes. If a minute has
+    had its messages, what is due goes together into one at the minute's end.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Start without alerts.
+
+        Args:
+            most: messages in a minute.
+        """
+        self._topics: dict[tuple[str, str], _Topic] = {}
+        self._sent: deque[float] = deque()
+        self.reconfigure(most)
+
+    def reconfigure(self, most: int) -> None:
+        """Send at most so many messages in a minute from now on."""
+        self._most = most
+
+    def __len__(self) -> int:
+        """Return how many things are remembered."""
+        return len(self._topics)
+
+    @property
+    def waiting(self) -> int:
+        """How many events no message has told yet."""
+        return sum(topic.count for topic in self._topics.values())
+
+    def add(self, alert: Alert, now: float) -> None:
+        """Take an alert."""
+        about = alert.about
+        if (alert.kind, about) not in self._topics and len(self._topics) >= MOST_ABOUT:
+            about = _OTHERS
+        topic = self._topics.setdefault((alert.kind, about), _Topic())
+        if not topic.count:
+            topic.since = now
+        topic.count += alert.count
+        topic.level = max(topic.level, alert.level, key=_ORDER.index)
+        topic.texts.append(alert.text)
+
+    def due(self, now: float, *, all_of_them: bool = False) -> list[Message]:
+        """Return the messages to send now.
+
+        Args:
+            now: the time.
+            all_of_them: whether nothing may wait any longer: the gateway stops.
+        """
+        due = {
+            name: topic for name, topic in self._topics.items() if topic.count and (all_of_them or topic.is_due(now))
+        }
+        messages = []
+        if due:
+            while self._sent and not 0 <= now - self._sent[0] < MINUTE:
+                self._sent.popleft()
+            room = 1 if all_of_them else self._most - len(self._sent)
+            if room > 0:
+                alone = due if len(due) <= room else dict(list(due.items())[: room - 1])
+                rest = {name: topic for name, topic in due.items() if name not in alone}
+                messages = [_message(name[0], topic) for name, topic in alone.items()]
+                if rest:
+                    messages.append(_together(rest))
+                for topic in due.values():
+                    topic.clear()
+                    topic.sent.append(now)
+                self._sent.extend([now] * len(messages))
+        self._topics = {name: topic for name, topic in self._topics.items() if not topic.is_idle(now)}
+        return messages
+
+
+def _message(kind: str, topic: _Topic) -> Message:
+    return Message(kind, topic.level, tuple(dict.fromkeys(topic.texts)), topic.count, topic.since)
+
+
+def _together(topics: dict[tuple[str, str], _Topic]) -> Message:
+    """Return one message about many things: how many events of each kind, and some of their texts."""
+    kinds: Counter[str] = Counter()
+    for (kind, _), topic in topics.items():
+        kinds[kind] += topic.count
+    texts: Sequence[str] = [topic.texts[-1] for topic in topics.values()]
+    shown = dict.fromkeys(texts[:MOST_TEXTS])
+    return Message(
+        next(iter(kinds)) if len(kinds) == 1 else "",
+        max((topic.level for topic in topics.values()), key=_ORDER.index),
+        (", ".join(f"{kind}: {count}" for kind, count in kinds.most_common()), *shown),
+        kinds.total(),
+        min(topic.since for topic in topics.values()),
+    )
