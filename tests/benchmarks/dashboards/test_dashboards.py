@@ -25,16 +25,12 @@ from tests.benchmarks.dashboards.grafana_schema import (
 )
 
 REPOSITORY = Path(__file__).parents[3]
-PAGES = ("metrics", "operations")
-#: the metrics of the documents' tables, with their labels
-DOCUMENTED = {
-    name: set(labels.split(",")) if labels else set()
-    for page in PAGES
-    if (file := REPOSITORY / "docs" / f"{page}.md").exists()
-    for name, labels in re.findall(
-        r"^\| `(vllm_passthrough_\w+)(?:\{([\w,]+)\})?`", file.read_text("utf-8"), re.MULTILINE
-    )
-}
+#: the metrics that the documents name with their labels
+DOCUMENTED: dict[str, set[str]] = {}
+for page in ("metrics", "operations", "sinks"):
+    if (file := REPOSITORY / "docs" / f"{page}.md").exists():
+        for metric, labels in re.findall(r"`(vllm_passthrough_\w+)(?:\{([\w,]+)\})?`", file.read_text("utf-8")):
+            DOCUMENTED.setdefault(metric, set()).update(filter(None, labels.split(",")))
 #: of vLLM 0.32
 OF_VLLM = {
     "vllm:num_requests_running",
