@@ -27,7 +27,7 @@ from benchmarks.peers import REPOSITORY, own_upstream, run_gateway
 from benchmarks.processes import CannotStart, ask, end_on_sigterm, environment, running, wait_until_ready
 from benchmarks.run import say
 from benchmarks.table import Column, Row, render
-from benchmarks.telemetry.variants import DEFAULT, variants
+from benchmarks.telemetry.variants import DEFAULT, RECEIVED, variants
 
 COLUMNS = (
     Column("request", "CPU per\nrequest us", 1),
@@ -146,7 +146,9 @@ def measure(directory: Path, stack: ExitStack, loads: Loads, *, rounds: int, onl
             say(f"round {number} of {rounds}: {variant.name}")
             asyncio.run(_round(variant, loads, notes))
     _, counts = ask("127.0.0.1", receiver, "GET", "/")
-    for path, (posts, size) in sorted(json.loads(counts).items()):
+    taken = json.loads(counts)
+    for path in RECEIVED:
+        posts, size = taken.get(path, (0, 0))
         notes.add(f"The receiver took {posts:,} posts with {size / MEBIBYTE:,.1f} MiB at {path}.")
     return "\n\n".join([render(COLUMNS, _rows(started)), *notes.texts()])
 

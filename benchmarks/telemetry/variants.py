@@ -7,6 +7,8 @@ from collections.abc import Mapping
 Settings = Mapping[str, object]
 
 DEFAULT = "as installed"
+#: where the variants post to
+RECEIVED = TRACES, WEBHOOK = "/v1/traces", "/webhook"
 
 
 def variants(receiver: int) -> dict[str, Settings]:
@@ -18,12 +20,12 @@ def variants(receiver: int) -> dict[str, Settings]:
     base = f"http://127.0.0.1:{receiver}"
     metrics: Settings = {"metrics": {"key_labels": 100, "user_labels": 100, "team_labels": 100, "litellm_names": True}}
     file = {"name": "file", "type": "file", "path": "sink.jsonl"}
-    webhook = {"name": "webhook", "type": "webhook", "url": f"{base}/webhook", "secret": "of-the-benchmark-alone"}
+    webhook = {"name": "webhook", "type": "webhook", "url": f"{base}{WEBHOOK}", "secret": "of-the-benchmark-alone"}
     contents = {"log_bodies": {"mode": "full"}}
     kept = {"name": "contents", "type": "file", "path": "contents.jsonl", "format": "event"}
 
     def traces(ratio: float) -> Settings:
-        destination = {"name": "collector", "endpoint": f"{base}/v1/traces", "conventions": ["gen_ai", "openinference"]}
+        destination = {"name": "collector", "endpoint": f"{base}{TRACES}", "conventions": ["gen_ai", "openinference"]}
         return {"tracing": {"destinations": [destination], "sample_ratio": ratio}}
 
     return {
