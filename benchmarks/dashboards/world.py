@@ -165,9 +165,9 @@ def _config(servers: Sequence[Simulator], live: Target | None, live_model: str, 
 
 def _make_keys(gateway: RunningGateway) -> Iterator[tuple[str, str]]:
     for team, settings in TEAMS.items():
-        administer(gateway, "POST", "/team/new", {"team_id": team, "team_alias": team} | settings)
+        administer(gateway, "POST", "/team/new", {"team_id": team, "team_alias": team, **settings})
     for alias, (team, settings) in KEYS.items():
-        body = {"key_alias": alias, "team_id": team} | settings
+        body = {"key_alias": alias, "team_id": team, **settings}
         answer = msgspec.json.decode(administer(gateway, "POST", "/key/generate", body))
         yield alias, str(answer["key"])
 
@@ -195,5 +195,5 @@ def _scrapes(
         "static_configs": [{"targets": [f"127.0.0.1:{gateway.port}"], "labels": {"instance": "gateway-1:4000"}}],
         "metric_relabel_configs": named,
     }
-    yield {"job_name": "vllm-passthrough"} | common
-    yield {"job_name": "vllm", "metrics_path": "/metrics/upstreams"} | common
+    yield {"job_name": "vllm-passthrough", **common}
+    yield {"job_name": "vllm", "metrics_path": "/metrics/upstreams", **common}

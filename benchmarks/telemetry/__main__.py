@@ -121,7 +121,7 @@ def measure(directory: Path, stack: ExitStack, loads: Loads, *, rounds: int, onl
     notes = Notes()
     upstream = stack.enter_context(own_upstream(directory))
     receiver = _start_receiver(directory, stack)
-    started = []
+    started: list[Variant] = []
     for name, settings in variants(receiver).items():
         if name != DEFAULT and only not in name:
             continue

@@ -16,7 +16,7 @@ Unit = Annotated[str, Meta(pattern=r"^(short|s|reqps|cps|percentunit|currencyUSD
 Calculation = Literal["lastNotNull", "mean", "max", "sum"]
 
 
-class Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Strict(msgspec.Struct, forbid_unknown_fields=True):
     """No field that Grafana does not know."""
 
 
