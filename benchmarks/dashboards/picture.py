@@ -20,8 +20,9 @@ from typing import Any
 import attrs
 
 from benchmarks.dashboards.__main__ import FOLDER
-from benchmarks.dashboards.drawing import Span, draw
+from benchmarks.dashboards.drawing import draw
 from benchmarks.dashboards.mixed_load import apply_mixed_load
+from benchmarks.dashboards.panel_data import Span
 from benchmarks.dashboards.world import world
 from benchmarks.options import server_at
 from benchmarks.peers import first_model

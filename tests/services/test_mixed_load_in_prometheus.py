@@ -17,8 +17,9 @@ import attrs
 import pytest
 
 from benchmarks.dashboards.__main__ import DASHBOARDS, FOLDER
-from benchmarks.dashboards.drawing import Span, draw
+from benchmarks.dashboards.drawing import draw
 from benchmarks.dashboards.mixed_load import Outcome, apply_mixed_load
+from benchmarks.dashboards.panel_data import Span
 from benchmarks.dashboards.picture import Answers
 from benchmarks.dashboards.world import CHAT, EMBEDDING, World, world
 from benchmarks.measure import percentile

@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import attrs
 import pytest
 
-from benchmarks.dashboards.drawing import Span, draw
+from benchmarks.dashboards.drawing import draw
 from benchmarks.dashboards.grafana import document
+from benchmarks.dashboards.panel_data import Span
 from benchmarks.dashboards.panels import GREEN, RED, YELLOW, Dashboard, Kind, Mapped, Panel, Query, Row
 from benchmarks.dashboards.picture import expr_of
 from benchmarks.prometheus import Series
