@@ -23,7 +23,7 @@ from benchmarks.dashboards.panel_data import Span
 from benchmarks.dashboards.picture import Answers
 from benchmarks.dashboards.world import CHAT, EMBEDDING, World, world
 from benchmarks.measure import percentile
-from benchmarks.prometheus import Prometheus, find_prometheus
+from benchmarks.prometheus import Prometheus, QueryRefused, find_prometheus
 from tests.end_to_end.twistd_harness import wait_until
 
 SECONDS = 16.0
@@ -205,6 +205,11 @@ def test_each_caller_has_its_own_figures(seen: Seen) -> None:
     found = seen.values("sum by (team) (vllm_passthrough_team_cost_usd_total) > 0", "team")
     assert {"assistant", "search", "research", "batch"} == set(found)
     assert sum(found.values()) == pytest.approx(sum(row["cost"] for row in seen.rows) / PICODOLLARS)
+
+
+def test_a_question_that_cannot_be_answered_is_refused_in_words(seen: Seen) -> None:
+    with pytest.raises(QueryRefused, match="parse error"):
+        seen.value("sum by (")
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
