@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from benchmarks.dashboards.panel_data import BORDER, BRIGHT, PAD, PANEL, QUIET, TEXT, Box, Data, Json, Span
+import attrs
+
+from benchmarks.dashboards.panel_data import BORDER, BRIGHT, PAD, PANEL, QUIET, TEXT, Box, Data, Json, Span, pieces
 from benchmarks.dashboards.panel_drawings import KINDS
 from benchmarks.dashboards.svg import Drawing
 from benchmarks.dashboards.units import text_width
@@ -30,6 +32,7 @@ def draw(dashboard: Json, data: Data, span: Span, *, rows: int | None = None) ->
         The SVG.
     """
     panels = _first(dashboard["panels"], rows)
+    span = attrs.evolve(span, marks=tuple(_marks(dashboard, data, span)))
     bottom = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     drawing = Drawing(WIDTH, HEAD + bottom * (CELL + MARGIN) + MARGIN, CANVAS)
     _head(drawing, dashboard, span)
@@ -42,6 +45,15 @@ def draw(dashboard: Json, data: Data, span: Span, *, rows: int | None = None) ->
         drawing.text(box.x + PAD, box.y + 20, panel["title"], TEXT, size=13, weight=500)
         KINDS[panel["type"]](drawing, box.inside(PAD, 30, PAD, 8), panel, data, span)
     return drawing.document()
+
+
+def _marks(dashboard: Json, data: Data, span: Span) -> Iterator[float]:
+    """When what the dashboard marks began, if that was within the time that is shown."""
+    for annotation in dashboard["annotations"]["list"]:
+        for series in data.range(annotation["expr"]):
+            for piece in pieces((time for time, _ in series.points), span.step):
+                if piece[0] > span.start:
+                    yield piece[0]
 
 
 def _first(panels: Sequence[Json], rows: int | None) -> Sequence[Json]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import attrs
@@ -16,6 +16,7 @@ Json = Mapping[str, Any]
 #: between the border of a panel and what is in it, in pixels
 PAD = 12.0
 PANEL, BORDER, GRID = "#181b1f", "#25282e", "#2a2d33"
+MARK = "#f2495c"
 TEXT, QUIET, BRIGHT = "#ccccdc", "#8e8f9b", "#f4f5f9"
 _COLORS = {
     "green": "#73bf69",
@@ -51,11 +52,19 @@ class Data(Protocol):
 
 @attrs.frozen
 class Span:
-    """The time that a picture shows, in Unix seconds."""
+    """The time that a picture shows, in Unix seconds.
+
+    Attributes:
+        start: its begin.
+        end: its end.
+        step: between two values of a series.
+        marks: times that are marked in all panels: an alert began to fire.
+    """
 
     start: float
     end: float
     step: float
+    marks: tuple[float, ...] = ()
 
 
 @attrs.frozen
@@ -106,6 +115,16 @@ def curves_of(panel: Json, ask: Callable[[str], list[Series]]) -> list[Curve]:
         Curve(name, css_color(fixed[name]) if name in fixed else next(free), series.labels, series.points)
         for name, series in found
     ]
+
+
+def pieces(times: Iterable[float], step: float) -> list[list[float]]:
+    """Return the times of a series, cut where it has gaps."""
+    found: list[list[float]] = []
+    for time in times:
+        if not found or time - found[-1][-1] > step * 1.5:
+            found.append([])
+        found[-1].append(time)
+    return found
 
 
 def _name(legend: str, labels: Labels) -> str:

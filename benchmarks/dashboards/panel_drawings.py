@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from benchmarks.dashboards.panel_data import (
     BRIGHT,
     GRID,
+    MARK,
     QUIET,
     TEXT,
     Box,
@@ -18,6 +19,7 @@ from benchmarks.dashboards.panel_data import (
     color_of_value,
     css_color,
     curves_of,
+    pieces,
 )
 from benchmarks.dashboards.svg import Drawing, Point
 from benchmarks.dashboards.units import figure, text_width, ticks
@@ -79,6 +81,10 @@ def _lines(drawing: Drawing, box: Box, panel: Json, data: Data, span: Span) -> N
         drawing.text(plot.x - 7, y + 4, name, QUIET, size=11, anchor="end")
     _times(drawing, plot, span)
 
+    for mark in span.marks:
+        x = plot.x + (mark - span.start) / (span.end - span.start) * plot.width
+        drawing.line([(x, plot.y), (x, plot.y + plot.height)], MARK, opacity=0.6, dashed=True)
+
     def place(time: float, value: float) -> Point:
         return (
             plot.x + (time - span.start) / (span.end - span.start) * plot.width,
@@ -87,7 +93,7 @@ def _lines(drawing: Drawing, box: Box, panel: Json, data: Data, span: Span) -> N
 
     below: dict[float, float] = {}
     for curve, layer in zip(curves, layers, strict=True):
-        for piece in _pieces(layer, span.step):
+        for piece in pieces(layer, span.step):
             points = [place(time, layer[time]) for time in piece]
             base = [place(time, below.get(time, 0.0) if stacked else 0.0) for time in reversed(piece)]
             if len(points) == 1:
@@ -108,16 +114,6 @@ def _stack(curves: Sequence[Curve]) -> list[dict[float, float]]:
             sums[time] += value
         layers.append(dict(sums))
     return layers
-
-
-def _pieces(layer: Mapping[float, float], step: float) -> list[list[float]]:
-    """The times of a series, cut where it has gaps."""
-    pieces: list[list[float]] = []
-    for time in layer:
-        if not pieces or time - pieces[-1][-1] > step * 1.5:
-            pieces.append([])
-        pieces[-1].append(time)
-    return pieces
 
 
 def _times(drawing: Drawing, plot: Box, span: Span) -> None:

@@ -62,9 +62,12 @@ class Drawing:
         place = f'x="{_short(x)}" y="{_short(y)}" width="{_short(width)}" height="{_short(height)}"'
         self._parts.append(f'<rect {place} fill="{fill}"{more}/>')
 
-    def line(self, points: Sequence[Point], color: str, *, width: float = 1, opacity: float = 1) -> None:
+    def line(
+        self, points: Sequence[Point], color: str, *, width: float = 1, opacity: float = 1, dashed: bool = False
+    ) -> None:
         """Draw a line through points."""
         more = f' stroke-opacity="{opacity:g}"' if opacity != 1 else ""
+        more += ' stroke-dasharray="4 3"' if dashed else ""
         self._parts.append(
             f'<path d="{_path(points)}" fill="none" stroke="{color}" stroke-width="{_short(width)}"'
             f' stroke-linejoin="round"{more}/>'

@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
 
 from benchmarks.dashboards.__main__ import DASHBOARDS, FOLDER, main
 from benchmarks.dashboards.grafana import text
-from benchmarks.dashboards.picture import expr_of
+from benchmarks.dashboards.picture import IMAGES, PICTURES, expr_of
 from tests.benchmarks.dashboards.grafana_schema import (
     Dashboard,
     DataSourceVariable,
@@ -160,3 +161,16 @@ def test_links_to_the_documentation_are_there_if_its_address_is_given() -> None:
     one = next(iter(DASHBOARDS.values()))
     links = msgspec.json.decode(text(one, "https://docs.example/gateway/"), type=Dashboard).links
     assert [link.url for link in links] == ["", "https://docs.example/gateway/observability.md"]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_pictures_show_the_panels_that_there_are(name: str) -> None:
+    """A panel that was renamed needs new pictures: ``make picture``."""
+    file = IMAGES / f"dashboard-{name}.svg"
+    assert file.stat().st_size < 300_000
+    shown = {each.text for each in ElementTree.parse(file).iter("{http://www.w3.org/2000/svg}text")}
+    rows = PICTURES[name]
+    panels = read(name).panels
+    heads = [index for index, panel in enumerate(panels) if isinstance(panel, Row)]
+    drawn = panels if rows is None or rows >= len(heads) else panels[: heads[rows]]
+    assert {panel.title for panel in drawn} <= shown

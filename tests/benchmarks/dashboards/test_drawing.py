@@ -23,12 +23,13 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @attrs.frozen
 class Made:
-    """Answers each question with the same series."""
+    """Answers each question of a panel with the same series, and the question for alerts with others."""
 
     series: Sequence[Series]
+    alerts: Sequence[Series] = ()
 
     def range(self, expr: str) -> list[Series]:
-        return list(self.series)
+        return list(self.alerts if "ALERTS" in expr else self.series)
 
     def instant(self, expr: str) -> list[Series]:
         return [Series(each.labels, each.points[-1:]) for each in self.series]
@@ -39,9 +40,9 @@ def course(values: Sequence[float], **labels: str) -> Series:
     return Series(labels, points)
 
 
-def drawn(panel: Panel, *series: Series, rows: int | None = None) -> ElementTree.Element:
+def drawn(panel: Panel, *series: Series, rows: int | None = None, alerts: Sequence[Series] = ()) -> ElementTree.Element:
     dashboard = Dashboard("uid", "Dashboard", "Help", "observability.md", (), (Row("First", (panel,)), Row("Rest", ())))
-    return ElementTree.fromstring(draw(document(dashboard), Made(series), SPAN, rows=rows))
+    return ElementTree.fromstring(draw(document(dashboard), Made(series, alerts), SPAN, rows=rows))
 
 
 def texts(picture: ElementTree.Element) -> list[str]:
@@ -144,6 +145,17 @@ def test_a_panel_without_data_says_so(kind: Kind) -> None:
 def test_only_the_first_rows_are_drawn_if_that_is_asked() -> None:
     assert "Rest" in texts(drawn(LINES))
     assert "Rest" not in texts(drawn(LINES, rows=1))
+
+
+def test_an_alert_is_marked_where_it_began() -> None:
+    whole = course([1.0] * 60, server="a")
+    alert = Series({"alertname": "ServerDead"}, whole.points[30:40])
+    [mark] = [
+        each for each in drawn(LINES, whole, alerts=[alert]).iter(f"{SVG}path") if "stroke-dasharray" in each.attrib
+    ]
+    [line] = paths(drawn(LINES, whole), "#73bf69")
+    began = float(mark.attrib["d"].removeprefix("M").split()[0])
+    assert began == pytest.approx((line[0][0] + line[-1][0]) / 2, rel=0.02)
 
 
 def test_text_of_labels_is_no_markup() -> None:
