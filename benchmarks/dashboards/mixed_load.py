@@ -101,9 +101,9 @@ async def apply_mixed_load(world: World, seconds: float, *, scale: float = 1.0, 
 
     async def break_a_server() -> None:
         server = world.servers[1]
-        await asyncio.sleep(seconds * 0.55)
+        await asyncio.sleep(seconds * 0.52)
         await asyncio.to_thread(server.stop)
-        await asyncio.sleep(seconds * 0.15)
+        await asyncio.sleep(seconds * 0.2)
         await asyncio.to_thread(server.start)
 
     kinds = [kind for kind in _kinds(world) if kind.rate]

@@ -17,5 +17,5 @@ KEYS: Mapping[str, tuple[str, Settings]] = {
     "search-answers": ("search", {}),
     "notebook-ada": ("research", {"max_budget": 0.25}),
     "notebook-bob": ("research", {"max_budget": 0.05}),
-    "nightly-job": ("batch", {"rpm_limit": 12}),
+    "nightly-job": ("batch", {"rpm_limit": 6}),
 }
