@@ -14,6 +14,7 @@ import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
+from twisted_vllm.config.callbacks import Callbacks
 from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.settings import LedgerSettings
 from twisted_vllm.upstreams.merged_metrics import SCRAPE_UP
@@ -100,6 +101,13 @@ async def test_what_nobody_switched_on_is_not_there(stand_in: Any, gateway_to: A
 
 
 @pytest_twisted.ensureDeferred
+async def test_the_callback_prometheus_gives_litellms_names(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in().port, callbacks=Callbacks(litellm_metrics=True))
+    litellm = {name for name in DOCUMENTED if name.startswith("litellm_")}
+    await check(gateway, "sk-master-0123456789abcdef", DOCUMENTED.keys() - OF_CALLERS - CONFIGURED | litellm)
+
+
+@pytest_twisted.ensureDeferred
 async def test_each_alert_asks_for_metrics_that_there_are(stand_in: Any, gateway_to: Any) -> None:
     rules = [rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]]
     # the second scrape of the example is GET /metrics/upstreams
@@ -146,6 +154,28 @@ async def test_strangers_learn_no_name_and_administrators_all(simulator: Any, ga
     assert f'requests_in_flight{{model="simulated-model",server="127.0.0.1:{simulator.port}"}} 0.0' in named
     assert all(name in named for name in names.values())
     assert "end-user-of-hers" not in named and key not in named
+
+
+@pytest_twisted.ensureDeferred
+async def test_dashboards_of_litellm_find_the_names_of_teams(simulator: Any, gateway_to: Any, reactor: Any) -> None:
+    gateway = gateway_to(simulator.port, metrics=ALL)
+    made = await gateway.ask("POST", "/team/new", body={"team_id": "t1", "team_alias": "research", "max_budget": 5.0})
+    assert made.status == 200
+    key = await gateway.make_key(key_alias="ada", team_id="t1")
+    body = {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}]}
+    assert (await gateway.ask("POST", CHAT, key, body=body)).status == 200
+    text = ""
+    while 'team_alias="research"' not in text:
+        gateway.pass_time(1)
+        text = await scrape(gateway, "sk-master-0123456789abcdef")
+    assert 'litellm_remaining_team_budget_metric{team="t1",team_alias="research"} 5.0' in text
+    assert re.search(r'litellm_spend_metric_total\{.*team="t1",team_alias="research"', text)
+    renamed = await gateway.ask("POST", "/team/update", body={"team_id": "t1", "team_alias": "science"})
+    assert renamed.status == 200
+    while 'team_alias="science"' not in text:
+        gateway.pass_time(100)
+        text = await scrape(gateway, "sk-master-0123456789abcdef")
+    assert 'team_alias="research"' not in text
 
 
 @pytest_twisted.ensureDeferred

@@ -101,6 +101,12 @@ CASES = [
         says=("gpu-1:8000", "time out"),
     ),
     Case(
+        "ServerFlaps",
+        (("upstream_healthy", 'server="gpu-1:8000"', "1 0 1 0 1 0 1 0 1 0 1 0 1 0"),),
+        (("upstream_healthy", 'server="gpu-1:8000"', "1 1 1 0 0 0 0 0 1 1 1 1 1"),),
+        says=("gpu-1:8000 comes and goes",),
+    ),
+    Case(
         "NoServer",
         (*gauge("upstream_healthy", 0, 'server="a"'), *gauge("upstream_healthy", 0, 'server="b"')),
         (*gauge("upstream_healthy", 0, 'server="a"'), *gauge("upstream_healthy", 1, 'server="b"')),

@@ -1011,8 +1011,9 @@ class Settings:
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,
-        "Whether GET /metrics needs an administrator's key. Without it, whoever reaches the port may read them. They "
-        "name no key, user or model. LiteLLM's own default is true.",
+        "Whether GET /metrics needs an administrator's key. Without it, whoever reaches the port may read them, with "
+        "numbers in place of the names of models and servers, and nothing of keys, users and teams. LiteLLM's own "
+        "default is true.",
         block="litellm_settings",
     )
 

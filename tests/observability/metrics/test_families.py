@@ -82,6 +82,13 @@ def test_any_other_reader_of_metrics_finds_ordinary_samples(rows: dict[tuple[str
     assert found == wanted
 
 
+def test_a_family_says_what_was_measured_when_it_was_made() -> None:
+    measured, family = Histogram((1.0,)), HistogramFamily("c_seconds", "Seconds.", ["model"])
+    family.add(("m",), measured)
+    measured.observe(0.5)
+    assert [sample.value for sample in family.samples] == [0.0, 0.0, 0.0, 0.0]
+
+
 def test_a_name_that_is_no_unicode_does_not_break_the_scrape() -> None:
     family = NumberFamily("a_requests", "Requests.", ["model"])
     family.add(("\ud800",), 1)

@@ -16,7 +16,7 @@ from twisted_vllm.observability.metrics.requests import RequestMetrics
 from twisted_vllm.usage.records import Usage
 
 Samples = dict[str, float]
-KEY = {"hashed_api_key": "0123abcd", "api_key_alias": "ada", "team": "t1"}
+KEY = {"hashed_api_key": "0123abcd", "api_key_alias": "ada", "team": "t1", "team_alias": "research"}
 
 
 class Counting:
@@ -32,6 +32,8 @@ class Counting:
             self.counted,
             lambda: self.deployments,
             lambda kind, id: self.budgets.get((kind, id)),
+            lambda kind, id: (60, None) if kind == "key" else (None, 1_000),
+            {"t1": "research"}.__getitem__,
             lambda: 3,
             lambda: 0.0,
         )
@@ -127,9 +129,11 @@ def test_latencies_are_those_of_models_without_keys(counting: Counting) -> None:
 def test_budgets_are_those_of_callers_who_were_there(counting: Counting) -> None:
     assert counting.samples("litellm_remaining_team_budget_metric") == []
     counting.count(request(), request(principal=attrs.evolve(ADA, key_id="k2", name="bob")))
-    assert counting.samples("litellm_remaining_team_budget_metric") == [({"team": "t1"}, 6.0)]
-    assert counting.samples("litellm_team_max_budget_metric") == [({"team": "t1"}, 10.0)]
-    assert counting.samples("litellm_team_budget_remaining_hours_metric") == [({"team": "t1"}, 2.0)]
+    assert counting.samples("litellm_remaining_team_budget_metric") == [({"team": "t1", "team_alias": "research"}, 6.0)]
+    assert counting.samples("litellm_team_max_budget_metric") == [({"team": "t1", "team_alias": "research"}, 10.0)]
+    assert counting.samples("litellm_team_budget_remaining_hours_metric") == [
+        ({"team": "t1", "team_alias": "research"}, 2.0)
+    ]
     assert counting.samples("litellm_remaining_api_key_budget_metric") == []
 
 
@@ -145,6 +149,28 @@ def test_entries_have_their_state_and_limits(counting: Counting) -> None:
     assert counting.samples("litellm_deployment_rpm_limit") == [({"model_group": "qwen", **labels}, 60.0)]
     assert counting.samples("litellm_deployment_tpm_limit") == []
     assert counting.samples("litellm_in_flight_requests") == [({}, 3.0)]
+
+
+def test_limits_of_callers_are_those_in_effect(counting: Counting) -> None:
+    counting.count(request(), request(principal=attrs.evolve(ADA, key_id="k2")))
+    key = {"hashed_api_key": "0123abcd", "api_key_alias": "ada", "rate_limit_type": "requests"}
+    assert counting.samples("litellm_api_key_rate_limit_allowed_metric") == [(key, 60.0)]
+    team = {"team": "t1", "team_alias": "research", "rate_limit_type": "tokens"}
+    assert counting.samples("litellm_team_rate_limit_allowed_metric") == [(team, 1_000.0)]
+
+
+def test_a_server_that_stops_to_get_requests_has_cooled_down(counting: Counting) -> None:
+    outages = {"status_503": 2, "connection_refused": 1, "timeout": 3}
+    counting.deployments = [attrs.evolve(counting.deployments[0], outages=outages)]
+    assert counting.total("litellm_deployment_cooled_down_total", exception_status="503", api_base="gpu-1:8000") == 2.0
+    assert counting.total("litellm_deployment_cooled_down_total") == 6.0
+
+
+def test_fallbacks_served_or_failed(counting: Counting) -> None:
+    counting.count(request(fallback="qwen"), request(fallback="qwen", status=502, error_code="upstream_unreachable"))
+    good, bad = "litellm_deployment_successful_fallbacks_total", "litellm_deployment_failed_fallbacks_total"
+    assert counting.samples(good) == [({**KEY, "fallback_model": "qwen"}, 1.0)]
+    assert counting.total(bad, exception_class="BadGatewayError", exception_status="502") == 1.0
 
 
 def test_background_responses_count_when_they_are_charged(counting: Counting) -> None:

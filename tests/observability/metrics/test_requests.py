@@ -25,7 +25,7 @@ from twisted_vllm.observability.metrics.request_collector import (
     RequestCollector,
 )
 from twisted_vllm.observability.metrics.requests import RequestMetrics
-from twisted_vllm.usage.records import Usage
+from twisted_vllm.usage.records import NOTHING_USED, Usage
 
 PREFIX = "vllm_passthrough_"
 Samples = dict[tuple[str, ...], float]
@@ -110,12 +110,12 @@ def test_tokens_and_cost_are_those_of_the_requests_by_model(counting: Counting) 
 
 
 def test_a_price_of_each_request_counts_where_no_token_does(counting: Counting) -> None:
-    counting.count([request(usage=requests.NOTHING_USED)])
+    counting.count([request(usage=NOTHING_USED)])
     assert counting.samples("cost_usd_total") == {("qwen",): 2.0}
 
 
 def test_a_background_response_counts_when_it_is_charged(counting: Counting) -> None:
-    counting.count([request(usage=requests.NOTHING_USED, cost=0)])
+    counting.count([request(usage=NOTHING_USED, cost=0)])
     assert counting.samples("tokens_total") == {}
     assert counting.counted.charged("qwen", "qwen", Usage(7, 0, 9, 0, 16), 10**12) == "qwen"
     assert counting.counted.charged("", "of-a-stranger", Usage(1, 0, 1, 0, 2), 0) == "other"

@@ -108,8 +108,8 @@ class ProcessCollector(Collector):
 
 def _open_files() -> Iterator[Metric]:
     try:
-        # less the one that lists
-        count = len(os.listdir(_OPEN_FILES)) - 1
+        # Linux 6.2 tells the number as the size; to list 20,000 takes 10 ms. Less the one that lists.
+        count = os.stat(_OPEN_FILES).st_size or len(os.listdir(_OPEN_FILES)) - 1
     except OSError:
         # no Linux
         return

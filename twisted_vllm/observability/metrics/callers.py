@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from twisted_vllm.auth.records import Principal
-from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.money import to_dollars
 from twisted_vllm.observability.metrics.families import NumberFamily
@@ -62,12 +61,15 @@ class Kind:
         self.values_of = values_of
 
 
-KINDS = (
+_KINDS = (
     # the master key and anonymous callers have no id
     Kind("key", ("key", "key_hash"), lambda who: who.key_id or who.kind, lambda who: (who.name, who.hash_prefix)),
     Kind("user", ("user",), lambda who: who.user_id or "", lambda who: (who.user_id or "",)),
     Kind("team", ("team",), lambda who: who.team_id or "", lambda who: (who.team_id or "",)),
 )
+
+#: keys, users and teams, by the name of their label
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _KINDS}
 
 
 def principal_of(payer: Payer) -> Principal:
@@ -100,6 +102,15 @@ class CallerMetrics(Collector):
         self.nobody = CallerUsage()
         self.nobody.labels = ("",) * len(kind.labels)
 
+    @property
+    def collector(self) -> Collector:
+        """This, which tells administrators."""
+        return self
+
+    def reconfigure(self, most: int) -> None:
+        """Give so many callers labels of their own from now on; what was counted stays."""
+        self.top.reconfigure(most)
+
     def count(self, context: RequestContext, counted: Counted) -> None:
         """Count a request."""
         who = context.principal
@@ -108,9 +119,9 @@ class CallerMetrics(Collector):
         if context.usage is not NOTHING_USED or context.cost:
             caller.usage.add(context.usage, context.cost)
 
-    def charged(self, who: Principal, usage: Usage, cost: int, now: float) -> None:
+    def charged(self, payer: Payer, model: str, usage: Usage, cost: int, now: float) -> None:
         """Count what a background response used."""
-        self._of(who, now).usage.add(usage, cost)
+        self._of(principal_of(payer), now).usage.add(usage, cost)
 
     def _of(self, who: Principal, now: float) -> CallerUsage:
         id = self.kind.id_of(who)
@@ -150,9 +161,3 @@ class CallerMetrics(Collector):
                     tokens.add((*labels, kind_of_token), number)
                 cost.add(labels, float(to_dollars(usage.cost)))
         yield from (requests, tokens, cost)
-
-
-def most_of(kind: Kind, settings: MetricsSettings) -> int:
-    """Return how many callers of a kind have labels of their own."""
-    most: int = getattr(settings, f"{kind.name}_labels")
-    return most

@@ -93,22 +93,22 @@ class HistogramFamily(FastFamily):
     def __init__(self, name: str, documentation: str, label_names: Sequence[str]) -> None:
         """Start without samples; see `FastFamily`."""
         super().__init__(name, documentation, "histogram", label_names)
-        self._rows: list[tuple[Sequence[str], Histogram]] = []
+        self._rows: list[tuple[Sequence[str], list[tuple[str, float]], float]] = []
 
     def add(self, values: Sequence[str], histogram: Histogram) -> None:
-        """Add a histogram with these values of the labels."""
-        self._rows.append((values, histogram))
+        """Add a histogram, as it is now, with these values of the labels."""
+        self._rows.append((values, histogram.buckets(), histogram.sum))
 
     @property
     def samples(self) -> list[Sample]:
         """The samples as `prometheus_client` has them."""
         found: list[Sample] = []
-        for values, histogram in self._rows:
-            labels, buckets = self._labels(values), histogram.buckets()
+        for values, buckets, total in self._rows:
+            labels = self._labels(values)
             for bound, count in buckets:
                 found.append(Sample(f"{self.name}_bucket", {**labels, "le": bound}, count))
             found.append(Sample(f"{self.name}_count", labels, buckets[-1][1]))
-            found.append(Sample(f"{self.name}_sum", labels, histogram.sum))
+            found.append(Sample(f"{self.name}_sum", labels, total))
         return found
 
     @samples.setter
@@ -116,12 +116,12 @@ class HistogramFamily(FastFamily):
         assert not samples
 
     def _sample_lines(self) -> Iterator[str]:
-        for values, histogram in self._rows:
-            labels, buckets = self._written(values), histogram.buckets()
+        for values, buckets, total in self._rows:
+            labels = self._written(values)
             begin = f"{self.name}_bucket{{{labels}," if labels else f"{self.name}_bucket{{"
             yield "".join([f'{begin}le="{bound}"}} {count}\n' for bound, count in buckets])
             braces = f"{{{labels}}}" if labels else ""
-            yield f"{self.name}_count{braces} {buckets[-1][1]}\n{self.name}_sum{braces} {histogram.sum}\n"
+            yield f"{self.name}_count{braces} {buckets[-1][1]}\n{self.name}_sum{braces} {total}\n"
 
 
 class Collected:

@@ -1,14 +1,12 @@
 """Tells administrators the metrics of requests, budgets and servers under LiteLLM's names.
 
-Names and labels are those of LiteLLM 1.108. Labels for which the gateway has no value are left out, which Prometheus
-takes for an empty value. Histograms have no labels of callers: they would be a hundred times as many.
+Names and labels are in `litellm_names`. Histograms have no labels of callers: they would be a hundred times as many.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from http import HTTPStatus
 
 import attrs
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -18,36 +16,17 @@ from twisted_vllm.auth.records import Principal
 from twisted_vllm.histogram import Histogram
 from twisted_vllm.money import PICODOLLARS
 from twisted_vllm.observability.metrics.families import HistogramFamily, NumberFamily
+from twisted_vllm.observability.metrics.litellm_names import (
+    COUNTERS,
+    DEPLOYMENT,
+    LATENCY,
+    PROVIDER,
+    exception_of,
+)
 from twisted_vllm.observability.metrics.litellm_requests import MAX_LABEL, LitellmCaller, LitellmMetrics
 from twisted_vllm.observability.metrics.model_names import OTHER
 from twisted_vllm.observability.metrics.requests import GATEWAY, ModelUsage, Pair
 from twisted_vllm.ratelimit.allowance import KEY, ORGANIZATION, TEAM, USER
-
-#: LiteLLM's name of the provider of all servers
-PROVIDER = "hosted_vllm"
-
-_CALLER = ("hashed_api_key", "api_key_alias", "team", "user", "org_id")
-_KEY_AND_TEAM = ("hashed_api_key", "api_key_alias", "team")
-_REQUEST = (*_CALLER, "requested_model", "route", "model_id", "api_provider")
-_USED = (*_CALLER, "requested_model", "model", "model_id", "api_provider")
-_DEPLOYMENT = ("litellm_model_name", "model_id", "api_base", "api_provider")
-# LiteLLM has no ``api_base`` here: without it, servers of one model could not be told apart
-_LATENCY = ("model_group", "requested_model", "model", "api_base", "api_provider")
-
-#: LiteLLM's names of exceptions, by status
-_EXCEPTIONS = {
-    400: "BadRequestError",
-    401: "AuthenticationError",
-    403: "PermissionDeniedError",
-    404: "NotFoundError",
-    408: "Timeout",
-    422: "UnprocessableEntityError",
-    429: "RateLimitError",
-    500: "InternalServerError",
-    502: "BadGatewayError",
-    503: "ServiceUnavailableError",
-    504: "Timeout",
-}
 
 
 @attrs.frozen
@@ -61,6 +40,7 @@ class Deployment:
         server: the name of its server.
         state: 0 if the server gets requests, 1 if it is tried, 2 if it gets none.
         rpm, tpm: its limits in a minute; None without one.
+        outages: how often its server stopped to get requests, by reason.
     """
 
     model_group: str
@@ -70,6 +50,7 @@ class Deployment:
     state: int
     rpm: int | None = None
     tpm: int | None = None
+    outages: Mapping[str, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -89,6 +70,8 @@ class BudgetState:
 
 #: returns somebody's budget, by kind and id; None if it has none
 FindBudget = Callable[[str, str], BudgetState | None]
+#: returns somebody's limits of requests and tokens in a minute, by kind and id
+FindLimits = Callable[[str, str], tuple[int | None, int | None]]
 
 
 class LitellmCollector(Collector):
@@ -99,6 +82,8 @@ class LitellmCollector(Collector):
         counted: LitellmMetrics,
         deployments: Callable[[], Iterable[Deployment]],
         find_budget: FindBudget,
+        find_limits: FindLimits,
+        team_alias: Callable[[str], str],
         in_flight: Callable[[], int],
         now: Callable[[], float],
     ) -> None:
@@ -108,12 +93,16 @@ class LitellmCollector(Collector):
             counted: the counts.
             deployments: returns the entries of ``model_list``, each with its servers.
             find_budget: returns the budgets of keys, users, teams and organizations.
+            find_limits: returns the limits of keys and teams.
+            team_alias: returns the name of a team; empty without one.
             in_flight: returns the number of requests in flight.
             now: returns the time in Unix seconds.
         """
         self._counted = counted
         self._deployments = deployments
         self._find_budget = find_budget
+        self._find_limits = find_limits
+        self._team_alias = team_alias
         self._in_flight = in_flight
         self._now = now
 
@@ -134,7 +123,7 @@ class LitellmCollector(Collector):
             counted, count = each.counted, each.count
             status, server, model = counted.status, counted.pair.server, counted.pair.model
             labels = {
-                **_labels_of(each.caller),
+                **self._labels_of(each.caller),
                 "requested_model": model,
                 "model_group": model,
                 "model": model,
@@ -145,9 +134,9 @@ class LitellmCollector(Collector):
                 "route": each.route,
                 "status_code": str(status),
                 "exception_status": str(status),
-                "exception_class": _exception(status),
+                "exception_class": exception_of(status),
             }
-            has_failed = counted.outcome != "completed" or status >= 400
+            has_failed = each.has_failed
             sums.add("proxy_total_requests", labels, count)
             if has_failed:
                 sums.add("proxy_failed_requests", labels, count)
@@ -158,22 +147,46 @@ class LitellmCollector(Collector):
                 sums.add("llm_api_failed_requests" if has_failed else "requests", labels, count)
             _add_usage(sums, labels, each.usage)
         for (caller, model), usage in self._counted.background.items():
-            labels = {**_labels_of(caller), "requested_model": model, "model": model, "api_provider": PROVIDER}
+            labels = {**self._labels_of(caller), "requested_model": model, "model": model, "api_provider": PROVIDER}
             _add_usage(sums, labels, usage)
         for (caller, model, server, status), count in self._counted.failed_attempts.items():
             labels = {
-                **_labels_of(caller),
+                **self._labels_of(caller),
                 "requested_model": model,
                 "model_group": model,
                 "litellm_model_name": model,
                 "api_base": server,
                 "api_provider": PROVIDER,
                 "exception_status": str(status) if status else "",
-                "exception_class": _exception(status) if status else "APIConnectionError",
+                "exception_class": exception_of(status) if status else "APIConnectionError",
             }
             sums.add("deployment_total_requests", labels, count)
             sums.add("deployment_failure_responses", labels, count)
+        for (caller, model, is_failure, status), count in self._counted.fallbacks.items():
+            labels = {
+                **self._labels_of(caller),
+                "fallback_model": model,
+                "exception_status": str(status) if is_failure else "",
+                "exception_class": exception_of(status) if is_failure else "",
+            }
+            sums.add("failed_fallbacks" if is_failure else "successful_fallbacks", labels, count)
         yield from sums.families()
+
+    def _labels_of(self, caller: LitellmCaller | None) -> dict[str, str]:
+        if caller is None:
+            return {}
+        who = caller.principal
+        if who is None:
+            return {"api_key_alias": OTHER}
+        values = {
+            "hashed_api_key": who.hash_prefix,
+            "api_key_alias": who.name,
+            "team": who.team_id or "",
+            "team_alias": self._team_alias(who.team_id) if who.team_id else "",
+            "user": who.user_id or "",
+            "org_id": who.organization_id or "",
+        }
+        return {name: value[:MAX_LABEL] for name, value in values.items()}
 
     def _latencies(self) -> Iterator[Metric]:
         counted = self._counted
@@ -181,19 +194,19 @@ class LitellmCollector(Collector):
         yield _histogram(
             "litellm_request_total_latency_metric",
             "Seconds from the first byte of a request to the end of its answer.",
-            _LATENCY,
+            LATENCY,
             [(pair, pair.duration) for pair in pairs],
         )
         yield _histogram(
             "litellm_llm_api_latency_metric",
             "Seconds from when a request was sent to a server to the end of its answer.",
-            _LATENCY,
+            LATENCY,
             counted.api_latency.items(),
         )
         yield _histogram(
             "litellm_llm_api_time_to_first_token_metric",
             "Seconds from when a request was sent to a server to the first event of the stream.",
-            _LATENCY,
+            LATENCY,
             counted.first_token.items(),
         )
         yield _histogram(
@@ -213,18 +226,23 @@ class LitellmCollector(Collector):
         state = NumberFamily(
             "litellm_deployment_state",
             "0 if the server of an entry gets requests, 1 if it is tried again, 2 if it gets none.",
-            _DEPLOYMENT,
+            DEPLOYMENT,
             "gauge",
         )
         limits = {
             kind: NumberFamily(
                 f"litellm_deployment_{kind}_limit",
                 f"The {kind} of an entry of model_list, in a minute.",
-                ("model_group", *_DEPLOYMENT),
+                ("model_group", *DEPLOYMENT),
                 "gauge",
             )
             for kind in ("rpm", "tpm")
         }
+        cooled = NumberFamily(
+            "litellm_deployment_cooled_down",
+            "Times that the server of an entry stopped to get requests.",
+            (*DEPLOYMENT, "exception_status"),
+        )
         seen: set[tuple[str, ...]] = set()
         for each in deployments:
             labels = (each.model, each.model_id, each.server, PROVIDER)
@@ -232,10 +250,15 @@ class LitellmCollector(Collector):
                 continue
             seen.add(labels)
             state.add(labels, each.state)
+            outages: Counter[str] = Counter()
+            for reason, count in each.outages.items():
+                outages[reason.removeprefix("status_") if reason.startswith("status_") else ""] += count
+            for status, count in outages.items():
+                cooled.add((*labels, status), count)
             for kind, limit in (("rpm", each.rpm), ("tpm", each.tpm)):
                 if limit is not None:
                     limits[kind].add((each.model_group, *labels), limit)
-        yield from (state, *limits.values())
+        yield from (state, cooled, *limits.values())
 
     def _budgets(self) -> Iterator[Metric]:
         principals = [caller.principal for caller in self._counted.callers if caller.principal is not None]
@@ -246,6 +269,8 @@ class LitellmCollector(Collector):
             shown: set[tuple[str, ...]] = set()
             for who in principals:
                 id, *values = values_of(who)
+                if kind == TEAM:
+                    values.append(self._team_alias(id))
                 budget = self._find_budget(kind, id) if id else None
                 if budget is None or tuple(values) in shown:
                     continue
@@ -256,6 +281,29 @@ class LitellmCollector(Collector):
                 if budget.ends is not None:
                     hours.add(values, max(budget.ends - self._now(), 0.0) / 3_600)
             yield from families
+            if kind in (KEY, TEAM):
+                yield self._rate_limits(kind, name, labels, {values_of(who): who for who in principals})
+
+    def _rate_limits(
+        self, kind: str, name: str, labels: Sequence[str], found: Mapping[tuple[str, ...], Principal]
+    ) -> Metric:
+        family = NumberFamily(
+            f"litellm_{name}_rate_limit_allowed_metric",
+            f"The limit of a {kind} in a minute, of requests or of tokens.",
+            (*labels, "rate_limit_type"),
+            "gauge",
+        )
+        shown: set[tuple[str, ...]] = set()
+        for id, *values in found:
+            if kind == TEAM:
+                values.append(self._team_alias(id))
+            if not id or tuple(values) in shown:
+                continue
+            shown.add(tuple(values))
+            for what, limit in zip(("requests", "tokens"), self._find_limits(kind, id), strict=True):
+                if limit is not None:
+                    family.add((*values, what), limit)
+        return family
 
 
 _FIGURES = (
@@ -266,76 +314,27 @@ _FIGURES = (
 #: kind, LiteLLM's name of it, the labels, and the id with the values of the labels
 _BUDGETS: tuple[tuple[str, str, tuple[str, ...], Callable[[Principal], tuple[str, ...]]], ...] = (
     (KEY, "api_key", ("hashed_api_key", "api_key_alias"), lambda who: (who.key_id, who.hash_prefix, who.name)),
-    (TEAM, "team", ("team",), lambda who: (who.team_id or "", who.team_id or "")),
+    (TEAM, "team", ("team", "team_alias"), lambda who: (who.team_id or "", who.team_id or "")),
     (USER, "user", ("user",), lambda who: (who.user_id or "", who.user_id or "")),
     (ORGANIZATION, "org", ("org_id",), lambda who: (who.organization_id or "", who.organization_id or "")),
 )
-
-#: the counters: LiteLLM's name, what it counts, and its labels
-_COUNTERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
-    "proxy_total_requests": (
-        "litellm_proxy_total_requests_metric",
-        "Requests of vLLM's routes, and those that were refused.",
-        (*_REQUEST, "status_code"),
-    ),
-    "proxy_failed_requests": (
-        "litellm_proxy_failed_requests_metric",
-        "Requests whose client did not get a whole answer with a status below 400.",
-        (*_REQUEST, "exception_status", "exception_class"),
-    ),
-    "requests": ("litellm_requests_metric", "Requests that a server answered well.", _USED),
-    "llm_api_failed_requests": (
-        "litellm_llm_api_failed_requests_metric",
-        "Requests that were sent to a server and failed.",
-        (*_KEY_AND_TEAM, "user", "model", "model_id"),
-    ),
-    "spend": ("litellm_spend_metric", "What requests cost, in US dollars.", _USED),
-    "total_tokens": ("litellm_total_tokens_metric", "Tokens of prompts and completions.", _USED),
-    "input_tokens": ("litellm_input_tokens_metric", "Tokens of prompts.", _USED),
-    "output_tokens": ("litellm_output_tokens_metric", "Tokens of completions.", _USED),
-    "input_cached_tokens": (
-        "litellm_input_cached_tokens_metric",
-        "Tokens of prompts that came from the prefix cache.",
-        _USED,
-    ),
-    "output_reasoning_tokens": (
-        "litellm_output_reasoning_tokens_metric",
-        "Tokens of completions that were reasoning.",
-        _USED,
-    ),
-    "deployment_total_requests": (
-        "litellm_deployment_total_requests",
-        "Attempts to have a request answered by a server.",
-        ("model_group", "requested_model", *_DEPLOYMENT, *_KEY_AND_TEAM),
-    ),
-    "deployment_success_responses": (
-        "litellm_deployment_success_responses",
-        "Requests that a server answered well.",
-        ("model_group", "requested_model", *_DEPLOYMENT, *_KEY_AND_TEAM),
-    ),
-    "deployment_failure_responses": (
-        "litellm_deployment_failure_responses",
-        "Attempts that failed, those that another followed included.",
-        ("model_group", "requested_model", *_DEPLOYMENT, "exception_status", "exception_class", *_KEY_AND_TEAM),
-    ),
-}
 
 
 class _Sums:
     """Sums by counter and labels: what differs in no label of a counter is one sample."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Counter[tuple[str, ...]]] = {name: Counter() for name in _COUNTERS}
+        self._sums: dict[str, Counter[tuple[str, ...]]] = {name: Counter() for name in COUNTERS}
 
     def add(self, counter: str, labels: Mapping[str, str], number: int) -> None:
         """Add to a counter."""
-        names = _COUNTERS[counter][2]
+        names = COUNTERS[counter][2]
         self._sums[counter][tuple(labels.get(name, "") for name in names)] += number
 
     def families(self) -> Iterator[Metric]:
         """Return all counters."""
         for counter, sums in self._sums.items():
-            name, text, labels = _COUNTERS[counter]
+            name, text, labels = COUNTERS[counter]
             family = NumberFamily(name, text, labels)
             for values, number in sums.items():
                 family.add(values, number / PICODOLLARS if counter == "spend" else number)
@@ -354,29 +353,6 @@ def _add_usage(sums: _Sums, labels: Mapping[str, str], usage: ModelUsage) -> Non
         ("output_reasoning_tokens", usage.reasoning),
     ):
         sums.add(counter, labels, number)
-
-
-def _labels_of(caller: LitellmCaller | None) -> dict[str, str]:
-    if caller is None:
-        return {}
-    who = caller.principal
-    if who is None:
-        return {"api_key_alias": OTHER}
-    values = {
-        "hashed_api_key": who.hash_prefix,
-        "api_key_alias": who.name,
-        "team": who.team_id or "",
-        "user": who.user_id or "",
-        "org_id": who.organization_id or "",
-    }
-    return {name: value[:MAX_LABEL] for name, value in values.items()}
-
-
-def _exception(status: int) -> str:
-    known = _EXCEPTIONS.get(status)
-    if known is not None or status < 400:
-        return known or ""
-    return "APIError" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "BadRequestError"
 
 
 def _histogram(name: str, text: str, labels: Sequence[str], found: Iterable[tuple[Pair, Histogram]]) -> HistogramFamily:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.context import RequestContext
@@ -14,8 +15,6 @@ from twisted_vllm.usage.records import NOTHING_USED, Usage
 
 #: combinations of a caller with everything else, before further ones count for the others
 MOST_COMBINATIONS = 20_000
-#: keys with labels of their own, where the settings say no number
-USUAL_CALLERS = 100
 #: ids and names of keys, users, teams and organizations are cut
 MAX_LABEL = 255
 
@@ -57,9 +56,15 @@ class LitellmCounted:
         self.count = 0
         self.usage = ModelUsage()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the clients did not get a whole answer with a status below 400."""
+        return self.counted.outcome != "completed" or self.counted.status >= 400
+
 
 _Labels = tuple[LitellmCaller | None, Counted, str, str]
 _Attempt = tuple[LitellmCaller | None, str, str, int]
+_Fallback = tuple[LitellmCaller | None, str, bool, int]
 
 
 class LitellmMetrics:
@@ -69,9 +74,11 @@ class LitellmMetrics:
         callers: the keys that are counted alone.
         combinations: the requests by their labels.
         failed_attempts: attempts that another followed, by caller, model, server and status.
+        fallbacks: requests for which another model was asked, by caller, that model, whether it served, and the status.
         api_latency: seconds that servers took, by model and server.
         first_token: seconds from when a stream was sent for to its first event, likewise.
         background: what background responses used once they were charged, by caller and model.
+        on_caller: called with each caller that gets labels of its own. It does nothing by default.
     """
 
     def __init__(self, requests: RequestMetrics, most: int) -> None:
@@ -86,12 +93,15 @@ class LitellmMetrics:
         self.callers.on_left = self._left
         self.combinations: dict[_Labels, LitellmCounted] = {}
         self.failed_attempts: Counter[_Attempt] = Counter()
+        self.fallbacks: Counter[_Fallback] = Counter()
         self.api_latency: dict[Pair, Histogram] = {}
         self.first_token: dict[Pair, Histogram] = {}
         self.background: dict[tuple[LitellmCaller | None, str], ModelUsage] = {}
+        self.on_caller: Callable[[Principal], None] = lambda who: None
 
-    def reconfigure(self) -> None:
-        """Begin histograms anew whose buckets are no longer those of the requests."""
+    def reconfigure(self, most: int) -> None:
+        """Count so many keys alone from now on. Histograms begin anew if the requests have other buckets."""
+        self.callers.reconfigure(most)
         for histograms in (self.api_latency, self.first_token):
             if any(each.bounds != self.requests.latency_bounds for each in histograms.values()):
                 histograms.clear()
@@ -124,6 +134,11 @@ class LitellmMetrics:
             if failed not in self.failed_attempts and len(self.failed_attempts) >= MOST_COMBINATIONS:
                 failed = (self.callers.others, OTHER, OTHER, attempt.status)
             self.failed_attempts[failed] += 1
+        if context.fallback:
+            fallback = (caller, counted.pair.model, found.has_failed, context.status)
+            if fallback not in self.fallbacks and len(self.fallbacks) >= MOST_COMBINATIONS:
+                fallback = (self.callers.others, OTHER, found.has_failed, context.status)
+            self.fallbacks[fallback] += 1
 
     def charged(self, who: Principal, model: str, usage: Usage, cost: int, now: float) -> None:
         """Count what a background response used; `model` is the label of its model."""
@@ -149,6 +164,8 @@ class LitellmMetrics:
         servers = servers | {pair.server for pair in pairs} | {OTHER}
         for failed in [each for each in self.failed_attempts if each[2] not in servers]:
             del self.failed_attempts[failed]
+        for fallback in [each for each in self.fallbacks if each[1] not in self.requests.models and each[1] != OTHER]:
+            del self.fallbacks[fallback]
 
     def _caller(self, who: Principal | None, now: float) -> LitellmCaller | None:
         if who is None:
@@ -156,6 +173,7 @@ class LitellmMetrics:
         caller = self.callers.of(f"{who.key_id or who.kind}\n{who.user_id or ''}\n{who.team_id or ''}", now)
         if caller.principal is None and caller is not self.callers.others:
             caller.principal = who
+            self.on_caller(who)
         return caller
 
     def _new(self, labels: _Labels) -> LitellmCounted:
@@ -180,5 +198,7 @@ class LitellmMetrics:
         self.combinations = {labels: each for labels, each in self.combinations.items() if each.caller is not caller}
         for failed in [each for each in self.failed_attempts if each[0] is caller]:
             del self.failed_attempts[failed]
+        for fallback in [each for each in self.fallbacks if each[0] is caller]:
+            del self.fallbacks[fallback]
         for key in [each for each in self.background if each[0] is caller]:
             del self.background[key]
