@@ -11,13 +11,6 @@ from twisted_vllm.config.secret import Secret
 #: the protocols of OTLP: protobuf over HTTP, and gRPC
 HTTP, GRPC = "http", "grpc"
 
-#: LiteLLM's callbacks that are receivers of traces here; `twisted_vllm.config.tracing_vendors` knows what each means
-TRACE_CALLBACKS = (
-    *("otel", "langfuse", "langfuse_otel", "arize_phoenix", "arize", "mlflow", "datadog", "datadog_llm_observability"),
-    *("logfire", "weave_otel", "braintrust", "langsmith", "traceloop", "newrelic", "opik", "levo", "langtrace"),
-    "signoz",
-)
-
 #: which requests a destination gets, by how they ended
 SUCCESS, FAILURE = "success", "failure"
 
