@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from tests.config.config_harness import BASE, Loader, Refusal
-from twisted_vllm.config import callbacks as module
-from twisted_vllm.config.callbacks import INSTEAD
+from twisted_vllm.config import callback_reading as module
+from twisted_vllm.config.callback_reading import INSTEAD
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.sinks import SinkSettings
 from twisted_vllm.config.tracing_vendors import VENDORS

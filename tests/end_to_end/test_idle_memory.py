@@ -14,7 +14,7 @@ NOWHERE = 9
 MOST_BYTES = 88 * MEBIBYTE
 
 #: packages that only some gateways need: those with --quickstart, an older schema, PostgreSQL, Redis, discovery,
-#: tokens, OTLP or an import
+#: tokens, OTLP, sinks or an import
 OPTIONAL = {
     "jwt",
     "twisted_vllm.litellm_import",
@@ -33,6 +33,11 @@ OPTIONAL = {
     "grpc",
     "requests",
     "twisted_vllm.observability.otlp_exporter",
+    "boto3",
+    "botocore",
+    "twisted_vllm.config.callback_reading",
+    "twisted_vllm.observability.delivery.spool",
+    "twisted_vllm.observability.sinks",
 }
 
 #: Python runs this before the program

@@ -1,6 +1,6 @@
 """The settings of sinks, ``passthrough.sinks``: where log lines and finished requests go beside the log.
 
-`TYPES` says which settings each type has; a new type is one row there, and one in `twisted_vllm.app.telemetry.sinks`.
+`TYPES` says which settings each type has; a new type is one row there, and one in `app.telemetry.running_sinks`.
 """
 
 from __future__ import annotations

@@ -141,6 +141,11 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     contents: msgspec.Raw | None = None
 
 
+def is_success(status: int, outcome: str) -> bool:
+    """Return whether a request counts as answered: completely, below 400."""
+    return outcome == "completed" and 0 < status < 400
+
+
 #: what gets the events: the event, and the context that it was made of
 Consumer = Callable[[RequestEvent, RequestContext], None]
 #: tells whether a consumer wants the event of a request; called once for each

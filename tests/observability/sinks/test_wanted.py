@@ -10,7 +10,8 @@ from tests.observability.sinks.requests import made
 from tests.observability.test_request_records import request
 from twisted_vllm.config.sinks import SinkSettings
 from twisted_vllm.context import RequestContext
-from twisted_vllm.observability.sinks.wanted import Names, is_success, make_filter
+from twisted_vllm.observability.request_event import is_success
+from twisted_vllm.observability.sinks.wanted import Names, make_filter
 
 
 def wants(context: RequestContext, **settings: Any) -> bool:

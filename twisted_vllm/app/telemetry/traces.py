@@ -18,8 +18,7 @@ from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.delivery.blocking import ThreadedDestination
 from twisted_vllm.observability.delivery.interfaces import Bounds
 from twisted_vllm.observability.delivery.queue import DeliveryQueue
-from twisted_vllm.observability.request_event import RequestEvent
-from twisted_vllm.observability.sinks.wanted import is_success
+from twisted_vllm.observability.request_event import RequestEvent, is_success
 from twisted_vllm.observability.tracing.sampling import ErrorAllowance, Sampler
 from twisted_vllm.observability.tracing.traced_request import TracedRequest
 from twisted_vllm.observability.tracing.tracer import Tracer
