@@ -160,6 +160,8 @@ def http_receiver(port: int = 0) -> Iterator[OtlpReceiver]:
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
+    # a client may go away before it has its whole answer
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     received.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
