@@ -151,10 +151,7 @@ def test_a_receiver_that_is_not_there_may_take_it_later() -> None:
     nobody = OtlpReceiver(url="http://127.0.0.1:9")
     with pytest.raises(DeliveryFailed) as caught:
         export(nobody, event())
-    assert (caught.value.message, caught.value.retryable) == (
-        "it cannot be reached, or does not answer in time",
-        True,
-    )
+    assert (caught.value.message, caught.value.retryable) == ("it cannot be reached", True)
 
 
 def test_a_connection_that_the_receiver_closed_costs_nothing() -> None:

@@ -46,6 +46,7 @@ class OwnSession(requests.Session):
         status: the status of the last answer; 0 without one.
         retry_after: its ``Retry-After``; empty without one.
         answer: the first bytes of its body.
+        problem: why it was not taken, in words; empty if it was.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class OwnSession(requests.Session):
         self.status = 0
         self.retry_after = ""
         self.answer = b""
+        self.problem = ""
         self._own = {name.lower(): value for name, value in headers.items()}
         self._trusted = ca_file or True
         self._shown: Any = (certificate_file, key_file) if certificate_file and key_file else certificate_file
@@ -82,7 +84,7 @@ class OwnSession(requests.Session):
         Raises:
             requests.exceptions.RequestException: it was not taken.
         """
-        self.status, self.retry_after, self.answer = 0, "", b""
+        self.status, self.retry_after, self.answer, self.problem = 0, "", b"", ""
         given = options.get("headers") or {}
         kept = {name: value for name, value in given.items() if name.lower() in _OF_EXPORTER}
         options |= {
@@ -92,23 +94,37 @@ class OwnSession(requests.Session):
             "allow_redirects": False,
             "stream": True,
         }
-        try:
-            response = self._answered(method, url, *args, **options)
-        except requests.exceptions.Timeout:
-            raise requests.exceptions.RequestException("it does not answer in time") from None
-        except requests.exceptions.ConnectionError:
-            # perhaps the receiver had closed a connection that was idle
-            try:
-                response = self._answered(method, url, *args, **options)
-            except requests.exceptions.ConnectionError:
-                raise requests.exceptions.RequestException("it cannot be reached") from None
+        response = self._twice(method, url, *args, **options)
+        if 300 <= response.status_code < 400:
+            raise self._failed("it redirects elsewhere")
         if not 200 <= response.status_code < 300:
-            raise requests.exceptions.RequestException(f"it answered {response.status_code}")
+            raise self._failed(f"it answered {response.status_code}")
         whole = requests.Response()
         whole.status_code, whole.reason = response.status_code, response.reason
         whole.headers = response.headers
         whole.raw = BytesIO(self.answer)
         return whole
+
+    def _twice(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
+        """Send an export, and again if the receiver may have closed a connection that was idle."""
+        try:
+            try:
+                return self._answered(method, url, *args, **options)
+            except (requests.exceptions.SSLError, requests.exceptions.Timeout):
+                raise
+            except requests.exceptions.ConnectionError:
+                return self._answered(method, url, *args, **options)
+        except requests.exceptions.SSLError as error:
+            raise self._failed("its certificate is not accepted, or it speaks no TLS") from error
+        except requests.exceptions.Timeout as error:
+            raise self._failed("it does not answer in time") from error
+        except requests.exceptions.ConnectionError as error:
+            raise self._failed("it cannot be reached") from error
+
+    def _failed(self, problem: str) -> requests.exceptions.RequestException:
+        # of a kind that the exporters do not repeat
+        self.problem = problem
+        return requests.exceptions.RequestException(problem)
 
     def _answered(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
         """Send an export once, and read the beginning of the answer."""
