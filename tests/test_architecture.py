@@ -17,6 +17,7 @@ PACKAGE = REPOSITORY / "twisted_vllm"
 PLAIN = {
     *("api_routes", "bounded_cache", "client_address", "config", "errors", "field_policy", "histogram", "http.headers"),
     *("money", "mounts"),
+    *("observability.tracing.names", "observability.tracing.told_contents"),
 }
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
 SERVICES = VALUES | {"http", "identification", "observability", "storage", "upstreams"}

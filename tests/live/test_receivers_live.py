@@ -68,7 +68,8 @@ def chat(gateway: LiveGateway, model: str, **more: Any) -> tuple[str, dict[str, 
 
 
 def cost(usage: dict[str, Any]) -> float:
-    return (usage["prompt_tokens"] * PROMPT_PRICE + usage["completion_tokens"] * COMPLETION_PRICE) / 1e6
+    dollars: float = usage["prompt_tokens"] * PROMPT_PRICE + usage["completion_tokens"] * COMPLETION_PRICE
+    return dollars / 1e6
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])

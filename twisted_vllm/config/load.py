@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from twisted_vllm.config import alerting, litellm, otlp_metrics, otlp_sinks, restricting
-from twisted_vllm.config.callbacks import Callbacks, callback_settings, read_callbacks
+from twisted_vllm.config.callbacks import NO_CALLBACKS, Callbacks, callback_settings
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
     OWN_BLOCK,
@@ -238,14 +238,7 @@ def load(
     alerting.resolve(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
-    callbacks = read_callbacks(
-        found.get("litellm_callbacks", ()),
-        found.get("success_callback", ()),
-        found.get("failure_callback", ()),
-        document.callback_settings,
-        found.get("s3_callback_params", {}),
-        root,
-    )
+    callbacks = _callbacks(found, document.callback_settings, root)
     tracing = found.get("tracing") or TracingSettings()
     found["otlp_metrics"] = otlp_metrics.resolved(
         found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), tracing, root
@@ -272,6 +265,18 @@ def load(
         usual_tls=TlsParams(verify=found.get("ssl_verify"), certificate=found.get("ssl_certificate")),
         warnings=report.warnings(),
     )
+
+
+def _callbacks(found: Mapping[str, Any], own: Mapping[str, object], root: Place) -> Callbacks:
+    """Return what LiteLLM's callbacks ask for."""
+    both = found.get("litellm_callbacks", ())
+    successes, failures = found.get("success_callback", ()), found.get("failure_callback", ())
+    if not (both or successes or failures):
+        return NO_CALLBACKS
+    # few files name one
+    from twisted_vllm.config.callback_reading import read_callbacks
+
+    return read_callbacks(both, successes, failures, own, found.get("s3_callback_params", {}), root)
 
 
 def _check_sink_names(written: Iterable[SinkSettings], callbacks: Callbacks, root: Place) -> None:

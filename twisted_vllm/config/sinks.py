@@ -1,6 +1,6 @@
 """The settings of sinks, ``passthrough.sinks``: where log lines and finished requests go beside the log.
 
-`TYPES` says which settings each type has; a new type is one row there, and one in `twisted_vllm.app.telemetry.sinks`.
+`TYPES` says which settings each type has; a new type is one row there, and one in `app.telemetry.running_sinks`.
 """
 
 from __future__ import annotations
@@ -422,7 +422,7 @@ def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Plac
         place.key("type").refuse(f"must be one of {known}{suggestion(sink.type, TYPES)}")
         return
     for name in kind.needs:
-        if getattr(sink, name) is None:
+        if getattr(sink, name) is None and not place.report.refused_below(place.key(name).path):
             place.key(name).refuse(f"is missing (a sink of type {sink.type} needs it)")
     for given in written:
         is_others = given in _OF_TYPES and given not in (*kind.needs, *kind.takes)
@@ -430,7 +430,7 @@ def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Plac
             place.key(given).refuse(f"does not belong to a sink of type {sink.type} (remove it, or change the type)")
     if sink.format not in kind.formats and "format" in written:
         place.key("format").refuse(f"must be one of {', '.join(kind.formats)} for a sink of type {sink.type}")
-    if not sink.events:
+    if not sink.events and not place.report.refused_below(place.key("events").path):
         place.key("events").refuse("is empty, so that it would be told nothing (remove the sink, or name some)")
     if (sink.access_key_id is None) != (sink.secret_access_key is None):
         place.refuse("needs access_key_id and secret_access_key together, or none of them")

@@ -141,6 +141,11 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     contents: msgspec.Raw | None = None
 
 
+def is_success(status: int, outcome: str) -> bool:
+    """Return whether a request counts as answered: completely, below 400."""
+    return outcome == "completed" and 0 < status < 400
+
+
 #: what gets the events: the event, and the context that it was made of
 Consumer = Callable[[RequestEvent, RequestContext], None]
 #: tells whether a consumer wants the event of a request; called once for each
@@ -271,10 +276,11 @@ def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
     )
     if not context.sent or context.server is None:
         return before
-    if before and before[-1].began == context.attempt_began:
+    meter, trace = context.meter, context.trace
+    began, span_id = context.attempt_began, "" if trace is None else trace.attempt_id
+    if before and (before[-1].server, before[-1].began, before[-1].span_id) == (context.server.name, began, span_id):
         # no further attempt found a place
         return before
-    meter, trace = context.meter, context.trace
     if meter is not None:
         status = meter.status
     else:
@@ -282,11 +288,11 @@ def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
         status = 0 if context.error_code and context.status >= 400 else context.status
     last = Attempt(
         context.server.name,
-        context.attempt_began,
+        began,
         context.ended,
         status,
         "" if context.outcome == "completed" else context.error_code or context.outcome,
-        "" if trace is None else trace.attempt_id,
+        span_id,
     )
     return (*before, last)
 

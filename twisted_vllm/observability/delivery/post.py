@@ -108,11 +108,9 @@ class Poster:
             The answer, whose status is 2xx. Else the Deferred fails with `DeliveryFailed`.
         """
         given = {name.lower(): secret.reveal() for name, secret in self._headers.items()}
-        sent: dict[bytes | str, bytes | str] = {
-            "user-agent": "twisted-vllm",
-            **{name.lower(): value for name, value in headers.items()},
-            **given,
-        }
+        sent: dict[bytes | str, bytes | str] = {"user-agent": "twisted-vllm"}
+        sent.update((name.lower(), value) for name, value in headers.items())
+        sent.update(given)
         posting: Deferred[Any] = self._client.request(
             "POST", self._url.reveal(), data=body, headers=sent, allow_redirects=False, unbuffered=True
         )
@@ -181,10 +179,9 @@ def _failed(failure: Failure) -> Failure:
     """Say in words of the operator why there is no answer."""
     if failure.check(DeliveryFailed, CancelledError):
         return failure
-    error: BaseException = failure.value or failure.type()
+    error: BaseException = failure.value or ConnectError()
     while isinstance(error, _WRAPPED) and error.reasons:
-        inner = error.reasons[0]
-        error = inner.value or inner.type()
+        error = error.reasons[0].value or ConnectError()
     if isinstance(error, CancelledError):
         return Failure(error)
     return Failure(DeliveryFailed(_words(error), retryable=True))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from twisted_vllm.observability.request_event import RequestEvent
-from twisted_vllm.observability.sinks.wanted import is_success
+from twisted_vllm.observability.request_event import RequestEvent, is_success
 
 #: the names of LiteLLM's calls, by the end of the route
 _CALL_TYPES = {

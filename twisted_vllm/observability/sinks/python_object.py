@@ -25,10 +25,9 @@ from zope.interface import implementer
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.delivery.interfaces import IBlockingDestination
 from twisted_vllm.observability.logging.lines import JsonLines
-from twisted_vllm.observability.request_event import RequestEvent
+from twisted_vllm.observability.request_event import RequestEvent, is_success
 from twisted_vllm.observability.sinks.encoders import encoded
 from twisted_vllm.observability.sinks.litellm_payload import payload_of, usage_of
-from twisted_vllm.observability.sinks.wanted import is_success
 
 #: the methods that only log
 SUCCESS = ("log_success_event", "async_log_success_event")

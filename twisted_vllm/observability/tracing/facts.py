@@ -119,8 +119,10 @@ class Facts:
     def failure(self) -> str:
         """The type of the error of this span; empty without one."""
         if self.attempt is not None:
-            reason = self.attempt.reason
-            return "" if reason in _FINE else reason
+            if self.attempt.status >= 400:
+                # of a client's span, every status from 400 on is an error (OpenTelemetry, HTTP spans)
+                return str(self.attempt.status)
+            return "" if self.attempt.reason in _FINE else self.attempt.reason
         event = self.event
         if event.status >= 500 or event.outcome not in _FINE:
             return event.error or (str(event.status) if event.status >= 400 else event.outcome)
