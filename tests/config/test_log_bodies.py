@@ -82,3 +82,10 @@ def test_other_metadata_says_nothing(metadata: dict[str, Any]) -> None:
     values: dict[str, Any] = {"metadata": metadata}
     keep_opt_out(values, {"turn_off_message_logging": True})
     assert "log_bodies" not in values
+
+
+def test_a_misspelt_name_of_a_pattern_is_told(tmp_path: Path) -> None:
+    found = settings(tmp_path, "passthrough: {log_bodies: {redact_patterns: [e_mail, secret]}}")
+    assert found.log_bodies.redact_patterns == ("e_mail", "secret")
+    [warning] = found.warnings
+    assert "did you mean 'email'?" in warning

@@ -45,9 +45,9 @@ def test_patterns_that_may_take_long_are_refused(pattern: str, reason: str) -> N
 def test_the_ready_patterns_are_quick_on_hostile_texts(name: str) -> None:
     for piece in HOSTILE:
         text = (piece * 32_768)[:32_768]
-        began = time.perf_counter()
+        began = time.thread_time()
         compiled(name).sub("", text)
-        assert time.perf_counter() - began < 1.0, piece
+        assert time.thread_time() - began < 1.0, piece
 
 
 @pytest.mark.parametrize(

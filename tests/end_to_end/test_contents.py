@@ -246,6 +246,23 @@ async def test_nothing_is_gathered_while_nothing_gets_events(stand_in: Any, gate
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_reload_changes_what_is_kept_from_the_next_request_on(
+    reactor: Any, stand_in: Any, gateway_to: Any
+) -> None:
+    gateway = gateway_to(stand_in(answering()).port)
+    kept = Kept(gateway)
+    for number, mode in enumerate(("off", "full", "metadata", "off")):
+        settings = attrs.evolve(gateway.settings, log_bodies=LogBodiesSettings(mode=mode))
+        _, apply = gateway.service.wiring.prepare(settings)
+        apply()
+        gateway.service.wiring.telemetry._events.consumers = (kept.take,)
+        gateway.service.wiring.telemetry.prepare(settings)()
+        await gateway.ask("POST", CHAT, body={"model": "m", "messages": MESSAGES})
+        found = await kept.of(reactor, number)
+        assert (found["mode"] if found else "off") == mode
+
+
+@pytest_twisted.ensureDeferred
 async def test_secrets_are_struck_out_of_prompts_and_answers(reactor: Any, stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = gateway_to(server.port, log_bodies=LogBodiesSettings(mode="full", redact_fields=("metadata.secret",)))
@@ -490,15 +507,19 @@ STREAM = chat_stream("Hel", "lo", usage=True)
         (gzip.compress(STREAM), (3, 50)),
     ],
 )
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize(("cut", "held"), [(False, False), (True, False), (False, True)])
 @pytest_twisted.ensureDeferred
 async def test_the_client_gets_the_same_bytes_with_and_without(
-    reactor: Any, stand_in: Any, gateway_to: Any, answer: bytes, sizes: tuple[int, ...], cut: bool
+    reactor: Any, stand_in: Any, gateway_to: Any, answer: bytes, sizes: tuple[int, ...], cut: bool, held: bool
 ) -> None:
     received = []
     for mode in ("off", "metadata", "full"):
         server = stand_in()
-        gateway = gateway_to(server.port, log_bodies=LogBodiesSettings(mode=mode, max_answer_bytes=3))
+        # with another server to go on to, the head of a stream is held until its body begins
+        models = tuple(ModelEntry("m", "m", server_at(each.port)) for each in (server, stand_in()))
+        more = {"models": models, "routing": RoutingSettings(routing_strategy="round-robin")} if held else {}
+        settings = LogBodiesSettings(mode=mode, max_answer_bytes=3)
+        gateway = gateway_to(server.port, log_bodies=settings, **more)
         kept = Kept(gateway)
         asked = {"model": "m", "messages": MESSAGES, "stream": True}
         raw = request_bytes("POST", CHAT, body=asked, headers={"X-Request-Id": "the-same"})

@@ -377,3 +377,12 @@ def test_no_row_of_any_table_breaks_an_import_or_smuggles_a_name(
         msgspec.json.encode(record)
     assert all(is_printable(each) for team in found.teams for pair in (team.aliases or {}).items() for each in pair)
     assert all(note.subject.isprintable() and note.text.isprintable() for note in notes)
+
+
+def test_whoever_wants_no_texts_logged_has_none_logged_here() -> None:
+    opted = {"logging": [{"callback_name": "langfuse", "callback_vars": {"turn_off_message_logging": True}}]}
+    found, _ = converted(keys=[key_row(metadata=opted, team_id="blue")], teams=[team_row(metadata=opted)])
+    assert found.keys[0].log_bodies == "off"
+    assert found.teams[0].log_bodies == "off"
+    key, _ = the_key(metadata={"logging": [{"callback_name": "langfuse"}]})
+    assert key.log_bodies is None

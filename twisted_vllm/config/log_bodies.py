@@ -11,7 +11,7 @@ from twisted_vllm.config.body_paths import BadPath, parse_path
 from twisted_vllm.config.checks import checker, flag, kind_of, list_of, text, whole
 from twisted_vllm.config.declaration import setting
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
-from twisted_vllm.config.problems import Place, Rejected
+from twisted_vllm.config.problems import Place, Rejected, nearest
 from twisted_vllm.config.text_patterns import READY, UnsafePattern, compiled
 
 #: how much is kept, the least first
@@ -98,6 +98,8 @@ def text_pattern(value: object, place: Place) -> str:
             compiled(found)
         except UnsafePattern as error:
             raise Rejected(str(error)) from None
+        if found.isidentifier() and (close := nearest(found, READY)) is not None:
+            place.warn(f"is a regular expression; did you mean '{close}'?")
     return found
 
 

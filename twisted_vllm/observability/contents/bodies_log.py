@@ -108,13 +108,16 @@ class BodiesLog:
         if mode == OFF:
             return None
         found = Gathered(mode, format, self._caps, self.memory)
-        if body:
-            if form:
-                found.take_form(
-                    body if isinstance(body, bytes) else body.whole(), context.head.first.get(b"content-type", b"")
-                )
-            else:
+        try:
+            if body and form:
+                whole = body if isinstance(body, bytes) else body.whole()
+                found.take_form(whole, context.head.first.get(b"content-type", b""))
+            elif body:
                 found.take_json(body)
+        except Exception:
+            # a fault of this does not concern the client
+            self._log.failure("The prompt of a request could not be gathered")
+            return None
         return found
 
     def mode_of(self, context: RequestContext, principal: Principal, of_entries: str | None) -> str:

@@ -252,7 +252,7 @@ def _step(step: Step, holders: list[dict[str, Any]], *, last: bool) -> list[Any]
 def mended(value: Any) -> Any:
     """Return a value whose texts can be encoded: half a pair of surrogates becomes U+FFFD."""
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
         return [mended(each) for each in value]
     if isinstance(value, dict):
