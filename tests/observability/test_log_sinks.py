@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import stat
 import threading
@@ -156,3 +157,11 @@ def test_a_pipe_that_somebody_made_non_blocking_loses_nothing() -> None:
         thread.start()
         assert reader.read(len(data)) == data
         thread.join()
+
+
+def test_a_file_that_nobody_uses_any_more_is_closed(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        RotatedFile(str(tmp_path / "a.log"), rotate_bytes=1000, keep_files=1)
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

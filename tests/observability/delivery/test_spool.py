@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 
 from tests.observability.delivery.fakes import RecordingDestination, ThreadsClock
 from twisted_vllm.observability.delivery.interfaces import MIB, Bounds, DeliveryFailed, SpoolFull
@@ -204,9 +205,13 @@ def test_a_disk_that_fails_leaves_items_in_memory_alone(tmp_path: Path) -> None:
     for path in directory.iterdir():
         path.unlink()
     directory.rmdir()
-    assert gateway.put(b"a") == [True]
-    gateway.clock.pass_time(6)
-    assert gateway.destination.items == [b"a"]
+    with capturedLogs() as events:
+        assert gateway.put(b"a") == [True]
+        gateway.clock.pass_time(6)
+        assert gateway.destination.items == [b"a"]
+    told = [formatEvent(event) for event in events if "cannot be written" in event["log_format"]]
+    where, why = f"The spool of sink a at {directory}", "cannot be written: No such file or directory"
+    assert told == [f"{where} {why}; new items are in memory alone"]
 
 
 def test_a_spool_that_cannot_be_opened_leaves_a_queue_in_memory(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ class Spool(Protocol[T]):
     """What a queue needs of a `DiskSpool`, which a gateway without one does not load."""
 
     unread: int
+    failing: str
 
     @property
     def directory(self) -> Path:

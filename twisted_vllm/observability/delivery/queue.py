@@ -88,7 +88,8 @@ class DeliveryQueue(Generic[T]):
         self._random = random
         self._spool = spool
         self._in_thread = in_thread
-        self._lock = threading.Lock()
+        # reentrant: the collector of garbage may log in the middle of a put, and the log may be what is put
+        self._lock = threading.RLock()
         self._waiting: deque[_Queued[T]] = deque()
         #: bytes in memory, those of the batch included
         self._bytes = 0
@@ -114,6 +115,7 @@ class DeliveryQueue(Generic[T]):
         self._next_take_over = 0.0
         self._unreported = 0
         self._last_refusal = ""
+        self._is_disk_reported = False
 
     def __repr__(self) -> str:
         """Show the state."""
@@ -303,6 +305,8 @@ class DeliveryQueue(Generic[T]):
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
+        if self._spool is not None:
+            self._report_disk(self._spool)
         with self._lock:
             self._is_soon = True
             self._drop_old()
@@ -527,6 +531,19 @@ class DeliveryQueue(Generic[T]):
                 name=self.name,
                 count=count,
                 reason=self._last_refusal or "its queue was full",
+            )
+
+    def _report_disk(self, spool: Spool[T]) -> None:
+        """Say once that the disk does not take items; never in `put`, which the log may have called."""
+        if not spool.failing:
+            self._is_disk_reported = False
+        elif not self._is_disk_reported:
+            self._is_disk_reported = True
+            self._log.error(
+                "The spool of {name} at {directory} cannot be written: {reason}; new items are in memory alone",
+                name=self.name,
+                directory=str(spool.directory),
+                reason=spool.failing,
             )
 
     def _end(self) -> None:

@@ -127,7 +127,8 @@ class DiskSpool(Generic[T]):
         self._encode = encode
         self._decode = decode
         self._randbytes = randbytes
-        self._lock = threading.Lock()
+        # reentrant, as the queue's
+        self._lock = threading.RLock()
         self._claim: Claim | None = None
         self._number = 0
         self._current: SpoolFile | None = None

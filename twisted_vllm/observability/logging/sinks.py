@@ -119,6 +119,11 @@ class RotatedFile:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def __del__(self) -> None:
+        """Close a file that was opened for settings that did not come into effect."""
+        with contextlib.suppress(Exception):
+            self.close()
+
     def _open(self) -> None:
         """Open the file, and then close the old one."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
