@@ -227,6 +227,14 @@ def test_a_body_is_a_body_producer_and_knows_its_length() -> None:
     assert RequestBody(unknown).length is UNKNOWN_LENGTH
 
 
+@pytest.mark.parametrize(("traced", "kept"), [(False, [b"traceparent", b"x-sum"]), (True, [b"x-sum"])])
+def test_a_trailer_does_not_replace_the_trace_that_the_server_was_told(traced: bool, kept: list[bytes]) -> None:
+    request: Any = FakeRequest(body_length=None, body_complete=False)
+    request.trailers = [(b"traceparent", b"00-1-2-01"), (b"x-sum", b"7")]
+    request.context.trace = object() if traced else None
+    assert [name for name, _ in RequestBody(request).trailers] == kept
+
+
 def test_each_piece_of_a_body_goes_on_as_it_comes() -> None:
     request, _, server, ended = uploading(body=b"one")
     request.sink(b"two", False)

@@ -20,7 +20,7 @@ from twisted_vllm.errors import TURNED_AWAY, GatewayError, OutOfSockets, Upstrea
 from twisted_vllm.http.client.connect_errors import words_of
 from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
-from twisted_vllm.http.headers import HeaderList, ResponseHead, relayed_trailers
+from twisted_vllm.http.headers import TRACE_HEADERS, HeaderList, ResponseHead, relayed_trailers
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.mounts import prefix_of
 from twisted_vllm.proxy.client_head import for_client
@@ -55,7 +55,11 @@ class RequestBody:
     def trailers(self) -> HeaderList:
         """The trailers for the server; complete once the body has ended."""
         trailers = self._request.trailers
-        return relayed_trailers(trailers, self._dropped) if trailers else trailers
+        if not trailers:
+            return trailers
+        # the gateway told the server the trace
+        dropped = self._dropped if self._request.context.trace is None else self._dropped | TRACE_HEADERS
+        return relayed_trailers(trailers, dropped)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """Write the body to `consumer`; the Deferred fires at its end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
@@ -27,6 +28,10 @@ def spans(parent: str = "", state: str = "", **changes: Any) -> list[ReadableSpa
     event = request_event(**{"trace_id": TRACE, "span_id": OWN, "attempts": (OK,), **changes})
     maker = SpanMaker({"service.name": "gateway"}, ("gen_ai",))
     return list(maker.spans(TracedRequest(event, parent, state)))
+
+
+def moved(attempt: Attempt, seconds: float) -> Attempt:
+    return msgspec.structs.replace(attempt, began=STARTED + seconds, ended=STARTED + seconds + 0.1)
 
 
 def names_and_times(span: ReadableSpan) -> list[tuple[str, float]]:
@@ -89,6 +94,11 @@ def test_the_wait_for_a_busy_server_is_an_event_where_it_began() -> None:
     server, _ = spans(queued_ms=80.0)
     assert names_and_times(server)[0] == ("queued", 0.02)
     assert dict(server.events[0].attributes or {}) == {"vllm_passthrough.queued_ms": 80.0}
+
+
+def test_a_wait_after_an_attempt_that_failed_begins_there() -> None:
+    server, *_ = spans(queued_ms=2_000.0, attempts=(RETRIED[0], moved(RETRIED[1], 2.5)), ended=STARTED + 3)
+    assert ("queued", 0.2) in names_and_times(server)
 
 
 def test_a_fallback_is_an_event() -> None:

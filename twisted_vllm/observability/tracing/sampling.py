@@ -15,6 +15,7 @@ from twisted_vllm.config.tracing import ADMINISTRATORS, EVERYBODY, KEYS, NOBODY
 #: the ratio goes by this many low bits of a trace's id, as OpenTelemetry's TraceIdRatioBased
 _BITS = 56
 _DIGITS = _BITS // 4
+_ALL = 1 << _BITS
 
 #: the gateway's own routes that programs ask all the time
 _PROBES = ("/health", "/metrics")
@@ -42,7 +43,7 @@ class Sampler:
         parent_based = sampler.startswith("parentbased_")
         root = sampler.removeprefix("parentbased_")
         share = {"always_on": 1.0, "always_off": 0.0}.get(root, ratio)
-        return cls(parent_based, round(share * (1 << _BITS)), trust_incoming, trust_sampled)
+        return cls(parent_based, round(share * _ALL), trust_incoming, trust_sampled)
 
     def continues(self, principal: Principal | None) -> bool:
         """Return whether the trace of a caller is continued."""
@@ -54,7 +55,10 @@ class Sampler:
 
     def takes(self, random: str) -> bool:
         """Return whether a trace is recorded that goes by ratio; `random` are hex digits that no caller chose."""
-        return int(random[-_DIGITS:], 16) < self.threshold
+        threshold = self.threshold
+        if threshold == 0 or threshold == _ALL:
+            return threshold == _ALL
+        return int(random[-_DIGITS:], 16) < threshold
 
 
 def trusts(who: str, principal: Principal | None) -> bool:

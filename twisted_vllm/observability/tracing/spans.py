@@ -118,9 +118,15 @@ def events_of(event: RequestEvent) -> Iterator[Event]:
 def _queued(event: RequestEvent) -> Iterator[Event]:
     if event.queued_ms is None:
         return
-    # it went to a server as soon as its wait was over, or never
-    until = event.attempts[-1].began if event.attempts else event.ended
-    began = until - event.queued_ms / 1000
+    queued = event.queued_ms / 1000
+    if not event.attempts:
+        began = event.ended - queued
+    elif queued <= event.attempts[0].began - event.started or len(event.attempts) == 1:
+        # it went to a server as soon as its wait was over
+        began = event.attempts[0].began - queued
+    else:
+        # it waited for another server after one had failed
+        began = event.attempts[-2].ended
     yield Event(QUEUED, {f"{_PREFIX}queued_ms": event.queued_ms}, _nanoseconds(max(began, event.started)))
 
 
