@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -57,6 +58,7 @@ class OtlpReceiver:
         code: what is answered over gRPC; None takes the export.
         answer: the body that is answered over HTTP; None is the usual.
         arrived: set when an export came.
+        connections: all connections over HTTP.
         released: cleared, no answer is given over HTTP until it is set again.
     """
 
@@ -66,6 +68,14 @@ class OtlpReceiver:
     code: Any = None
     answer: bytes | None = None
     arrived: threading.Event = attrs.field(factory=threading.Event)
+    connections: list[socket.socket] = attrs.field(factory=list)
+
+    def close_connections(self) -> None:
+        """Close the connections that are open, over HTTP."""
+        for connection in self.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     released: threading.Event = attrs.field(factory=_set_event)
 
     def metrics(self, number: int = -1) -> dict[str, Any]:
@@ -123,6 +133,10 @@ def http_receiver(port: int = 0) -> Iterator[OtlpReceiver]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def setup(self) -> None:
+            super().setup()
+            received.connections.append(self.connection)
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.headers.get("content-encoding") == "gzip":
@@ -146,6 +160,8 @@ def http_receiver(port: int = 0) -> Iterator[OtlpReceiver]:
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
+    # a client may go away before it has its whole answer
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     received.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:

@@ -15,7 +15,7 @@ from twisted_vllm.bodies.request_tags import NOTHING_SAID, Said
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import TURNED_AWAY, Draining, UpstreamUnreachable
 from twisted_vllm.field_policy.policy import FieldPolicy
-from twisted_vllm.http.headers import NO_REQUEST_HEAD, RequestHead, ResponseHead
+from twisted_vllm.http.headers import NO_REQUEST_HEAD, HeaderList, RequestHead, ResponseHead
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.readers.counts import response_id_in
@@ -188,6 +188,19 @@ class RequestTrace(Protocol):
     sampled: bool
     parent_id: str
     state: bytes
+
+
+class RequestTracer(Protocol):
+    """Gives requests their places in traces, and says what servers are told of them."""
+
+    def attempt(self, context: RequestContext) -> RequestTrace | None:
+        """Begin the span of an attempt; return the trace if its server is told, else None."""
+
+    def act(self, context: RequestContext) -> RequestTrace | None:
+        """As `attempt`, for a request to several servers at once, none of which has a span of its own."""
+
+    def headers(self, trace: RequestTrace) -> HeaderList:
+        """Return the headers that tell a server the trace, and its own place in it."""
 
 
 class Contents(Protocol):

@@ -138,6 +138,32 @@ def test_a_busy_receiver_may_take_it_later(receiver: OtlpReceiver) -> None:
     assert caught.value.retryable
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_failure_is_told_at_once_and_not_when_the_time_is_over(receiver: OtlpReceiver, status: int) -> None:
+    receiver.status = status
+    with pytest.raises(DeliveryFailed):
+        export(receiver, event())
+    # the queue sends it again
+    assert len(receiver.exports) == 1
+
+
+def test_a_receiver_that_is_not_there_may_take_it_later() -> None:
+    nobody = OtlpReceiver(url="http://127.0.0.1:9")
+    with pytest.raises(DeliveryFailed) as caught:
+        export(nobody, event())
+    assert (caught.value.message, caught.value.retryable) == ("it cannot be reached", True)
+
+
+def test_a_connection_that_the_receiver_closed_costs_nothing() -> None:
+    with http_receiver() as found:
+        logs = OtlpLogs(destination(found), {"service.name": "gw"})
+        logs.deliver([event()])
+        found.close_connections()
+        logs.deliver([event()])
+        logs.close()
+        assert len(found.exports) == 2
+
+
 def test_records_go_over_grpc_as_well() -> None:
     with grpc_receiver() as found:
         logs = OtlpLogs(destination(found, "grpc"), {"service.name": "gw"})

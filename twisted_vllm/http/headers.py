@@ -50,6 +50,9 @@ JOINED_HEADERS = frozenset((b"connection", b"sec-websocket-protocol"))
 #: headers whose values differ from request to request of one client
 PER_REQUEST_HEADERS = frozenset((b"content-length", b"traceparent", b"tracestate", b"x-request-id"))
 
+#: the headers of W3C Trace Context, which a span of the gateway's replaces
+TRACE_HEADERS = frozenset((b"traceparent", b"tracestate"))
+
 NO_PROTOCOLS: frozenset[bytes] = frozenset()
 
 #: bytes to read of a response's ``Content-Type`` and ``Content-Encoding``; its headers go on as they came

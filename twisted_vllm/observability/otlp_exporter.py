@@ -125,7 +125,7 @@ class OtlpExporter:
         if session is not None:
             status = session.status
             if not status:
-                return DeliveryFailed("it cannot be reached, or does not answer in time", retryable=True)
+                return DeliveryFailed(session.problem or "it cannot be reached", retryable=True)
             retry_after = float(session.retry_after) if session.retry_after.isdecimal() else None
             return DeliveryFailed(
                 f"it redirects elsewhere ({status})" if 300 <= status < 400 else f"it answered {status}",

@@ -46,6 +46,7 @@ class OwnSession(requests.Session):
         status: the status of the last answer; 0 without one.
         retry_after: its ``Retry-After``; empty without one.
         answer: the first bytes of its body.
+        problem: why it was not taken, in words; empty if it was.
     """
 
     def __init__(
@@ -69,13 +70,21 @@ class OwnSession(requests.Session):
         self.status = 0
         self.retry_after = ""
         self.answer = b""
+        self.problem = ""
         self._own = {name.lower(): value for name, value in headers.items()}
         self._trusted = ca_file or True
         self._shown: Any = (certificate_file, key_file) if certificate_file and key_file else certificate_file
 
     def request(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
-        """Send an export; arguments as in ``requests``."""
-        self.status, self.retry_after, self.answer = 0, "", b""
+        """Send an export; arguments as in ``requests``.
+
+        The exporters would wait and send it again until its time is over, and say nothing of it meanwhile. The queue in
+        front of them does that, and counts it, so they are told of failures that they do not repeat.
+
+        Raises:
+            requests.exceptions.RequestException: it was not taken.
+        """
+        self.status, self.retry_after, self.answer, self.problem = 0, "", b"", ""
         given = options.get("headers") or {}
         kept = {name: value for name, value in given.items() if name.lower() in _OF_EXPORTER}
         options |= {
@@ -85,17 +94,45 @@ class OwnSession(requests.Session):
             "allow_redirects": False,
             "stream": True,
         }
-        with super().request(method, url, *args, **options) as response:
-            self.status = response.status_code
-            self.retry_after = response.headers.get("retry-after", "")
-            self.answer = response.raw.read(MOST_READ, decode_content=True) or b""
+        response = self._twice(method, url, *args, **options)
         if 300 <= response.status_code < 400:
-            raise requests.exceptions.InvalidURL("it redirects elsewhere")
+            raise self._failed("it redirects elsewhere")
+        if not 200 <= response.status_code < 300:
+            raise self._failed(f"it answered {response.status_code}")
         whole = requests.Response()
         whole.status_code, whole.reason = response.status_code, response.reason
         whole.headers = response.headers
         whole.raw = BytesIO(self.answer)
         return whole
+
+    def _twice(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
+        """Send an export, and again if the receiver may have closed a connection that was idle."""
+        try:
+            try:
+                return self._answered(method, url, *args, **options)
+            except (requests.exceptions.SSLError, requests.exceptions.Timeout):
+                raise
+            except requests.exceptions.ConnectionError:
+                return self._answered(method, url, *args, **options)
+        except requests.exceptions.SSLError as error:
+            raise self._failed("its certificate is not accepted, or it speaks no TLS") from error
+        except requests.exceptions.Timeout as error:
+            raise self._failed("it does not answer in time") from error
+        except requests.exceptions.ConnectionError as error:
+            raise self._failed("it cannot be reached") from error
+
+    def _failed(self, problem: str) -> requests.exceptions.RequestException:
+        # of a kind that the exporters do not repeat
+        self.problem = problem
+        return requests.exceptions.RequestException(problem)
+
+    def _answered(self, method: Any, url: Any, *args: Any, **options: Any) -> requests.Response:
+        """Send an export once, and read the beginning of the answer."""
+        with super().request(method, url, *args, **options) as response:
+            self.status = response.status_code
+            self.retry_after = response.headers.get("retry-after", "")
+            self.answer = response.raw.read(MOST_READ, decode_content=True) or b""
+        return response
 
 
 class ExporterMessages(logging.Handler):

@@ -18,7 +18,7 @@ from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.bodies.prompt_prefix import prompt_prefix
 from twisted_vllm.config.settings import RetrySettings, RoutingSettings, Server
-from twisted_vllm.context import Authorization, Contents, FailedAttempt, RequestContext, RequestTrace
+from twisted_vllm.context import Authorization, Contents, FailedAttempt, RequestContext, RequestTrace, RequestTracer
 from twisted_vllm.errors import (
     Draining,
     GatewayError,
@@ -36,7 +36,6 @@ from twisted_vllm.http.headers import HeaderList, is_form, is_json
 from twisted_vllm.http.net.bounded_turns import Cooperate
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.lifecycle import Lifecycle
-from twisted_vllm.observability.tracing.tracer import Tracer, headers_for_server
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
@@ -153,7 +152,7 @@ class Forwarder:
         self.places = places
         self.kv_caches = kv_caches
         #: gives requests their places in traces; None if they have none
-        self.tracer: Tracer | None = None
+        self.tracer: RequestTracer | None = None
         self.reconfigure(routing, retry, session_header)
 
     def reconfigure(self, routing: RoutingSettings, retry: RetrySettings, session_header: str) -> None:
@@ -221,7 +220,7 @@ class Forwarder:
             framing=framing,
             connection=head.first.get(b"connection"),
             expects_continue=expects_continue,
-            trace=None if trace is None else headers_for_server(trace),
+            trace=None if trace is None or self.tracer is None else self.tracer.headers(trace),
         )
 
 
@@ -496,7 +495,8 @@ class Forwarding:
             for observe in forwarder.lifecycle.admitted:
                 observe(context)
         first = context.head.first
-        trace = None if forwarder.tracer is None else forwarder.tracer.attempt(context)
+        tracer = forwarder.tracer
+        trace = None if tracer is None else tracer.attempt(context)
         if cached is not None and prepared.body is not None:
             key: object = server if trace is None else (server, bool(trace.state))
             form = cached.formats.get(key)
@@ -506,7 +506,7 @@ class Forwarding:
                 form = HeaderFormat(server.url + admitted.path, pairs)
                 cached.formats.keep(key, form, len(admitted.path))
             url = form.url
-            varying = first if trace is None else dict(headers_for_server(trace))
+            varying = first if trace is None or tracer is None else dict(tracer.headers(trace))
             headers = form.write(len(prepared.body), context.request_id, varying)
         else:
             waits = isinstance(body, RequestBody) and request.awaits_continue()

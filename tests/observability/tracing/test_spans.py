@@ -97,7 +97,13 @@ def test_a_fallback_is_an_event() -> None:
 
 
 def test_a_request_that_waited_in_vain_has_no_attempt() -> None:
-    changes = {"attempts": (), "queued_ms": 900.0, "status": 503, "outcome": "refused", "error": "server_busy"}
+    changes: dict[str, Any] = {
+        "attempts": (),
+        "queued_ms": 900.0,
+        "status": 503,
+        "outcome": "refused",
+        "error": "server_busy",
+    }
     [server] = spans(**changes)
     assert names_and_times(server) == [("queued", 0.0)]
     # as the log has it: the gateway was asked for too much

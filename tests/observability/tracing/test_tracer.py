@@ -11,7 +11,7 @@ from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.http.headers import RequestHead
 from twisted_vllm.observability.tracing.propagation import TRACEPARENT, TRACESTATE
 from twisted_vllm.observability.tracing.sampling import ErrorAllowance, Sampler
-from twisted_vllm.observability.tracing.tracer import SpanIds, Tracer, headers_for_server
+from twisted_vllm.observability.tracing.tracer import SpanIds, Tracer
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -127,7 +127,7 @@ def test_each_attempt_has_an_id_that_its_server_is_told() -> None:
     for _ in range(2):
         trace = made.attempt(context)
         assert trace is not None
-        said = dict(headers_for_server(trace))
+        said = dict(Tracer.headers(trace))
         assert said[TRACESTATE] == b"vendor=1"
         seen.append(said[TRACEPARENT].decode())
         assert said[TRACEPARENT] == f"00-{TRACE}-{trace.attempt_id}-01".encode()
@@ -139,7 +139,7 @@ def test_servers_of_one_act_are_told_its_own_span() -> None:
     context = request()
     trace = tracer(ratio=0.0).act(context)
     assert trace is not None
-    assert headers_for_server(trace) == [(TRACEPARENT, f"00-{trace.trace_id}-{trace.span_id}-00".encode())]
+    assert Tracer.headers(trace) == [(TRACEPARENT, f"00-{trace.trace_id}-{trace.span_id}-00".encode())]
 
 
 def test_servers_need_not_be_told() -> None:
@@ -226,3 +226,12 @@ def test_the_admin_api_is_recorded_if_the_settings_say_so(
     other = request(target=target, principal=principal)
     tracer().ended(other)
     assert other.trace is None
+
+
+def test_a_head_that_was_not_read_has_no_trace() -> None:
+    context = RequestContext(Peer("192.0.2.1", False), 10.0)
+    context.outcome, context.status = "refused", 400
+    made = tracer(refused="all")
+    made.ended(context)
+    assert context.trace is None
+    assert not made.records(context)

@@ -11,6 +11,7 @@ import attrs
 
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.server_tls import ServerTls
+from twisted_vllm.config.tracing import TracingSettings
 from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.http.client.connect_errors import TlsFileError
 from twisted_vllm.http.client.tls import read_files
@@ -37,6 +38,19 @@ class Receiver:
     def resource(self) -> Mapping[str, str]:
         """The attributes of the gateway and of its process; ask in the process that exports, which may be a fork."""
         return {"process.pid": str(os.getpid()), **self.attributes}
+
+
+def trace_receivers(tracing: TracingSettings, directory: str) -> dict[str, Receiver]:
+    """Return the destinations of traces by name, none if there are no traces; it reads their files.
+
+    Raises:
+        ConfigError: a file of TLS cannot be used.
+    """
+    if not tracing.active:
+        return {}
+    placed = [(f"passthrough.tracing.destinations.{each.name}", each) for each in tracing.destinations]
+    found = receivers_of(placed, tracing.service_name or "", tracing.resource_attributes, directory)
+    return {each.destination.name: each for each in found}
 
 
 def receivers_of(

@@ -13,8 +13,6 @@ from twisted_vllm.http.headers import HeaderList
 
 TRACEPARENT = b"traceparent"
 TRACESTATE = b"tracestate"
-#: the headers that another span replaces
-TRACE_HEADERS = frozenset((TRACEPARENT, TRACESTATE))
 
 #: bytes of a ``tracestate`` that go on; §3.3.1.5 asks for 512 at least
 LONGEST_STATE = 512

@@ -72,7 +72,7 @@ class SpanIds:
 
 
 class Tracer:
-    """Gives requests their places in traces.
+    """Gives requests their places in traces; see `context.RequestTracer`.
 
     Attributes:
         propagates: whether servers are told the trace.
@@ -141,6 +141,12 @@ class Tracer:
             trace = self.begin(context)
         return trace if self.propagates else None
 
+    @staticmethod
+    def headers(trace: RequestTrace) -> HeaderList:
+        """Return the headers that tell a server the trace, and its own place in it."""
+        parent = write_parent(trace.trace_id, trace.attempt_id or trace.span_id, sampled=trace.sampled)
+        return [(TRACEPARENT, parent), (TRACESTATE, trace.state)] if trace.state else [(TRACEPARENT, parent)]
+
     def ended(self, context: RequestContext) -> None:
         """Give a finished request its place in a trace, if it has none and may be recorded."""
         if context.trace is None and self._is_of_interest(context):
@@ -163,6 +169,9 @@ class Tracer:
         if self._refused != "all" and (context.principal is None or context.principal.kind == "preflight"):
             return False
         target = context.head.target
+        if not target.startswith(b"/"):
+            # nothing can be said of a head that was not read
+            return False
         if self._is_own(target.partition(b"?")[0]):
             return self._gateway_routes and not is_probe(target)
         return self._refused != NOBODY
@@ -171,9 +180,3 @@ class Tracer:
 def failed(context: RequestContext) -> bool:
     """Return whether a finished request failed by a fault of the gateway or of a server."""
     return context.outcome in FAULTS or (context.status >= 500 and context.error_code not in TURNED_AWAY)
-
-
-def headers_for_server(trace: RequestTrace) -> HeaderList:
-    """Return the headers that tell a server the trace, and its own place in it."""
-    parent = write_parent(trace.trace_id, trace.attempt_id or trace.span_id, sampled=trace.sampled)
-    return [(TRACEPARENT, parent), (TRACESTATE, trace.state)] if trace.state else [(TRACEPARENT, parent)]
