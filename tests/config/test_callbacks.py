@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from tests.config.config_harness import BASE, Loader, Refusal
 from twisted_vllm.config import callback_reading as module
 from twisted_vllm.config.callback_reading import INSTEAD
+from twisted_vllm.config.describe import describe
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.sinks import SinkSettings
 from twisted_vllm.config.tracing_vendors import VENDORS
@@ -140,6 +142,38 @@ def test_s3_writes_where_its_params_say(sink: Any, name: str) -> None:
     assert (found.queue.linger, found.queue.batch_items) == (3.0, 7)
     assert found.secret_access_key.reveal() == "secret-access-key"
     assert "secret-access-key" in found.secrets
+
+
+def test_keys_of_s3_are_never_shown(load_text: Loader) -> None:
+    params = {
+        "s3_bucket_name": "logs",
+        "s3_aws_access_key_id": "shown-never-1",
+        "s3_aws_secret_access_key": "shown-never-2",
+    }
+    settings = load_text(
+        written(["s3_v2"], s3_callback_params=params | {"s3_aws_secret_acces_key": "shown-never-3"}), BASE
+    )
+    assert "shown-never" not in repr(settings) + "\n".join(describe(settings)) + "\n".join(settings.warnings)
+    assert {"shown-never-1", "shown-never-2"} <= set(settings.secrets)
+
+
+def test_check_says_where_requests_go(load_text: Loader) -> None:
+    own = """
+    passthrough:
+      sinks:
+        - {name: a, type: file, path: a.log, events: [failures], spool: {enabled: true}}
+        - {name: b, type: syslog, address: "udp://logs"}
+    """
+    text = written(["generic_api", "prometheus"]) + dedent(own)
+    told = [
+        line.partition(":")[2].strip() for line in describe(load_text(text, BASE | HOOK)) if line.startswith("sink:")
+    ]
+    assert told == [
+        "a: failures to file a.log (json, also on disk)",
+        "b: requests, log to syslog udp:logs:514 (json)",
+        "generic_api: requests to webhook https://logs.example.com (litellm)",
+        "prometheus: LiteLLM's names in /metrics",
+    ]
 
 
 def test_prometheus_asks_for_litellms_names(load_text: Loader) -> None:

@@ -193,14 +193,18 @@ def makeService(options: Options) -> IService:
 
             endpoint = AdoptedStreamServerEndpoint(reactor, chosen.simulator.fileno(), chosen.simulator.family)
             companions.append(SimulatorService(reactor, SimulatorSettings(), [endpoint]))
-    return GatewayService(
-        reactor,
-        settings,
-        observer,
-        companions,
-        StopSignals(reactor),
-        hang_up,
-        read_again=lambda: options.source.read(dict(os.environ)),
-        directory=options.source.directory,
-        manager=ServiceManager(os.environ.get("NOTIFY_SOCKET")),
-    )
+    try:
+        return GatewayService(
+            reactor,
+            settings,
+            observer,
+            companions,
+            StopSignals(reactor),
+            hang_up,
+            read_again=lambda: options.source.read(dict(os.environ)),
+            directory=options.source.directory,
+            manager=ServiceManager(os.environ.get("NOTIFY_SOCKET")),
+        )
+    except ConfigError as error:
+        # what only the start finds out: a file that cannot be opened, Python that cannot be imported
+        raise SystemExit("\n".join(describe_refused(error))) from None

@@ -295,7 +295,8 @@ class _Reader:
     def _object_storage(self, event: str) -> None:
         place = self._root.at("litellm_settings.s3_callback_params")
         values: dict[str, object] = {}
-        for name, content in self._s3.items():
+        for name, hidden in self._s3.items():
+            content = hidden.reveal() if isinstance(hidden, Secret) else hidden
             here = place.key(name)
             if name in _S3_SETTINGS:
                 found = here.attempt(_any_value, content)

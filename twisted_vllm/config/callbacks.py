@@ -11,6 +11,7 @@ import attrs
 
 from twisted_vllm.config.checks import checker, kind_of, list_of, text
 from twisted_vllm.config.problems import Place, Rejected
+from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.sinks import SinkSettings
 from twisted_vllm.config.tracing_destinations import TraceDestination
 
@@ -42,8 +43,14 @@ def callback_names(value: object, place: Place) -> tuple[str, ...]:
 
 @checker("mapping of LiteLLM's settings of S3")
 def s3_params(value: object, place: Place) -> Mapping[str, object]:
-    """Check for ``s3_callback_params``; `callback_reading` reads them once a callback needs them."""
-    return mapping_of(value)
+    """Check for ``s3_callback_params``; `callback_reading` reads them once a callback needs them.
+
+    Each text may be a key, also one below a name that is misspelt.
+    """
+    return {
+        str(name): Secret(content) if isinstance(content, str) else content
+        for name, content in mapping_of(value).items()
+    }
 
 
 @checker("mapping of callbacks to their settings")

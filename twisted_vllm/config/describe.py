@@ -192,6 +192,20 @@ def _traces(settings: Settings) -> Iterator[str]:
         yield f"to {each.name} at {_origin(each)} by {each.protocol}"
 
 
+def _sinks(settings: Settings) -> Iterator[str]:
+    for sink in settings.all_sinks:
+        url = "" if sink.url is None else sink.url.reveal()
+        scheme, _, rest = url.partition("://")
+        # the rest of the URL may hold a token
+        origin = f"{scheme}://{rest.partition('/')[0].partition('?')[0]}" if url else ""
+        address = "" if sink.address is None else f"{sink.address.transport}:{sink.address.host}:{sink.address.port}"
+        where = sink.path or address.removesuffix(":0") or origin or sink.bucket or sink.object or ""
+        spool = ", also on disk" if sink.spool.enabled else ""
+        yield f"{sink.name}: {', '.join(sink.events)} to {sink.type} {where}".rstrip() + f" ({sink.format}{spool})"
+    if settings.callbacks.litellm_metrics:
+        yield "prometheus: LiteLLM's names in /metrics"
+
+
 def _routing(settings: Settings) -> Iterator[str]:
     strategy = settings.routing.routing_strategy
     if settings.models and (strategy != DEFAULT_STRATEGY or len({each.server for each in settings.models}) > 1):
@@ -397,6 +411,15 @@ LINES = (
             "passthrough.log.rotate_bytes",
             "passthrough.log.keep_files",
             "passthrough.log.level",
+        ),
+    ),
+    Line(
+        "sink",
+        _sinks,
+        (
+            "passthrough.sinks",
+            *(f"litellm_settings.{name}" for name in ("callbacks", "success_callback", "failure_callback")),
+            "litellm_settings.s3_callback_params",
         ),
     ),
     Line(

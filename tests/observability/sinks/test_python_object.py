@@ -134,11 +134,23 @@ class Checks(Calls):
     async def async_pre_call_hook(self, *arguments: Any) -> None: ...
 
 
+def having(name: str) -> object:
+    """Return a logger with one more method."""
+    return type("Has", (Calls,), {name: lambda *arguments: None})()
+
+
 @pytest.mark.parametrize(
     ("target", "says"),
     [
         (MyGuardrail(), "is a guardrail"),
         (Checks(), "has async_pre_call_hook, which may refuse or change requests"),
+        (having("async_moderation_hook"), "has async_moderation_hook"),
+        (having("async_post_call_streaming_iterator_hook"), "has async_post_call_streaming_iterator_hook"),
+        (having("async_should_run_agentic_loop"), "has async_should_run_agentic_loop"),
+        (having("async_filter_deployments"), "has async_filter_deployments"),
+        (having("translate_completion_input_params"), "has translate_completion_input_params"),
+        (having("async_get_chat_completion_prompt"), "has async_get_chat_completion_prompt"),
+        (having("async_pre_call_check"), "has async_pre_call_check"),
         (Calls, "is the class Calls"),
         (object(), "is no ILogObserver, and has none of log_success_event"),
         ("text", "is no ILogObserver"),

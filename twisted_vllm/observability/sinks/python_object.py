@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,15 +38,10 @@ REPORT_SECONDS = 60.0
 #: how long the coroutines of a batch may take, in seconds: the queue waits no longer either
 ASYNC_SECONDS = 25.0
 
-#: methods of LiteLLM's ``CustomLogger`` that may refuse or change a request or an answer
-HOOKS = (
-    *("async_pre_call_hook", "async_moderation_hook", "async_post_call_success_hook", "async_pre_request_hook"),
-    *("async_post_call_streaming_hook", "async_post_call_streaming_iterator_hook", "async_pre_call_deployment_hook"),
-    *("async_post_call_success_deployment_hook", "async_post_call_streaming_deployment_hook", "async_logging_hook"),
-    *("logging_hook", "async_filter_deployments", "async_pre_call_check", "pre_call_check", "async_dataset_hook"),
-    *("async_pre_routing_hook", "async_get_chat_completion_prompt", "get_chat_completion_prompt"),
-    *("async_post_call_failure_hook", "async_post_call_response_headers_hook", "async_should_run_agentic_loop"),
-    *("async_filter_listed_models", "translate_completion_input_params", "translate_completion_output_params"),
+#: the names of methods of LiteLLM's ``CustomLogger`` that may refuse or change a request or an answer
+_HOOK = re.compile(
+    r"\w+_hook|logging_hook|\w*agentic_loop\w*|translate_completion_\w+|\w*pre_call_check|async_filter_\w+"
+    r"|\w*get_chat_completion_prompt"
 )
 _LITELLM_BASES = frozenset(("litellm.integrations.custom_logger", "litellm.integrations.custom_batch_logger"))
 _GUARDRAIL = "CustomGuardrail"
@@ -113,7 +109,8 @@ def check_object(found: object) -> None:
         raise ObjectError(
             "is a guardrail, which this gateway does not run (check requests in a proxy before the gateway)"
         )
-    hooks = [name for name in HOOKS if _is_own(found, name)]
+    names = {*getattr(found, "__dict__", {}), *(name for base in type(found).__mro__ for name in base.__dict__)}
+    hooks = sorted(name for name in names if _HOOK.fullmatch(name) and _is_own(found, name))
     if hooks:
         raise ObjectError(
             f"has {', '.join(hooks[:3])}, which may refuse or change requests: this gateway would not call it (take it "
