@@ -18,8 +18,9 @@ from tests.end_to_end.messages import whole
 from tests.end_to_end.test_model_budgets_by_any_name import ANSWER, COMPLETIONS, PRICES
 from tests.observability.delivery.receiver import Receiver
 from twisted_vllm.auth.grants import Changes, TeamGrant
+from twisted_vllm.config.alerting import AlertSettings
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.settings import AlertSettings, HealthSettings, ModelEntry
+from twisted_vllm.config.settings import HealthSettings, ModelEntry
 from twisted_vllm.proxy.budget_watch import INTERVAL
 from twisted_vllm.ratelimit.allowance import Allowance
 
@@ -177,7 +178,12 @@ async def test_budgets_are_told_to_people_and_to_programs(
     events = {(each["event"], each["event_group"]): each for each in posted if "event" in each}
     assert set(events) == {("budget_crossed", "key"), ("soft_budget_crossed", "key"), ("budget_crossed", "proxy")}
     crossed = events["budget_crossed", "key"]
-    assert (crossed["key_alias"], crossed["user_id"], crossed["spend"], crossed["max_budget"]) == ("batch", "ada", 10, 5)
+    assert (crossed["key_alias"], crossed["user_id"], crossed["spend"], crossed["max_budget"]) == (
+        "batch",
+        "ada",
+        10,
+        5,
+    )
 
 
 @pytest_twisted.ensureDeferred
