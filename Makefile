@@ -13,16 +13,19 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-rest format reference live live-url bench bench-routing wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
 	@echo 'make test      check format, lint and types, then run the tests'
 	@echo 'make format    format the sources and sort their imports'
 	@echo 'make reference write config/example.yaml and docs/configuration.md from the declarations of the settings'
+	@echo 'make dashboards write config/grafana/*.json from the declarations of the panels'
+	@echo 'make picture   draw dashboards from a mixed load and a real Prometheus: make picture ARGS=--help'
 	@echo 'make live      run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
 	@echo 'make bench     compare the gateway with nginx and vLLM'\''s router: make bench ARGS=--help'
 	@echo 'make bench-routing  compare routing policies over your vLLM servers: make bench-routing ARGS=--help'
+	@echo 'make bench-telemetry  what metrics, traces and sinks cost: make bench-telemetry ARGS=--help'
 	@echo 'make wheel     build dist/*.whl'
 	@echo 'make clean     remove what make made'
 
@@ -62,6 +65,14 @@ format: $(VENV)/installed-dev
 reference: $(VENV)/installed
 	@$(BIN)/python -m twisted_vllm.config.reference
 
+# Grafana's dashboards, from the declarations of their panels
+dashboards: $(VENV)/installed
+	@$(BIN)/python -m benchmarks.dashboards $(ARGS)
+
+picture: $(VENV)/installed
+	@mkdir -p docs/images
+	@exec $(BIN)/python -m benchmarks.dashboards.picture --minutes 10 $(ARGS)
+
 live: live-url $(VENV)/installed-live
 	$(BIN)/python -m pytest -o 'addopts=-p no:cacheprovider -p no:schemathesis --strict-markers --strict-config' tests/live
 
@@ -73,6 +84,9 @@ bench: $(VENV)/installed
 
 bench-routing: $(VENV)/installed-dev
 	@exec $(BIN)/python -m benchmarks.routing $(ARGS)
+
+bench-telemetry: $(VENV)/installed
+	@exec $(BIN)/python -m benchmarks.telemetry $(ARGS)
 
 wheel: $(VENV)/installed
 	rm -rf build dist

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
@@ -30,8 +30,8 @@ class Target:
     base: str = ""
     key: str | None = attrs.field(default=None, repr=False)
 
-    def head(self, length: int, path: str = "/v1/chat/completions") -> bytes:
-        """Return the head of a POST of a JSON body with so many bytes."""
+    def head(self, length: int, path: str = "/v1/chat/completions", more: Sequence[str] = ()) -> bytes:
+        """Return the head of a POST of a JSON body with so many bytes, and more lines."""
         lines = [
             f"POST {self.base}{path} HTTP/1.1",
             f"Host: {self.host}:{self.port}",
@@ -40,7 +40,7 @@ class Target:
         ]
         if self.key is not None:
             lines.append(f"Authorization: Bearer {self.key}")
-        return "\r\n".join([*lines, "", ""]).encode()
+        return "\r\n".join([*lines, *more, "", ""]).encode()
 
     def request(self, body: bytes) -> bytes:
         """Return a whole chat request."""

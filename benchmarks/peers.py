@@ -110,25 +110,52 @@ def gateway(server: Target, directory: Path) -> Iterator[Peer]:
 def run_gateway(
     config: Mapping[str, object], variables: Mapping[str, str], directory: Path
 ) -> Iterator[tuple[Target, int]]:
-    """Run a gateway with a virtual key, and a JSON log in a file.
+    """Run a gateway with a virtual key; as `run_gateway_of`, whose arguments it takes.
+
+    Yields:
+        Where it takes requests, and its process.
+    """
+    with run_gateway_of(config, variables, directory) as running_one:
+        key = _virtual_key(running_one.port, running_one.master_key)
+        yield Target("127.0.0.1", running_one.port, "/vllm", key), running_one.process
+
+
+@attrs.frozen
+class RunningGateway:
+    """A gateway that runs.
+
+    Attributes:
+        port: where it listens, on the loopback.
+        master_key: its master key.
+        process: its process id.
+    """
+
+    port: int
+    master_key: str = attrs.field(repr=False)
+    process: int
+
+
+@contextmanager
+def run_gateway_of(
+    config: Mapping[str, object], variables: Mapping[str, str], directory: Path
+) -> Iterator[RunningGateway]:
+    """Run a gateway with a JSON log in a file.
 
     Args:
         config: its settings, but those of the master key and the log.
         variables: of its environment.
         directory: where it runs.
 
-    Yields:
-        Where it takes requests, and its process.
-
     Raises:
         CannotStart: it does not start.
     """
     port, master_key = free_port(), f"sk-{secrets.token_urlsafe(24)}"
-    own = config.get("passthrough")
+    own, general = config.get("passthrough"), config.get("general_settings")
     whole = dict(config) | {
-        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
-        "passthrough": (dict(own) if isinstance(own, Mapping) else {})
-        | {"log": {"format": "json", "file": "requests.log"}},
+        "general_settings": (dict(general) if isinstance(general, Mapping) else {})
+        | {"master_key": "os.environ/LITELLM_MASTER_KEY"},
+        "passthrough": {"log": {"format": "json", "file": "requests.log"}}
+        | (dict(own) if isinstance(own, Mapping) else {}),
     }
     # JSON is YAML
     (directory / "gateway.yaml").write_text(json.dumps(whole))
@@ -138,7 +165,7 @@ def run_gateway(
     log = directory / "gateway.out"
     with running([*twistd, *arguments], log, environ=environ, directory=directory) as process:
         wait_until_ready(process, log, lambda: answers(port, "/health/readiness"))
-        yield Target("127.0.0.1", port, "/vllm", _virtual_key(port, master_key)), process.pid
+        yield RunningGateway(port, master_key, process.pid)
 
 
 def _virtual_key(port: int, master_key: str) -> str:

@@ -15,8 +15,9 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "twisted_vllm"
 
 PLAIN = {
-    *("api_routes", "bounded_cache", "client_address", "config", "errors", "field_policy", "http.headers", "money"),
-    "mounts",
+    *("api_routes", "bounded_cache", "client_address", "config", "errors", "field_policy", "histogram", "http.headers"),
+    *("money", "mounts"),
+    *("observability.tracing.names", "observability.tracing.told_contents"),
 }
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
 SERVICES = VALUES | {"http", "identification", "observability", "storage", "upstreams"}
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     "money": set[str](),
     "bounded_cache": set[str](),
     "client_address": set[str](),
+    "histogram": set[str](),
     "api_routes": {"errors"},
     "mounts": {"api_routes"},
     "http.headers": {"errors"},
@@ -51,7 +53,7 @@ MAY_IMPORT = {
     "proxy": SERVICES,
     "admin": SERVICES,
     # a stand-in for vLLM must not share the gateway's reading of HTTP, or their errors would agree
-    "simulator": PLAIN - {"api_routes", "field_policy", "http.headers", "mounts"},
+    "simulator": PLAIN - {"api_routes", "field_policy", "histogram", "http.headers", "mounts"},
     # it takes what the admin API takes, and calls its checks
     "litellm_import": SERVICES | {"admin"},
     "app": SERVICES | {"proxy", "admin", "litellm_import", "simulator"},
@@ -61,7 +63,10 @@ MAY_IMPORT = {
 PURE = (
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy"),
     *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
-    *("money", "mounts"),
+    *("histogram", "money", "mounts"),
+    *("observability.contents.answer", "observability.contents.beginnings", "observability.contents.folding"),
+    *("observability.contents.modes", "observability.contents.redaction", "observability.contents.rendering"),
+    *("observability.contents.routes", "observability.contents.stream_texts"),
     *("proxy.admission", "proxy.background_charge", "proxy.chosen_servers", "proxy.fan_out", "proxy.forwarded"),
     *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),

@@ -15,7 +15,7 @@ from twisted_vllm.bodies.request_tags import NOTHING_SAID, Said
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import TURNED_AWAY, Draining, UpstreamUnreachable
 from twisted_vllm.field_policy.policy import FieldPolicy
-from twisted_vllm.http.headers import NO_REQUEST_HEAD, RequestHead
+from twisted_vllm.http.headers import NO_REQUEST_HEAD, RequestHead, ResponseHead
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.readers.counts import response_id_in
@@ -178,19 +178,26 @@ class RequestTrace(Protocol):
         span_id: the id of the request's own span, 16 hex digits.
         attempt_id: the id of the span of the current attempt, which its server sees; empty before.
         sampled: whether the trace is recorded.
+        parent_id: the id of the caller's span; empty if the gateway began the trace.
+        state: the caller's ``tracestate``, or empty.
     """
 
     trace_id: str
     span_id: str
     attempt_id: str
     sampled: bool
+    parent_id: str
+    state: bytes
 
 
 class Contents(Protocol):
     """Gathers prompt and answer of a request."""
 
+    def start(self, head: ResponseHead) -> None:
+        """Take the head of the response that goes to the client."""
+
     def feed(self, data: bytes) -> None:
-        """Take the next piece of the response's body, as the client gets it."""
+        """Take the next piece of the response's body, as its server sent it."""
 
 
 class RequestContext:

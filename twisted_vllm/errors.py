@@ -433,10 +433,15 @@ class RequestTimeout(GatewayError):
 
 
 class UpstreamUnreachable(GatewayError):
-    """No connection to the vLLM server could be made, or it closed before the response."""
+    """No connection to the vLLM server could be made, or it closed before the response.
+
+    Attributes:
+        fault: what its checks found, as metrics name it; empty if they found nothing. Else ``__cause__`` says why.
+    """
 
     status = 502
     code = "upstream_unreachable"
+    fault: str = ""
 
 
 class UpstreamProtocolError(GatewayError):

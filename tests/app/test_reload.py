@@ -25,6 +25,7 @@ class Harness:
     Attributes:
         wanted: the settings that are read; an error is raised.
         applied: the settings that were put into effect, in order.
+        seconds: the time.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,8 @@ class Harness:
         self.applied: list[Settings] = []
         self.breaks: Exception | None = None
         self._works: list[tuple[Callable[[], Any], Deferred[Any]]] = []
-        self.reloader = Reloader(Settings(), self._read, self._prepare, self._in_thread)
+        self.seconds = 100.0
+        self.reloader = Reloader(Settings(), self._read, self._prepare, self._in_thread, now=lambda: self.seconds)
 
     def _read(self) -> Settings:
         if isinstance(self.wanted, Exception):
@@ -225,3 +227,25 @@ def test_a_gateway_of_nohup_outlives_its_terminal() -> None:
     signals.install()
     signals.terminal = False
     assert signals.hup() == [("reload", "SIGHUP")]
+
+
+def test_what_became_of_reloads_is_counted_and_when_the_last_one_succeeded(
+    harness: Harness, logged_failures: Any
+) -> None:
+    reloader = harness.reloader
+    assert (reloader.succeeded_at, reloader.last_failed) == (100.0, False)
+    harness.seconds = 200.0
+    harness.wanted = ConfigError([Problem("", "is wrong")])
+    reloader.reload_for("SIGHUP")
+    harness.run_thread()
+    assert (reloader.succeeded_at, reloader.last_failed) == (100.0, True)
+    harness.wanted = ZeroDivisionError()
+    reloader.reload_for("SIGHUP")
+    harness.run_thread()
+    harness.wanted = attrs.evolve(DELAYED, listen=("tcp:4711",))
+    reloader.reload_for("SIGHUP")
+    harness.run_thread()
+    assert reloader.results == {"succeeded": 1, "invalid": 1, "failed": 1}
+    assert (reloader.succeeded_at, reloader.last_failed) == (200.0, False)
+    assert reloader.restart_needed == ("passthrough.listen",)
+    logged_failures.flush()

@@ -52,7 +52,7 @@ class Switched(TelemetryPart):
 @pytest.fixture
 def telemetry() -> Any:
     made = SimpleNamespace(always=Counting(), part=Switched(), lifecycle=Lifecycle())
-    events: Any = SimpleNamespace(consumers=(), finished=lambda context: None)
+    events: Any = SimpleNamespace(consumers=(), selective=(), finished=lambda context: None)
     surroundings: Any = SimpleNamespace(events=events)
     made.telemetry = Telemetry(surroundings, Settings(), made.lifecycle, [made.always], parts=[made.part])
     return made

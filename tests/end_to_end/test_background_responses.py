@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from decimal import Decimal
@@ -16,6 +17,7 @@ from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, eventually,
 from tests.end_to_end.ledger_harness import Columns, rows_in
 from tests.end_to_end.messages import LAST, chunk
 from tests.end_to_end.response_store import USAGE, ResponseStore
+from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.settings import LedgerSettings, ModelEntry, PriceList
 from twisted_vllm.proxy import background_responses, stored_answer
 
@@ -99,6 +101,33 @@ async def test_nobody_looks_and_it_is_charged(reactor: Any, stand_in: Any, gatew
     assert (row["total_tokens"], row["outcome"]) == (7, "completed")
     # no client's request, no row
     assert len(rows_in(gateway.database_file)) == 1
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_metrics_have_its_tokens_once_it_is_charged(
+    reactor: Any, stand_in: Any, gateway_to: Any, ledger: bool
+) -> None:
+    server = ResponseStore(stand_in())
+    metrics = MetricsSettings(key_labels=5, litellm_names=True)
+    gateway = priced(gateway_to, server, metrics=metrics, ledger=LedgerSettings(enabled=ledger))
+    made = await begin(gateway, await gateway.make_key(key_alias="ada", **LIMITS))
+
+    async def shown() -> list[str]:
+        text = (await gateway.ask("GET", "/metrics")).body.decode()
+        return [line for line in text.splitlines() if re.match(r"(vllm_passthrough|litellm)_\w*tokens", line)]
+
+    assert await shown() == []
+    server.finish(made)
+    gateway.pass_time(1)
+    await charged(reactor, gateway)
+    found = await shown()
+    for wanted in (
+        r'vllm_passthrough_tokens_total\{model="\w+",type="completion"\} 4.0',
+        r'vllm_passthrough_key_tokens_total\{key="ada",key_hash="\w{8}",type="prompt"\} 3.0',
+        r'litellm_total_tokens_metric_total\{.*api_key_alias="ada".*\} 7.0',
+    ):
+        assert any(re.fullmatch(wanted, line) for line in found), wanted
 
 
 @pytest_twisted.ensureDeferred

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory
 from zope.interface.verify import verifyObject
 
+from tests.certificates import Authority
 from tests.self_signed import self_signed_pem
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.http.net.certificates import Listeners
@@ -86,3 +88,16 @@ def test_all_files_that_cannot_be_used_are_told_and_none_is_replaced(texts: list
         listeners.prepare(texts)
     assert [problem.path for problem in told.value.problems] == ["passthrough.listen"] * 2
     assert ports.presented() == before
+
+
+def test_when_each_ends_is_known_and_another_file_ends_at_another_time(texts: list[str], tmp_path: Path) -> None:
+    _, listeners = listen([f"{texts[1]}:interface=127.0.0.1", *texts[2:]], tmp_path)
+    first, second = listeners.certificates
+    assert (first.listener, second.listener) == ("127.0.0.1:440", "*:441")
+    in_a_day = time.time() + 86_400
+    assert all(abs(each.ends - in_a_day) < 60 for each in (first, second))
+    authority = Authority()
+    (tmp_path / NAMES[1]).write_bytes(b"".join(authority.sign("localhost", ended=3)))
+    _, apply = listeners.prepare([f"{texts[1]}:interface=127.0.0.1", *texts[2:]])
+    apply()
+    assert abs(second.ends - (time.time() - 3 * 86_400)) < 60

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.connect_errors import TlsFileError
 from twisted_vllm.http.client.endpoints import Endpoints
 from twisted_vllm.http.client.raw_headers import RawHeaders
-from twisted_vllm.http.client.tls import read_all, read_files
+from twisted_vllm.http.client.tls import read_all, read_files, seconds_of
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
@@ -407,3 +408,35 @@ def test_the_problems_of_servers_name_the_server(tmp_path: Path) -> None:
         read_all([*servers, make_server()], str(tmp_path))
     fault = f"ssl_ca: the file {tmp_path}/none.pem cannot be read (No such file or directory)"
     assert str(caught.value).splitlines() == [f"https://{server.name}: {fault}" for server in servers]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_it_is_known_when_certificates_end(lab: Lab, tmp_path: Path, verify: bool) -> None:
+    """That of the server is known from the handshake, also if it is not checked or has ended."""
+    certificate = AUTHORITY.write(tmp_path, "server", LOOPBACK, ended=2)
+    own = AUTHORITY.write(tmp_path, "own", "gateway")
+    authority = AUTHORITY.write_own(tmp_path)
+    options = ServerTls(verify=verify, ca_file=str(authority) if verify else None, certificate_file=str(own))
+    with serving(lambda _: OK, certificate) as port:
+        server = lab.server(port, options)
+        assert dict(lab.agent.certificate_ends(server)) == {}
+        if verify:
+            await lab.refusal(server)
+        else:
+            assert await lab.get(server) == b"ok"
+    found = dict(lab.agent.certificate_ends(server))
+    now = time.time()
+    assert abs(found.pop("server") - (now - 2 * 86_400)) < 60
+    assert abs(found.pop("client") - (now + 86_400)) < 60
+    if verify:
+        assert abs(found.pop("authority") - (now + 86_400)) < 60
+    assert found == {}
+
+
+def test_a_server_without_tls_has_no_certificate(lab: Lab) -> None:
+    assert list(lab.agent.certificate_ends(lab.server(80, None))) == []
+
+
+def test_a_moment_of_a_certificate_is_in_utc() -> None:
+    assert seconds_of(b"20270115080000Z") == 1_800_000_000.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from tests.observability.test_request_records import forwarded, request
 from twisted_vllm.bodies.request_tags import Said
 from twisted_vllm.context import FailedAttempt, RequestContext
 from twisted_vllm.errors import ModelNotAllowed
+from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.request_event import Attempt, RequestEvent, RequestEvents
@@ -78,7 +80,7 @@ def test_keys_in_texts_of_clients_are_struck_out() -> None:
 
 def test_each_consumer_gets_one_and_the_same_event(logged_failures: LoggedFailures) -> None:
     told: list[RequestEvent] = []
-    observer = events(contents_of=lambda context: msgspec.Raw(b'{"input":[]}'))
+    observer = events()
 
     def fail(event: RequestEvent, context: RequestContext) -> None:
         raise ZeroDivisionError
@@ -86,5 +88,39 @@ def test_each_consumer_gets_one_and_the_same_event(logged_failures: LoggedFailur
     observer.consumers = (fail, lambda event, context: told.append(event), lambda event, context: told.append(event))
     observer.finished(request())
     assert told[0] is told[1]
-    assert b'"contents":{"input":[]}' in msgspec.json.encode(told[0])
+    assert b'"contents"' not in msgspec.json.encode(told[0])
     assert len(logged_failures.flush(ZeroDivisionError)) == 1
+
+
+class Nothing:
+    """Gathers nothing."""
+
+    def start(self, head: ResponseHead) -> None: ...
+
+    def feed(self, data: bytes) -> None: ...
+
+
+def test_an_event_with_contents_is_told_once_they_are_json() -> None:
+    told: list[RequestEvent] = []
+    waiting: list[Callable[[msgspec.Raw | None], None]] = []
+    observer = events()
+    observer.consumers = (lambda event, context: told.append(event),)
+    observer.render = lambda contents, context, tell: waiting.append(tell)
+    for _ in range(2):
+        made = request()
+        made.contents = Nothing()
+        observer.finished(made)
+        assert made.contents is None
+    assert told == []
+    waiting[0](msgspec.Raw(b'{"input":[]}'))
+    waiting[1](None)
+    assert b'"contents":{"input":[]}' in msgspec.json.encode(told[0])
+    assert told[1].contents is None
+
+
+def test_contents_that_nobody_wants_are_dropped() -> None:
+    observer = events()
+    made = request()
+    made.contents = Nothing()
+    observer.finished(made)
+    assert made.contents is None

@@ -19,7 +19,7 @@ from tests.proxy.gateway_fakes import server
 from tests.upstreams.fleets import make_router
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import ModelEntry, RoutingSettings, Server
-from twisted_vllm.errors import GatewayError, NoHealthyUpstream, ServerBusy, UpstreamUnreachable
+from twisted_vllm.errors import GatewayError, NoHealthyUpstream, ServerBusy, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.net.deadlines import INTERVAL, DeadlineSweeper
 from twisted_vllm.upstreams.dispatcher import Ask, Dispatcher, Placement
 
@@ -573,3 +573,21 @@ class AnyRequests(RuleBasedStateMachine):
 
 TestAnyRequests = AnyRequests.TestCase
 TestAnyRequests.settings = settings(stateful_step_count=40)
+
+
+def test_a_request_that_times_out_at_a_server_that_answers_others_is_counted_and_takes_it_out_of_nothing() -> None:
+    fleet = Fleet(capped(name="gpu-1:8000"), capped(name="gpu-2:8000"))
+    state = fleet.router.servers.named("gpu-1:8000")
+    assert state is not None
+    for _ in range(20):
+        asked = fleet.ask()
+        while asked.where != state.name:
+            asked.end()
+            asked = fleet.ask()
+        assert asked.placement is not None
+        fleet.clock.advance(1)
+        state.last_alive = fleet.clock.seconds()
+        assert not asked.placement.failed(UpstreamTimeout("It took too long."), fleet.clock.seconds(), sent=True)
+        asked.end()
+    assert state.breaker.failures == {"slow": 20}
+    assert state.breaker.closed

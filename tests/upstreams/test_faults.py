@@ -23,6 +23,12 @@ from twisted_vllm.errors import OutOfSockets, ServerBusy, UpstreamProtocolError,
 from twisted_vllm.upstreams.faults import fault_of_error, fault_of_request
 
 
+def unreachable(cause: BaseException | None = None, fault: str = "") -> UpstreamUnreachable:
+    error = UpstreamUnreachable("…")
+    error.__cause__, error.fault = cause, fault
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -37,6 +43,11 @@ from twisted_vllm.upstreams.faults import fault_of_error, fault_of_request
         (ConnectionDone(), "connection_lost"),
         (NoRouteError(), "connection_failed"),
         (UpstreamUnreachable("…"), "connection_failed"),
+        (unreachable(ConnectionRefusedError()), "connection_refused"),
+        (unreachable(ConnectionLost()), "connection_lost"),
+        (unreachable(SSL.Error([("SSL routines", "", "certificate verify failed")])), "tls_failed"),
+        (unreachable(ValueError()), "connection_failed"),
+        (unreachable(fault="status_503"), "status_503"),
     ],
 )
 def test_each_fault_of_a_server_has_a_name(error: BaseException, reason: str) -> None:
@@ -65,3 +76,7 @@ def test_a_timeout_counts_only_if_the_server_answered_nobody_meanwhile() -> None
     assert fault_of_request(error, sent=10.0, last_alive=11.0) is None
     refused = ConnectionRefusedError()
     assert fault_of_request(refused, sent=10.0, last_alive=11.0) == "connection_refused"
+
+
+def test_what_waits_at_a_server_that_its_checks_find_frozen_failed_by_a_timeout_whoever_was_answered() -> None:
+    assert fault_of_request(unreachable(fault="timeout"), sent=1.0, last_alive=2.0) == "timeout"

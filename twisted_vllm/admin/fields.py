@@ -10,7 +10,7 @@ import re
 from calendar import monthrange
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -143,6 +143,9 @@ RouteRules = Annotated[
     ],
     msgspec.Meta(max_length=MAX_ITEMS),
 ]
+
+#: what is kept of prompts and answers for traces and sinks
+LogMode = Literal["off", "metadata", "full"]
 
 #: the operator's headers that a key's callers may set
 GrantedHeaders = Annotated[

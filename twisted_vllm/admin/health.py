@@ -192,7 +192,7 @@ def _draining() -> Draining:
 async def metrics(context: AdminContext, request: IRequest) -> bytes:
     """Return the gateway's own metrics, in the text format of Prometheus or as OpenMetrics.
 
-    They name no key, user or model, and servers to administrators only. The operator may close them to all others.
+    They name models, servers, keys, users and teams to administrators only. The operator may close them to all others.
     """
     await context.authenticator.find_out(request)
     if context.metrics_are_open:

@@ -13,6 +13,7 @@ import attrs
 
 from twisted_vllm.auth.policy import matches_model
 from twisted_vllm.auth.records import KeyRecord
+from twisted_vllm.config.log_bodies import OFF
 from twisted_vllm.field_policy.rules import EVERYTHING, FieldRules
 from twisted_vllm.ratelimit.allowance import Allowance, ModelBudget
 
@@ -170,6 +171,8 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "granted_headers": lambda most, headers: set(headers) <= set(most),
     "cache_salt": lambda most, salt: most is None or salt is not None,
     "fields": covers_fields,
+    # more or fewer may be kept by the operator's settings, unless it is off
+    "log_bodies": lambda most, mode: mode in (most, OFF),
 }
 
 #: what the admin API calls an attribute

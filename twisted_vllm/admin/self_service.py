@@ -31,6 +31,7 @@ from twisted_vllm.admin.scope import IScope
 from twisted_vllm.auth.policy import matches_model
 from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.auth.roles import INTERNAL_USER, INTERNAL_USER_VIEWER
+from twisted_vllm.config.log_bodies import OFF
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, RouteNotAllowed
 from twisted_vllm.field_policy.rules import FieldRules, rules_of
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, members_budget_id
@@ -47,7 +48,7 @@ MAX_METADATA = 4096
 _SETTABLE = frozenset(
     (
         *("key_alias", "models", "aliases", "allowed_routes", "blocked", "expires", "metadata"),
-        *("allowance", "fields", "cache_salt"),
+        *("allowance", "fields", "cache_salt", "log_bodies"),
         # what a regeneration and every change set
         *("token", "key_name", "rotation_count", "last_rotation_at", "updated_at", "updated_by"),
     )
@@ -190,6 +191,8 @@ class OwnScope:
             name = attribute.name
             if name not in _SETTABLE and getattr(before, name) != getattr(after, name):
                 _refuse("only administrators set this", name)
+        if before.log_bodies != after.log_bodies != OFF:
+            _refuse("only administrators set anything else than `off`", "log_bodies")
         if before.blocked and not self._may_unblock(caller, before):
             raise RouteNotAllowed(f"Somebody else blocked this key: it can only be deleted. {_ASK}")
         _check_metadata(after)
@@ -463,6 +466,7 @@ def _as_record(principal: Principal, now: datetime) -> KeyRecord:
         allowance=own[0] if own else UNLIMITED,
         cache_salt=principal.cache_salt or None,
         fields=principal.key_fields,
+        log_bodies=principal.log_bodies,
     )
 
 
@@ -490,6 +494,7 @@ def _overlaid(
         allowance=_overlaid_limits(mine.allowance, most, asked.allowance, wanted),
         fields=_overlaid_rules(mine.fields, asked.fields),
         cache_salt=salt,
+        log_bodies=asked.log_bodies or mine.log_bodies,
     )
 
 

@@ -124,6 +124,11 @@ class AccountingService:
         )
         metrics.add(PreflightCollector(self.observer))
 
+    @property
+    def shares_limits(self) -> bool | None:
+        """Whether limits are counted in Redis at present; None if it is not configured."""
+        return None if self._redis is None else self._redis.is_ready
+
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Return what puts other settings into effect from the next request on. In any thread: it may take long."""
         rules = _rules_of(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
@@ -21,6 +22,9 @@ from twisted_vllm.errors import Draining
 
 #: Seconds after which the thread that reads gives way to the reactor; Python's own 5 ms would delay every chunk.
 SWITCH_SECONDS = 0.0005
+
+#: the results of a reload, as metrics name them
+SUCCEEDED, INVALID, FAILED = "succeeded", "invalid", "failed"
 
 #: paths that a line of the log names; the answer to an administrator names all
 MAX_NAMED = 20
@@ -42,6 +46,10 @@ class Reloader:
 
     Attributes:
         settings: those in effect.
+        results: how many reloads `SUCCEEDED`, were `INVALID` and changed nothing, or `FAILED` otherwise.
+        succeeded_at: when the settings in effect were read, in Unix seconds; at first, the start.
+        last_failed: whether the last reload did not succeed.
+        restart_needed: settings that differ since the last reload and need a restart.
     """
 
     _log = Logger()
@@ -53,6 +61,7 @@ class Reloader:
         prepare: Prepare,
         in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
         manager: ServiceManager = NO_MANAGER,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """Set up.
 
@@ -62,6 +71,7 @@ class Reloader:
             prepare: prepares settings, in another thread.
             in_thread: runs a function in another thread.
             manager: is told when a reload begins and ends.
+            now: Unix seconds.
         """
         self.settings = settings
         self._read = read
@@ -71,6 +81,11 @@ class Reloader:
         self._waiting: list[Deferred[Reloaded]] = []
         self._running = self._stopped = False
         self._ordinary_switching = sys.getswitchinterval()
+        self._now = now
+        self.results = {SUCCEEDED: 0, INVALID: 0, FAILED: 0}
+        self.succeeded_at = now()
+        self.last_failed = False
+        self.restart_needed: tuple[str, ...] = ()
 
     def reload(self) -> Deferred[Reloaded]:
         """Read the settings and put them into effect. Those who ask while a reload runs get the next one together.
@@ -119,17 +134,22 @@ class Reloader:
         try:
             plan, files, apply = yield self._in_thread(self._planned)
         except ConfigError as error:
+            self._ended(INVALID)
             self._log.error("The configuration cannot be used; nothing was changed:\n{problems}", problems=str(error))
             raise
         except Exception:
+            self._ended(FAILED)
             self._log.failure("The configuration could not be read again; nothing was changed")
             raise
         self._check_runs()
         try:
             apply()
         except Exception:
+            self._ended(FAILED)
             self._log.failure("The new configuration is in effect in part only: restart the gateway")
             raise
+        self._ended(SUCCEEDED)
+        self.restart_needed = plan.restart_needed
         self.settings = plan.settings
         changed = tuple(dict.fromkeys((*plan.changed, *files)))
         self._tell(changed, plan)
@@ -144,6 +164,12 @@ class Reloader:
             return plan, *self._prepare(plan.settings)
         finally:
             sys.setswitchinterval(self._ordinary_switching)
+
+    def _ended(self, result: str) -> None:
+        self.results[result] += 1
+        self.last_failed = result != SUCCEEDED
+        if not self.last_failed:
+            self.succeeded_at = self._now()
 
     def _check_runs(self) -> None:
         if self._stopped:

@@ -83,7 +83,7 @@ from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
+from twisted_vllm.proxy.attempt_metrics import AttemptCollector
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.entry_usage import EntryUsage
@@ -106,7 +106,7 @@ from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.database import Database
-from twisted_vllm.storage.metrics import DatabaseCollector
+from twisted_vllm.storage.metrics import AuditCollector, DatabaseCollector
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
@@ -277,6 +277,7 @@ class Wiring:
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
         )
+        self.metrics.add(AuditCollector(self.registry))
         self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
 
         self.each_minute = EachMinute(reactor)
@@ -284,8 +285,7 @@ class Wiring:
         self._secrets = settings.secrets
         self._redact = observer.redact if isinstance(observer, GatewayLog) else Redactor(settings.secrets)
         self._text = text = ClientText(self._redact, RouteTemplates(route.path for route in ROUTES))
-        attempts = AttemptMetrics()
-        observers: list[RequestObserver] = [accounting.observer, EntryUsage(), attempts]
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
         self._recorder: LedgerRecorder | None = None
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
@@ -377,7 +377,7 @@ class Wiring:
             places=places,
             kv_caches=kv_caches,
         )
-        self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
+        self.metrics.add(AttemptCollector(forwarder, dispatcher))
         self._mounts = mounts = Mounts(settings.root_routes, settings.path_aliases)
         self._pass_through = pass_through = PassThroughResource(
             admission=admission,
@@ -474,6 +474,7 @@ class Wiring:
             metrics=self.metrics,
             deliveries=deliveries,
             accounting=accounting,
+            background=background,
             index=self.index,
             servers=self.servers,
             router=router,
@@ -482,6 +483,9 @@ class Wiring:
             forwarder=forwarder,
             site=self.site,
             database=self.database,
+            listeners=self._listeners,
+            reloader=lambda: self.reloader,
+            draining=lambda: self.drain.begun,
             budgets=self.budgets,
             directory=directory,
         )

@@ -60,6 +60,7 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
     cache_salt: str | None = None
     fields: FieldRules = NO_RULES
     organization_id: str | None = None
+    log_bodies: str | None = None
 
     @classmethod
     def of(cls, record: KeyRecord) -> KeyGrant:
@@ -82,6 +83,7 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
             cache_salt=record.cache_salt,
             fields=record.fields,
             organization_id=record.organization_id,
+            log_bodies=record.log_bodies,
         )
 
 
@@ -116,6 +118,7 @@ class TeamGrant(msgspec.Struct, frozen=True, gc=False):
     fields: FieldRules = NO_RULES
     organization_id: str | None = None
     aliases: Mapping[str, str] = {}
+    log_bodies: str | None = None
 
 
 class OrganizationGrant(msgspec.Struct, frozen=True, gc=False):

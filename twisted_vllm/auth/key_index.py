@@ -375,6 +375,8 @@ class KeyIndex:
             organization_models=() if organization is None else organization.models,
             role=_role(grant, user),
             team_aliases={} if team is None else team.aliases,
+            log_bodies=grant.log_bodies,
+            team_log_bodies=None if team is None else team.log_bodies,
         )
         return IndexedKey(
             token=grant.token,

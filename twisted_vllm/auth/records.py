@@ -58,6 +58,7 @@ class KeyRecord:
         fields: which fields of a body it may send.
         organization_id: the key's organization, or a label; None takes its team's.
         budget_id: the budget whose limits hold where it has none of its own.
+        log_bodies: what is kept of its prompts and answers: ``off``, ``metadata`` or ``full``; None says nothing.
     """
 
     token: str
@@ -86,6 +87,7 @@ class KeyRecord:
     fields: FieldRules = NO_RULES
     organization_id: str | None = None
     budget_id: str | None = None
+    log_bodies: str | None = None
 
     @property
     def hash_prefix(self) -> str:
@@ -134,6 +136,8 @@ class Principal:
         team_models: the model patterns of its team; empty means all models.
         aliases: the key's own model names and those of its team, and the model of each.
         team_aliases: those of its team alone, which also allow their models.
+        log_bodies: what its key says about keeping its prompts and answers: a mode of
+            `twisted_vllm.config.log_bodies`; None says nothing. Likewise `team_log_bodies`.
         priority: the ``X-Vllm-Priority`` of its requests.
         granted_headers: the operator's headers that it may set, in lower case.
         expires: when its key stops working, in Unix seconds; infinity means never.
@@ -172,6 +176,8 @@ class Principal:
     role: str = ""
     end_user_id: str | None = None
     team_aliases: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    log_bodies: str | None = None
+    team_log_bodies: str | None = None
 
     @property
     def is_administrator(self) -> bool:

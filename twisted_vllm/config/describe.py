@@ -21,6 +21,7 @@ from twisted_vllm.config.routing import DEFAULT_STRATEGY
 from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.servers import SERVER_LIMITS, SERVER_TIMEOUTS
 from twisted_vllm.config.settings import MediaUrls, ModelEntry, PriceList, Server, Settings
+from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.config.urls import describe_database
 
 _HELP_WIDTH = 100
@@ -166,6 +167,29 @@ def _log(settings: Settings) -> Iterator[str]:
     if log.file is not None:
         target = f"{log.file}, rotated at {log.rotate_bytes} bytes, {log.keep_files} old files kept"
     yield f"{log.format}, level {log.level}, to {target}"
+
+
+def _otlp_metrics(settings: Settings) -> Iterator[str]:
+    metrics = settings.otlp_metrics
+    if metrics.active:
+        where, how = _origin(metrics.destination), metrics.destination.protocol
+        yield f"{metrics.temporality}, every {metrics.interval:g} s, as {metrics.service_name} to {where} by {how}"
+
+
+def _origin(destination: TraceDestination) -> str:
+    """Return where a destination is; the rest of its URL may hold a key."""
+    scheme, _, rest = destination.endpoint.partition("://")
+    return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}"
+
+
+def _traces(settings: Settings) -> Iterator[str]:
+    tracing = settings.tracing
+    if not tracing.active:
+        return
+    ratio = f" of {tracing.sample_ratio:g}" if "ratio" in (tracing.sampler or "") else ""
+    yield f"{tracing.sampler}{ratio}, as {tracing.service_name}{'' if tracing.propagate else ', servers are not told'}"
+    for each in tracing.destinations:
+        yield f"to {each.name} at {_origin(each)} by {each.protocol}"
 
 
 def _routing(settings: Settings) -> Iterator[str]:
@@ -373,6 +397,25 @@ LINES = (
             "passthrough.log.rotate_bytes",
             "passthrough.log.keep_files",
             "passthrough.log.level",
+        ),
+    ),
+    Line(
+        "traces",
+        _traces,
+        tuple(
+            f"passthrough.tracing.{name}"
+            for name in (
+                *("enabled", "destinations", "service_name", "resource_attributes", "sampler", "sample_ratio"),
+                "propagate",
+            )
+        ),
+    ),
+    Line(
+        "otlp metrics",
+        _otlp_metrics,
+        tuple(
+            f"passthrough.otlp_metrics.{name}"
+            for name in ("enabled", "endpoint", "protocol", "headers", "interval", "timeout", "temporality")
         ),
     ),
     Line("routing", _routing, ("router_settings.routing_strategy",)),

@@ -36,6 +36,7 @@ ADVICE = {
     "trusted_proxy_ranges": "see passthrough.trusted_proxies",
     "disable_cooldowns": "see router_settings.allowed_fails",
     "enable_pre_call_checks": "see router_settings.context_window_fallbacks",
+    "store_prompts_in_spend_logs": "the ledger keeps no prompts; see passthrough.log_bodies for traces and sinks",
     "json_logs": "see passthrough.log.format",
     "maximum_spend_logs_retention_period": "see passthrough.ledger.usage_retention",
     "pass_through_request_timeout": "see passthrough.timeouts",
@@ -47,7 +48,7 @@ ADVICE = {
 #: blocks at the top of the file
 BLOCKS = names(
     """
-    agent_list agents assistant_settings callback_settings classifier_plugin credential_list default_vertex_config
+    agent_list agents assistant_settings classifier_plugin credential_list default_vertex_config
     files_settings finetune_settings mcp_servers mcp_tools plugins prompts sandbox_tools search_tools
     vector_store_registry worker_registry
     """
@@ -68,17 +69,18 @@ LITELLM_SETTINGS = names(
     disable_end_user_cost_tracking disable_end_user_cost_tracking_prometheus_only disable_hf_tokenizer_download
     drop_params enable_azure_ad_token_refresh enable_caching_on_provider_specific_optional_params
     enable_end_user_cost_tracking enable_json_schema_validation enable_key_alias_format_validation
-    enable_loadbalancing_on_batch_endpoints enable_preview_features extra_spend_tag_headers failure_callback
+    enable_loadbalancing_on_batch_endpoints enable_preview_features extra_spend_tag_headers
     force_ipv4 forward_traceparent_to_llm_provider input_callback json_logs
     langfuse_default_tags mcp_aliases modify_params prometheus_initialize_budget_metrics
+    prometheus_latency_buckets
     prometheus_metrics_config public_model_groups public_model_groups_links redact_messages_in_exceptions
-    redact_user_api_key_info s3_callback_params service_callback service_callbacks
-    success_callback suppress_debug_info telemetry turn_off_message_logging
+    redact_user_api_key_info service_callback service_callbacks
+    suppress_debug_info telemetry
     use_chat_completions_url_for_anthropic_messages user_url_allowed_hosts user_url_validation
     azure_content_safety_params budget_exceeded_throttle_percentage budget_reset_time budget_rollover
     code_interpreter_interception_params compression_interception_params default_soft_budget
     disable_add_user_agent_to_request_tags disable_aiohttp_transport disable_streaming_logging disable_token_counter
-    enable_redis_auth_cache global_bitbucket_config global_disable_no_log_param global_gitlab_config
+    enable_redis_auth_cache global_bitbucket_config global_gitlab_config
     global_prompt_directory include_cost_in_streaming_usage key_alias_pattern log_auth_failure_key_identity
     max_ui_session_budget mcp_semantic_tool_filter model_group_settings overwrite_user_with_key_hash
     personal_key_model_access_from_teams presidio_logging_only priority_reservation_settings

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import attrs
 
-from twisted_vllm.config import alerting, litellm, restricting
+from twisted_vllm.config import alerting, litellm, otlp_metrics, otlp_sinks, restricting
+from twisted_vllm.config.callbacks import NO_CALLBACKS, Callbacks, callback_settings
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
     OWN_BLOCK,
@@ -31,7 +33,9 @@ from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.config.server_tls import TlsParams
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, RoutingSettings, Settings, Timeouts
+from twisted_vllm.config.sinks import SinkSettings
 from twisted_vllm.config.sources import BLOCK, from_environment, overlay, warn_of_misspelt
+from twisted_vllm.config.tracing import TracingSettings, with_destinations
 from twisted_vllm.config.urls import api_base, database_url
 
 #: the names of command-line arguments in messages
@@ -150,6 +154,13 @@ class Document:
         "cause a warning, or an error if they restrict somebody.",
         block="",
     )
+    callback_settings: Mapping[str, object] = setting(
+        {},
+        callback_settings,
+        "LiteLLM's settings of callbacks, by their names: callback_type: generic_api with endpoint, headers, "
+        "event_types, log_format and timeout.",
+        block="",
+    )
     passthrough: dict[str, Any] = setting(
         {},
         _block(
@@ -227,6 +238,16 @@ def load(
     alerting.resolve(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
+    callbacks = _callbacks(found, document.callback_settings, root)
+    tracing = found.get("tracing") or TracingSettings()
+    found["otlp_metrics"] = otlp_metrics.resolved(
+        found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), tracing, root
+    )
+    found["tracing"] = with_destinations(tracing, callbacks.traces, root)
+    _check_sink_names(found.get("sinks", ()), callbacks, root)
+    beside = "" if file is None else str(Path(file).absolute().parent)
+    found["sinks"] = otlp_sinks.with_environment(_importing(found.get("sinks", ()), beside), tracing, root)
+    callbacks = attrs.evolve(callbacks, sinks=_importing(callbacks.sinks, beside))
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))
     _warn_of_unknown_models(routing, fleet, document.router_settings, root)
@@ -240,9 +261,36 @@ def load(
         routing=routing,
         default_server=fleet.default,
         models=fleet.models,
+        callbacks=callbacks,
         usual_tls=TlsParams(verify=found.get("ssl_verify"), certificate=found.get("ssl_certificate")),
         warnings=report.warnings(),
     )
+
+
+def _callbacks(found: Mapping[str, Any], own: Mapping[str, object], root: Place) -> Callbacks:
+    """Return what LiteLLM's callbacks ask for."""
+    both = found.get("litellm_callbacks", ())
+    successes, failures = found.get("success_callback", ()), found.get("failure_callback", ())
+    if not (both or successes or failures):
+        return NO_CALLBACKS
+    # few files name one
+    from twisted_vllm.config.callback_reading import read_callbacks
+
+    return read_callbacks(both, successes, failures, own, found.get("s3_callback_params", {}), root)
+
+
+def _check_sink_names(written: Iterable[SinkSettings], callbacks: Callbacks, root: Place) -> None:
+    names = {sink.name for sink in callbacks.sinks}
+    for index, sink in enumerate(written):
+        if sink.name in names:
+            root.at(_DECLARED["sinks"].path).item(index).key("name").refuse(
+                "is the name of a callback's sink as well (give it another one, or take the callback out)"
+            )
+
+
+def _importing(sinks: Iterable[SinkSettings], directory: str) -> tuple[SinkSettings, ...]:
+    """Return sinks whose Python is looked for in a directory first."""
+    return tuple(attrs.evolve(sink, import_from=directory) if sink.object is not None else sink for sink in sinks)
 
 
 def variables() -> list[Setting]:

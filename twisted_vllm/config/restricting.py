@@ -24,16 +24,6 @@ _LIMITS = names(
     """
 )
 
-#: the callbacks of LiteLLM that may refuse or change a request; a name with a dot is the operator's own Python
-_GUARDS = names(
-    """
-    aim aporia azure_content_safety banned_keywords bedrock_guardrails blocked_user_check cache_control_check
-    detect_prompt_injection dynamic_rate_limiter dynamic_rate_limiter_v3 google_text_moderation guardrails_ai
-    hide_secrets lakera_prompt_injection llamaguard_moderations llmguard_moderations max_budget_limiter
-    openai_moderations parallel_request_limiter parallel_request_limiter_v3 presidio
-    """
-)
-
 #: the router's checks that refuse requests; its others choose a server
 _REFUSING_CHECKS = frozenset(("router_budget_limiting", "enforce_model_rate_limits"))
 
@@ -49,10 +39,6 @@ def asks_for_something(value: object) -> bool:
 
 def _items(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
-
-
-def _has_guard(value: object) -> bool:
-    return any(isinstance(name, str) and (name in _GUARDS or "." in name) for name in _items(value))
 
 
 def _has_refusing_check(value: object) -> bool:
@@ -134,12 +120,6 @@ LITELLM_SETTINGS: Restrictions = {
         "refuse requests for models without a price", "write prices for each entry, or passthrough.default_prices"
     ),
     "blocked_user_list": Restriction("refuse certain end users", "block them with POST /customer/block"),
-    "callbacks": Restriction(
-        "run guardrails, limiters or Python of your own",
-        _CHECK_BEFORE,
-        _has_guard,
-        "a guardrail, a limiter, or a name with a dot",
-    ),
     "default_end_user_max_budget": Restriction("limit what each end user spends", _NEW_END_USERS),
     "default_max_internal_user_budget": Restriction(
         "limit what each user spends", "write litellm_settings.max_internal_user_budget, which LiteLLM uses as well"

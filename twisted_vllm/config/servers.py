@@ -24,6 +24,7 @@ from twisted_vllm.config.declaration import (
     setting,
     settings_of,
 )
+from twisted_vllm.config.log_bodies import log_mode
 from twisted_vllm.config.model_ids import ModelIds
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
 from twisted_vllm.config.problems import REFERENCE, Place, Rejected, nearest
@@ -177,6 +178,12 @@ class ModelInfo(PriceList):
         optional(routing_strategy, "router_settings.routing_strategy"),
         "How the servers of this model share its requests. The same in all entries of a model_name that name one.",
         example="session",
+    )
+    log_bodies: str | None = setting(
+        None,
+        optional(log_mode, "passthrough.log_bodies"),
+        "What traces and sinks get of this model's prompts and answers.",
+        example="metadata",
     )
 
 
@@ -567,6 +574,7 @@ def assemble(
                 strategy=strategies.get(each.entry.model_name),
                 model_id=model_id,
                 description=each.described.text,
+                log_bodies=each.entry.model_info.log_bodies,
             )
             for each, model_id in zip(placed, _ids(placed, ids), strict=True)
         ),

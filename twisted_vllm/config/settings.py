@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 
 from twisted_vllm.config import jwt
 from twisted_vllm.config.alerting import IGNORED_ARGS, AlertingArgs, AlertSettings, alert_types, channel, urls_by_type
+from twisted_vllm.config.callbacks import NO_CALLBACKS, Callbacks, callback_names, s3_params
 from twisted_vllm.config.checks import (
     MAX_DOLLARS,
     amount,
@@ -46,8 +47,11 @@ from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
 from twisted_vllm.config.log import LEVELS, request_lines
+from twisted_vllm.config.log_bodies import LogBodiesSettings
+from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
+from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
     aliases,
@@ -57,6 +61,8 @@ from twisted_vllm.config.routing import (
 )
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls, TlsParams
+from twisted_vllm.config.sinks import SINK_ITEMS, SinkSettings, sinks
+from twisted_vllm.config.tracing import TracingSettings
 from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
@@ -755,6 +761,7 @@ class ModelEntry:
         discovery: how servers are found below the server's name: ``dns`` or ``srv``; None if it is one server.
         model_id: its id; the servers of one service share it.
         description: its ``model_info`` as it is written, in JSON.
+        log_bodies: what is kept of its prompts and answers; None says nothing.
     """
 
     model_name: str
@@ -769,6 +776,7 @@ class ModelEntry:
     discovery: str | None = None
     model_id: str = ""
     description: bytes = b"{}"
+    log_bodies: str | None = None
 
 
 _NO_TLS = TlsParams()
@@ -785,6 +793,7 @@ class Settings:
         default_server: serves requests for models without an entry in ``models``.
         models: the entries of ``model_list``, in order.
         usual_tls: how TLS is spoken to servers that do not say it themselves.
+        callbacks: what LiteLLM's callbacks ask for.
         warnings: one line for each setting that is accepted but not used.
     """
 
@@ -961,11 +970,50 @@ class Settings:
         "The status of the answer budget_exceeded. LiteLLM's own default is 422, which clients do not send again.",
         block="litellm_settings",
     )
+    litellm_callbacks: tuple[str, ...] = setting(
+        (),
+        callback_names,
+        "LiteLLM's callbacks: prometheus (its names in /metrics), generic_api and s3_v2 (sinks), otel, langfuse, "
+        "langfuse_otel, arize_phoenix, arize, mlflow, datadog, braintrust, langsmith and others (traces by OTLP), "
+        "names of callback_settings, and import paths of loggers. Any other keeps the gateway from starting.",
+        name="callbacks",
+        block="litellm_settings",
+    )
+    success_callback: tuple[str, ...] = setting(
+        (),
+        callback_names,
+        "As callbacks, for requests that were answered below 400 alone.",
+        block="litellm_settings",
+    )
+    failure_callback: tuple[str, ...] = setting(
+        (), callback_names, "As callbacks, for the other requests alone.", block="litellm_settings"
+    )
+    s3_callback_params: Mapping[str, object] = setting(
+        {},
+        s3_params,
+        "Where the callbacks s3_v2 and s3 write: s3_bucket_name, s3_path, s3_region_name, s3_endpoint_url, "
+        "s3_aws_access_key_id, s3_aws_secret_access_key, s3_aws_session_token, s3_flush_interval, s3_batch_size.",
+        block="litellm_settings",
+    )
+    turn_off_message_logging: bool = setting(
+        False,
+        flag,
+        "Whether no text of any prompt or answer is kept, whatever passthrough.log_bodies, a model, a team or a key "
+        "say: metadata is the most.",
+        block="litellm_settings",
+    )
+    global_disable_no_log_param: bool = setting(
+        False,
+        flag,
+        "Whether clients may not ask that nothing is kept of a request (x-litellm-no-log, or no-log in the body).",
+        block="litellm_settings",
+    )
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,
-        "Whether GET /metrics needs an administrator's key. Without it, whoever reaches the port may read them. They "
-        "name no key, user or model. LiteLLM's own default is true.",
+        "Whether GET /metrics needs an administrator's key. Without it, whoever reaches the port may read them, with "
+        "numbers in place of the names of models and servers, and nothing of keys, users and teams. LiteLLM's own "
+        "default is true.",
         block="litellm_settings",
     )
 
@@ -1098,6 +1146,33 @@ class Settings:
         AlertSettings(), section(AlertSettings), "Alerts to people, where LiteLLM has no setting."
     )
     log: LogSettings = setting(LogSettings(), section(LogSettings), "The log: of requests, and of the gateway itself.")
+    metrics: MetricsSettings = setting(
+        MetricsSettings(), section(MetricsSettings), "GET /metrics: the metrics of requests."
+    )
+    sinks: tuple[SinkSettings, ...] = setting(
+        (),
+        sinks,
+        "Where log lines and finished requests go beside the log, each with a filter, a format and a bounded queue.",
+        items=SINK_ITEMS,
+    )
+    log_bodies: LogBodiesSettings = setting(
+        LogBodiesSettings(),
+        section(LogBodiesSettings),
+        "Which prompts and answers traces and sinks get. The log and the ledger get none.",
+    )
+    tracing: TracingSettings = setting(
+        TracingSettings(),
+        section(TracingSettings),
+        "Traces of requests by OpenTelemetry, for each request one span and one for each attempt at a server. The "
+        "variables OTEL_EXPORTER_OTLP_..., OTEL_TRACES_..., OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, "
+        "OTEL_PROPAGATORS and OTEL_SDK_DISABLED count where the file says nothing.",
+    )
+    otlp_metrics: OtlpMetricsSettings = setting(
+        OtlpMetricsSettings(),
+        section(OtlpMetricsSettings),
+        "Metrics by OpenTelemetry: what /metrics shows administrators, sent to a collector. Name and attributes of the "
+        "gateway are those of tracing.",
+    )
     health: HealthSettings = setting(
         HealthSettings(), section(HealthSettings), "How the gateway finds out whether a server works."
     )
@@ -1139,6 +1214,7 @@ class Settings:
     default_server: Server | None = None
     models: tuple[ModelEntry, ...] = ()
     usual_tls: TlsParams = _NO_TLS
+    callbacks: Callbacks = NO_CALLBACKS
     warnings: tuple[str, ...] = ()
 
     @property
@@ -1175,6 +1251,11 @@ class Settings:
         return list(dict.fromkeys([*default, *(entry.server for entry in self.models)]))
 
     @property
+    def all_sinks(self) -> tuple[SinkSettings, ...]:
+        """The sinks of the file, and those that LiteLLM's callbacks ask for."""
+        return (*self.sinks, *self.callbacks.sinks)
+
+    @property
     def secrets(self) -> list[str]:
         """All secrets, for the log to redact."""
         found = [self.database_url.reveal()]
@@ -1193,6 +1274,9 @@ class Settings:
         webhooks = [self.alerts.slack_webhook_url, self.alerts.webhook_url]
         webhooks += [url for urls in self.alert_to_webhook_url.values() for url in urls]
         found += [url.reveal() for url in webhooks if url is not None]
+        found += self.tracing.secrets
+        found += [secret for sink in self.all_sinks for secret in sink.secrets]
+        found += self.otlp_metrics.secrets
         return found
 
     @property

@@ -19,6 +19,7 @@ from twisted_vllm.admin.parsing import parse_body
 from twisted_vllm.auth.policy import parse_rule
 from twisted_vllm.auth.records import MANAGEMENT
 from twisted_vllm.config.checks import MAX_DOLLARS
+from twisted_vllm.config.log_bodies import OPT_OUT, opts_out
 from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.litellm_import.notes import Notes, Outcome, clean
@@ -100,6 +101,9 @@ class Fields:
             self.values["metadata"] = {}
             return
         own = dict(metadata)
+        if opts_out(own):
+            # also where it stands in a field that is left out
+            own[OPT_OUT] = True
         for name in IN_METADATA & own.keys():
             value = own.pop(name)
             if asks_for_something(value) and not asks_for_something(self.values.get(name)):

@@ -33,7 +33,16 @@ _IDENTITIES = {
 }
 
 #: what a second import does not take over from the record that it makes anew
-_OURS = ("created_at", "created_by", "key_id", "cache_salt", "rotation_count", "last_rotation_at", "fields")
+_OURS = (
+    "created_at",
+    "created_by",
+    "key_id",
+    "cache_salt",
+    "rotation_count",
+    "last_rotation_at",
+    "fields",
+    "log_bodies",
+)
 #: what differs between equal records of two imports
 _WHEN = ("updated_at", "updated_by")
 
@@ -120,6 +129,9 @@ class _Writer:
                 count.new += 1
                 continue
             own = {each: getattr(existing, each) for each in _OURS if hasattr(existing, each)}
+            if getattr(fitting, "log_bodies", None) is not None:
+                # an opt-out that came later
+                own["log_bodies"] = fitting.log_bodies
             merged = attrs.evolve(fitting, **own)
             if attrs.evolve(merged, **{each: getattr(existing, each) for each in _WHEN}) == existing:
                 count.unchanged += 1

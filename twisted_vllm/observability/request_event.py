@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from twisted.logger import Logger
 
 from twisted_vllm.bodies.request_tags import METADATA_HEADER, TAGS_HEADER, said_in_headers, together
-from twisted_vllm.context import RequestContext
+from twisted_vllm.context import Contents, RequestContext
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.money import to_dollars
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.lines import iso_time
+
+#: LiteLLM's header that names the session of a request
+SESSION_HEADER = b"x-litellm-session-id"
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -77,6 +81,7 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         fallback: the model that was asked in place of the one that it names; empty if none was.
         max_tokens: the limit of generated tokens that it names; None without one.
         response_id: the id of the answer, if the gateway knows it.
+        session_id: the session that its ``x-litellm-session-id`` names; empty without.
         tags: its tags.
         metadata: its metadata, a JSON object as text; empty without.
         started: when it began, in Unix seconds.
@@ -127,6 +132,7 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     fallback: str = ""
     max_tokens: int | None = None
     response_id: str = ""
+    session_id: str = ""
     tags: tuple[str, ...] = ()
     metadata: str = ""
     attempts: tuple[Attempt, ...] = ()
@@ -135,15 +141,26 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     contents: msgspec.Raw | None = None
 
 
+def is_success(status: int, outcome: str) -> bool:
+    """Return whether a request counts as answered: completely, below 400."""
+    return outcome == "completed" and 0 < status < 400
+
+
 #: what gets the events: the event, and the context that it was made of
 Consumer = Callable[[RequestEvent, RequestContext], None]
+#: tells whether a consumer wants the event of a request; called once for each
+Wants = Callable[[RequestContext], bool]
+#: makes JSON of what was gathered of a request, and hands it to the function: in a later turn of the reactor
+Render = Callable[[Contents, RequestContext, Callable[[msgspec.Raw | None], None]], None]
 
 
 class RequestEvents(RequestObserver):
     """Makes an event of each finished request and hands it to all that want it.
 
     Attributes:
-        consumers: what gets the events.
+        consumers: what gets all events.
+        selective: what gets the events of certain requests. Without `consumers`, no event is made of others.
+        render: makes JSON of the prompt and the answer of a request that is over, later; None where none are kept.
     """
 
     _log = Logger()
@@ -152,24 +169,42 @@ class RequestEvents(RequestObserver):
         self,
         text: ClientText,
         client_of: Callable[[RequestContext], str],
-        contents_of: Callable[[RequestContext], msgspec.Raw | None] = lambda context: None,
     ) -> None:
         """Set up; nothing gets the events yet.
 
         Args:
             text: removes secrets from client-supplied text.
             client_of: returns the address of a request's client.
-            contents_of: returns the prompt and the answer of a request as JSON, if they are kept.
         """
         self.consumers: tuple[Consumer, ...] = ()
+        self.selective: tuple[tuple[Wants, Consumer], ...] = ()
         self._text = text
         self._client_of = client_of
-        self._contents_of = contents_of
+        self.render: Render | None = None
 
     def finished(self, context: RequestContext) -> None:
-        """Tell of a request. The failure of a consumer is logged and does not affect the others."""
+        """Tell of a request: at once, or once its prompt and its answer are JSON."""
+        consumers = self.consumers
+        for wants, consume in self.selective:
+            if wants(context):
+                consumers = (*consumers, consume)
+        contents, context.contents = context.contents, None
+        if not consumers:
+            return
         event = self.event(context)
-        for consume in self.consumers:
+        if contents is None or self.render is None:
+            self._tell(consumers, event, context)
+        else:
+            self.render(contents, context, partial(self._tell_with, consumers, event, context))
+
+    def _tell_with(
+        self, consumers: tuple[Consumer, ...], event: RequestEvent, context: RequestContext, found: msgspec.Raw | None
+    ) -> None:
+        self._tell(consumers, event if found is None else msgspec.structs.replace(event, contents=found), context)
+
+    def _tell(self, consumers: tuple[Consumer, ...], event: RequestEvent, context: RequestContext) -> None:
+        """Hand an event to its consumers. The failure of one is logged and does not affect the others."""
+        for consume in consumers:
             try:
                 consume(event, context)
             except Exception:
@@ -225,12 +260,12 @@ class RequestEvents(RequestObserver):
             fallback=context.fallback and text.text(context, context.fallback),
             max_tokens=None if meter is None else meter.max_tokens,
             response_id="" if meter is None else meter.response_id,
+            session_id=text.text(context, first[SESSION_HEADER].decode("latin-1")) if SESSION_HEADER in first else "",
             tags=tuple(text.text(context, tag) for tag in said.tags),
             metadata=text.whole(context, said.metadata),
             attempts=_attempts(context),
             trace_id="" if trace is None else trace.trace_id,
             span_id="" if trace is None else trace.span_id,
-            contents=self._contents_of(context),
         )
 
 
@@ -242,13 +277,22 @@ def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
     if not context.sent or context.server is None:
         return before
     meter, trace = context.meter, context.trace
+    began, span_id = context.attempt_began, "" if trace is None else trace.attempt_id
+    if before and (before[-1].server, before[-1].began, before[-1].span_id) == (context.server.name, began, span_id):
+        # no further attempt found a place
+        return before
+    if meter is not None:
+        status = meter.status
+    else:
+        # not that of the gateway's own error
+        status = 0 if context.error_code and context.status >= 400 else context.status
     last = Attempt(
         context.server.name,
-        context.attempt_began,
+        began,
         context.ended,
-        context.status if meter is None else meter.status,
+        status,
         "" if context.outcome == "completed" else context.error_code or context.outcome,
-        "" if trace is None else trace.attempt_id,
+        span_id,
     )
     return (*before, last)
 

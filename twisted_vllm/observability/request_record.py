@@ -32,6 +32,7 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         repeated_as: the ``x-request-id`` that vLLM saw of its last attempt; empty if it was sent once.
         attempts: the attempts that failed before it, each a server and a reason; empty if there was none.
         fallback: the model that was asked in place of the one that the body names; empty if none was.
+        trace_id: the id of its trace, 32 hex digits; empty if it is not traced.
     """
 
     time: str
@@ -54,3 +55,4 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     repeated_as: str = ""
     attempts: str = ""
     fallback: str = ""
+    trace_id: str = ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from twisted_vllm.bounded_cache import BoundedCache
-from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization, Peer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.header_cache import LONGEST_HEAD, MOST_HEADS
@@ -61,7 +60,7 @@ class HeaderFormat:
         Args:
             length: the size of the body in bytes.
             request_id: the value of ``X-Request-Id``.
-            first: the first value of each header of the client's request, by lower-case name.
+            first: the values of trace headers, and perhaps others, by lower-case name.
         """
         values: tuple[bytes | int, ...] = (length, request_id) if self._has_length else (request_id,)
         if self._traced:
@@ -74,7 +73,8 @@ class CachedAuthorization:
 
     Attributes:
         authorization: the authorization.
-        formats: the header formats of servers that were chosen since.
+        formats: the header formats of servers that were chosen since; by server, or where it is told a trace of the
+            gateway's, by server and whether that has a ``tracestate``.
     """
 
     __slots__ = ("_changes", "_host", "_secure", "_until", "authorization", "formats")
@@ -88,7 +88,7 @@ class CachedAuthorization:
             peer: the client's address.
         """
         self.authorization = authorization
-        self.formats: BoundedCache[Server, HeaderFormat] = BoundedCache(MOST_FORMATS, LONGEST_HEAD)
+        self.formats: BoundedCache[object, HeaderFormat] = BoundedCache(MOST_FORMATS, LONGEST_HEAD)
         self._changes = changes
         self._until = authorization.principal.expires
         self._host = peer.host

@@ -43,6 +43,8 @@ class BackgroundWork(msgspec.Struct, kw_only=True):
         confirmed: whether the server is known to have it.
         prices: the prices, as integers in text: they exceed 64 bits.
         row: its row in the ledger, incomplete; None without a ledger.
+        group: the name of its model group; empty without one.
+        payer: who pays for it, as in `UsageRow`, if there is no row.
     """
 
     id: str
@@ -59,6 +61,8 @@ class BackgroundWork(msgspec.Struct, kw_only=True):
     confirmed: bool
     prices: dict[str, str]
     row: UsageRow | None = None
+    group: str = ""
+    payer: msgspec.Raw | None = None
 
 
 class Charge(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -30,7 +30,7 @@ from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.proxy.admission import Admitted
-from twisted_vllm.proxy.background_charge import OUTCOMES, BackgroundWork, charge_of, pack_prices
+from twisted_vllm.proxy.background_charge import OUTCOMES, BackgroundWork, Charge, charge_of, pack_prices
 from twisted_vllm.proxy.ledger import UsageSink
 from twisted_vllm.proxy.stored_answer import StoredAnswer, ask_for
 from twisted_vllm.ratelimit.allowance import Limited
@@ -81,7 +81,11 @@ class _Followed:
 
 
 class BackgroundResponses(RequestObserver):
-    """Follows background responses to their end, and charges them."""
+    """Follows background responses to their end, and charges them.
+
+    Attributes:
+        on_charged: called with each response that was charged, and its charge. None by default.
+    """
 
     _log = Logger()
 
@@ -124,6 +128,7 @@ class BackgroundResponses(RequestObserver):
         self._recovery = LoopingCall(self.recover)
         self._recovery.clock = clock
         self._stopped = False
+        self.on_charged: Callable[[BackgroundWork, Charge], None] | None = None
         self.reconfigure(servers, assumed_output_tokens)
 
     def reconfigure(self, servers: Iterable[Server], assumed_output_tokens: int) -> None:
@@ -215,6 +220,8 @@ class BackgroundResponses(RequestObserver):
             confirmed=meter.status != 0,
             prices={} if meter.pricing.prices is FREE else pack_prices(meter.pricing.prices),
             row=None if background.row is None else clean(background.row),
+            group=context.group,
+            payer=authorization.payer if background.row is None else None,
         )
         if self._files is not None:
             self._files.save(work.id, _encode_work(work))
@@ -401,6 +408,8 @@ class BackgroundResponses(RequestObserver):
                 )
             )
             self._rows.flush()
+        if self.on_charged is not None:
+            self.on_charged(work, charge)
         # after the row, which a run that finds the file writes again, with its id
         if self._files is not None and (self._rows is None or self._rows.healthy):
             self._files.remove(work.id)

@@ -55,8 +55,13 @@ class FanOut(Forwarding):
     def _send_to(self, server: Server) -> Deferred[UpstreamResponse]:
         request, forwarder, held = self._request, self._forwarder, self._admitted.body
         body = held.rope() if isinstance(held, HeldBody) else held or b""
+        context = request.context
         headers = forwarder.headers(
-            request.context, server, framing_of(body, request.context.head.first), expects_continue=False
+            context,
+            server,
+            framing_of(body, context.head.first),
+            expects_continue=False,
+            trace=None if forwarder.tracer is None else forwarder.tracer.act(context),
         )
         return forwarder.client.request(
             request.method,
@@ -65,7 +70,7 @@ class FanOut(Forwarding):
             headers=RawHeaders.from_pairs(pair for pair in headers if pair[0].lower() != b"accept-encoding"),
             data=body if isinstance(body, bytes) else HeldBodyProducer(body, forwarder.cooperate),
             server=server,
-            on_sent=request.context.on_sent,
+            on_sent=context.on_sent,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -14,10 +14,11 @@ from twisted.web.client import ResponseFailed
 
 from twisted_vllm.api_routes import ModelPlace, RouteClass
 from twisted_vllm.auth.records import PREFLIGHT, Principal
+from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.bodies.prompt_prefix import prompt_prefix
 from twisted_vllm.config.settings import RetrySettings, RoutingSettings, Server
-from twisted_vllm.context import Authorization, FailedAttempt, RequestContext
+from twisted_vllm.context import Authorization, Contents, FailedAttempt, RequestContext, RequestTrace
 from twisted_vllm.errors import (
     Draining,
     GatewayError,
@@ -31,14 +32,16 @@ from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.headers import HeaderList
+from twisted_vllm.http.headers import HeaderList, is_form, is_json
 from twisted_vllm.http.net.bounded_turns import Cooperate
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.lifecycle import Lifecycle
+from twisted_vllm.observability.tracing.tracer import Tracer, headers_for_server
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.contents_relay import ContentsRelay, LearningContentsRelay
 from twisted_vllm.proxy.form_body import FormBody
 from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses, client_headers, said_by_proxies
 from twisted_vllm.proxy.learning_relay import LearningRelay
@@ -74,6 +77,25 @@ _TOO_LONG = re.compile(
 
 #: stands for a request of which nothing is sent again
 _DROPPED: Any = None
+
+
+class GatheredContents(Contents, Protocol):
+    """Gathers the prompt of a body that streams, and the answer."""
+
+    def watch_form(self, content_type: bytes) -> Callable[[bytes], None]:
+        """Return what takes each piece of a form."""
+
+    def watch_json(self) -> Callable[[bytes], None]:
+        """Return what takes each piece of JSON."""
+
+
+class KeepsContents(Protocol):
+    """Keeps prompts and answers for traces and sinks."""
+
+    def begin(
+        self, context: RequestContext, body: bytes | HeldBody | None, form: bool, of_entries: str | None
+    ) -> GatheredContents | None:
+        """Return what gathers those of a request; None keeps nothing. See `BodiesLog.begin`."""
 
 
 class Forwarder:
@@ -126,8 +148,12 @@ class Forwarder:
         self.background = background
         #: attempts that the budget of retries did not allow
         self.retries_denied = 0
+        #: keeps prompts and answers; None where nobody wants any
+        self.contents: KeepsContents | None = None
         self.places = places
         self.kv_caches = kv_caches
+        #: gives requests their places in traces; None if they have none
+        self.tracer: Tracer | None = None
         self.reconfigure(routing, retry, session_header)
 
     def reconfigure(self, routing: RoutingSettings, retry: RetrySettings, session_header: str) -> None:
@@ -166,8 +192,17 @@ class Forwarder:
         framing: tuple[bytes, bytes] | None,
         *,
         expects_continue: bool,
+        trace: RequestTrace | None = None,
     ) -> HeaderList:
-        """Return the headers of a request for a server."""
+        """Return the headers of a request for a server.
+
+        Args:
+            context: the request's context.
+            server: the server.
+            framing: the header that frames the body, or None.
+            expects_continue: whether the client waits for the server's ``100 Continue``.
+            trace: the trace that the server is told; None passes on what the client says of its own.
+        """
         principal = context.principal
         assert principal is not None
         peer = context.peer
@@ -186,6 +221,7 @@ class Forwarder:
             framing=framing,
             connection=head.first.get(b"connection"),
             expects_continue=expects_continue,
+            trace=None if trace is None else headers_for_server(trace),
         )
 
 
@@ -261,6 +297,8 @@ class Forwarding:
             reserved = forwarder.accounting.open(context, self._authorization, admitted)
             if context.meter is not None and context.meter.audio is not None:
                 self._watch_audio(context.meter.audio)
+        if forwarder.contents is not None:
+            self._keep_contents(forwarder.contents)
         if reserved is None:
             self._find_place()
         else:
@@ -280,6 +318,22 @@ class Forwarding:
         elif body is not None:
             for piece in body.rope():
                 audio.feed(piece)
+
+    def _keep_contents(self, keeps: KeepsContents) -> None:
+        """Begin to gather the prompt and the answer, if somebody wants them."""
+        context, admitted, streamed = self._request.context, self._admitted, self._streamed
+        context.contents = found = keeps.begin(context, admitted.body, admitted.form, self._group.log_bodies)
+        if found is None or streamed is None:
+            return
+        head = context.head.first
+        if admitted.form or is_form(head):
+            take = found.watch_form(head.get(b"content-type", b""))
+        elif is_json(head):
+            take = found.watch_json()
+        else:
+            return
+        before = streamed.watch
+        streamed.watch = take if before is None else partial(_both, before, take)
 
     # a place
 
@@ -442,18 +496,21 @@ class Forwarding:
             for observe in forwarder.lifecycle.admitted:
                 observe(context)
         first = context.head.first
+        trace = None if forwarder.tracer is None else forwarder.tracer.attempt(context)
         if cached is not None and prepared.body is not None:
-            form = cached.formats.get(server)
+            key: object = server if trace is None else (server, bool(trace.state))
+            form = cached.formats.get(key)
             if form is None:
                 framing = (b"Content-Length", b"") if b"content-length" in first else None
-                pairs = forwarder.headers(context, server, framing, expects_continue=False)
+                pairs = forwarder.headers(context, server, framing, expects_continue=False, trace=trace)
                 form = HeaderFormat(server.url + admitted.path, pairs)
-                cached.formats.keep(server, form, len(admitted.path))
+                cached.formats.keep(key, form, len(admitted.path))
             url = form.url
-            headers = form.write(len(prepared.body), context.request_id, first)
+            varying = first if trace is None else dict(headers_for_server(trace))
+            headers = form.write(len(prepared.body), context.request_id, varying)
         else:
             waits = isinstance(body, RequestBody) and request.awaits_continue()
-            pairs = forwarder.headers(context, server, framing_of(body, first), expects_continue=waits)
+            pairs = forwarder.headers(context, server, framing_of(body, first), expects_continue=waits, trace=trace)
             if context.head.protocols:
                 pairs += upgrade_headers(context.head)
             url = server.url + admitted.path
@@ -495,9 +552,10 @@ class Forwarding:
         request, places = self._request, self._forwarder.places
         if request.context.head.protocols:
             return UpgradeRelay(request, self)
+        gathers = request.context.contents is not None
         if places is not None and self._authorization.stores and self._authorization.principal.is_administrator:
-            return LearningRelay(request, self, places)
-        return Relay(request, self)
+            return (LearningContentsRelay if gathers else LearningRelay)(request, self, places)
+        return ContentsRelay(request, self) if gathers else Relay(request, self)
 
     # what became of it
 
@@ -569,7 +627,9 @@ class Forwarding:
     def server_died(self, reason: str) -> None:
         """The server was found dead while the request waits for its answer."""
         if self._relay is not None:
-            self._relay.fail(UpstreamUnreachable("The vLLM server does not answer any more."))
+            error = UpstreamUnreachable("The vLLM server does not answer any more.")
+            error.fault = reason
+            self._relay.fail(error)
 
     def _over(self) -> None:
         """Drop the body, which is not sent again, and break the reference cycle."""
@@ -620,9 +680,7 @@ class Forwarding:
         if not again and not self._other_models(group.fallbacks):
             return False
         log_failure(context, state.name, reason, RETRIED, error)
-        span_id = "" if context.trace is None else context.trace.attempt_id
-        failed = FailedAttempt(state.name, reason, context.attempt_began, now, status, span_id)
-        before, context.attempts = context.attempts, (*context.attempts, failed)
+        before = self._keep_attempt(reason, now, status)
         if again:
             self._tried = tried
             self._leave_attempt()
@@ -632,6 +690,15 @@ class Forwarding:
             return True
         context.attempts = before
         return False
+
+    def _keep_attempt(self, reason: str, now: float, status: int) -> tuple[FailedAttempt, ...]:
+        """Keep a failed attempt, which another is to follow; return those before it."""
+        context = self._request.context
+        span_id = "" if context.trace is None else context.trace.attempt_id
+        server = self._placement.destination.state.name
+        failed = FailedAttempt(server, reason, context.attempt_began, now, status, span_id)
+        before, context.attempts = context.attempts, (*context.attempts, failed)
+        return before
 
     def _leave_attempt(self) -> None:
         """Settle what the failed attempt took of its entry's limits; nothing works on the request until the next."""
@@ -706,11 +773,15 @@ class Forwarding:
         reading = read_at_most(response, MOST_REFUSAL)
 
         def read(body: bytes) -> None:
-            if not _TOO_LONG.search(body) or not self._fall_back(self._group.context_fallbacks):
-                relay = self._relay
-                self._over()
-                assert relay is not None
-                relay.answer_whole(head, body)
+            if _TOO_LONG.search(body):
+                before = self._keep_attempt(f"status_{head.status}", self._forwarder.clock.seconds(), head.status)
+                if self._fall_back(self._group.context_fallbacks):
+                    return
+                self._request.context.attempts = before
+            relay = self._relay
+            self._over()
+            assert relay is not None
+            relay.answer_whole(head, body)
 
         def lost(error: GatewayError) -> bool:
             if self.failed(error):
@@ -720,6 +791,11 @@ class Forwarding:
 
         reading.addErrback(_cut_short)
         PendingStep(self._request, None, reading, lost).then(read)
+
+
+def _both(one: Callable[[bytes], None], other: Callable[[bytes], None], data: bytes) -> None:
+    one(data)
+    other(data)
 
 
 def _cut_short(failure: Failure) -> bytes:

@@ -33,17 +33,27 @@ class ConnectionCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Return the current counts."""
         limit = self._site.connection_limit
-        yield GaugeMetricFamily(f"{PREFIX}_client_connections", "Client connections that are served.", len(limit))
+        busy = sum(1 for connection in self._site.connections if connection.requests)
+        connections = GaugeMetricFamily(
+            f"{PREFIX}_connections", "Client connections, by what they do.", labels=["state"]
+        )
+        connections.add_metric(["busy"], busy)
+        connections.add_metric(["idle"], max(len(limit) - busy, 0))
+        connections.add_metric(["refused"], limit.being_refused)
+        connections.add_metric(["closing"], limit.being_closed)
+        yield connections
+        if (most := limit.most) is not None:
+            yield GaugeMetricFamily(f"{PREFIX}_connections_limit", "The most client connections that are served.", most)
         yield GaugeMetricFamily(
             f"{PREFIX}_server_connections", "Connections to servers, idle ones included.", len(self._agent.connections)
         )
         refused = CounterMetricFamily(
-            f"{PREFIX}_refused_connections",
+            f"{PREFIX}_connections_refused",
             "Client connections over a limit, in all or of one address.",
             labels=["limit"],
         )
-        for name, count in limit.refused.items():
-            refused.add_metric([name], count)
+        for name in ("total", "address"):
+            refused.add_metric([name], limit.refused[name])
         yield refused
         dropped = CounterMetricFamily(
             f"{PREFIX}_dropped_connections", "Idle client connections that made room for others.", labels=["idle"]

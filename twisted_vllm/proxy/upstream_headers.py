@@ -9,6 +9,7 @@ from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.steering_headers import ADAPTER_HEADERS, GATEWAYS_HEADERS, OPERATORS_HEADERS
 from twisted_vllm.config.settings import Server
 from twisted_vllm.http.headers import HOP_BY_HOP, HeaderList, nominated, without_twins
+from twisted_vllm.observability.tracing.propagation import TRACE_HEADERS
 from twisted_vllm.proxy.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PREFIX, FORWARDED_PROTO
 
 PRIORITY = b"x-vllm-priority"
@@ -53,6 +54,7 @@ def outgoing_headers(
     framing: tuple[bytes, bytes] | None,
     connection: bytes | None,
     expects_continue: bool,
+    trace: HeaderList | None = None,
 ) -> HeaderList:
     """Return the headers of the request to the server.
 
@@ -68,11 +70,16 @@ def outgoing_headers(
         connection: the value of the client's ``Connection``. The headers that it nominates are dropped, but the
             adapter's: by these the gateway has decided.
         expects_continue: whether the client waits for the server's ``100 Continue``.
+        trace: the headers of a trace, in place of the client's; None passes on the client's.
     """
     drop = dropped_from(principal)
     if connection is not None:
         drop = drop | (nominated(connection) - ADAPTER_HEADERS)
     out: HeaderList = [(b"Host", server.host_header)]
+    if trace is not None:
+        drop = drop | TRACE_HEADERS
+        # before the framing, as `HeaderFormat` expects
+        out += trace
     sound = without_twins(headers, names, drop)
     if sound is not headers:
         headers, names = sound, [name.lower() for name, _ in sound]

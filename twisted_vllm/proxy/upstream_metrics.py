@@ -36,6 +36,11 @@ class UpstreamCollector(Collector):
         states = GaugeMetricFamily(
             f"{PREFIX}_upstream_state", "1 for the state of the server, 0 for the others.", labels=["server", "state"]
         )
+        out = GaugeMetricFamily(
+            f"{PREFIX}_upstream_out",
+            "1 for a server that gets no requests, by the reason for which it was taken out.",
+            labels=["server", "reason"],
+        )
         in_flight = GaugeMetricFamily(
             f"{PREFIX}_upstream_in_flight", "Requests of this process at the server.", labels=["server"]
         )
@@ -65,6 +70,8 @@ class UpstreamCollector(Collector):
             healthy.add_metric([server], current == "closed")
             for name in (*STATES, SLEEPING):
                 states.add_metric([server, name], name == current)
+            if current not in ("closed", SLEEPING):
+                out.add_metric([server, breaker.reason], 1)
             in_flight.add_metric([server], state.in_flight)
             waiting.add_metric([server], state.waiting)
             kv_usage.add_metric([server], state.kv_usage)
@@ -72,4 +79,4 @@ class UpstreamCollector(Collector):
                 failures.add_metric([server, reason], count)
             for result, count in each.results.items():
                 checks.add_metric([server, result], count)
-        yield from (healthy, states, in_flight, waiting, kv_usage, failures, checks)
+        yield from (healthy, states, out, in_flight, waiting, kv_usage, failures, checks)

@@ -9,6 +9,7 @@ import msgspec
 #: the kinds of those who have limits
 KEY, USER, TEAM, END_USER = "key", "user", "team", "end_user"
 MEMBER, ORGANIZATION, MODEL_BUDGET, PROXY = "member", "organization", "model_budget", "proxy"
+KINDS = (KEY, USER, TEAM, END_USER, MEMBER, ORGANIZATION, MODEL_BUDGET, PROXY)
 
 #: what separates the parts of an id that is made of several; no name of a caller's has it
 SEPARATOR = "\x1f"

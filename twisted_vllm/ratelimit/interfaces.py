@@ -47,6 +47,10 @@ class Limiter(Protocol):
 class SharedLimiter(Limiter, Protocol):
     """A limiter that shares its counters with other processes."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the shared counters are in use at present."""
+
     def reconfigure(self, on_loss: str) -> None:
         """Use another setting from now on."""
 

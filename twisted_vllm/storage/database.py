@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -18,6 +18,7 @@ from zope.interface import implementer
 from twisted_vllm.config.alert_types import DATABASE_ALERT
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.histogram import Histogram
 from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import DEFAULT_SECONDS, make_engine, parse_url, reason_of
 from twisted_vllm.storage.errors import RETRY_SECONDS, StoreError
@@ -34,6 +35,11 @@ T = TypeVar("T")
 DATABASE_SECONDS = 5.0
 #: seconds that the start may take to read the keys
 START_SECONDS = 300.0
+#: the kinds of transactions, as metrics name them
+READ, WRITE = "read", "write"
+#: upper bounds of the seconds of a transaction, and of its wait for a thread
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
 #: Threads, each with a connection: changes run one at a time in any case, and do not wait for what only reads.
 CHANGE_THREADS, READ_THREADS = 1, 3
 
@@ -53,6 +59,8 @@ class Database:
     Attributes:
         reachable: whether the last work found the database, changes that it refused (a lock, a full disk) included.
         file_is_lost: whether SQLite's file was removed or replaced, as the last transaction found.
+        durations: seconds of transactions, by kind: `READ` and `WRITE`; those that failed included.
+        waits: seconds that they waited for a thread, likewise.
     """
 
     _log = Logger()
@@ -74,6 +82,8 @@ class Database:
         """
         self.reachable = True
         self.file_is_lost = False
+        self.durations = {kind: Histogram(BUCKETS) for kind in (READ, WRITE)}
+        self.waits = {kind: Histogram(BUCKETS) for kind in (READ, WRITE)}
         self._monotonic = monotonic
         self._next_alarm = 0.0
         # of the lost file: whether it is whole, and whether its write-ahead log is known to hold something
@@ -167,8 +177,34 @@ class Database:
         if engine is None or lane is None:
             return fail(StoreUnavailable(NO_ANSWER, retry_after=RETRY_SECONDS))
         deadline = Deadline(self._seconds if seconds is None else seconds, self._seconds)
-        done = lane.run(lambda: transact(engine, self._url, work, deadline, writes=writes))
+        asked = self._monotonic()
+        # when it began and ended, as its thread found
+        times: list[float] = []
+
+        def timed() -> T | Failed:
+            times.append(self._monotonic())
+            try:
+                return transact(engine, self._url, work, deadline, writes=writes)
+            finally:
+                times.append(self._monotonic())
+
+        done = lane.run(timed)
+        done.addBoth(self._measured, WRITE if writes else READ, asked, times)
         return done.addCallback(self._result_of, writes)
+
+    @property
+    def unfinished(self) -> dict[str, int]:
+        """How many transactions run or wait for a thread, by kind."""
+        lanes = ((READ, self._reads), (WRITE, self._changes))
+        return {kind: 0 if lane is None else lane.unfinished for kind, lane in lanes}
+
+    def _measured(self, outcome: T, kind: str, asked: float, times: Sequence[float]) -> T:
+        """Count how long a transaction took; one that a full lane refused has no times."""
+        if times:
+            began, ended = times
+            self.waits[kind].observe(began - asked)
+            self.durations[kind].observe(ended - began)
+        return outcome
 
     def _result_of(self, outcome: T | Failed, writes: bool) -> T:
         if not isinstance(outcome, Failed):

@@ -93,6 +93,7 @@ _KEY_COLUMNS = (
     keys.c.cache_salt,
     _text(keys.c.fields),
     keys.c.organization_id,
+    keys.c.log_bodies,
     _SHARED,
 )
 _KEY = _with_budget(select(*_KEY_COLUMNS), keys)
@@ -126,7 +127,7 @@ def _fields(text: str | None) -> FieldRules:
 
 def _key_grant(row: Any) -> KeyGrant:
     token, key_id, name, expires, blocked, models, routes, aliases, priority, headers, *others = row
-    user_id, team_id, tags, allowance, cache_salt, fields, organization_id, shared = others
+    user_id, team_id, tags, allowance, cache_salt, fields, organization_id, log_bodies, shared = others
     return KeyGrant(
         token,
         key_id,
@@ -145,6 +146,7 @@ def _key_grant(row: Any) -> KeyGrant:
         cache_salt,
         _fields(fields),
         organization_id,
+        log_bodies,
     )
 
 
@@ -171,6 +173,7 @@ _TEAM = _with_budget(
         _text(teams.c.fields),
         teams.c.organization_id,
         _text(teams.c.aliases),
+        teams.c.log_bodies,
         _SHARED,
     ),
     teams,
@@ -196,7 +199,7 @@ _RESTRICTING_TEAM = or_(
     _text(teams.c.models) != _NONE,
     teams.c.blocked,
     *(column.is_not(None) for column in (teams.c.allowance, teams.c.fields, teams.c.organization_id)),
-    *(column.is_not(None) for column in (teams.c.aliases, teams.c.budget_id)),
+    *(column.is_not(None) for column in (teams.c.aliases, teams.c.budget_id, teams.c.log_bodies)),
 )
 _LIMITED_MEMBER = or_(members.c.allowance.is_not(None), members.c.budget_id.is_not(None))
 _RESTRICTING_END_USER = or_(end_users.c.blocked, end_users.c.allowance.is_not(None), end_users.c.budget_id.is_not(None))
@@ -208,7 +211,7 @@ def _user_grant(row: Any) -> UserGrant:
 
 
 def _team_grant(row: Any) -> TeamGrant:
-    _, models, blocked, allowance, fields, organization_id, aliases, shared = row
+    _, models, blocked, allowance, fields, organization_id, aliases, log_bodies, shared = row
     return TeamGrant(
         _labels(models),
         blocked,
@@ -216,6 +219,7 @@ def _team_grant(row: Any) -> TeamGrant:
         _fields(fields),
         organization_id,
         {} if aliases is None else _names(aliases),
+        log_bodies,
     )
 
 

@@ -91,6 +91,7 @@ class TeamRecord:
     organization_id: str | None = None
     budget_id: str | None = None
     aliases: dict[str, str] | None = None
+    log_bodies: str | None = None
 
 
 @attrs.frozen

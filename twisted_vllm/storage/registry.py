@@ -66,6 +66,8 @@ class Registry:
         self._models: dict[str, StoredModel] = {}
         self.reconfigure(patience)
         self._monotonic = monotonic
+        #: entries of the audit log, by what became of them
+        self.audited = {"written": 0, "failed": 0}
         self._lock = DeferredLock()
         self._begun = self._overtaking = 0
         self._revision = NO_REVISION
@@ -103,12 +105,28 @@ class Registry:
     @inlineCallbacks
     def _change(self, work: Callable[[Transaction], T], latest: float) -> Generator[Deferred[Any], Any, T]:
         if self._monotonic() > latest:
+            self.audited["failed"] += 1
             raise StoreUnavailable(
                 "Earlier changes waited too long for the database, so this one was not begun. Try again.",
                 retry_after=RETRY_SECONDS,
             )
         self._begun += 1
-        result, changes = yield self._store.change(work)
+        audited = 0
+
+        def counted(transaction: Transaction) -> T:
+            nonlocal audited
+            try:
+                return work(transaction)
+            finally:
+                audited = transaction.audited
+
+        try:
+            result, changes = yield self._store.change(counted)
+        except StoreUnavailable:
+            # a database that is away runs nothing: what was asked would have had an entry at least
+            self.audited["failed"] += audited or 1
+            raise
+        self.audited["written"] += audited
         self._overtaking += 1
         self._apply(changes)
         return result  # type: ignore[no-any-return]  # what a generator is sent has no type

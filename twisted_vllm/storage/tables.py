@@ -141,6 +141,7 @@ keys = Table(
     Column("fields", Fields),
     Column("organization_id", String(255)),
     Column("budget_id", String(255)),
+    Column("log_bodies", String(8)),
     UniqueConstraint("key_alias", name="vllm_passthrough_keys_alias"),
     Index("vllm_passthrough_keys_id", "key_id", unique=True),
     Index("vllm_passthrough_keys_user", "user_id"),
@@ -192,6 +193,7 @@ teams = Table(
     Column("budget_id", String(255)),
     # NULL is none, as in every row of an older version
     Column("aliases", JSON(none_as_null=True)),
+    Column("log_bodies", String(8)),
     Index("vllm_passthrough_teams_organization", "organization_id"),
     Index("vllm_passthrough_teams_budget", "budget_id"),
 )

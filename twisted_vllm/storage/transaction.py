@@ -43,6 +43,7 @@ class Transaction:
     """The tables, for work in one transaction on the database's thread.
 
     Attributes:
+        audited: how many entries of the audit log it wrote.
         keys: the keys.
         former: the values of keys before they were regenerated.
         users: the users.
@@ -65,6 +66,7 @@ class Transaction:
         """
         self._connection = connection
         self._stamp = stamp
+        self.audited = 0
         # a dictionary as an ordered set
         self._changed: dict[tuple[str, str], None] = {}
         self.keys = KeyRepository(connection, tables.keys, KeyRecord, partial(self._mark, KEY))
@@ -119,6 +121,7 @@ class Transaction:
 
     def write_audit(self, record: AuditRecord) -> None:
         """Add an entry to the audit log."""
+        self.audited += 1
         values = {column.name: getattr(record, column.name) for column in tables.audit.columns if column.name != "id"}
         self._connection.execute(insert(tables.audit).values(values))
 

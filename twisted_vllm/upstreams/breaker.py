@@ -75,7 +75,7 @@ class Breaker:
         ticket: The ticket of requests that begin while it is closed.
         fails: How many failed in a row.
         slow_since: When its slow start began, in seconds; None outside of one.
-        failures: How many requests failed by the server's fault, by reason.
+        failures: How many requests failed by the server's fault, or because it was slow, by reason.
         on_change: Called with each change of state.
     """
 
@@ -195,12 +195,16 @@ class Breaker:
             ticket: What `begin` returned.
             answered: The server took the request: it answered that it cannot, or broke the connection.
         """
-        self.failures[reason] = self.failures.get(reason, 0) + 1
+        self.count(reason)
         if ticket != self.ticket:
             return
         self.fails += 1
         if self.state == HALF_OPEN or (self.closed and self.fails > self._allowed_fails):
             self._open(now, reason, answered)
+
+    def count(self, reason: str) -> None:
+        """Count a failed request in `failures` alone: it is no reason to take the server out."""
+        self.failures[reason] = self.failures.get(reason, 0) + 1
 
     def abandoned(self, now: float, ticket: int) -> None:
         """A request ended without a word about its server: its client left. A trial is free again."""

@@ -19,7 +19,7 @@ from twisted_vllm.errors import Draining, GatewayError, NoHealthyUpstream, Serve
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.upstreams.breaker import fault_of_status
 from twisted_vllm.upstreams.entry_limits import Share
-from twisted_vllm.upstreams.faults import fault_of_request
+from twisted_vllm.upstreams.faults import SLOW, fault_of_error, fault_of_request
 from twisted_vllm.upstreams.policies import RoutingRequest, ServerSnapshot
 from twisted_vllm.upstreams.router import Destination, ModelGroup
 from twisted_vllm.upstreams.server_state import ServerState
@@ -148,6 +148,8 @@ class Placement:
         state = self.destination.state
         fault = fault_of_request(error, sent=self.began, last_alive=state.last_alive)
         if fault is None:
+            if fault_of_error(error) == "timeout":
+                state.breaker.count(SLOW)
             return False
         self._told, self._well = True, False
         state.breaker.failed(now, fault, self._ticket, answered=sent and fault != "timeout")

@@ -21,6 +21,9 @@ from twisted_vllm.http.client.connect_queue import shortage_in
 #: nothing listens at the server's address
 CONNECTION_REFUSED = "connection_refused"
 
+#: a request timed out at a server that answered others meanwhile: it is counted, and takes no server out
+SLOW = "slow"
+
 #: the first that fits names the reason
 _REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((ConnectionRefusedError,), CONNECTION_REFUSED),
@@ -43,6 +46,15 @@ def fault_of_error(error: BaseException) -> str | None:
     """
     if shortage_in(error) is not None:
         return None
+    if isinstance(error, UpstreamUnreachable):
+        if error.fault:
+            return error.fault
+        if error.__cause__ is not None:
+            return _reason_of(error.__cause__) or _reason_of(error)
+    return _reason_of(error)
+
+
+def _reason_of(error: BaseException) -> str | None:
     return next((reason for kinds, reason in _REASONS if isinstance(error, kinds)), None)
 
 
@@ -58,4 +70,7 @@ def fault_of_request(error: BaseException, *, sent: float, last_alive: float) ->
         last_alive: When the server last proved that it is alive, in seconds.
     """
     reason = fault_of_error(error)
+    if isinstance(error, UpstreamUnreachable):
+        # a connection that failed, or a server that its checks found dead
+        return reason
     return None if reason == "timeout" and last_alive > sent else reason

@@ -54,11 +54,12 @@ class Checked:
         state: The server.
         number: Which server it is, counted from 1, in the order in which they came.
         results: How many checks it ``passed`` and ``failed``; those that the gateway could not make are ``unknown``.
+        outages: How often it stopped to get requests, by reason.
     """
 
     __slots__ = (
-        *("asking", "down_as", "down_since", "failed", "has_sleep", "number", "passed", "results", "started", "state"),
-        *("timer", "words"),
+        *("asking", "down_as", "down_since", "failed", "has_sleep", "number", "outages", "passed", "results"),
+        *("started", "state", "timer", "words"),
     )
 
     def __init__(self, state: ServerState, number: int) -> None:
@@ -66,6 +67,7 @@ class Checked:
         self.state = state
         self.number = number
         self.results: Counter[str] = Counter()
+        self.outages: Counter[str] = Counter()
         # in a row
         self.passed = self.failed = 0
         # why the last check failed, for the log
@@ -332,6 +334,7 @@ class HealthChecks:
             each.down_since = None
         elif each.down_since is None:
             each.down_since = now
+            each.outages[change.reason] += 1
         if change.state == DEAD:
             each.down_as = OUTAGE
         elif change.previous == CLOSED:

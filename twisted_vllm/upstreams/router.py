@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
+from twisted_vllm.config.log_bodies import MODES
 from twisted_vllm.config.name_patterns import NamePattern, callers_name, filled, is_pattern, specificity
 from twisted_vllm.config.settings import ModelEntry, RetrySettings, RoutingSettings, Server
 from twisted_vllm.errors import ModelNotFound
@@ -81,6 +82,8 @@ class ModelGroup:
         fallbacks: the models to try in its place.
         context_fallbacks: the models to try when a prompt is too long for it.
         counts_tokens: whether one of its entries has a ``tpm``.
+        log_bodies: what its entries say about keeping prompts and answers (`twisted_vllm.config.log_bodies`); if they
+            differ, what keeps least; None if they say nothing.
         successor: the group that took its place when the router was updated; None while it is in use.
     """
 
@@ -91,6 +94,7 @@ class ModelGroup:
         "dearest",
         "destinations",
         "fallbacks",
+        "log_bodies",
         "lone",
         "name",
         "of_pattern",
@@ -126,6 +130,8 @@ class ModelGroup:
         self.lone = first if len(self.destinations) == 1 and first.limits is None else None
         self.dearest = max(self.destinations, key=lambda each: _price(each.entry))
         self.counts_tokens = any(each.limits is not None and each.limits.tpm is not None for each in self.destinations)
+        said = [each.entry.log_bodies for each in self.destinations if each.entry is not None and each.entry.log_bodies]
+        self.log_bodies = min(said, key=MODES.index, default=None)
         self.strategy = strategy
         self.policy = policy
         # two entries may be of one server
@@ -326,6 +332,11 @@ class Router:
         """The groups of the configured model names, and that of the default server."""
         named = (group for group in self._groups.values() if not group.of_pattern)
         return (*named, *(() if self.default is None else (self.default,)))
+
+    @property
+    def all_groups(self) -> tuple[ModelGroup, ...]:
+        """The same, and those of single models that a pattern matches."""
+        return (*self._groups.values(), *(() if self.default is None else (self.default,)))
 
     def alias(self, model: str) -> str | None:
         """Return the name of the model that `model` is another name of (``model_group_alias``), or None."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from twisted_vllm.usage.spool.spool import Spool
@@ -47,3 +47,10 @@ class LedgerCollector(Collector):
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=value)
         for name, text, value in counters:
             yield CounterMetricFamily(f"{_PREFIX}_{name}", text, value=value)
+        durations = written.durations
+        yield HistogramMetricFamily(
+            f"{_PREFIX}_batch_seconds",
+            "Seconds that the database took for a batch of rows.",
+            durations.buckets(),
+            durations.sum,
+        )

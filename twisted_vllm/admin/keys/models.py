@@ -22,6 +22,7 @@ from twisted_vllm.admin.fields import (
     KeyOrHash,
     Label,
     Labels,
+    LogMode,
     ModelAliases,
     Models,
     Never,
@@ -54,6 +55,7 @@ from twisted_vllm.admin.unsupported import ON_KEYS
 from twisted_vllm.auth.policy import parse_rule
 from twisted_vllm.auth.records import MANAGEMENT, KeyRecord
 from twisted_vllm.auth.steering_headers import GRANTABLE_HEADERS
+from twisted_vllm.config.log_bodies import keep_opt_out
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES
 from twisted_vllm.ratelimit.allowance import UNLIMITED
@@ -120,6 +122,7 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
     priority: _Priority | None = None
     granted_headers: GrantedHeaders | None = None
     cache_isolation: bool | None = None
+    log_bodies: LogMode | None = None
     spend: Spent | None = None
     forbidden_fields: ForbiddenFields | None = None
     field_limits: FieldLimits | None = None
@@ -178,8 +181,10 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
             "aliases": self.aliases or {},
             "priority": self.priority,
             "granted_headers": tuple(name.lower() for name in self.granted_headers or ()),
+            "log_bodies": self.log_bodies,
         }
         found = {name: value for name, value in found.items() if name in given}
+        keep_opt_out(found, None if before is None else before.metadata)
         if TEAM_MODELS in (self.models or ()) and not found.get("team_id", before and before.team_id):
             raise InvalidRequest(
                 f"`{TEAM_MODELS}` is for keys of a team: send `team_id` as well, or an empty list for all models.",
@@ -399,6 +404,7 @@ class KeyReport(Record, kw_only=True):
     priority: int | None
     granted_headers: Strings
     cache_isolation: bool
+    log_bodies: LogMode | None
     forbidden_fields: Strings
     field_limits: dict[str, int]
     allowed_fields: Strings

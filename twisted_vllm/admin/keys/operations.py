@@ -386,6 +386,7 @@ def _report(record: KeyRecord, spend: Spend, budgets: Mapping[str, Allowance], n
         "priority": record.priority,
         "granted_headers": record.granted_headers,
         "cache_isolation": record.cache_salt is not None,
+        "log_bodies": record.log_bodies,
         **report_rules(record.fields),
         "allowed_fields": record.fields.allowed,
         "blocked": record.blocked,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from twisted_vllm.admin.fields import (
     Alias,
     Label,
     Labels,
+    LogMode,
     ModelAliases,
     Models,
     Reference,
@@ -54,6 +55,7 @@ from twisted_vllm.admin.models import (
 )
 from twisted_vllm.admin.unsupported import ON_MEMBERS, ON_TEAMS
 from twisted_vllm.admin.users.models import NamedUser, UserReport
+from twisted_vllm.config.log_bodies import keep_opt_out
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
@@ -95,6 +97,7 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
     forbidden_fields: ForbiddenFields | None = None
     field_limits: FieldLimits | None = None
+    log_bodies: LogMode | None = None
     model_aliases: ModelAliases | None = None
     organization_id: Reference | None = None
     budget_id: Reference | None = None
@@ -128,7 +131,11 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
         return LimitFields(**fields).limits(fields, before)
 
     def values(
-        self, given: Container[str], before: Allowance = UNLIMITED, rules: FieldRules = NO_RULES
+        self,
+        given: Container[str],
+        before: Allowance = UNLIMITED,
+        rules: FieldRules = NO_RULES,
+        metadata: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the attributes of a `TeamRecord` that a request sets. null sets the empty value.
 
@@ -136,6 +143,7 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
             given: the names of the fields that the request has.
             before: the limits until now.
             rules: the rules about fields until now.
+            metadata: its metadata until now.
         """
         found: dict[str, Any] = {
             "team_alias": self.team_alias,
@@ -144,8 +152,10 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
             "metadata": self.metadata or {},
             "organization_id": self.organization_id,
             "budget_id": self.budget_id,
+            "log_bodies": self.log_bodies,
         }
         found = {name: value for name, value in found.items() if name in given}
+        keep_opt_out(found, metadata)
         if "model_aliases" in given:
             found["aliases"] = self.model_aliases or None
         fields = {"forbidden_fields": self.forbidden_fields, "field_limits": self.field_limits}
@@ -390,6 +400,7 @@ class TeamReport(Record, kw_only=True):
     blocked: bool
     forbidden_fields: Strings
     field_limits: dict[str, int]
+    log_bodies: LogMode | None
     members_with_roles: tuple[MemberRole, ...]
 
 

@@ -90,7 +90,7 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateTeamReques
         RouteNotAllowed: the team has keys that may administer, and the actor may not change those.
     """
     team = find_team(transaction, body.team_id)
-    changed = _change(transaction, audit, team, body.values(given, team.allowance, team.fields))
+    changed = _change(transaction, audit, team, body.values(given, team.allowance, team.fields, team.metadata))
     _set_member_limits(transaction, audit, changed, body, given)
     return changed
 
@@ -419,6 +419,7 @@ def report_teams(transaction: Transaction, teams: Sequence[TeamRecord], now: dat
             "models": team.models,
             **report_rules(team.fields),
             "blocked": team.blocked,
+            "log_bodies": team.log_bodies,
             "metadata": team.metadata,
             "members_with_roles": [
                 {"role": member.role, "user_id": member.user_id, "user_email": emails.get(member.user_id)}

@@ -10,16 +10,19 @@ from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver
 
 from twisted_vllm.app.accounting import AccountingService
+from twisted_vllm.app.reload import Reloader
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.net.certificates import Listeners
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.delivery.metrics import Deliveries
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
+from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.budget_watch import BudgetWatch
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.storage.database import Database
@@ -42,6 +45,7 @@ class Surroundings:
         metrics: the gateway's metrics.
         deliveries: the queues in front of other programs, counted in the metrics.
         accounting: meters, limits and stores usage.
+        background: follows responses that servers generate in the background.
         index: the keys in memory.
         servers: what is known of each server.
         router: the model groups.
@@ -50,6 +54,9 @@ class Surroundings:
         forwarder: sends requests to servers.
         site: the factory of client connections.
         database: the database.
+        listeners: the certificates of the ports that listen with TLS.
+        reloader: returns what reloads the settings.
+        draining: returns whether the gateway drains.
         budgets: watches how much of their budgets keys and others have used.
         directory: where the names of files in the settings begin.
     """
@@ -63,6 +70,7 @@ class Surroundings:
     metrics: Metrics
     deliveries: Deliveries
     accounting: AccountingService
+    background: BackgroundResponses
     index: KeyIndex
     servers: Servers
     router: Router
@@ -71,6 +79,9 @@ class Surroundings:
     forwarder: Forwarder
     site: GatewaySite
     database: Database
+    listeners: Listeners
+    reloader: Callable[[], Reloader]
+    draining: Callable[[], bool]
     budgets: BudgetWatch
     directory: str
 
@@ -80,6 +91,10 @@ class TelemetryPart:
 
     def observers(self) -> Sequence[RequestObserver]:
         """Return what observes requests now; asked anew after each reload."""
+        return ()
+
+    def first_observers(self) -> Sequence[RequestObserver]:
+        """Return what observes requests before the accounting, the ledger and the log do; likewise."""
         return ()
 
     def prepare(self, settings: Settings) -> Callable[[], None]:

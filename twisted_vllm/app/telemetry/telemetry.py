@@ -9,15 +9,31 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.telemetry.alerting import Alerting
+from twisted_vllm.app.telemetry.contents import ContentsPart
+from twisted_vllm.app.telemetry.otlp_metrics import OtlpMetricsPart
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
+from twisted_vllm.app.telemetry.process_metrics import ProcessMetrics
+from twisted_vllm.app.telemetry.request_metrics import RequestMetricsPart
+from twisted_vllm.app.telemetry.sinks import SinksPart
 from twisted_vllm.app.telemetry.slow_requests import SlowRequestLog
+from twisted_vllm.app.telemetry.tracing import TracingPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
 
 def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     """Return all parts, in the order in which they observe."""
-    return (SlowRequestLog(surroundings), Alerting(surroundings))
+    return (
+        # the first to stop: the others get what it still has
+        ContentsPart(surroundings),
+        ProcessMetrics(surroundings),
+        RequestMetricsPart(surroundings),
+        TracingPart(surroundings),
+        OtlpMetricsPart(surroundings),
+        SlowRequestLog(surroundings),
+        Alerting(surroundings),
+        SinksPart(surroundings),
+    )
 
 
 class Telemetry:
@@ -63,9 +79,10 @@ class Telemetry:
             for each in prepared:
                 each()
             observers = [observer for part in self.parts for observer in part.observers()]
-            if self._events.consumers:
+            if self._events.consumers or self._events.selective:
                 observers.append(self._events)
-            self._lifecycle.reconfigure([*self._observers, *observers])
+            first = [observer for part in self.parts for observer in part.first_observers()]
+            self._lifecycle.reconfigure([*first, *self._observers, *observers])
 
         return apply
 

@@ -6,7 +6,7 @@ It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -195,6 +195,10 @@ class UpstreamAgent:
         """Return whether the content of any file of TLS is another than the one in use."""
         return self._endpoints.differs(files)
 
+    def certificate_ends(self, server: Server) -> Iterator[tuple[str, float]]:
+        """Yield which certificates of TLS to a server are known, and when each ends; see `Endpoints`."""
+        return self._endpoints.certificate_ends(server)
+
     def keep_only(self, servers: Iterable[Server]) -> None:
         """Forget servers that are not used any more: their connections take no other request."""
         used = frozenset(servers)
@@ -307,7 +311,9 @@ class UpstreamAgent:
         if failure.check(TimeoutError, TCPTimedOutError):
             exchange.fail(with_words(UpstreamTimeout("Connecting to the vLLM server took too long."), words))
         else:
-            exchange.fail(with_words(UpstreamUnreachable("The vLLM server cannot be reached."), words))
+            error = UpstreamUnreachable("The vLLM server cannot be reached.")
+            error.__cause__ = failure.value
+            exchange.fail(with_words(error, words))
         self._waiting.go_on()
 
     def _stray(self, connection: UpstreamConnection) -> None:

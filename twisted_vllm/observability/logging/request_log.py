@@ -117,4 +117,5 @@ class RequestLog(RequestObserver):
             context.repeated_as,
             context.failed_attempts if context.attempts else "",
             context.fallback,
+            "" if context.trace is None else context.trace.trace_id,
         )

@@ -1,17 +1,22 @@
 """The gateway's own metrics, in Prometheus' formats. They are collected at a scrape, and cost nothing between two.
 
-A collection takes milliseconds, and everybody may ask for one: whoever asks too often gets the last one again.
+A collection takes milliseconds, and everybody may ask for one: whoever asks too often gets the last one again. What
+strangers ask for leaves administrators their own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+import attrs
 from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from twisted_vllm.observability.metrics.families import Collected
 
 #: the prefix of the metrics' names
 PREFIX = "vllm_passthrough"
@@ -20,10 +25,34 @@ PREFIX = "vllm_passthrough"
 _VERSIONS = frozenset({"", "0.0.1", "0.0.4", "1.0.0"})
 
 
-#: collections at once, and in a second: 10 take 20 ms
+#: collections at once, and in a second: 10 take 20 ms. One that takes longer counts for several.
 BURST = PER_SECOND = 10
+#: seconds that one may take
+_USUAL = 0.005
+#: the last line of OpenMetrics
+_END = b"# EOF\n"
 #: the forms of the last collection to keep: two formats with their versions
 _MOST_FORMS = 8
+#: about what a sample takes in memory, its labels included
+_SAMPLE_BYTES = 600
+
+
+@attrs.frozen
+class Snapshot:
+    """All metrics at one moment.
+
+    Attributes:
+        time: when they were collected, in Unix seconds.
+        families: the families, with the names that administrators see.
+    """
+
+    time: float
+    families: Sequence[Metric]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in memory."""
+        return _SAMPLE_BYTES * sum(len(family.samples) for family in self.families)
 
 
 class Metrics:
@@ -44,8 +73,9 @@ class Metrics:
             PlatformCollector(registry=each)
             GCCollector(registry=each)
             Info(PREFIX, "The gateway", registry=each).info({"version": version("twisted-vllm")})
-        self._left = float(BURST)
-        self._asked = 0.0
+        #: the collections that strangers and administrators have left, and when they last asked
+        self._left = [float(BURST), float(BURST)]
+        self._asked = [0.0, 0.0]
         self._last: dict[tuple[str, bool], bytes] = {}
 
     def add(self, collector: Collector, named: Collector | None = None) -> None:
@@ -58,6 +88,18 @@ class Metrics:
         self._registry.register(collector)
         self._named.register(collector if named is None else named)
 
+    def add_for_administrators(self, collector: Collector) -> None:
+        """Add a collector of which strangers get nothing."""
+        self._named.register(collector)
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Collect all metrics, with the names that administrators see.
+
+        Args:
+            now: the time, in Unix seconds.
+        """
+        return Snapshot(now, list(self._named.collect()))
+
     def expose(self, accept: str, named: bool = False) -> tuple[bytes, str]:
         """Return all metrics and their media type: OpenMetrics if the client accepts it, else Prometheus' text.
 
@@ -66,17 +108,28 @@ class Metrics:
             named: whether an administrator asks.
         """
         encode, content_type = choose_encoder(",".join(filter(_is_known, accept.split(","))))
-        now = self._monotonic()
-        self._left = min(self._left + (now - self._asked) * PER_SECOND, BURST)
-        self._asked = now
+        began = self._monotonic()
+        self._left[named] = min(self._left[named] + (began - self._asked[named]) * PER_SECOND, BURST)
+        self._asked[named] = began
         last = self._last.get((content_type, named))
-        if last is not None and self._left < 1:
+        if last is not None and self._left[named] < 1:
             return last, content_type
-        self._left -= 1
         if last is None and len(self._last) >= _MOST_FORMS:
             self._last.clear()
-        found = self._last[content_type, named] = encode(self._named if named else self._registry)
+        found = self._last[content_type, named] = self._collect(encode, named)
+        self._left[named] -= max(1.0, (self._monotonic() - began) / _USUAL)
         return found, content_type
+
+    def _collect(self, encode: Callable[[Collector], bytes], named: bool) -> bytes:
+        collected = Collected((self._named if named else self._registry).collect())
+        text = encode(collected)
+        if not collected.fast:
+            return text
+        openmetrics = text.endswith(_END)
+        lines = "".join(line for family in collected.fast for line in family.lines(openmetrics)).encode(
+            "utf-8", "replace"
+        )
+        return text.removesuffix(_END) + lines + (_END if openmetrics else b"")
 
 
 def _is_known(media_range: str) -> bool:

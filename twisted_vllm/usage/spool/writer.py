@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
+from twisted_vllm.histogram import Histogram
 from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.format import clean, encode_rows
@@ -43,6 +44,9 @@ RETENTION_SECONDS = 600.0
 DELETED_ROWS = 500
 #: how long the process waits at its end for the last rows to reach the database, in seconds
 STOP_SECONDS = 2.0
+
+#: upper bounds of the seconds of a batch
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 QUARANTINE_SUFFIX = ".damaged"
 
@@ -77,6 +81,7 @@ class BatchWriter:
         committed: how many rows the database took.
         quarantined: how many damaged lines and rejected rows were quarantined.
         reachable: whether the database took the last batch.
+        durations: seconds of batches, those that failed included.
     """
 
     _log = Logger()
@@ -90,6 +95,7 @@ class BatchWriter:
         """
         self.committed = self.quarantined = 0
         self.reachable = True
+        self.durations = Histogram(BUCKETS)
         self._quarantine_failed = False
         self._spool = spool
         self._store = store
@@ -100,6 +106,7 @@ class BatchWriter:
         However often a batch is retried, its rows are counted once and quarantined once.
         """
         rejected: list[_Rejected] = []
+        began = time.monotonic()
         try:
             updates = self._write(batch.rows, batch.own, rejected)
         except DatabaseUnavailable as error:
@@ -111,6 +118,8 @@ class BatchWriter:
             )
             self.reachable = False
             return None
+        finally:
+            self.durations.observe(time.monotonic() - began)
         if not self.reachable:
             self.reachable = True
             self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)

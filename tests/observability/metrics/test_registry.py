@@ -117,3 +117,41 @@ def test_what_is_added_is_asked_anew_by_each_scrape_and_shared_with_nobody() -> 
         assert families["degrees"].samples[0].value == degrees
     assert b"degrees" not in Metrics().expose("")[0]
     assert REGISTRY.get_sample_value("degrees") is None
+
+
+def test_a_collection_that_takes_long_counts_for_several() -> None:
+    now = 100.0
+    metrics = Metrics(lambda: now)
+
+    class Slow(Collector):
+        def collect(self) -> list[Metric]:
+            nonlocal now
+            now += 0.05
+            return [GaugeMetricFamily("slow", "When it was collected.", value=now)]
+
+    metrics.add(Slow())
+    # adding it collected once; ten seconds of a flood
+    now, seen = 100.0, set()
+    for tick in range(10_000):
+        now = max(now, 100.0 + tick / 1_000)
+        seen.add(metrics.expose("")[0])
+    # one takes as long as ten usual ones
+    assert len(seen) <= 1 + BURST * 0.1 + 10 * PER_SECOND * 0.1 + 1
+
+
+def test_what_strangers_ask_for_leaves_administrators_their_own() -> None:
+    now = 100.0
+    metrics, temperature = Metrics(lambda: now), Temperature()
+    metrics.add(temperature)
+    for tick in range(1_000):
+        temperature.degrees = float(tick)
+        metrics.expose("")
+    assert b"degrees 999.0" not in metrics.expose("")[0]
+    assert b"degrees 999.0" in metrics.expose("", named=True)[0]
+
+
+def test_what_is_for_administrators_is_not_there_for_others() -> None:
+    metrics = Metrics()
+    metrics.add_for_administrators(Temperature())
+    assert b"degrees 20.0" in metrics.expose("", named=True)[0]
+    assert b"degrees" not in metrics.expose("")[0]

@@ -1,0 +1,1 @@
+"""Grafana dashboards of the gateway: their declarations, and pictures of them from real data."""

@@ -1,0 +1,1 @@
+"""What metrics, traces, sinks and kept prompts cost the gateway."""

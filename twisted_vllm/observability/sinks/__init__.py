@@ -1,0 +1,1 @@
+"""Sinks: where log lines and finished requests go beside the log."""
