@@ -18,6 +18,7 @@ from tests.end_to_end.messages import whole
 from tests.end_to_end.test_model_budgets_by_any_name import ANSWER, COMPLETIONS, PRICES
 from tests.observability.delivery.receiver import Receiver
 from twisted_vllm.app.telemetry.alerting import Alerting
+from twisted_vllm.app.telemetry.certificates import DAY, CertificateWatch, KnownCertificate
 from twisted_vllm.auth.grants import Changes, TeamGrant
 from twisted_vllm.config.alerting import AlertSettings
 from twisted_vllm.config.secret import Secret
@@ -233,6 +234,16 @@ async def test_trouble_of_database_and_ledger_is_told_and_its_end_too(
         spool._recovered()
         assert "The ledger's spool is written again; 0 rows were lost in all" in (await watching.after(4))[-1]
     logged_failures.flush()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_certificate_that_ends_soon_is_told(stand_in: Any, watch: Any, receiver: Receiver) -> None:
+    watching = watch(stand_in().port, **alerting(receiver))
+    clock = watching.gateway.clock
+    soon = [KnownCertificate("listener", 1, "*:443", clock.seconds() + DAY)]
+    CertificateWatch(lambda: soon, clock, clock.seconds).look()
+    [text] = await watching.after(4)
+    assert "The certificate of the listener *:443 ends in 1.0 days" in text
 
 
 @pytest_twisted.ensureDeferred
