@@ -114,7 +114,7 @@ async def apply_mixed_load(world: World, seconds: float, *, scale: float = 1.0, 
 
 def _swell(passed: float) -> float:
     """How much of the load there is after this share of the time: it grows, with one rush in the first half."""
-    rush = 1.9 * math.exp(-(((passed - 0.36) / 0.05) ** 2))
+    rush = 1.2 * math.exp(-(((passed - 0.36) / 0.05) ** 2))
     return 0.65 + 0.35 * math.sin(math.tau * (passed * 1.6 - 0.2)) + 0.3 * passed + rush
 
 
