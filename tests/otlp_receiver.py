@@ -23,6 +23,12 @@ _REQUESTS: dict[str, tuple[Any, Any]] = {
 }
 
 
+def _set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
 @attrs.define
 class Export:
     """One export.
@@ -51,6 +57,7 @@ class OtlpReceiver:
         code: what is answered over gRPC; None takes the export.
         answer: the body that is answered over HTTP; None is the usual.
         arrived: set when an export came.
+        released: cleared, no answer is given over HTTP until it is set again.
     """
 
     url: str = ""
@@ -59,6 +66,7 @@ class OtlpReceiver:
     code: Any = None
     answer: bytes | None = None
     arrived: threading.Event = attrs.field(factory=threading.Event)
+    released: threading.Event = attrs.field(factory=_set_event)
 
     def metrics(self, number: int = -1) -> dict[str, Any]:
         """The metrics of an export, by name."""
@@ -108,8 +116,8 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def http_receiver() -> Iterator[OtlpReceiver]:
-    """Run a receiver over HTTP; the signal is the end of the path."""
+def http_receiver(port: int = 0) -> Iterator[OtlpReceiver]:
+    """Run a receiver over HTTP, at a free port unless one is given; the signal is the end of the path."""
     received = OtlpReceiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -123,8 +131,11 @@ def http_receiver() -> Iterator[OtlpReceiver]:
             request, response = _REQUESTS[signal]
             headers = {name.lower(): value for name, value in self.headers.items()}
             received.take(signal, self.path, headers, request.FromString(body))
+            received.released.wait()
             answer = response().SerializeToString() if received.answer is None else received.answer
             self.send_response(received.status)
+            if 300 <= received.status < 400:
+                self.send_header("location", "http://127.0.0.1:9/elsewhere")
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", str(len(answer)))
             self.end_headers()
@@ -133,7 +144,7 @@ def http_receiver() -> Iterator[OtlpReceiver]:
         def log_message(self, format: str, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     received.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

@@ -17,6 +17,7 @@ PACKAGE = REPOSITORY / "twisted_vllm"
 PLAIN = {
     *("api_routes", "bounded_cache", "client_address", "config", "errors", "field_policy", "histogram", "http.headers"),
     *("money", "mounts"),
+    *("observability.tracing.names", "observability.tracing.told_contents"),
 }
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
 SERVICES = VALUES | {"http", "identification", "observability", "storage", "upstreams"}
@@ -63,6 +64,9 @@ PURE = (
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy"),
     *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
     *("histogram", "money", "mounts"),
+    *("observability.contents.answer", "observability.contents.beginnings", "observability.contents.folding"),
+    *("observability.contents.modes", "observability.contents.redaction", "observability.contents.rendering"),
+    *("observability.contents.routes", "observability.contents.stream_texts"),
     *("proxy.admission", "proxy.background_charge", "proxy.chosen_servers", "proxy.fan_out", "proxy.forwarded"),
     *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),

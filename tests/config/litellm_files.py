@@ -57,6 +57,7 @@ EXAMPLES = (
             "search_tools": _NAMED,
             "litellm_settings": {"callbacks": ["websearch_interception"], "websearch_interception_params": {"a": 1}},
         },
+        ("litellm_settings.callbacks",),
     ),
     Example("parameters of a model", {"litellm_params.temperature": 0.5, "litellm_params.max_tokens": 9}),
     Example(
@@ -78,6 +79,7 @@ EXAMPLES = (
                 "code_interpreter_interception_params": {"a": 1},
             },
         },
+        ("litellm_settings.callbacks",),
     ),
     Example(
         "a schema that stays",
@@ -100,6 +102,7 @@ EXAMPLES = (
         "callbacks",
         {},
         {"litellm_settings": {"drop_params": True, "success_callback": ["langfuse"], "failure_callback": ["sentry"]}},
+        ("litellm_settings.failure_callback",),
     ),
     Example(
         "several servers",

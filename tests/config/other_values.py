@@ -16,9 +16,11 @@ OTHERS: tuple[Any, ...] = (
     *("/other", "x", "internal_user", "sk-another-master-key", ["n"], ["logprobs"], ["vllm_xargs"]),
     *([{"role": "r", "internal_role": "team"}], [{"scope": "s", "models": ["m"]}], ["ES256"]),
     *("sqlite:///other.sqlite3", "redis://127.0.0.1:6380/0", "127.0.0.1:5353"),
+    # without TLS, whose files would be read
+    *("http://127.0.0.1:9/v1/metrics", "grpc", "delta", "none"),
     *("slack", ["budget_alerts"], {"budget_alerts": "https://hooks.example.com/x"}, "https://hooks.example.com/x"),
     *(422, [{"name": "other"}], {"n": "text"}, "always_on", "nobody", "all", 100_000, "metadata", {"n": "metadata"}),
-    *("http://127.0.0.1:9/v1/metrics", "grpc", "delta", "none"),
+    [{"name": "other", "type": "stdout", "events": ["requests"]}],
 )
 
 

@@ -10,7 +10,12 @@ import yaml
 from tests.config.config_harness import Loader, Refusal
 from tests.config.litellm_files import EXAMPLES, Example
 
-ENVIRON = {"HOSTED_VLLM_API_BASE": "", "KEY": "sk-a-value-for-each-key"}
+ENVIRON = {
+    "HOSTED_VLLM_API_BASE": "",
+    "KEY": "sk-a-value-for-each-key",
+    "LANGFUSE_PUBLIC_KEY": "pk-lf-1",
+    "LANGFUSE_SECRET_KEY": "sk-lf-2",
+}
 
 
 def text_of(example: Example) -> str:
@@ -38,7 +43,8 @@ def test_a_file_starts_or_says_what_to_change(example: Example, load_text: Loade
     if example.refused:
         lines = problems_of(text_of(example), ENVIRON)
         assert [line.partition(":")[0] for line in lines] == list(example.refused)
-        assert all(line.endswith("; then take this setting out)") for line in lines)
+        endings = ("; then take this setting out)", "; then take it out of the list)")
+        assert all(line.endswith(endings) for line in lines)
         return
     settings = load_text(text_of(example), ENVIRON)
     assert [(model.model_name, model.server.name) for model in settings.models] == [("qwen", "gpu:8000")]

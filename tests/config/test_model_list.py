@@ -142,7 +142,7 @@ def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_t
         general_settings: {block_robots: true, custom_ss: []}
         litellm_settings: {drop_params: true, modify_parms: 3}
         router_settings: {retry_policy: {}, caching_groups: null, zzzzzz: 1}
-        callback_settings: {}
+        agent_list: {}
         """,
         BASE,
     )
@@ -153,7 +153,7 @@ def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_t
         "litellm_settings.modify_parms: not a known setting: ignored; did you mean 'modify_params'?",
         "router_settings.retry_policy: not implemented yet: ignored (see passthrough.retry.statuses)",
         "router_settings.zzzzzz: not a known setting: ignored",
-        "callback_settings: not implemented yet: ignored",
+        "agent_list: not implemented yet: ignored",
     )
 
 

@@ -32,14 +32,12 @@ EVERY = [
 ]
 #: values that restrict, where not each value does
 VALUES: dict[str, Any] = {
-    "callbacks": ["prometheus", "lakera_prompt_injection"],
     "default_team_settings": [{"team_id": "x", "max_budget": 3}],
     "missing_session_id": "reject",
     "optional_pre_call_checks": ["session_affinity", "router_budget_limiting"],
 }
 #: values of the same settings that restrict nobody
 HARMLESS: dict[str, list[Any]] = {
-    "callbacks": [["prometheus", "otel"], "langfuse"],
     "default_team_settings": [[{"team_id": "x", "success_callback": ["langfuse"], "max_budget": None}]],
     "missing_session_id": ["generate"],
     "optional_pre_call_checks": [["session_affinity"]],
@@ -116,11 +114,6 @@ def test_a_value_from_the_environment_counts_by_what_it_says(
 def test_a_variable_that_is_not_set_may_restrict(problems_of: Refusal) -> None:
     (line,) = problems_of("general_settings: {enable_oauth2_auth: os.environ/UNSET}")
     assert line.startswith("general_settings.enable_oauth2_auth: would authenticate")
-
-
-def test_python_of_the_operators_own_among_the_callbacks_may_refuse(problems_of: Refusal) -> None:
-    (line,) = problems_of("litellm_settings: {callbacks: custom_callbacks.proxy_handler_instance}")
-    assert line.startswith("litellm_settings.callbacks: would run guardrails, limiters or Python of your own")
 
 
 @pytest.mark.parametrize(

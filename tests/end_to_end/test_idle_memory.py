@@ -13,8 +13,8 @@ from tests.end_to_end.twistd_harness import REPOSITORY
 NOWHERE = 9
 MOST_BYTES = 88 * MEBIBYTE
 
-#: packages that only some gateways need: those with --quickstart, an older schema, PostgreSQL, Redis, discovery, tokens
-#: or an import
+#: packages that only some gateways need: those with --quickstart, an older schema, PostgreSQL, Redis, discovery,
+#: tokens, OTLP, sinks or an import
 OPTIONAL = {
     "jwt",
     "twisted_vllm.litellm_import",
@@ -28,6 +28,16 @@ OPTIONAL = {
     "sqlalchemy.dialects.postgresql",
     "twisted_vllm.ratelimit.redis",
     "txredisapi",
+    "opentelemetry",
+    "google.protobuf",
+    "grpc",
+    "requests",
+    "twisted_vllm.observability.otlp_exporter",
+    "boto3",
+    "botocore",
+    "twisted_vllm.config.callback_reading",
+    "twisted_vllm.observability.delivery.spool",
+    "twisted_vllm.observability.sinks",
 }
 
 #: Python runs this before the program

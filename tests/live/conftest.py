@@ -11,6 +11,9 @@
 ``VLLM_EVENTS_URL``: a vLLM with a chat model, started with ``--kv-events-config`` and a ``replay_endpoint`` in it.
 ``VLLM_STORE_URL``: a vLLM with a chat model and ``VLLM_ENABLE_RESPONSES_API_STORE=1``.
 ``VLLM_STORE_URL_2``: another of the same model. Then both have ``VLLM_SERVER_DEV_MODE=1``.
+``VLLM_TRACED_URL``: a vLLM with a chat model and ``OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf``, started with
+``--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces``, or with another port, which ``VLLM_TRACES_PORT`` then names.
+``PHOENIX_BIN``, ``MLFLOW_BIN``: the programs of real receivers of traces, which `receivers` installs.
 """
 
 from __future__ import annotations

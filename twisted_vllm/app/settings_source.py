@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 from twisted.internet.endpoints import serverFromString
 
 from twisted_vllm.app.quickstart import Quickstart
+from twisted_vllm.app.telemetry.otlp_receivers import trace_receivers
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.config.listen import below, is_tls
 from twisted_vllm.config.load import load
@@ -68,10 +69,15 @@ def _parsing_problems(settings: Settings, directory: str | None) -> list[Problem
         directory: where the names of certificates begin; None for the working directory.
     """
     problems: list[Problem] = []
-    try:
-        read_all(settings.servers, directory or "")
-    except ConfigError as error:
-        problems.extend(error.problems)
+    readers: tuple[Callable[[str], object], ...] = (
+        lambda at: read_all(settings.servers, at),
+        lambda at: trace_receivers(settings.tracing, at),
+    )
+    for read in readers:
+        try:
+            read(directory or "")
+        except ConfigError as error:
+            problems.extend(error.problems)
     for text in settings.listen:
         try:
             # parsing does not use the reactor, which twistd installs later

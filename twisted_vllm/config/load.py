@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import attrs
 
-from twisted_vllm.config import alerting, litellm, otlp_metrics, restricting
-from twisted_vllm.config.callbacks import Callbacks, callback_settings, read_callbacks
+from twisted_vllm.config import alerting, litellm, otlp_metrics, otlp_sinks, restricting
+from twisted_vllm.config.callbacks import NO_CALLBACKS, Callbacks, callback_settings
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import (
     OWN_BLOCK,
@@ -237,20 +238,16 @@ def load(
     alerting.resolve(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
-    callbacks = read_callbacks(
-        found.get("litellm_callbacks", ()),
-        found.get("success_callback", ()),
-        found.get("failure_callback", ()),
-        document.callback_settings,
-        found.get("s3_callback_params", {}),
-        root,
-    )
+    callbacks = _callbacks(found, document.callback_settings, root)
     tracing = found.get("tracing") or TracingSettings()
     found["otlp_metrics"] = otlp_metrics.resolved(
         found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), tracing, root
     )
     found["tracing"] = with_destinations(tracing, callbacks.traces, root)
     _check_sink_names(found.get("sinks", ()), callbacks, root)
+    beside = "" if file is None else str(Path(file).absolute().parent)
+    found["sinks"] = otlp_sinks.with_environment(_importing(found.get("sinks", ()), beside), tracing, root)
+    callbacks = attrs.evolve(callbacks, sinks=_importing(callbacks.sinks, beside))
     fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))
     _warn_of_unknown_models(routing, fleet, document.router_settings, root)
@@ -270,6 +267,18 @@ def load(
     )
 
 
+def _callbacks(found: Mapping[str, Any], own: Mapping[str, object], root: Place) -> Callbacks:
+    """Return what LiteLLM's callbacks ask for."""
+    both = found.get("litellm_callbacks", ())
+    successes, failures = found.get("success_callback", ()), found.get("failure_callback", ())
+    if not (both or successes or failures):
+        return NO_CALLBACKS
+    # few files name one
+    from twisted_vllm.config.callback_reading import read_callbacks
+
+    return read_callbacks(both, successes, failures, own, found.get("s3_callback_params", {}), root)
+
+
 def _check_sink_names(written: Iterable[SinkSettings], callbacks: Callbacks, root: Place) -> None:
     names = {sink.name for sink in callbacks.sinks}
     for index, sink in enumerate(written):
@@ -277,6 +286,11 @@ def _check_sink_names(written: Iterable[SinkSettings], callbacks: Callbacks, roo
             root.at(_DECLARED["sinks"].path).item(index).key("name").refuse(
                 "is the name of a callback's sink as well (give it another one, or take the callback out)"
             )
+
+
+def _importing(sinks: Iterable[SinkSettings], directory: str) -> tuple[SinkSettings, ...]:
+    """Return sinks whose Python is looked for in a directory first."""
+    return tuple(attrs.evolve(sink, import_from=directory) if sink.object is not None else sink for sink in sinks)
 
 
 def variables() -> list[Setting]:

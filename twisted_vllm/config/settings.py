@@ -1153,7 +1153,6 @@ class Settings:
         (),
         sinks,
         "Where log lines and finished requests go beside the log, each with a filter, a format and a bounded queue.",
-        example="[]",
         items=SINK_ITEMS,
     )
     log_bodies: LogBodiesSettings = setting(

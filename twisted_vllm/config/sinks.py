@@ -1,6 +1,6 @@
 """The settings of sinks, ``passthrough.sinks``: where log lines and finished requests go beside the log.
 
-`TYPES` says which settings each type has; a new type is one row there, and one in `twisted_vllm.app.telemetry.sinks`.
+`TYPES` says which settings each type has; a new type is one row there, and one in `app.telemetry.running_sinks`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import attrs
 
 from twisted_vllm.config.checks import checker, flag, kind_of, list_of, one_of, optional, seconds, text, whole
 from twisted_vllm.config.checks import secret as credential
-from twisted_vllm.config.declaration import Items, Required, section, setting
+from twisted_vllm.config.declaration import Items, Required, section, setting, settings_of
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
 from twisted_vllm.config.problems import Place, Rejected, suggestion
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.tracing import headers
+from twisted_vllm.config.tracing import check_installed, headers, protocol
 
 #: what a sink may be told of
 REQUESTS, SUCCESSES, FAILURES, LOG = EVENTS = ("requests", "successes", "failures", "log")
@@ -213,10 +213,10 @@ class SinkSettings:
         example="audit",
     )
     type: str = setting(
-        Required("one of stdout, file, syslog, journald, webhook, s3 and python"),
+        Required("one of stdout, file, syslog, journald, webhook, otlp, s3 and python"),
         text,
-        "What it is: stdout, file, syslog, journald, webhook, s3 or python.",
-        example="webhook",
+        "What it is: stdout, file, syslog, journald, webhook, otlp, s3 or python.",
+        example="stdout",
     )
     events: tuple[str, ...] = setting(
         (REQUESTS, LOG),
@@ -260,16 +260,23 @@ class SinkSettings:
         None,
         optional(syslog_address, "unix:/dev/log"),
         "syslog: where it listens: unix:/dev/log, udp://HOST:514, tcp://HOST:601 or tls://HOST:6514.",
-        example="unix:/dev/log",
     )
     facility: str = setting("daemon", one_of(*FACILITIES), "syslog: the facility.")
     app_name: str = setting("vllm-passthrough", app_name, "syslog and journald: the name of the program.")
     socket: str = setting("/run/systemd/journal/socket", text, "journald: the socket of the journal.")
     url: Secret | None = setting(
-        None, optional(secret_url, "none"), "webhook: where batches are posted. It is never shown."
+        None,
+        optional(secret_url, "none; for otlp OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, else a collector on this machine"),
+        "webhook: where batches are posted. It is never shown. otlp: where log records go: for http/protobuf the whole "
+        "URL, with /v1/logs; for grpc without a path.",
     )
     headers: Mapping[str, Secret] = setting(
-        {}, headers, "webhook: headers of each request, such as Authorization: os.environ/NAME."
+        {}, headers, "webhook, otlp: headers of each request, such as Authorization: os.environ/NAME."
+    )
+    protocol: str | None = setting(
+        None,
+        optional(protocol, "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL, else http/protobuf"),
+        "otlp: protobuf over HTTP, or gRPC.",
     )
     secret: Secret | None = setting(
         None,
@@ -282,11 +289,11 @@ class SinkSettings:
         one_of("array", "lines", "single"),
         "webhook: a JSON array, JSON lines, or one request for each item.",
     )
-    compression: str = setting("none", one_of("none", "gzip"), "webhook: how the body is compressed.")
+    compression: str = setting("none", one_of("none", "gzip"), "webhook, otlp: how the body is compressed.")
     ca_file: str | None = setting(
         None,
         optional(text, "the system's authorities"),
-        "webhook, s3, and syslog by TLS: the file, in PEM, with the authorities that the certificate is checked "
+        "webhook, otlp, s3, and syslog by TLS: the file, in PEM, with the authorities that the certificate is checked "
         "against.",
     )
     bucket: str | None = setting(None, optional(bucket_name, "none"), "s3: the bucket.")
@@ -316,6 +323,12 @@ class SinkSettings:
         "python: the import path of an ILogObserver, or of an object with LiteLLM's log_success_event, "
         "async_log_success_event, log_failure_event or async_log_failure_event.",
     )
+
+    #: where the module of `object` is looked for first: the directory of the configuration file
+    import_from: str = ""
+    #: of ``otlp``: the gateway's name and attributes, which are those of its traces
+    service_name: str = ""
+    resource: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def secrets(self) -> list[str]:
@@ -354,6 +367,7 @@ TYPES: Mapping[str, SinkType] = {
     "webhook": SinkType(
         ("url",), ("headers", "secret", "body", "compression", "ca_file"), ("json", "event", "litellm")
     ),
+    "otlp": SinkType((), ("url", "headers", "protocol", "compression", "ca_file"), ("json", "event")),
     "s3": SinkType(
         ("bucket",),
         (
@@ -369,15 +383,7 @@ TYPES: Mapping[str, SinkType] = {
 _OF_TYPES = frozenset(name for each in TYPES.values() for name in (*each.needs, *each.takes))
 
 SINK_SECTION = section(SinkSettings)
-
-_MORE = """
-- name: archive
-  type: s3
-  bucket: gateway-logs
-  prefix: eu/
-  format: event
-  events: [requests]
-"""
+_DEFAULTS = {each.attribute: each.default for each in settings_of(SinkSettings)}
 
 
 @checker("list of sinks")
@@ -416,19 +422,22 @@ def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Plac
         place.key("type").refuse(f"must be one of {known}{suggestion(sink.type, TYPES)}")
         return
     for name in kind.needs:
-        if getattr(sink, name) is None:
+        if getattr(sink, name) is None and not place.report.refused_below(place.key(name).path):
             place.key(name).refuse(f"is missing (a sink of type {sink.type} needs it)")
-    for name in written:
-        if name in _OF_TYPES and name not in (*kind.needs, *kind.takes):
-            place.key(name).refuse(f"does not belong to a sink of type {sink.type} (remove it, or change the type)")
+    for given in written:
+        is_others = given in _OF_TYPES and given not in (*kind.needs, *kind.takes)
+        if is_others and getattr(sink, str(given)) != _DEFAULTS[str(given)]:
+            place.key(given).refuse(f"does not belong to a sink of type {sink.type} (remove it, or change the type)")
     if sink.format not in kind.formats and "format" in written:
         place.key("format").refuse(f"must be one of {', '.join(kind.formats)} for a sink of type {sink.type}")
-    if not sink.events:
+    if not sink.events and not place.report.refused_below(place.key("events").path):
         place.key("events").refuse("is empty, so that it would be told nothing (remove the sink, or name some)")
     if (sink.access_key_id is None) != (sink.secret_access_key is None):
         place.refuse("needs access_key_id and secret_access_key together, or none of them")
     if sink.type == "s3":
         check_s3_installed(place)
+    if sink.type == "otlp":
+        check_installed(place)
 
 
 def check_s3_installed(place: Place) -> None:
@@ -449,4 +458,4 @@ def _tokens(url: str) -> list[str]:
     return found
 
 
-SINK_ITEMS = Items(SINK_SECTION, "[]", more=_MORE)
+SINK_ITEMS = Items(SINK_SECTION, "[]")

@@ -11,6 +11,9 @@ from twisted_vllm.config.secret import Secret
 #: the protocols of OTLP: protobuf over HTTP, and gRPC
 HTTP, GRPC = "http", "grpc"
 
+#: which requests a destination gets, by how they ended
+SUCCESS, FAILURE = "success", "failure"
+
 
 @attrs.frozen
 class TraceDestination:
@@ -42,7 +45,7 @@ class TraceDestination:
     certificate_file: str | None = None
     key_file: str | None = None
     compression: str = "gzip"
-    outcomes: tuple[str, ...] = ("success", "failure")
+    outcomes: tuple[str, ...] = (SUCCESS, FAILURE)
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -15,6 +15,9 @@ from twisted_vllm.money import to_dollars
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.lines import iso_time
 
+#: LiteLLM's header that names the session of a request
+SESSION_HEADER = b"x-litellm-session-id"
+
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One attempt to send a request to a server.
@@ -78,6 +81,7 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         fallback: the model that was asked in place of the one that it names; empty if none was.
         max_tokens: the limit of generated tokens that it names; None without one.
         response_id: the id of the answer, if the gateway knows it.
+        session_id: the session that its ``x-litellm-session-id`` names; empty without.
         tags: its tags.
         metadata: its metadata, a JSON object as text; empty without.
         started: when it began, in Unix seconds.
@@ -128,12 +132,18 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     fallback: str = ""
     max_tokens: int | None = None
     response_id: str = ""
+    session_id: str = ""
     tags: tuple[str, ...] = ()
     metadata: str = ""
     attempts: tuple[Attempt, ...] = ()
     trace_id: str = ""
     span_id: str = ""
     contents: msgspec.Raw | None = None
+
+
+def is_success(status: int, outcome: str) -> bool:
+    """Return whether a request counts as answered: completely, below 400."""
+    return outcome == "completed" and 0 < status < 400
 
 
 #: what gets the events: the event, and the context that it was made of
@@ -250,6 +260,7 @@ class RequestEvents(RequestObserver):
             fallback=context.fallback and text.text(context, context.fallback),
             max_tokens=None if meter is None else meter.max_tokens,
             response_id="" if meter is None else meter.response_id,
+            session_id=text.text(context, first[SESSION_HEADER].decode("latin-1")) if SESSION_HEADER in first else "",
             tags=tuple(text.text(context, tag) for tag in said.tags),
             metadata=text.whole(context, said.metadata),
             attempts=_attempts(context),
@@ -265,10 +276,11 @@ def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
     )
     if not context.sent or context.server is None:
         return before
-    if before and before[-1].began == context.attempt_began:
+    meter, trace = context.meter, context.trace
+    began, span_id = context.attempt_began, "" if trace is None else trace.attempt_id
+    if before and (before[-1].server, before[-1].began, before[-1].span_id) == (context.server.name, began, span_id):
         # no further attempt found a place
         return before
-    meter, trace = context.meter, context.trace
     if meter is not None:
         status = meter.status
     else:
@@ -276,11 +288,11 @@ def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
         status = 0 if context.error_code and context.status >= 400 else context.status
     last = Attempt(
         context.server.name,
-        context.attempt_began,
+        began,
         context.ended,
         status,
         "" if context.outcome == "completed" else context.error_code or context.outcome,
-        "" if trace is None else trace.attempt_id,
+        span_id,
     )
     return (*before, last)
 

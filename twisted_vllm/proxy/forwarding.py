@@ -680,9 +680,7 @@ class Forwarding:
         if not again and not self._other_models(group.fallbacks):
             return False
         log_failure(context, state.name, reason, RETRIED, error)
-        span_id = "" if context.trace is None else context.trace.attempt_id
-        failed = FailedAttempt(state.name, reason, context.attempt_began, now, status, span_id)
-        before, context.attempts = context.attempts, (*context.attempts, failed)
+        before = self._keep_attempt(reason, now, status)
         if again:
             self._tried = tried
             self._leave_attempt()
@@ -692,6 +690,15 @@ class Forwarding:
             return True
         context.attempts = before
         return False
+
+    def _keep_attempt(self, reason: str, now: float, status: int) -> tuple[FailedAttempt, ...]:
+        """Keep a failed attempt, which another is to follow; return those before it."""
+        context = self._request.context
+        span_id = "" if context.trace is None else context.trace.attempt_id
+        server = self._placement.destination.state.name
+        failed = FailedAttempt(server, reason, context.attempt_began, now, status, span_id)
+        before, context.attempts = context.attempts, (*context.attempts, failed)
+        return before
 
     def _leave_attempt(self) -> None:
         """Settle what the failed attempt took of its entry's limits; nothing works on the request until the next."""
@@ -766,11 +773,15 @@ class Forwarding:
         reading = read_at_most(response, MOST_REFUSAL)
 
         def read(body: bytes) -> None:
-            if not _TOO_LONG.search(body) or not self._fall_back(self._group.context_fallbacks):
-                relay = self._relay
-                self._over()
-                assert relay is not None
-                relay.answer_whole(head, body)
+            if _TOO_LONG.search(body):
+                before = self._keep_attempt(f"status_{head.status}", self._forwarder.clock.seconds(), head.status)
+                if self._fall_back(self._group.context_fallbacks):
+                    return
+                self._request.context.attempts = before
+            relay = self._relay
+            self._over()
+            assert relay is not None
+            relay.answer_whole(head, body)
 
         def lost(error: GatewayError) -> bool:
             if self.failed(error):

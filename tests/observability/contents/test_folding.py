@@ -309,6 +309,68 @@ def test_every_route_with_a_prompt_has_a_format() -> None:
     assert set(FORMATS) <= {row.path for row in ROUTES}
 
 
+# anything else
+
+MEMBERS = st.sampled_from(
+    (
+        *("type", "delta", "index", "choices", "message", "content", "text", "tool_calls", "function", "arguments"),
+        *(
+            "name",
+            "id",
+            "item",
+            "response",
+            "status",
+            "error",
+            "output",
+            "content_block",
+            "finish_reason",
+            "output_index",
+        ),
+        *(
+            "reasoning",
+            "summary",
+            "finish_reason",
+            "partial_json",
+            "stop_reason",
+            "data",
+            "usage",
+            "incomplete_details",
+            "input",
+        ),
+    )
+)
+KINDS = st.sampled_from(
+    (
+        *("response.output_text.delta", "response.output_item.added", "response.completed", "content_block_delta"),
+        *("content_block_start", "message_delta", "text_delta", "tool_use", "function_call", "message", "reasoning"),
+        *("message-end", "error", "response.function_call_arguments.delta", "input_json_delta"),
+    )
+)
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | KINDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(MEMBERS, inner, max_size=6),
+    max_leaves=30,
+)
+
+
+@given(st.sampled_from([CHUNKS, RESPONSES, MESSAGES, COHERE, RESULT, ANY]), st.lists(ODD, max_size=5))
+def test_no_answer_whatever_fails(format: Format, values: list[Any]) -> None:
+    report(format, stream(*values))
+    for value in values:
+        body = json.dumps(value).encode()
+        report(format, body, JSON)
+        report(format, body, JSON, status=500)
+
+
+@given(
+    st.sampled_from([CHUNKS, RESPONSES]),
+    st.lists(st.binary(max_size=60) | st.sampled_from([b"data: ", b"\n", b"\r", b"\n\n", b'{"choices":['])),
+)
+def test_no_bytes_whatever_fail(format: Format, pieces: list[bytes]) -> None:
+    for kind, encoding in ((EVENTS, ""), (EVENTS, "gzip"), (JSON, ""), ("text/plain", "")):
+        gathered(format, pieces, kind, encoding=encoding).answer().report()
+
+
 # bounds
 
 
@@ -372,7 +434,7 @@ def test_all_together_keep_no_more_than_the_total() -> None:
     for _ in range(20):
         for found in every:
             found.feed(stream(delta(content="y" * 1000), end=False))
-            assert memory.used <= 100_000 + 1_300
+            assert memory.used <= 100_000 + BATCH
     assert any(found.truncated for found in every)
     for found in every:
         found.answer()

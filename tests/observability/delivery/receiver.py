@@ -92,7 +92,8 @@ class Receiver(Resource):
         if reply.status == HANG:
             return NOT_DONE_YET
         if reply.status == CUT:
-            request.channel.transport.abortConnection()
+            transport: Any = request.channel.transport
+            transport.abortConnection()
             return NOT_DONE_YET
         if 200 <= reply.status < 300:
             self.posted.append(Posted(request.uri.decode(), headers, body, raw))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from tests.observability.delivery.fakes import RecordingDestination, ThreadsClock
-from twisted_vllm.observability.delivery.interfaces import MIB, Bounds, DeliveryFailed
+from twisted_vllm.observability.delivery.interfaces import MIB, Bounds, DeliveryFailed, SpoolFull
 from twisted_vllm.observability.delivery.queue import DeliveryQueue
-from twisted_vllm.observability.delivery.spool import DiskSpool, SpoolFull
+from twisted_vllm.observability.delivery.spool import DiskSpool
 
 AWAY = DeliveryFailed("it is away", retryable=True)
 

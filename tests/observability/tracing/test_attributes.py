@@ -113,7 +113,7 @@ def test_the_span_of_an_attempt_names_its_server_and_why_it_failed() -> None:
     failed, answered = (attempt_attributes(event, number, ()) for number in (0, 1))
     assert failed["server.address"] == "gpu-0"
     assert failed["server.port"] == 8000
-    assert failed["error.type"] == "status_503"
+    assert failed["error.type"] == "503"
     assert failed["http.response.status_code"] == 503
     assert "http.request.resend_count" not in failed
     assert answered["http.request.resend_count"] == 1
@@ -155,9 +155,21 @@ def test_the_user_is_the_end_user_or_else_the_key_s() -> None:
     assert request_attributes(request_event(user_id="u", end_user="anna"), ())["user.id"] == "anna"
 
 
-@pytest.mark.parametrize("metadata", ["", "[]", '{"session_id":7}', '{"session_id"', '["session_id"]'])
+def test_a_session_is_named_by_a_header_by_metadata_or_by_the_body() -> None:
+    body = contents(MESSAGES, ANSWER, parameters={"metadata": {"session_id": "s-3"}})
+    for event, session in (
+        (request_event(session_id="s-1", metadata='{"session_id":"s-2"}', contents=body), "s-1"),
+        (request_event(metadata='{"session_id":"s-2"}', contents=body), "s-2"),
+        (request_event(metadata='{"other":1}', contents=body), "s-3"),
+        (request_event(session_id="x" * 500), "x" * 200),
+    ):
+        assert request_attributes(event, ())["session.id"] == session
+
+
+@pytest.mark.parametrize("metadata", ["", '{"session_id":7}', '{"a":{"session_id":"s"}}'])
 def test_other_metadata_names_no_session(metadata: str) -> None:
-    assert "session.id" not in request_attributes(request_event(metadata=metadata), ALL)
+    event = request_event(metadata=metadata, contents=contents(MESSAGES, ANSWER, parameters={"metadata": "x"}))
+    assert "session.id" not in request_attributes(event, ALL)
 
 
 def test_openinference_spreads_the_messages_out() -> None:
@@ -213,6 +225,18 @@ def test_langfuse_gets_a_generation_below_a_trace() -> None:
     # it adds the entries up
     usage = json.loads(str(said["langfuse.observation.usage_details"]))
     assert sum(tokens for name, tokens in usage.items() if name != "total") == usage["total"] == 30
+
+
+def test_a_request_that_the_server_refused_is_an_error_of_the_attempt() -> None:
+    event = request_event(status=400, attempts=(Attempt("gpu-1:8000", STARTED, STARTED + 1, 400),))
+    said = last(event, "langfuse")
+    assert (said["error.type"], said["langfuse.observation.level"]) == ("400", "ERROR")
+    assert "error.type" not in request_attributes(event, ())
+
+
+def test_an_answer_that_was_cut_has_no_reason() -> None:
+    cut = contents(MESSAGES, {"text": "Par", "finish_reasons": [""]})
+    assert "gen_ai.response.finish_reasons" not in last(request_event(contents=cut), "gen_ai")
 
 
 def test_langfuse_learns_of_a_failure() -> None:

@@ -66,7 +66,7 @@ def test_each_attempt_has_a_span_and_the_request_an_event_for_each_retry() -> No
     assert [ids(each) for each in (failed, answered)] == [(TRACE, FIRST, OWN), (TRACE, SECOND, OWN)]
     assert (failed.status.status_code, failed.status.description) == (StatusCode.ERROR, "503")
     assert failed.attributes is not None
-    assert failed.attributes["error.type"] == "status_503"
+    assert failed.attributes["error.type"] == "503"
     assert answered.status.status_code is StatusCode.UNSET
     assert server.status.status_code is StatusCode.UNSET
     assert names_and_times(server) == [("retry", 0.2), ("first_token", 0.25)]

@@ -11,6 +11,7 @@ import attrs
 
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.server_tls import ServerTls
+from twisted_vllm.config.tracing import TracingSettings
 from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.http.client.connect_errors import TlsFileError
 from twisted_vllm.http.client.tls import read_files
@@ -25,13 +26,31 @@ class Receiver:
 
     Attributes:
         destination: the destination, with absolute names of files.
-        resource: attributes of the gateway.
+        attributes: attributes of the gateway.
         digest: a digest of the contents of its files.
     """
 
     destination: TraceDestination
-    resource: Mapping[str, str]
+    attributes: Mapping[str, str]
     digest: bytes = b""
+
+    @property
+    def resource(self) -> Mapping[str, str]:
+        """The attributes of the gateway and of its process; ask in the process that exports, which may be a fork."""
+        return {"process.pid": str(os.getpid()), **self.attributes}
+
+
+def trace_receivers(tracing: TracingSettings, directory: str) -> dict[str, Receiver]:
+    """Return the destinations of traces by name, none if there are no traces; it reads their files.
+
+    Raises:
+        ConfigError: a file of TLS cannot be used.
+    """
+    if not tracing.active:
+        return {}
+    placed = [(f"passthrough.tracing.destinations.{each.name}", each) for each in tracing.destinations]
+    found = receivers_of(placed, tracing.service_name or "", tracing.resource_attributes, directory)
+    return {each.destination.name: each for each in found}
 
 
 def receivers_of(
@@ -56,7 +75,6 @@ def receivers_of(
     resource = {
         "service.name": service_name,
         "host.name": platform.node(),
-        "process.pid": str(os.getpid()),
         **attributes,
     }
     for path, each in destinations:
@@ -68,7 +86,7 @@ def receivers_of(
                 digest = read_files(tls).digest
             except TlsFileError as error:
                 setting, _, reason = str(error).partition(": ")
-                problems.append(Problem(f"{path}.{_NAMES.get(setting, setting)}", reason))
+                problems.append(Problem(f"{path}.{_NAMES.get(setting, setting)}".lstrip("."), reason))
         found.append(Receiver(destination, resource, digest))
     if problems:
         raise ConfigError(problems)

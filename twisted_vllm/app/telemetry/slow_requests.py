@@ -51,11 +51,7 @@ class SlowRequestLog(TelemetryPart):
         self._slow.stop()
 
     def _tell(self, slow: Slow) -> None:
-        self._log.warn(
-            "{slow}",
-            slow=words(slow, self._servers, self._seconds()),
-            once_a_second=f"{slow.waits} {slow.server} {slow.route}",
-        )
+        self._log.warn("{slow}", slow=words(slow, self._servers, self._seconds()))
 
 
 def words(slow: Slow, servers: Servers, now: float) -> str:

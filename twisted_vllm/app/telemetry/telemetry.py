@@ -14,6 +14,7 @@ from twisted_vllm.app.telemetry.otlp_metrics import OtlpMetricsPart
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.app.telemetry.process_metrics import ProcessMetrics
 from twisted_vllm.app.telemetry.request_metrics import RequestMetricsPart
+from twisted_vllm.app.telemetry.sinks import SinksPart
 from twisted_vllm.app.telemetry.slow_requests import SlowRequestLog
 from twisted_vllm.app.telemetry.tracing import TracingPart
 from twisted_vllm.config.settings import Settings
@@ -31,6 +32,7 @@ def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
         OtlpMetricsPart(surroundings),
         SlowRequestLog(surroundings),
         Alerting(surroundings),
+        SinksPart(surroundings),
     )
 
 

@@ -9,16 +9,17 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from twisted_vllm.app.telemetry.otlp_receivers import Receiver, receivers_of
+from twisted_vllm.app.telemetry.otlp_receivers import Receiver, trace_receivers
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.tracing import TracingSettings
+from twisted_vllm.config.tracing_destinations import FAILURE, SUCCESS
 from twisted_vllm.context import RequestContext
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.delivery.blocking import ThreadedDestination
 from twisted_vllm.observability.delivery.interfaces import Bounds
 from twisted_vllm.observability.delivery.queue import DeliveryQueue
-from twisted_vllm.observability.request_event import RequestEvent
+from twisted_vllm.observability.request_event import RequestEvent, is_success
 from twisted_vllm.observability.tracing.sampling import ErrorAllowance, Sampler
 from twisted_vllm.observability.tracing.traced_request import TracedRequest
 from twisted_vllm.observability.tracing.tracer import Tracer
@@ -67,7 +68,7 @@ class TracingPart(TelemetryPart):
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Read the files of the destinations; return what switches traces on, over or off."""
         tracing = settings.tracing
-        receivers = _receivers(tracing, self._directory) if tracing.active else {}
+        receivers = trace_receivers(tracing, self._directory)
         return lambda: self._apply(tracing, receivers)
 
     def start(self) -> None:
@@ -138,8 +139,10 @@ class TracingPart(TelemetryPart):
         state = self._surroundings.text.text(context, trace.state.decode("ascii")) if trace.state else ""
         traced = TracedRequest(event, trace.parent_id, state)
         size = EVENT_BYTES + (0 if event.contents is None else len(event.contents))
-        for queue in self._queues.values():
-            queue.put(traced, size)
+        outcome = SUCCESS if is_success(event.status, event.outcome) else FAILURE
+        for name, queue in self._queues.items():
+            if outcome in self._receivers[name].destination.outcomes:
+                queue.put(traced, size)
 
 
 def _tracer(tracing: TracingSettings, is_own: Callable[[bytes], bool]) -> Tracer:
@@ -154,17 +157,6 @@ def _tracer(tracing: TracingSettings, is_own: Callable[[bytes], bool]) -> Tracer
         gateway_routes=tracing.gateway_routes,
         is_own=is_own,
     )
-
-
-def _receivers(tracing: TracingSettings, directory: str) -> dict[str, Receiver]:
-    """Return the destinations by name.
-
-    Raises:
-        ConfigError: a file of TLS cannot be used.
-    """
-    placed = [(f"passthrough.tracing.destinations.{each.name}", each) for each in tracing.destinations]
-    found = receivers_of(placed, tracing.service_name or "", tracing.resource_attributes, directory)
-    return {each.destination.name: each for each in found}
 
 
 def _exporter(receiver: Receiver) -> Any:

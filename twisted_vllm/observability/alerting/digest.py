@@ -50,32 +50,39 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Topic:
-    """Alerts that are alike: those that no message has told, and when messages went."""
+    """Alerts that are alike: those that no message has told, and how many messages may go."""
 
-    __slots__ = ("count", "level", "sent", "since", "texts")
+    __slots__ = ("_allowed", "_allowed_at", "count", "level", "since", "texts")
 
-    def __init__(self) -> None:
-        self.sent: deque[float] = deque(maxlen=BURST)
+    def __init__(self, now: float) -> None:
+        self._allowed = float(BURST)
+        self._allowed_at = now
         self.clear()
 
     def clear(self) -> None:
+        """Forget what was told."""
         self.count = 0
         self.level = LOW
         self.since = 0.0
         self.texts: deque[str] = deque(maxlen=MOST_TEXTS)
 
+    def sent(self) -> None:
+        """Note that a message goes."""
+        self._allowed = max(self._allowed - 1.0, 0.0)
+        self.clear()
+
     def is_due(self, now: float) -> bool:
-        """Return whether a message may go out."""
-        if not self.count or 0 <= now - self.since < LINGER:
-            return False
-        sent = self.sent
-        if len(sent) < BURST or not 0 <= now - sent[0] < REPEAT:
-            return True
-        return not 0 <= now - sent[-1] < REPEAT
+        """Return whether a message may go."""
+        return bool(self.count) and not 0 <= now - self.since < LINGER and self._refill(now) >= 1.0
 
     def is_idle(self, now: float) -> bool:
         """Return whether nothing is remembered that still counts."""
-        return not self.count and (not self.sent or not 0 <= now - self.sent[-1] < REPEAT)
+        return not self.count and self._refill(now) >= BURST
+
+    def _refill(self, now: float) -> float:
+        self._allowed = min(self._allowed + max(now - self._allowed_at, 0.0) / REPEAT, float(BURST))
+        self._allowed_at = now
+        return self._allowed
 
 
 class AlertDigest:
@@ -113,7 +120,9 @@ class AlertDigest:
         about = alert.about
         if (alert.kind, about) not in self._topics and len(self._topics) >= MOST_ABOUT:
             about = _OTHERS
-        topic = self._topics.setdefault((alert.kind, about), _Topic())
+        topic = self._topics.get((alert.kind, about))
+        if topic is None:
+            topic = self._topics[alert.kind, about] = _Topic(now)
         if not topic.count:
             topic.since = now
         topic.count += alert.count
@@ -142,8 +151,7 @@ class AlertDigest:
                 if rest:
                     messages.append(_together(rest))
                 for topic in due.values():
-                    topic.clear()
-                    topic.sent.append(now)
+                    topic.sent()
                 self._sent.extend([now] * len(messages))
         self._topics = {name: topic for name, topic in self._topics.items() if not topic.is_idle(now)}
         return messages

@@ -9,7 +9,7 @@ MOST_CHOICES, MOST_CALLS = 128, 128
 #: characters of a name, an id or a finish reason
 MOST_NAME = 256
 #: pieces of text that are kept apart
-MOST_PIECES = 1_024
+MOST_PIECES = 64
 
 
 class ToolCall:

@@ -6,8 +6,8 @@ import re
 
 #: bytes of a text that are looked at for what fits into its beginning
 LOOKED_AT = 4_194_304
-#: strings that are looked at
-MOST_STRINGS = 8_192
+#: bytes for each of which one string is looked at: a text of empty strings is cut before
+BYTES_PER_STRING = 16
 #: a longer string that looks like base64 or a ``data:`` URL is a medium, in bytes
 LONG_MEDIUM = 1_024
 
@@ -15,7 +15,12 @@ _CONTENT = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{},:]', re.DOTALL)
 _DATA_URL = re.compile(rb"data:([\w.+/-]{1,64})")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_=-]{256}")
-_CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
+# a string without what was cut of its last escape, which may be a pair of surrogates
+_WHOLE = re.compile(
+    rb'"[^"\\]*+(?:\\(?:[^u]|u(?![dD][89abAB])[0-9a-fA-F]{4}|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})'
+    rb'[^"\\]*+)*+',
+    re.DOTALL,
+)
 _CLOSERS = {0x7B: b"}", 0x5B: b"]"}
 
 
@@ -28,7 +33,7 @@ def beginning_of(data: bytes, most: int) -> bytes:
     """
     out = bytearray()
     at, size = 0, len(data)
-    for _ in range(MOST_STRINGS):
+    for _ in range(max(1_024, most // BYTES_PER_STRING)):
         room = most - len(out)
         quote = data.find(b'"', at, at + room)
         if quote < 0:
@@ -84,7 +89,8 @@ def completed(beginning: bytes) -> bytes:
             if len(spelled) > 1 and spelled.endswith(b'"') and not _is_open(spelled):
                 safe, tail = token.end(), b""
             else:
-                whole = _CUT_ESCAPE.sub(b"", spelled).decode("utf-8", "ignore").encode("utf-8")
+                found = _WHOLE.match(spelled)
+                whole = b'"' if found is None else found[0].decode("utf-8", "ignore").encode("utf-8")
                 safe, tail = token.start(), whole + b'"'
             is_value = False
         elif first in (0x7B, 0x5B):

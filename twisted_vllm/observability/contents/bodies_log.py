@@ -64,6 +64,8 @@ class BodiesLog:
         self._default = settings.mode
         self._models = {name: mode for name, mode in settings.models.items() if not is_pattern(name)}
         self._patterns = [(NamePattern(name), mode) for name, mode in settings.models.items() if is_pattern(name)]
+        #: whether the settings ask for nothing
+        self._is_quiet = settings.mode == OFF and not settings.models
         self._caps = Caps(settings.max_prompt_bytes, settings.max_answer_bytes)
         self._redaction = Redaction(settings.redact_fields, settings.redact_patterns)
         self._texts_off = texts_off
@@ -86,12 +88,17 @@ class BodiesLog:
             form: whether the body is a form.
             of_entries: the mode of the entries of its model; None if they say nothing.
         """
+        principal = context.principal
         authorization = context.authorization
+        assert principal is not None
         assert authorization is not None
+        says_nothing = of_entries is None and principal.log_bodies is None and principal.team_log_bodies is None
+        if says_nothing and self._is_quiet:
+            return None
         format = FORMATS.get(authorization.route.row.path)
         if format is None or context.head.protocols:
             return None
-        mode = self.mode_of(context, authorization.principal, of_entries)
+        mode = self.mode_of(context, principal, of_entries)
         if context.fallback:
             former = context.contents
             # whoever was to see nothing of the first model's request sees nothing now

@@ -45,7 +45,7 @@ class Memory:
 
     Attributes:
         most: the most bytes.
-        used: the bytes in use; they exceed `most` by one piece at most.
+        used: the bytes in use; they exceed `most` by one batch and one piece at most.
     """
 
     __slots__ = ("most", "used")
@@ -175,6 +175,8 @@ class Gathered:
         if scan is not None:
             try:
                 scan.feed(data)
+                # it stops at the model
+                scan.feed(b"")
             except ModelUndetermined:
                 self._scan, self.truncated = None, True
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 MIB = 1024 * 1024
 
@@ -86,3 +90,73 @@ class Bounds:
     first_backoff: float = 1.0
     max_backoff: float = 60.0
     max_age: float | None = None
+
+
+class SpoolFull(Exception):
+    """The spool has its size, or its disk fails: the item is not in it."""
+
+
+class SpooledItem(Protocol[T_co]):
+    """An item that was read from a spool: see `Spooled`."""
+
+    @property
+    def item(self) -> T_co:
+        """The item."""
+
+    @property
+    def size(self) -> int:
+        """Its size in the spool, in bytes."""
+
+    @property
+    def time(self) -> float:
+        """When it was put, in Unix seconds."""
+
+    @property
+    def place(self) -> Any:
+        """Where it is."""
+
+
+class Spool(Protocol[T]):
+    """What a queue needs of a `DiskSpool`, which a gateway without one does not load."""
+
+    unread: int
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are."""
+
+    @property
+    def size(self) -> int:
+        """The size of its files in bytes."""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all items that were not delivered are in memory."""
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether `clear` would remove a file."""
+
+    def reconfigure(self, max_bytes: int) -> None:
+        """See `DiskSpool`, likewise the others."""
+
+    def open(self) -> None:
+        """Open it."""
+
+    def take_over(self) -> None:
+        """Take over what others left."""
+
+    def append(self, item: T, time: float, *, has_room: bool) -> tuple[Any, int, bool]:
+        """Append an item."""
+
+    def read(self) -> Sequence[SpooledItem[T]]:
+        """Read the next items."""
+
+    def delivered(self, places: Iterable[Any]) -> None:
+        """Note that items were delivered."""
+
+    def clear(self) -> None:
+        """Remove what was delivered."""
+
+    def close(self) -> None:
+        """Close it."""

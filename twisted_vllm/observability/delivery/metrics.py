@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from twisted_vllm.observability.delivery.queue import DeliveryQueue
 from twisted_vllm.observability.metrics.registry import PREFIX
+
+
+class Counted(Protocol):
+    """What is counted of a `DeliveryQueue`, which a gateway that delivers nothing does not load."""
+
+    name: str
+    delivered: int
+    dropped: int
+    failures: int
+
+    @property
+    def queued(self) -> int:
+        """Return how many items wait."""
+
+    @property
+    def spool_bytes(self) -> int:
+        """Return the size of the spool in bytes."""
+
+    def oldest_seconds(self) -> float:
+        """Return the age of the oldest item that waits, in seconds."""
 
 
 class Deliveries(Collector):
@@ -21,15 +40,15 @@ class Deliveries(Collector):
 
     def __init__(self) -> None:
         """Start without a queue."""
-        self.queues: dict[str, DeliveryQueue[Any]] = {}
+        self.queues: dict[str, Counted] = {}
         #: what queues of a name counted that were removed since
         self._before: dict[str, tuple[int, int, int]] = {}
 
-    def add(self, queue: DeliveryQueue[Any]) -> None:
+    def add(self, queue: Counted) -> None:
         """Add a queue, whose name no other has."""
         self.queues[queue.name] = queue
 
-    def remove(self, queue: DeliveryQueue[Any]) -> None:
+    def remove(self, queue: Counted) -> None:
         """Remove a queue; its counters go on if another of its name is added."""
         if self.queues.get(queue.name) is queue:
             del self.queues[queue.name]
@@ -54,6 +73,6 @@ class Deliveries(Collector):
                 family.add_metric([sink], count)
         yield from (queued, oldest, spooled, delivered, dropped, failures)
 
-    def _counts(self, queue: DeliveryQueue[Any]) -> tuple[int, int, int]:
+    def _counts(self, queue: Counted) -> tuple[int, int, int]:
         delivered, dropped, failures = self._before.get(queue.name, (0, 0, 0))
         return queue.delivered + delivered, queue.dropped + dropped, queue.failures + failures

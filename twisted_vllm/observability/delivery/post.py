@@ -73,7 +73,8 @@ def http_agent(reactor: Any, ca_file: str | None = None) -> tuple[IAgent, HTTPCo
     """
     pool = HTTPConnectionPool(reactor, persistent=True)
     pool.maxPersistentPerHost = 1
-    pool.cachedConnectionTimeout = IDLE_SECONDS
+    # typed as an int, and passed to callLater
+    pool.cachedConnectionTimeout = int(IDLE_SECONDS)
     policy = BrowserLikePolicyForHTTPS(None if ca_file is None else _authorities(ca_file))
     return Agent(reactor, contextFactory=policy, connectTimeout=CONNECT_SECONDS, pool=pool), pool
 
@@ -107,7 +108,9 @@ class Poster:
             The answer, whose status is 2xx. Else the Deferred fails with `DeliveryFailed`.
         """
         given = {name.lower(): secret.reveal() for name, secret in self._headers.items()}
-        sent = {"user-agent": "twisted-vllm", **{name.lower(): value for name, value in headers.items()}, **given}
+        sent: dict[bytes | str, bytes | str] = {"user-agent": "twisted-vllm"}
+        sent.update((name.lower(), value) for name, value in headers.items())
+        sent.update(given)
         posting: Deferred[Any] = self._client.request(
             "POST", self._url.reveal(), data=body, headers=sent, allow_redirects=False, unbuffered=True
         )
@@ -176,9 +179,9 @@ def _failed(failure: Failure) -> Failure:
     """Say in words of the operator why there is no answer."""
     if failure.check(DeliveryFailed, CancelledError):
         return failure
-    error = failure.value
+    error: BaseException = failure.value or ConnectError()
     while isinstance(error, _WRAPPED) and error.reasons:
-        error = error.reasons[0].value
+        error = error.reasons[0].value or ConnectError()
     if isinstance(error, CancelledError):
         return Failure(error)
     return Failure(DeliveryFailed(_words(error), retryable=True))

@@ -12,8 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybe
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.observability.delivery.interfaces import Bounds, DeliveryFailed, IDestination
-from twisted_vllm.observability.delivery.spool import DiskSpool, Place, SpoolFull
+from twisted_vllm.observability.delivery.interfaces import Bounds, DeliveryFailed, IDestination, Spool, SpoolFull
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,7 +32,7 @@ class _Queued(Generic[T]):
     item: T
     size: int
     time: float
-    place: Place | None = None
+    place: Any = None
 
 
 def at_once(work: Callable[[], R]) -> Deferred[R]:
@@ -65,7 +64,7 @@ class DeliveryQueue(Generic[T]):
         bounds: Bounds,
         random: Callable[[], float],
         *,
-        spool: DiskSpool[T] | None = None,
+        spool: Spool[T] | None = None,
         in_thread: Callable[[Callable[[], Any]], Deferred[Any]] = at_once,
     ) -> None:
         """Set up; nothing is delivered before `start`, but items may be put.
@@ -273,7 +272,7 @@ class DeliveryQueue(Generic[T]):
         """Return whether a whole batch waits. Call it with the lock held."""
         return len(self._waiting) >= self._bounds.batch_items or self._bytes >= self._bounds.batch_bytes
 
-    def _spooled(self, spool: DiskSpool[T], queued: _Queued[T]) -> _Queued[T]:
+    def _spooled(self, spool: Spool[T], queued: _Queued[T]) -> _Queued[T]:
         try:
             return attrs.evolve(queued, place=spool.append(queued.item, queued.time, has_room=True)[0])
         except Exception:
@@ -459,7 +458,7 @@ class DeliveryQueue(Generic[T]):
     def _is_take_over_due(self) -> bool:
         return self._stopping is None and bool(self._reactor.seconds() >= self._next_take_over)
 
-    def _read(self, spool: DiskSpool[T], seconds: float = 0.0) -> None:
+    def _read(self, spool: Spool[T], seconds: float = 0.0) -> None:
         """Read from the spool in another thread, and take the next turn in some seconds."""
         is_due = self._is_take_over_due()
         if is_due:

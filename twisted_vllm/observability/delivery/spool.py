@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 import attrs
 from twisted.logger import Logger
 
+from twisted_vllm.observability.delivery.interfaces import SpoolFull
 from twisted_vllm.usage.spool.format import Lines, NewerFormat, encode_line, header_line, read_part, text_of
 from twisted_vllm.usage.spool.segments import Claim, Segment, claim_new, claim_orphans
 
@@ -87,10 +88,6 @@ class Spooled(Generic[T]):
     size: int
     time: float
     place: Place
-
-
-class SpoolFull(Exception):
-    """The spool has its size, or its disk fails: the item is not in it."""
 
 
 class DiskSpool(Generic[T]):

@@ -20,6 +20,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.observability.delivery.interfaces import DeliveryFailed, IBlockingDestination
+from twisted_vllm.observability.logging.observer import request_level
 from twisted_vllm.observability.otlp_exporter import LOGS, OtlpExporter
 from twisted_vllm.observability.request_event import RequestEvent
 from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
@@ -37,9 +38,6 @@ _SEVERITIES = {
     "error": SeverityNumber.ERROR,
     "critical": SeverityNumber.FATAL,
 }
-#: the level of a request's line that says none, by its outcome
-_LEVELS = {"upstream_failed": "warn", "upstream_error": "warn", "failed": "error"}
-
 _SCOPE = InstrumentationScope("twisted_vllm", version("twisted-vllm"))
 
 #: members of a line that are no attributes
@@ -92,7 +90,7 @@ class OtlpLogs:
         return _of_line(found)
 
     def _of_request(self, event: RequestEvent) -> LogRecord:
-        level = _LEVELS.get(event.outcome, "info")
+        level = request_level(event.status, event.outcome)
         said = request_attributes(event, self._conventions)
         if event.attempts:
             said = {**attempt_attributes(event, len(event.attempts) - 1, self._conventions), **said}
@@ -128,7 +126,7 @@ def _of_line(found: Mapping[str, Any]) -> LogRecord:
         said["exception.stacktrace"] = failure
     return _record(
         moment=_seconds(found.get("time")),
-        level=_text(found.get("level") or _LEVELS.get(_text(found.get("outcome", "")), "info")),
+        level=_text(found.get("level") or "info"),
         body=body,
         attributes=said,
         name=REQUESTED if is_request else "",

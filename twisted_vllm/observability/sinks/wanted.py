@@ -8,6 +8,7 @@ from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.config.sinks import FAILURES, KEYS, NOBODY, REQUESTS, SUCCESSES, SinkSettings
 from twisted_vllm.context import RequestContext
+from twisted_vllm.observability.request_event import is_success
 
 #: names whose match is remembered, of models, teams and keys each
 MAX_NAMES, MAX_NAME = 1024, 256
@@ -38,11 +39,6 @@ class Names:
     def has_prefix(self, text: str) -> bool:
         """Return whether one of the names is the beginning of a text."""
         return bool(text) and any(len(name) >= 8 and text.startswith(name) for name in self._names)
-
-
-def is_success(status: int, outcome: str) -> bool:
-    """Return whether a request counts as answered: completely, below 400."""
-    return outcome == "completed" and 0 < status < 400
 
 
 def make_filter(sink: SinkSettings, is_own: Callable[[bytes], bool]) -> Callable[[RequestContext], bool] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import attrs
 import msgspec
 
@@ -96,15 +98,17 @@ class Facts:
 
     @property
     def session(self) -> str:
-        """The session that the request's metadata names."""
-        if '"session_id"' not in self.event.metadata:
-            return ""
-        try:
-            found = msgspec.json.decode(self.event.metadata)
-        except (msgspec.MsgspecError, RecursionError):
-            return ""
-        session = found.get("session_id") if isinstance(found, dict) else None
-        return session[:_LONGEST_SESSION] if isinstance(session, str) else ""
+        """The session that its header, its metadata or its body names."""
+        found: object = self.event.session_id
+        if not found and '"session_id"' in self.event.metadata:
+            # the gateway wrote it, but what was taken out may have broken it
+            with suppress(msgspec.MsgspecError):
+                metadata = msgspec.json.decode(self.event.metadata)
+                found = metadata.get("session_id") if isinstance(metadata, dict) else ""
+        if not found:
+            of_body = self.told.parameters.get("metadata")
+            found = of_body.get("session_id") if isinstance(of_body, dict) else None
+        return found[:_LONGEST_SESSION] if isinstance(found, str) else ""
 
     @property
     def uncached(self) -> int:
@@ -115,8 +119,10 @@ class Facts:
     def failure(self) -> str:
         """The type of the error of this span; empty without one."""
         if self.attempt is not None:
-            reason = self.attempt.reason
-            return "" if reason in _FINE else reason
+            if self.attempt.status >= 400:
+                # of a client's span, every status from 400 on is an error (OpenTelemetry, HTTP spans)
+                return str(self.attempt.status)
+            return "" if self.attempt.reason in _FINE else self.attempt.reason
         event = self.event
         if event.status >= 500 or event.outcome not in _FINE:
             return event.error or (str(event.status) if event.status >= 400 else event.outcome)

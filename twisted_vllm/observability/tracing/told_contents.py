@@ -105,7 +105,7 @@ class Told:
         reasons = output.get("finish_reasons")
         if not isinstance(reasons, list):
             reasons = [choice.get("finish_reason") for choice in self.choices]
-        return [each for each in reasons if isinstance(each, str)]
+        return [each for each in reasons if isinstance(each, str) and each]
 
     @property
     def output_value(self) -> str:

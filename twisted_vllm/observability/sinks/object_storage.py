@@ -1,0 +1,130 @@
+"""Writes batches as objects to any S3 service, by boto3, which is imported only where the settings ask for it."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from zope.interface import implementer
+
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.sinks import SinkSettings
+from twisted_vllm.observability.delivery.interfaces import DeliveryFailed, IBlockingDestination
+
+#: how long a connection, and an answer, may take, in seconds
+CONNECT_SECONDS, READ_SECONDS = 10, 20
+
+#: what another attempt does not change (Amazon's list of error codes); bad credentials may be mended meanwhile
+_FOR_GOOD = frozenset(("EntityTooLarge", "KeyTooLongError", "InvalidArgument", "InvalidRequest", "MethodNotAllowed"))
+
+
+@implementer(IBlockingDestination)
+class S3Destination:
+    """Puts one object for each batch: gzip, a JSON object on each line."""
+
+    def __init__(self, sink: SinkSettings, now: Callable[[], float], randbytes: Callable[[int], bytes]) -> None:
+        """Make the client.
+
+        Args:
+            sink: the settings.
+            now: the time in Unix seconds.
+            randbytes: for the names of objects.
+
+        Raises:
+            DeliveryFailed: it cannot be made.
+        """
+        self._sink = sink
+        self._now = now
+        self._randbytes = randbytes
+        try:
+            self._client = _client(sink)
+        except Exception as error:
+            raise DeliveryFailed(_words(error), retryable=True) from None
+
+    def deliver(self, batch: Sequence[bytes]) -> None:
+        """Put a batch."""
+        body = gzip.compress(b"\n".join(batch) + b"\n", 5, mtime=0)
+        try:
+            self._client.put_object(
+                Bucket=self._sink.bucket,
+                Key=object_key(self._sink.prefix, self._now(), self._randbytes),
+                Body=body,
+                ContentType="application/x-ndjson",
+                ContentEncoding="gzip",
+            )
+        except Exception as error:
+            raise _failure(error) from None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def object_key(prefix: str, seconds: float, randbytes: Callable[[int], bytes]) -> str:
+    """Return the key of an object: the prefix, the date, the time, and what makes it unique.
+
+    Args:
+        prefix: the prefix of the settings.
+        seconds: the time in Unix seconds.
+        randbytes: random bytes.
+    """
+    when = datetime.fromtimestamp(seconds, UTC)
+    return f"{prefix}{when:%Y-%m-%d}/{when:%H-%M-%S}-{randbytes(8).hex()}.jsonl.gz"
+
+
+def _client(sink: SinkSettings) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    def revealed(secret: Secret | None) -> str | None:
+        return None if secret is None else secret.reveal()
+
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        # the queue tries again
+        retries={"total_max_attempts": 1},
+        s3={"addressing_style": "path" if sink.path_style else "auto"},
+        # services other than Amazon's may not know the newer checksums
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=sink.endpoint_url,
+        region_name=sink.region,
+        aws_access_key_id=revealed(sink.access_key_id),
+        aws_secret_access_key=revealed(sink.secret_access_key),
+        aws_session_token=revealed(sink.session_token),
+        verify=sink.ca_file,
+        config=config,
+    )
+
+
+def _failure(error: Exception) -> DeliveryFailed:
+    from botocore.exceptions import ClientError
+
+    if not isinstance(error, ClientError):
+        return DeliveryFailed(_words(error), retryable=True)
+    code = str(error.response.get("Error", {}).get("Code", ""))[:60]
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return DeliveryFailed(
+        f"it answers {status} {code}".rstrip(), retryable=code not in _FOR_GOOD, too_large=code == "EntityTooLarge"
+    )
+
+
+def _words(error: Exception) -> str:
+    """Return a kind of error in words: its own text may hold the URL."""
+    name = type(error).__name__
+    words = {
+        "NoCredentialsError": "there are no credentials (set AWS_ACCESS_KEY_ID, or write access_key_id)",
+        "EndpointConnectionError": "it cannot be reached",
+        "ConnectTimeoutError": f"it did not accept a connection within {CONNECT_SECONDS} s",
+        "ReadTimeoutError": f"it did not answer within {READ_SECONDS} s",
+        "NoRegionError": "there is no region (set AWS_DEFAULT_REGION, or write region)",
+        "SSLError": "TLS failed",
+        "ModuleNotFoundError": "boto3 is not installed",
+    }
+    return words.get(name, f"the client failed ({name})")
