@@ -177,7 +177,12 @@ async def test_budgets_are_told_to_people_and_to_programs(
     events = {(each["event"], each["event_group"]): each for each in posted if "event" in each}
     assert set(events) == {("budget_crossed", "key"), ("soft_budget_crossed", "key"), ("budget_crossed", "proxy")}
     crossed = events["budget_crossed", "key"]
-    assert (crossed["key_alias"], crossed["user_id"], crossed["spend"], crossed["max_budget"]) == ("batch", "ada", 10, 5)
+    assert (crossed["key_alias"], crossed["user_id"], crossed["spend"], crossed["max_budget"]) == (
+        "batch",
+        "ada",
+        10,
+        5,
+    )
 
 
 @pytest_twisted.ensureDeferred
