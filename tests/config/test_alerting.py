@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.config.conftest import BASE
+from tests.config.config_harness import BASE
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings

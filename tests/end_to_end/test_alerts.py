@@ -17,9 +17,12 @@ from tests.end_to_end.end_to_end_harness import begin, eventually, server_at
 from tests.end_to_end.messages import whole
 from tests.end_to_end.test_model_budgets_by_any_name import ANSWER, COMPLETIONS, PRICES
 from tests.observability.delivery.receiver import Receiver
+from twisted_vllm.app.telemetry.alerting import Alerting
+from twisted_vllm.app.telemetry.certificates import DAY, CertificateWatch, KnownCertificate
 from twisted_vllm.auth.grants import Changes, TeamGrant
+from twisted_vllm.config.alerting import AlertSettings
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.settings import AlertSettings, HealthSettings, ModelEntry
+from twisted_vllm.config.settings import HealthSettings, ModelEntry
 from twisted_vllm.proxy.budget_watch import INTERVAL
 from twisted_vllm.ratelimit.allowance import Allowance
 
@@ -53,7 +56,8 @@ class Watching:
         for _ in range(int(seconds / step)):
             self.gateway.clock.advance(step)
             await deferLater(self._reactor, 0)
-        queues = self.gateway.service.wiring.telemetry.parts[-1]._queues.values()
+        alerts = self.part().alerts
+        queues = () if alerts is None else alerts._queues.values()
         for _ in range(500):
             if not any(queue.queued for queue in queues):
                 break
@@ -61,6 +65,10 @@ class Watching:
             self.gateway.clock.advance(0.1)
             await deferLater(self._reactor, 0.01)
         return [json.loads(each.body).get("text", "") for each in self.receiver.posted]
+
+    def part(self) -> Alerting:
+        [found] = [each for each in self.gateway.service.wiring.telemetry.parts if isinstance(each, Alerting)]
+        return found
 
     def server(self, port: int) -> Any:
         return self.gateway.service.wiring.servers.named(f"127.0.0.1:{port}")
@@ -229,6 +237,16 @@ async def test_trouble_of_database_and_ledger_is_told_and_its_end_too(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_certificate_that_ends_soon_is_told(stand_in: Any, watch: Any, receiver: Receiver) -> None:
+    watching = watch(stand_in().port, **alerting(receiver))
+    clock = watching.gateway.clock
+    soon = [KnownCertificate("listener", 1, "*:443", clock.seconds() + DAY)]
+    CertificateWatch(lambda: soon, clock, clock.seconds).look()
+    [text] = await watching.after(4)
+    assert "The certificate of the listener *:443 ends in 1.0 days" in text
+
+
+@pytest_twisted.ensureDeferred
 async def test_single_kinds_go_elsewhere_and_others_nowhere(
     stand_in: Any, watch: Any, receiver: Receiver, reactor: Any
 ) -> None:
@@ -275,4 +293,4 @@ async def test_a_reload_switches_alerts_on_and_off(stand_in: Any, watch: Any, re
     telemetry.prepare(gateway.settings)()
     breaker.declare_alive(gateway.clock.seconds())
     assert len(await watching.after(10)) == 1
-    assert gateway.service.wiring.telemetry.parts[-1].observers() == ()
+    assert (watching.part().observers(), watching.part().alerts) == ((), None)

@@ -1,262 +1,63 @@
-"""Alerts to people and programs: LiteLLM's ``alerting``."""
+"""Alerts to people and programs: LiteLLM's ``alerting``. What sends them is loaded where the settings ask for it."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from random import random
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import attrs
-from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import LoopingCall
-from twisted.logger import Logger, globalLogPublisher
+from twisted.internet.defer import Deferred
 
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
-from twisted_vllm.app.telemetry.slow_requests import words
-from twisted_vllm.config.alert_types import ALERT_TYPES, BUDGETS, FAILURES, HANGING, TOO_SLOW
-from twisted_vllm.config.alerting import SLACK, WEBHOOK
-from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.lifecycle import RequestObserver
-from twisted_vllm.observability.alerting.alerts import HIGH, MEDIUM, Alert
-from twisted_vllm.observability.alerting.budget_events import Spender, budget_event, budget_text, soft_budget_text
-from twisted_vllm.observability.alerting.digest import AlertDigest
-from twisted_vllm.observability.alerting.log_alerts import LogAlerts
-from twisted_vllm.observability.alerting.request_alerts import RequestAlerts
-from twisted_vllm.observability.alerting.slack import slack_body
-from twisted_vllm.observability.delivery.queue import DeliveryQueue
-from twisted_vllm.proxy.budget_watch import Crossing
-from twisted_vllm.proxy.slow_requests import Slow, SlowRequests
 
-#: seconds between two looks for messages that are due, and for requests that hang
-TICK, LOOK = 1.0, 10.0
-
-#: seconds that the last messages have at the end
-STOP_SECONDS = 5.0
-
-#: what the queue of budget events is called in metrics
-_EVENTS = "alert_webhook"
-
-
-@attrs.frozen
-class _Plan:
-    """What the settings ask for.
-
-    Attributes:
-        urls: the URLs by the names of their queues.
-        routes: the queues of each kind of alert, for people; a kind that nobody wants is missing.
-        most: messages in a minute.
-        threshold: how long a request takes, in seconds, before people are told.
-        to_log: whether each alert is also a line of the log.
-    """
-
-    urls: Mapping[str, Secret]
-    routes: Mapping[str, tuple[str, ...]]
-    most: int
-    threshold: float
-    to_log: bool
-
-
-def _plan_of(settings: Settings) -> _Plan:
-    urls: dict[str, Secret] = {}
-    routes: dict[str, tuple[str, ...]] = {}
-    if SLACK in settings.alerting:
-        kinds = ALERT_TYPES if settings.alert_types is None else settings.alert_types
-        for kind in kinds:
-            own = settings.alert_to_webhook_url.get(kind, ())
-            for number, url in enumerate(own, start=1):
-                urls[f"{SLACK}_{kind}" + (f"_{number}" if number > 1 else "")] = url
-            if own:
-                routes[kind] = tuple(f"{SLACK}_{kind}" + (f"_{n}" if n > 1 else "") for n in range(1, len(own) + 1))
-            elif settings.alerts.slack_webhook_url is not None:
-                urls[SLACK] = settings.alerts.slack_webhook_url
-                routes[kind] = (SLACK,)
-    if WEBHOOK in settings.alerting and settings.alerts.webhook_url is not None:
-        urls[_EVENTS] = settings.alerts.webhook_url
-    return _Plan(
-        urls,
-        routes,
-        settings.alerts.max_per_minute,
-        settings.alerting_threshold,
-        settings.alerting_args.log_to_console,
-    )
-
-
-_NOTHING = _plan_of(Settings())
+if TYPE_CHECKING:
+    from twisted_vllm.app.telemetry.running_alerts import RunningAlerts
 
 
 class Alerting(TelemetryPart):
-    """Sends alerts to Slack, and events of budgets to a webhook."""
+    """Sends alerts to Slack, and events of budgets to a webhook.
 
-    _log = Logger()
+    Attributes:
+        alerts: what sends them; None if no setting asks for any.
+    """
 
     def __init__(self, surroundings: Surroundings) -> None:
         """Set up; nothing is sent before settings ask for it."""
+        self.alerts: RunningAlerts | None = None
         self._surroundings = surroundings
-        self._plan = _NOTHING
-        self._running = False
-        self._queues: dict[str, DeliveryQueue[bytes]] = {}
-        # by the queues that a kind of alert goes to
-        self._digests: dict[tuple[str, ...], AlertDigest] = {}
-        self._requests: RequestAlerts | None = None
-        self._of_log = LogAlerts(surroundings.reactor, surroundings.redact, self._tell)
-        self._slow: SlowRequests | None = None
-        self._loop: LoopingCall | None = None
-        self._listens = False
+        self._is_started = False
 
     def observers(self) -> Sequence[RequestObserver]:
         """Return what looks at requests, if people want to know of them."""
-        return () if self._requests is None else (self._requests,)
+        return () if self.alerts is None else self.alerts.observers()
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Take what the settings ask for."""
-        return partial(self._apply, _plan_of(settings))
+        if not settings.alerting and self.alerts is None:
+            return lambda: None
+        from twisted_vllm.app.telemetry.running_alerts import RunningAlerts, plan_of
+
+        plan = plan_of(settings)
+
+        def apply() -> None:
+            if self.alerts is None:
+                self.alerts = RunningAlerts(self._surroundings)
+                if self._is_started:
+                    self.alerts.start()
+            self.alerts.apply(plan)
+            if not settings.alerting:
+                self.alerts = None
+
+        return apply
 
     def start(self) -> None:
         """Begin to tell."""
-        self._running = True
-        self._listen()
-        for queue in self._queues.values():
-            queue.start()
+        self._is_started = True
+        if self.alerts is not None:
+            self.alerts.start()
 
     def stop(self) -> Deferred[None] | None:
         """Tell what waits, and end."""
-        self._running = False
-        self._listen()
-        self._send(all_of_them=True)
-        stopping = [queue.stop(STOP_SECONDS) for queue in self._queues.values()]
-        return gatherResults(stopping).addCallback(lambda _: None) if stopping else None
-
-    # the settings
-
-    def _apply(self, plan: _Plan) -> None:
-        deliveries = self._surroundings.deliveries
-        for name in [name for name in self._queues if name not in plan.urls]:
-            queue = self._queues.pop(name)
-            deliveries.remove(queue)
-            queue.stop(STOP_SECONDS)
-        former = self._plan.urls
-        for name, url in plan.urls.items():
-            if name not in self._queues:
-                self._queues[name] = added = self._new_queue(name, url)
-                deliveries.add(added)
-                if self._running:
-                    added.start()
-            elif former.get(name) != url:
-                self._queues[name].reconfigure(self._destination(url), _bounds())
-        self._plan = plan
-        digests = {names: self._digests.get(names) or AlertDigest(plan.most) for names in plan.routes.values()}
-        for digest in digests.values():
-            digest.reconfigure(plan.most)
-        self._digests = digests
-        wants_requests = FAILURES in plan.routes or TOO_SLOW in plan.routes
-        self._requests = RequestAlerts(self._surroundings.text, plan.threshold, self._tell) if wants_requests else None
-        self._listen()
-
-    def _new_queue(self, name: str, url: Secret) -> DeliveryQueue[bytes]:
-        return DeliveryQueue(name, self._destination(url), self._surroundings.reactor, _bounds(), random)
-
-    def _destination(self, url: Secret) -> Any:
-        # loaded by those alone who want alerts
-        from twisted_vllm.observability.alerting.posts import Posts
-        from twisted_vllm.observability.delivery.post import Poster, http_agent
-
-        agent, pool = http_agent(self._surroundings.reactor)
-        return Posts(Poster(agent, url, {}, pool))
-
-    def _listen(self) -> None:
-        """Listen to what the plan needs, and to nothing else."""
-        plan, surroundings = self._plan, self._surroundings
-        wanted = self._running and bool(plan.urls)
-        if wanted != self._listens:
-            self._listens = wanted
-            if wanted:
-                globalLogPublisher.addObserver(self._of_log)
-                surroundings.budgets.on_crossing.append(self._crossed)
-                self._loop = LoopingCall(self._send)
-                self._loop.clock = surroundings.reactor
-                self._loop.start(TICK, now=False)
-            else:
-                globalLogPublisher.removeObserver(self._of_log)
-                surroundings.budgets.on_crossing.remove(self._crossed)
-                loop, self._loop = self._loop, None
-                if loop is not None and loop.running:
-                    loop.stop()
-        hanging = plan.threshold if wanted and HANGING in plan.routes else None
-        if self._slow is None and hanging is not None:
-            site, reactor = surroundings.site, surroundings.reactor
-            self._slow = SlowRequests(
-                lambda: site.connections,
-                surroundings.text,
-                turn_cooperator(reactor).cooperate,
-                reactor,
-                self._hangs,
-                LOOK,
-            )
-        if self._slow is not None:
-            self._slow.reconfigure(hanging)
-            if hanging is None:
-                self._slow = None
-
-    # what is told
-
-    def _tell(self, alert: Alert) -> None:
-        names = self._plan.routes.get(alert.kind)
-        if names is None:
-            return
-        if self._plan.to_log:
-            self._log.info("Alert of type {kind}: {text}", kind=alert.kind, text=alert.text)
-        self._digests[names].add(alert, self._surroundings.reactor.seconds())
-
-    def _crossed(self, crossing: Crossing) -> None:
-        key = crossing.key
-        spender = Spender(crossing.kind, crossing.id)
-        if key is not None:
-            spender = Spender(
-                crossing.kind,
-                crossing.id,
-                key_name=key.name,
-                token=key.token,
-                user_id=key.user_id,
-                team_id=key.team_id,
-                organization_id=key.organization_id,
-            )
-        soft = crossing.soft_budget
-        if soft is None:
-            text = budget_text(spender, crossing.spent, max_budget=crossing.max_budget, share=crossing.share)
-        else:
-            text = soft_budget_text(spender, crossing.spent, soft)
-        level = HIGH if crossing.share >= 100 else MEDIUM
-        about = f"{crossing.kind} {crossing.share}"
-        self._tell(Alert(BUDGETS, about, self._surroundings.redact(text), level))
-        events = self._queues.get(_EVENTS)
-        if events is not None:
-            body = budget_event(
-                spender,
-                crossing.spent,
-                max_budget=crossing.max_budget or None,
-                soft_budget=soft,
-                share=crossing.share,
-            )
-            events.put(body, len(body))
-
-    def _hangs(self, slow: Slow) -> None:
-        text = words(slow, self._surroundings.servers, self._surroundings.reactor.seconds())
-        self._tell(Alert(HANGING, f"{slow.waits} {slow.server}", text, HIGH, slow.count))
-
-    def _send(self, *, all_of_them: bool = False) -> None:
-        now = self._surroundings.reactor.seconds()
-        for names, digest in self._digests.items():
-            for message in digest.due(now, all_of_them=all_of_them):
-                body = slack_body(message, socket.gethostname())
-                for name in names:
-                    self._queues[name].put(body, len(body))
-
-
-def _bounds() -> Any:
-    from twisted_vllm.observability.alerting.posts import BOUNDS
-
-    return BOUNDS
+        self._is_started = False
+        return None if self.alerts is None else self.alerts.stop()

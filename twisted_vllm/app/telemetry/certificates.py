@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from twisted_vllm.config.alert_types import OUTAGE
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.net.certificates import Listeners
 from twisted_vllm.observability.metrics.registry import PREFIX
@@ -131,6 +132,8 @@ class CertificateWatch:
                 ends="ended" if left < 0 else f"ends in {left / DAY:.1f} days,",
                 moment=datetime.fromtimestamp(each.ends, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 then=then,
+                alert=OUTAGE,
+                alert_about=f"certificate {each.name}",
             )
 
 

@@ -26,12 +26,13 @@ def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
     return (
         # the first to stop: the others get what it still has
         ContentsPart(surroundings),
+        # before what may tell of something at the start
+        Alerting(surroundings),
         ProcessMetrics(surroundings),
         RequestMetricsPart(surroundings),
         TracingPart(surroundings),
         OtlpMetricsPart(surroundings),
         SlowRequestLog(surroundings),
-        Alerting(surroundings),
         SinksPart(surroundings),
     )
 
