@@ -135,7 +135,7 @@ def _kinds(world: World) -> list[Kind]:
         Kind("busy server", "assistant-web", 0.15, _failing("status=503")),
         Kind("engine error", "assistant-app", 0.05, _failing("error-event")),
         Kind("broken stream", "assistant-app", 0.04, _failing("close-mid-body")),
-        *(Kind("live", "notebook-ada", 0.25, _live(name), swells=False) for name in sorted(live)),
+        *(Kind("live", "notebook-eve", 0.25, _live(name), swells=False) for name in sorted(live)),
     ]
 
 
