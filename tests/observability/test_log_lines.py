@@ -59,7 +59,12 @@ def test_every_format_keeps_the_contract(lines: Any) -> None:
 
 def test_a_json_line_holds_the_whole_record() -> None:
     record = msgspec.structs.replace(
-        RECORD, queued_ms=1.5, repeated_as="77aa", attempts="gpu-1:8000 status_503", fallback="small"
+        RECORD,
+        queued_ms=1.5,
+        repeated_as="77aa",
+        attempts="gpu-1:8000 status_503",
+        fallback="small",
+        trace_id="0af7651916cd43dd8448eb211c80319c",
     )
     found = json.loads(JsonLines().request(record, "warn"))
     assert found == {**msgspec.structs.asdict(record), "level": "warn", "namespace": "twisted_vllm.requests"}
