@@ -239,7 +239,8 @@ class RequestContext:
         received: when all of it had arrived, if that was later than its first bytes; 0 otherwise.
         attempted: when the first attempt was passed to the HTTP client; 0 before.
         attempt_began: the same of the last attempt.
-        queued: seconds that it waited for a busy server; None if it did not.
+        queued: seconds that it waited for busy servers, before all attempts together; None if it did not.
+        queued_later: those of them that it waited after its first attempt had failed.
         first_byte: when the response began; None before.
         status: the status sent to the client; 0 before.
         repeated_as: the ``X-Request-Id`` of its last attempt, which the server saw; empty if it was sent once.
@@ -288,6 +289,7 @@ class RequestContext:
         "peer",
         "principal",
         "queued",
+        "queued_later",
         "received",
         "repeated_as",
         "request_id",
@@ -322,6 +324,7 @@ class RequestContext:
         self.sent_at: float | None = None
         self.received = self.attempted = self.attempt_began = 0.0
         self.queued: float | None = None
+        self.queued_later = 0.0
         self.first_byte: float | None = None
         self.status = 0
         self.repeated_as = ""
@@ -348,7 +351,14 @@ class RequestContext:
         """
         if not self.attempted:
             return None
-        return max(0.0, self.attempted - (self.received or self.started) - (self.queued or 0.0))
+        queued = 0.0 if self.queued is None else self.queued - self.queued_later
+        return max(0.0, self.attempted - (self.received or self.started) - queued)
+
+    def add_wait(self, seconds: float) -> None:
+        """Add a wait for a busy server: a request may wait again after an attempt failed."""
+        self.queued = seconds if self.queued is None else self.queued + seconds
+        if self.attempted:
+            self.queued_later += seconds
 
     @property
     def duration(self) -> float:

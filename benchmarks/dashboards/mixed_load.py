@@ -114,7 +114,7 @@ async def apply_mixed_load(world: World, seconds: float, *, scale: float = 1.0, 
 
 def _swell(passed: float) -> float:
     """How much of the load there is after this share of the time: it grows, with one rush in the first half."""
-    rush = 1.9 * math.exp(-(((passed - 0.36) / 0.05) ** 2))
+    rush = 1.2 * math.exp(-(((passed - 0.36) / 0.05) ** 2))
     return 0.65 + 0.35 * math.sin(math.tau * (passed * 1.6 - 0.2)) + 0.3 * passed + rush
 
 
@@ -135,7 +135,7 @@ def _kinds(world: World) -> list[Kind]:
         Kind("busy server", "assistant-web", 0.15, _failing("status=503")),
         Kind("engine error", "assistant-app", 0.05, _failing("error-event")),
         Kind("broken stream", "assistant-app", 0.04, _failing("close-mid-body")),
-        *(Kind("live", "notebook-ada", 0.25, _live(name), swells=False) for name in sorted(live)),
+        *(Kind("live", "notebook-eve", 0.25, _live(name), swells=False) for name in sorted(live)),
     ]
 
 

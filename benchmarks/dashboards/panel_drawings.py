@@ -143,19 +143,27 @@ _MOST_LEGEND_LINES = 2
 
 
 def _legend_lines(curves: Sequence[Curve], width: float) -> list[list[tuple[float, Curve]]]:
-    """Where each name stands; those that do not fit into two lines are left out, as Grafana hides them."""
+    """Where each name stands; if not all fit into two lines, those of the highest curves do."""
+    lines, left_out = _laid_out(curves, width)
+    if left_out:
+        lines, _ = _laid_out(sorted(curves, key=lambda curve: -max(value for _, value in curve.points)), width)
+    return lines
+
+
+def _laid_out(curves: Sequence[Curve], width: float) -> tuple[list[list[tuple[float, Curve]]], bool]:
+    """Lines of names, and whether names were left out."""
     lines: list[list[tuple[float, Curve]]] = [[]]
     x = 0.0
     for curve in curves:
         wide = 20 + text_width(curve.name, 12) + 14
         if x and x + wide - 14 > width:
             if len(lines) == _MOST_LEGEND_LINES:
-                break
+                return lines, True
             lines.append([])
             x = 0.0
         lines[-1].append((x, curve))
         x += wide
-    return lines
+    return lines, False
 
 
 def _legend(drawing: Drawing, box: Box, lines: Sequence[Sequence[tuple[float, Curve]]]) -> None:

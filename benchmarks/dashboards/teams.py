@@ -17,5 +17,6 @@ KEYS: Mapping[str, tuple[str, Settings]] = {
     "search-answers": ("search", {}),
     "notebook-ada": ("research", {"max_budget": 0.25}),
     "notebook-bob": ("research", {"max_budget": 0.05}),
+    "notebook-eve": ("research", {}),
     "nightly-job": ("batch", {"rpm_limit": 6}),
 }

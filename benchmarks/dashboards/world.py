@@ -108,7 +108,7 @@ def administer(gateway: RunningGateway, method: str, path: str, body: object = N
 
 @contextmanager
 def world(
-    directory: Path, *, live: Target | None = None, live_model: str = "", interval: str = "2s", window: int = 8
+    directory: Path, *, live: Target | None = None, live_model: str = "", interval: str = "2s", window: int = 10
 ) -> Iterator[World]:
     """Run everything.
 

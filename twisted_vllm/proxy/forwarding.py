@@ -438,12 +438,12 @@ class Forwarding:
         return self._routing
 
     def _placed_later(self, placement: Placement) -> None:
-        self._request.context.queued = placement.queued
+        self._request.context.add_wait(placement.queued or 0.0)
         self._send(placement)
 
     def _waited_in_vain(self, failure: Failure) -> Failure:
         # also if the client left
-        self._request.context.queued = self._forwarder.clock.seconds() - self._since
+        self._request.context.add_wait(self._forwarder.clock.seconds() - self._since)
         return failure
 
     def _not_placed(self, error: GatewayError) -> bool:

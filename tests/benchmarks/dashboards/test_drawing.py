@@ -90,6 +90,8 @@ def test_names_that_find_no_room_are_left_out_and_their_lines_are_not() -> None:
     many = [course([1.0, number], server=f"a-long-name-of-a-server-{number}") for number in range(30)]
     picture = drawn(LINES, *many)
     assert 2 <= sum("a-long-name" in text for text in texts(picture)) < 30
+    # the highest has its name
+    assert "a-long-name-of-a-server-29" in texts(picture)
     assert sum(len(paths(picture, color)) for color in ("#73bf69", "#5794f2")) == 6
 
 
