@@ -15,6 +15,7 @@ from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, Wire, request_bytes, server_at
 from tests.end_to_end.messages import CHUNKED_HEAD, OK, chunk
 from twisted_vllm.config.settings import ModelEntry
+from twisted_vllm.observability.metrics.event_loop import EventLoopLag
 
 EVENTS = CHUNKED_HEAD + chunk(b"event")
 KEY = f"Authorization: Bearer {MASTER_KEY}".encode()
@@ -134,6 +135,11 @@ def objects() -> Counter[str]:
     )
 
 
+def is_regular(function: Any) -> bool:
+    """Return whether a timer calls what is called all the time, whatever is requested."""
+    return isinstance(function, LoopingCall) or isinstance(getattr(function, "__self__", None), EventLoopLag)
+
+
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_request_of_any_kind_leaves_nothing_behind(
@@ -151,5 +157,5 @@ async def test_a_request_of_any_kind_leaves_nothing_behind(
         await settle(reactor, gateway, kind)
     assert objects() - before == Counter()
     # only the deadlines' and the database's periodic calls are left
-    assert [call for call in gateway.clock.getDelayedCalls() if not isinstance(call.func, LoopingCall)] == []
+    assert [call for call in gateway.clock.getDelayedCalls() if not is_regular(call.func)] == []
     assert len(gateway.service.site.ids) == 0
