@@ -351,8 +351,11 @@ class RequestContext:
         """
         if not self.attempted:
             return None
-        queued = 0.0 if self.queued is None else self.queued - self.queued_later
-        return max(0.0, self.attempted - (self.received or self.started) - queued)
+        seconds = self.attempted - (self.received or self.started)
+        if self.queued is not None:
+            seconds -= self.queued - self.queued_later
+        # a clock may be set back; max() would take half of the time
+        return seconds if seconds > 0.0 else 0.0
 
     def add_wait(self, seconds: float) -> None:
         """Add a wait for a busy server: a request may wait again after an attempt failed."""

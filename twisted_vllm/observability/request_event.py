@@ -8,15 +8,19 @@ from functools import partial
 import msgspec
 from twisted.logger import Logger
 
+from twisted_vllm.auth.records import Principal
 from twisted_vllm.bodies.request_tags import METADATA_HEADER, TAGS_HEADER, said_in_headers, together
 from twisted_vllm.context import Contents, RequestContext
 from twisted_vllm.lifecycle import RequestObserver
-from twisted_vllm.money import to_dollars
+from twisted_vllm.money import PICODOLLARS
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.lines import iso_time
 
 #: LiteLLM's header that names the session of a request
 SESSION_HEADER = b"x-litellm-session-id"
+
+#: the caller of a request that nobody was authenticated for
+_NOBODY = Principal(kind="", name="")
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -219,61 +223,65 @@ class RequestEvents(RequestObserver):
         if TAGS_HEADER in first or METADATA_HEADER in first:
             said = together(said_in_headers(first), said)
         first_byte, queued, overhead = context.first_byte, context.queued, context.overhead
+        who = _NOBODY if principal is None else principal
+        # in the order of its fields: by their names it costs twice as much
         return RequestEvent(
-            time=iso_time(context.started),
-            request_id=text.request_id(context),
-            client=self._client_of(context),
-            key_name="" if principal is None else principal.name,
-            key_hash="" if principal is None else principal.hash_prefix,
-            key_id="" if principal is None else principal.key_id,
-            method=context.head.method.decode("latin-1"),
-            route=text.route(context),
-            route_class="gateway" if authorization is None else authorization.route.route_class.value,
-            model=text.model(context),
-            group=context.group,
-            server="" if context.server is None else context.server.name,
-            status=context.status,
-            outcome=context.outcome,
-            total_ms=_milliseconds(context.duration),
-            started=context.started,
-            ended=context.ended,
-            error=context.error_code,
-            user_id=None if principal is None else principal.user_id,
-            team_id=None if principal is None else principal.team_id,
-            organization_id=None if principal is None else principal.organization_id,
-            end_user=None if context.end_user is None else text.text(context, context.end_user),
-            model_id=context.model_id,
-            stream=meter is not None and meter.is_stream,
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            total_tokens=usage.total_tokens,
-            audio_ms=usage.audio_ms,
-            estimated=usage.estimated,
-            cost_usd=float(to_dollars(context.cost)) if context.cost else 0.0,
-            first_byte_ms=None if first_byte is None else _milliseconds(first_byte - context.started),
-            queued_ms=None if queued is None else _milliseconds(queued),
-            overhead_ms=None if overhead is None else _milliseconds(overhead),
-            bytes_in=context.bytes_in,
-            bytes_out=context.bytes_out,
-            fallback=context.fallback and text.text(context, context.fallback),
-            max_tokens=None if meter is None else meter.max_tokens,
-            response_id="" if meter is None else meter.response_id,
-            session_id=text.text(context, first[SESSION_HEADER].decode("latin-1")) if SESSION_HEADER in first else "",
-            tags=tuple(text.text(context, tag) for tag in said.tags),
-            metadata=text.whole(context, said.metadata),
-            attempts=_attempts(context),
-            trace_id="" if trace is None else trace.trace_id,
-            span_id="" if trace is None else trace.span_id,
+            iso_time(context.started),
+            text.request_id(context),
+            self._client_of(context),
+            who.name,
+            who.hash_prefix,
+            who.key_id,
+            context.head.method.decode("latin-1"),
+            text.route(context),
+            "gateway" if authorization is None else authorization.route.route_class.value,
+            text.model(context),
+            context.group,
+            "" if context.server is None else context.server.name,
+            context.status,
+            context.outcome,
+            _milliseconds(context.duration),
+            context.started,
+            context.ended,
+            context.error_code,
+            who.user_id,
+            who.team_id,
+            who.organization_id,
+            None if context.end_user is None else text.text(context, context.end_user),
+            context.model_id,
+            meter is not None and meter.is_stream,
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
+            usage.reasoning_tokens,
+            usage.total_tokens,
+            usage.audio_ms,
+            usage.estimated,
+            context.cost / PICODOLLARS,
+            None if first_byte is None else _milliseconds(first_byte - context.started),
+            None if queued is None else _milliseconds(queued),
+            None if overhead is None else _milliseconds(overhead),
+            context.bytes_in,
+            context.bytes_out,
+            context.fallback and text.text(context, context.fallback),
+            None if meter is None else meter.max_tokens,
+            "" if meter is None else meter.response_id,
+            text.text(context, first[SESSION_HEADER].decode("latin-1")) if SESSION_HEADER in first else "",
+            tuple([text.text(context, tag) for tag in said.tags]),
+            text.whole(context, said.metadata),
+            _attempts(context),
+            "" if trace is None else trace.trace_id,
+            "" if trace is None else trace.span_id,
         )
 
 
 def _attempts(context: RequestContext) -> tuple[Attempt, ...]:
-    before = tuple(
-        Attempt(each.server, each.began, each.ended, each.status, each.reason, each.span_id)
-        for each in context.attempts
-    )
+    before: tuple[Attempt, ...] = ()
+    if context.attempts:
+        before = tuple(
+            Attempt(each.server, each.began, each.ended, each.status, each.reason, each.span_id)
+            for each in context.attempts
+        )
     if not context.sent or context.server is None:
         return before
     meter, trace = context.meter, context.trace

@@ -46,7 +46,7 @@ from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses, client_head
 from twisted_vllm.proxy.learning_relay import LearningRelay
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
-from twisted_vllm.proxy.relay import Relay, RequestBody, Verdict, cause_of_cut
+from twisted_vllm.proxy.relay import HELD, RELAYED, TAKEN, Relay, RequestBody, Verdict, cause_of_cut
 from twisted_vllm.proxy.server_failures import ANSWERED, RETRIED, log_failure, log_nowhere
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
@@ -567,12 +567,12 @@ class Forwarding:
         placement.responded(status, now)
         if status < 300 and not response.complete and self._may_go_on:
             # vLLM sends the head of a stream before it begins to compute
-            return Verdict.HELD
+            return HELD
         placement.destination.state.awaiting.discard(self)
         if status >= 400:
             if status in self._forwarder.statuses and self._goes_on(f"status_{status}", now, status):
                 response.stopProducing()
-                return Verdict.TAKEN
+                return TAKEN
             if (
                 status == 400
                 and self._group.context_fallbacks
@@ -580,12 +580,12 @@ class Forwarding:
                 and (response.head.length or 0) <= MOST_REFUSAL
             ):
                 self._read_refusal(response)
-                return Verdict.TAKEN
+                return TAKEN
             if (fault := fault_of_status(status)) is not None:
                 log_failure(self._request.context, placement.destination.state.name, fault, ANSWERED)
         placement.began_to_answer(now)
         self._over()
-        return Verdict.RELAYED
+        return RELAYED
 
     def began(self) -> None:
         """The answer goes to the client: nothing is sent again."""

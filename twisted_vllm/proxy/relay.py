@@ -110,6 +110,10 @@ class Verdict(Enum):
     TAKEN = "taken"
 
 
+# to read a member of an enum from its class takes 0.1 µs
+RELAYED, HELD, TAKEN = Verdict.RELAYED, Verdict.HELD, Verdict.TAKEN
+
+
 class Forwarding(TypingProtocol):
     """Is told what became of an attempt, and may make another."""
 
@@ -199,13 +203,13 @@ class Relay(Protocol):
             response.stopProducing()
             return
         try:
-            verdict = Verdict.RELAYED if self._forwarding is None else self._forwarding.answered(response)
-            if verdict is Verdict.TAKEN:
+            verdict = RELAYED if self._forwarding is None else self._forwarding.answered(response)
+            if verdict is TAKEN:
                 self._ended = True
                 self._forwarding = None
                 return
             self._response = response
-            if verdict is Verdict.HELD:
+            if verdict is HELD:
                 self._held = response.head
                 response.deliverBody(self)
             else:

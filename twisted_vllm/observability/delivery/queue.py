@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-import attrs
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,8 +27,7 @@ STOP_FAILURES = 2
 JITTER = 0.25
 
 
-@attrs.frozen(eq=False)
-class _Queued(Generic[T]):
+class _Queued(msgspec.Struct, Generic[T], frozen=True, eq=False, gc=False):
     item: T
     size: int
     time: float
@@ -276,7 +275,7 @@ class DeliveryQueue(Generic[T]):
 
     def _spooled(self, spool: Spool[T], queued: _Queued[T]) -> _Queued[T]:
         try:
-            return attrs.evolve(queued, place=spool.append(queued.item, queued.time, has_room=True)[0])
+            return msgspec.structs.replace(queued, place=spool.append(queued.item, queued.time, has_room=True)[0])
         except Exception:
             return queued
 

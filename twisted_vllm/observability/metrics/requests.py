@@ -52,6 +52,8 @@ OVERHEAD_BOUNDS = (
 MOST_PAIRS, MOST_COMBINATIONS = 4_096, 32_768
 #: the class of the gateway's own routes, and of what was refused before its route was known
 GATEWAY = "gateway"
+# to read a member of an enum from its class takes 0.1 µs
+_INFERENCE = RouteClass.INFERENCE
 
 
 class ModelUsage:
@@ -205,7 +207,7 @@ class RequestMetrics(RequestObserver):
         authorization, server, sent = context.authorization, context.server, context.sent
         if authorization is None:
             route_class = GATEWAY
-        elif authorization.route.route_class is RouteClass.INFERENCE:
+        elif authorization.route.route_class is _INFERENCE:
             route_class = "inference"
         else:
             route_class = authorization.route.route_class.value
@@ -224,12 +226,7 @@ class RequestMetrics(RequestObserver):
         if sent:
             self._measure(context, pair, usage)
             if usage is not NOTHING_USED or context.cost:
-                used = counted.usage
-                used.prompt += usage.prompt_tokens
-                used.cached += usage.cached_tokens
-                used.completion += usage.completion_tokens
-                used.reasoning += usage.reasoning_tokens
-                used.cost += context.cost
+                counted.usage.add(usage, context.cost)
         if context.queued is not None:
             pair.queued.observe(context.queued)
         if context.error_code:
