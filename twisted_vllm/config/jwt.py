@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from urllib.parse import urlsplit
-
 import attrs
 
 from twisted_vllm.config.checks import checker, flag, kind_of, list_of, one_of, optional, seconds, text
@@ -12,6 +9,7 @@ from twisted_vllm.config.declaration import setting
 from twisted_vllm.config.litellm import names
 from twisted_vllm.config.problems import EnvironmentText, Place, Rejected
 from twisted_vllm.config.restricting import Restriction, Restrictions
+from twisted_vllm.config.web_urls import web_url
 
 #: the signatures that may be allowed: all of RFC 7518 and RFC 8037 that have a public key
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -27,8 +25,6 @@ _ROUTE_GROUPS = {
     **dict.fromkeys(names("management_routes spend_tracking_routes global_spend_tracking_routes"), _MANAGEMENT),
 }
 
-_LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
-
 
 @checker("dotted name of a claim")
 def claim_path(value: object, place: Place) -> str:
@@ -42,21 +38,12 @@ def claim_path(value: object, place: Place) -> str:
 @checker("URL", "https://, or http:// with a warning")
 def key_set_url(value: object, place: Place) -> str:
     """Check for the URL of a key set (JWKS), or of an OpenID configuration that names one."""
-    found = text(value, place)
-    if re.search(r"[^\x21-\x7e]|\\|#", found):
-        raise Rejected("holds a space, a backslash, a fragment or a character outside ASCII")
-    try:
-        parts = urlsplit(found)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise Rejected("is not a URL with a valid host and port (such as https://login.example.com/keys)") from None
-    if parts.scheme not in ("https", "http") or not host:
-        raise Rejected("must begin with https:// (such as https://login.example.com/keys)")
-    if "@" in parts.netloc:
-        raise Rejected("must not hold a user name or a password")
-    if parts.scheme == "http" and host not in _LOOPBACK:
-        place.warn("is not https://: whoever can answer in its place can make tokens that are valid here")
-    return found
+    return web_url(
+        text(value, place),
+        place,
+        "https://login.example.com/keys",
+        in_clear="whoever can answer in its place can make tokens that are valid here",
+    )
 
 
 @checker("list of URLs, or one, or several with commas between")

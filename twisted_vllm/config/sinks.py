@@ -12,13 +12,15 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import attrs
 
-from twisted_vllm.config.checks import checker, flag, kind_of, list_of, one_of, optional, seconds, text, whole
+from twisted_vllm.config.checks import checker, flag, list_of, one_of, optional, seconds, text, whole
 from twisted_vllm.config.checks import secret as credential
 from twisted_vllm.config.declaration import Items, Required, section, setting, settings_of
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
+from twisted_vllm.config.named_items import item_name, named_items
 from twisted_vllm.config.problems import Place, Rejected, suggestion
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.tracing import check_installed, headers, protocol
+from twisted_vllm.config.web_urls import web_url
 
 #: what a sink may be told of
 REQUESTS, SUCCESSES, FAILURES, LOG = EVENTS = ("requests", "successes", "failures", "log")
@@ -41,21 +43,11 @@ FACILITIES = (
     *("audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7"),
 )
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _APP_NAME = re.compile(r"[\x21-\x7e]{1,48}")
 _DOTTED = re.compile(r"(?:[^\W\d]\w*\.)+[^\W\d]\w*")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 #: shorter parts of a URL are hardly a token, and would be struck out of every line
 _SHORTEST_TOKEN = 16
-
-
-@checker("name", "letters, digits, '.', '_' and '-'")
-def sink_name(value: object, place: Place) -> str:
-    """Check for the name of a sink, which stands in metrics, in the log and as a directory."""
-    found = text(value, place)
-    if not _NAME.fullmatch(found) or not found.strip("."):
-        raise Rejected("must be a name of letters, digits, '.', '_' and '-'")
-    return found
 
 
 @checker("pattern", "* stands for any text")
@@ -70,19 +62,8 @@ def pattern(value: object, place: Place) -> str:
 @checker("URL", "http:// or https://")
 def secret_url(value: object, place: Place) -> Secret:
     """Check for the URL of a webhook, which may hold a token; no message shows it."""
-    found = text(value, place)
-    if re.search(r"[^\x21-\x7e]|\\|#", found):
-        raise Rejected("holds a space, a backslash, a fragment or a character outside ASCII")
-    try:
-        parts = urlsplit(found)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise Rejected("is not a URL with a valid host and port (such as https://logs.example.com/in)") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise Rejected("must begin with http:// or https:// (such as https://logs.example.com/in)")
-    if "@" in parts.netloc:
-        raise Rejected("must not hold a user name or a password (write headers: {Authorization: ...})")
-    return Secret(found)
+    example, instead = "https://logs.example.com/in", "write headers: {Authorization: ...}"
+    return Secret(web_url(text(value, place), place, example, instead=instead))
 
 
 @checker("URL", "http:// or https://")
@@ -208,7 +189,7 @@ class SinkSettings:
 
     name: str = setting(
         Required("a name for metrics and the log, such as audit"),
-        sink_name,
+        item_name,
         "Its name in metrics and in the log.",
         example="audit",
     )
@@ -389,23 +370,14 @@ _DEFAULTS = {each.attribute: each.default for each in settings_of(SinkSettings)}
 @checker("list of sinks")
 def sinks(value: object, place: Place) -> tuple[SinkSettings, ...]:
     """Check for sinks with names of their own."""
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise Rejected(f"must be a list, not {kind_of(value)} (write each sink after '- ')")
-    if len(value) > MOST_SINKS:
-        raise Rejected(f"may have {MOST_SINKS} sinks at most")
-    found: dict[str, SinkSettings] = {}
-    for index, content in enumerate(value):
-        here = place.item(index)
+
+    def read(content: object, here: Place) -> SinkSettings | None:
         sink = here.attempt(SINK_SECTION, content)
-        if sink is None:
-            continue
-        check_sink(sink, content if isinstance(content, dict) else {}, here)
-        if sink.name in found:
-            here.key("name").refuse("stands twice (give each sink a name of its own)")
-        found[sink.name] = sink
-    return tuple(found.values())
+        if sink is not None:
+            check_sink(sink, content if isinstance(content, dict) else {}, here)
+        return sink
+
+    return named_items(value, place, "sink", MOST_SINKS, read)
 
 
 def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Place) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 
@@ -10,6 +9,7 @@ import attrs
 
 from twisted_vllm.config.checks import checker, flag, kind_of, list_of, one_of, optional, seconds, share, text, whole
 from twisted_vllm.config.declaration import Items, Required, section, setting
+from twisted_vllm.config.named_items import item_name, named_items
 from twisted_vllm.config.otel_environment import (
     DEFAULT_ENDPOINTS,
     PROTOCOLS,
@@ -37,17 +37,6 @@ ENVIRONMENT_DESTINATION = "otlp"
 
 #: what must be installed, and how
 EXTRA = "pip install 'twisted-vllm[otel]'"
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
-@checker("name", "letters, digits, '.', '_' and '-'")
-def destination_name(value: object, place: Place) -> str:
-    """Check for the name of a destination, which stands in metrics and in the log."""
-    found = text(value, place)
-    if not _NAME.fullmatch(found):
-        raise Rejected("must be a name of letters, digits, '.', '_' and '-'")
-    return found
 
 
 @checker("URL", "http:// or https://")
@@ -119,7 +108,7 @@ class DestinationParams:
 
     name: str = setting(
         Required("a name for metrics and the log, such as tempo"),
-        destination_name,
+        item_name,
         "Its name in metrics and in the log.",
         example="tempo",
     )
@@ -166,27 +155,19 @@ MOST_DESTINATIONS = 16
 @checker("list of destinations")
 def destinations(value: object, place: Place) -> tuple[TraceDestination, ...]:
     """Check for destinations with names of their own."""
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise Rejected(f"must be a list, not {kind_of(value)} (write each destination after '- ')")
-    if len(value) > MOST_DESTINATIONS:
-        raise Rejected(f"may have {MOST_DESTINATIONS} destinations at most")
-    found: dict[str, TraceDestination] = {}
-    for index, content in enumerate(value):
-        here = place.item(index)
-        params = here.attempt(DESTINATION_SECTION, content)
-        if params is None:
-            continue
-        if params.name in found:
-            here.key("name").refuse("stands twice (give each destination a name of its own)")
-        if params.key_file is not None and params.certificate_file is None:
-            here.key("key_file").refuse("is the key of no certificate (write certificate_file, or remove it)")
-        base = DEFAULT_ENDPOINTS[params.protocol]
-        default = base if params.protocol == GRPC else f"{base}/v1/traces"
-        values = attrs.asdict(params, recurse=False)
-        found[params.name] = TraceDestination(**{**values, "endpoint": params.endpoint or default})
-    return tuple(found.values())
+    return named_items(value, place, "destination", MOST_DESTINATIONS, _destination)
+
+
+def _destination(content: object, place: Place) -> TraceDestination | None:
+    params = place.attempt(DESTINATION_SECTION, content)
+    if params is None:
+        return None
+    if params.key_file is not None and params.certificate_file is None:
+        place.key("key_file").refuse("is the key of no certificate (write certificate_file, or remove it)")
+    base = DEFAULT_ENDPOINTS[params.protocol]
+    default = base if params.protocol == GRPC else f"{base}/v1/traces"
+    values = attrs.asdict(params, recurse=False)
+    return TraceDestination(**{**values, "endpoint": params.endpoint or default})
 
 
 @attrs.frozen
