@@ -12,7 +12,7 @@ NAME = "vllm_passthrough_budgets"
 def test_each_kind_has_a_sample_for_each_share_also_before_anything_is_spent() -> None:
     counts: dict[tuple[str, int], int] = {}
     registry = CollectorRegistry()
-    registry.register(BudgetCollector(("key", "team"), lambda: counts))
+    registry.register(BudgetCollector(("key", "team"), (80, 90, 100), lambda: counts))
 
     def samples() -> dict[tuple[str, str], float]:
         found = [sample for family in registry.collect() for sample in family.samples]

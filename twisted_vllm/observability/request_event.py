@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.bodies.request_tags import METADATA_HEADER, TAGS_HEADER, said_in_headers, together
 from twisted_vllm.context import Contents, RequestContext
+from twisted_vllm.errors import TURNED_AWAY
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.money import PICODOLLARS
 from twisted_vllm.observability.client_text import ClientText
@@ -143,6 +144,15 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     trace_id: str = ""
     span_id: str = ""
     contents: msgspec.Raw | None = None
+
+
+#: outcomes that are a fault of the gateway or of a server
+FAULTS = frozenset(("upstream_failed", "upstream_error", "failed"))
+
+
+def is_fault(status: int, outcome: str, error: str) -> bool:
+    """Return whether a request failed by a fault of the gateway or of a server, and not by its client's mistake."""
+    return outcome in FAULTS or (status >= 500 and error not in TURNED_AWAY)
 
 
 def is_success(status: int, outcome: str) -> bool:

@@ -157,10 +157,13 @@ def test_an_answer_of_the_gateway_s_own_is_not_a_server_s_first_byte() -> None:
     assert client.status.status_code is StatusCode.ERROR
 
 
-def test_that_the_client_left_is_no_error_of_the_attempt() -> None:
-    left = Attempt("gpu-1:8000", STARTED + 0.1, STARTED + 0.9, 200, "client_disconnected", FIRST)
-    _, client = spans(outcome="client_disconnected", attempts=(left,))
+@pytest.mark.parametrize("outcome", ["client_disconnected", "revoked"])
+def test_that_the_client_left_or_may_not_go_on_is_no_error_of_the_attempt(outcome: str) -> None:
+    left = Attempt("gpu-1:8000", STARTED + 0.1, STARTED + 0.9, 200, outcome, FIRST)
+    _, client = spans(outcome=outcome, attempts=(left,))
     assert client.status.status_code is StatusCode.UNSET
+    assert client.attributes is not None
+    assert "error.type" not in client.attributes
 
 
 def test_an_attempt_without_an_id_has_no_span() -> None:

@@ -85,6 +85,10 @@ class Surroundings:
     budgets: BudgetWatch
     directory: str
 
+    def is_own(self, path: bytes) -> bool:
+        """Return whether a path is one of the gateway's own routes."""
+        return self.site.leaf_for(path) is self.site.resource
+
 
 class TelemetryPart:
     """A part of the telemetry. A subclass overrides what it needs; a part that is switched off costs nothing."""

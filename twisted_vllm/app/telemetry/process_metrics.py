@@ -21,6 +21,7 @@ from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.metrics.budgets import BudgetCollector
 from twisted_vllm.observability.metrics.event_loop import EventLoopCollector, EventLoopLag
 from twisted_vllm.observability.metrics.registry import PREFIX
+from twisted_vllm.proxy.budget_watch import SHARES
 from twisted_vllm.ratelimit.allowance import KINDS
 
 #: where Linux lists the open files of this process
@@ -50,7 +51,7 @@ class ProcessMetrics(TelemetryPart):
             CertificateCollector(certificates, named=True),
         )
         metrics.add(ProcessCollector(surroundings))
-        metrics.add(BudgetCollector(KINDS, surroundings.budgets.counts))
+        metrics.add(BudgetCollector(KINDS, SHARES, surroundings.budgets.counts))
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Return what looks at the certificates of other settings once they are in effect."""

@@ -69,10 +69,10 @@ def plan_of(settings: Settings) -> Plan:
         kinds = ALERT_TYPES if settings.alert_types is None else settings.alert_types
         for kind in kinds:
             own = settings.alert_to_webhook_url.get(kind, ())
-            for number, url in enumerate(own, start=1):
-                urls[f"{SLACK}_{kind}" + (f"_{number}" if number > 1 else "")] = url
             if own:
-                routes[kind] = tuple(f"{SLACK}_{kind}" + (f"_{n}" if n > 1 else "") for n in range(1, len(own) + 1))
+                queues = [f"{SLACK}_{kind}", *(f"{SLACK}_{kind}_{number}" for number in range(2, len(own) + 1))]
+                urls.update(zip(queues, own, strict=True))
+                routes[kind] = tuple(queues)
             elif settings.alerts.slack_webhook_url is not None:
                 urls[SLACK] = settings.alerts.slack_webhook_url
                 routes[kind] = (SLACK,)

@@ -261,7 +261,7 @@ class RunningSinks:
     def _use(self, settings: SinkSettings, parts: Parts) -> None:
         """Make a sink, or give the present one other settings; what waits in it stays."""
         name, former = settings.name, self._settings.get(settings.name)
-        wants = make_filter(settings, self._is_own)
+        wants = make_filter(settings, self._surroundings.is_own)
         sink = self._sinks.get(name)
         if sink is not None and former is not None and _spool_of(former) == _spool_of(settings):
             self._unobserve(sink)
@@ -310,11 +310,6 @@ class RunningSinks:
 
     def _unobserve(self, sink: Sink) -> None:
         globalLogPublisher.removeObserver(sink)
-
-    def _is_own(self, path: bytes) -> bool:
-        """Return whether a path is one of the gateway's own routes."""
-        site = self._surroundings.site
-        return site.leaf_for(path) is site.resource
 
 
 def _bounds_of(settings: SinkSettings) -> Bounds:

@@ -85,7 +85,7 @@ class Traces:
         surroundings = self._surroundings
         if tracing != self._settings:
             self._settings = tracing
-            self._tracer = _tracer(tracing, self._is_own) if tracing.active else None
+            self._tracer = _tracer(tracing, surroundings.is_own) if tracing.active else None
             surroundings.forwarder.tracer = self._tracer
             others = tuple(pair for pair in surroundings.events.selective if pair not in self._selective)
             surroundings.events.selective = others if self._tracer is None else (*others, *self._selective)
@@ -120,11 +120,6 @@ class Traces:
 
     def _stopped(self, _: None, queue: DeliveryQueue[TracedRequest]) -> None:
         self._surroundings.deliveries.remove(queue)
-
-    def _is_own(self, path: bytes) -> bool:
-        """Return whether a path is one of the gateway's own routes."""
-        site = self._surroundings.site
-        return site.leaf_for(path) is site.resource
 
     def _wants(self, context: RequestContext) -> bool:
         return self._tracer is not None and self._tracer.records(context)

@@ -10,8 +10,7 @@ from twisted_vllm.errors import Draining
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.alerting.alerts import HIGH, LOW, Alert
 from twisted_vllm.observability.client_text import ClientText
-
-_FAILED = frozenset(("upstream_failed", "upstream_error", "failed"))
+from twisted_vllm.observability.request_event import FAULTS
 
 
 class RequestAlerts(RequestObserver):
@@ -32,7 +31,7 @@ class RequestAlerts(RequestObserver):
     def finished(self, context: RequestContext) -> None:
         """Look at a request."""
         outcome = context.outcome
-        if outcome in _FAILED or (context.status >= 500 and outcome == "completed" and context.sent):
+        if outcome in FAULTS or (context.status >= 500 and outcome == "completed" and context.sent):
             if context.authorization is not None and context.error_code != Draining.code:
                 reason = context.error_code or (f"status {context.status}" if context.status >= 400 else outcome)
                 self._tell_of(context, FAILURES, HIGH, f"failed a request: {reason}")

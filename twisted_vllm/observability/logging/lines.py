@@ -74,7 +74,7 @@ class JsonLines:
         try:
             encoded = self._encode(record)
         except UnicodeEncodeError:
-            encoded = self._encode({name: _encodable(value) for name, value in msgspec.structs.asdict(record).items()})
+            encoded = self._encode({name: encodable(value) for name, value in msgspec.structs.asdict(record).items()})
         return json_line(encoded)[:-1] + self._request_tails[level]
 
     def event(self, event: LogEvent) -> bytes:
@@ -179,7 +179,7 @@ def _read_event(event: LogEvent, redact: Callable[[str], str], seconds: Callable
     return _Event(
         time=iso_time(event.get("log_time") or seconds()),
         level="info" if level is None else level.name,
-        namespace=str(_encodable(str(event.get("log_namespace") or event.get("log_system") or "-"))),
+        namespace=str(encodable(str(event.get("log_namespace") or event.get("log_system") or "-"))),
         message=_clean(message, redact, secrets),
         failure=None if failure is None else _clean(_traceback(failure), redact, secrets),
     )
@@ -217,10 +217,10 @@ def _clean(text: str, redact: Callable[[str], str], secrets: Iterable[str]) -> s
         if max(_PLAIN_RUN.findall(secret), key=len, default="") in text:
             for spelling in spellings(secret):
                 text = text.replace(spelling, MASK)
-    return str(_encodable(cut(redact(text))))
+    return str(encodable(cut(redact(text))))
 
 
-def _encodable(value: object) -> object:
+def encodable(value: object) -> object:
     """Return text with lone surrogates escaped, as UTF-8 cannot encode them; anything else unchanged."""
     return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
 

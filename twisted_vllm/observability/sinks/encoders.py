@@ -11,7 +11,7 @@ import msgspec
 from twisted.logger import LogEvent
 
 from twisted_vllm.context import RequestContext
-from twisted_vllm.observability.logging.lines import ILines, JsonLines, TextLines, iso_time, json_line
+from twisted_vllm.observability.logging.lines import ILines, JsonLines, TextLines, encodable, iso_time, json_line
 from twisted_vllm.observability.logging.observer import request_level
 from twisted_vllm.observability.request_event import RequestEvent
 from twisted_vllm.observability.request_record import RequestRecord
@@ -102,13 +102,11 @@ def encoded(encode: Callable[[object], bytes], value: object) -> bytes:
 
 
 def _encodable(value: object) -> object:
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, dict):
         return {_encodable(name): _encodable(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_encodable(each) for each in value]
-    return value
+    return encodable(value)
 
 
 class SyslogEncoder:

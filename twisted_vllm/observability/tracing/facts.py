@@ -119,14 +119,19 @@ class Facts:
     def failure(self) -> str:
         """The type of the error of this span; empty without one."""
         if self.attempt is not None:
-            if self.attempt.status >= 400:
-                # of a client's span, every status from 400 on is an error (OpenTelemetry, HTTP spans)
-                return str(self.attempt.status)
-            return "" if self.attempt.reason in _FINE else self.attempt.reason
+            return attempt_failure(self.attempt)
         event = self.event
         if event.status >= 500 or event.outcome not in _FINE:
             return event.error or (str(event.status) if event.status >= 400 else event.outcome)
         return event.error
+
+
+def attempt_failure(attempt: Attempt) -> str:
+    """Return the ``error.type`` of an attempt; empty if it did not fail by its server's fault."""
+    if attempt.status >= 400:
+        # of a client's span, every status from 400 on is an error (OpenTelemetry, HTTP spans)
+        return str(attempt.status)
+    return "" if attempt.reason in _FINE else attempt.reason
 
 
 def model_of(event: RequestEvent) -> str:

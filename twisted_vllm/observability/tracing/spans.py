@@ -14,13 +14,10 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, TraceState
 from opentelemetry.trace.status import Status, StatusCode
 
-from twisted_vllm.errors import TURNED_AWAY
-from twisted_vllm.observability.request_event import Attempt, RequestEvent
+from twisted_vllm.observability.request_event import RequestEvent, is_fault
 from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
-from twisted_vllm.observability.tracing.facts import attempt_name, request_name
-from twisted_vllm.observability.tracing.names import ERROR_TYPE
+from twisted_vllm.observability.tracing.facts import attempt_failure, attempt_name, request_name
 from twisted_vllm.observability.tracing.traced_request import TracedRequest
-from twisted_vllm.observability.tracing.tracer import FAULTS
 
 #: the names of events
 QUEUED, RETRY, FALLBACK, FIRST_BYTE, FIRST_TOKEN = "queued", "retry", "fallback", "first_byte", "first_token"
@@ -57,7 +54,8 @@ class SpanMaker:
             attributes=request_attributes(event, self._conventions),
             events=tuple(events_of(event)),
             kind=SpanKind.SERVER,
-            status=_status(error_of(event) if is_fault(event) else ""),
+            # OpenTelemetry, "Semantic conventions for HTTP spans": a mistake of the client is no error of a server
+            status=_status(error_of(event) if is_fault(event.status, event.outcome, event.error) else ""),
             start_time=_nanoseconds(event.started),
             end_time=_nanoseconds(event.ended),
             instrumentation_scope=_SCOPE,
@@ -65,19 +63,15 @@ class SpanMaker:
         for number, attempt in enumerate(event.attempts):
             if not attempt.span_id:
                 continue
-            error = attempt_error(attempt)
-            attributes = attempt_attributes(event, number, self._conventions)
-            if error:
-                attributes.setdefault(ERROR_TYPE, error)
             yield ReadableSpan(
                 name=attempt_name(event),
                 context=_context(event.trace_id, attempt.span_id, state),
                 parent=own,
                 resource=self._resource,
-                attributes=attributes,
+                attributes=attempt_attributes(event, number, self._conventions),
                 events=tuple(_first_byte(event)) if number == len(event.attempts) - 1 else (),
                 kind=SpanKind.CLIENT,
-                status=_status(error),
+                status=_status(attempt_failure(attempt)),
                 start_time=_nanoseconds(attempt.began),
                 end_time=_nanoseconds(max(attempt.ended, attempt.began)),
                 instrumentation_scope=_SCOPE,
@@ -91,22 +85,6 @@ def error_of(event: RequestEvent) -> str:
     if event.outcome != "completed":
         return event.outcome
     return str(event.status) if event.status >= 400 else ""
-
-
-def is_fault(event: RequestEvent) -> bool:
-    """Return whether the status of the request's span is an error: not for a client's own mistake.
-
-    OpenTelemetry, "Semantic conventions for HTTP spans": 4xx is no error of a server.
-    """
-    return event.outcome in FAULTS or (event.status >= 500 and event.error not in TURNED_AWAY)
-
-
-def attempt_error(attempt: Attempt) -> str:
-    """Return the ``error.type`` of an attempt; for a client's span, every status from 400 on is an error."""
-    if attempt.status >= 400:
-        return str(attempt.status)
-    # that the client left is no fault of the server
-    return "" if attempt.reason == "client_disconnected" else attempt.reason
 
 
 def events_of(event: RequestEvent) -> Iterator[Event]:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from twisted_vllm.config.tracing import NOBODY
 from twisted_vllm.context import RequestContext, RequestTrace
-from twisted_vllm.errors import TURNED_AWAY
 from twisted_vllm.http.headers import HeaderList
+from twisted_vllm.observability.request_event import is_fault
 from twisted_vllm.observability.tracing.propagation import (
     TRACEPARENT,
     TRACESTATE,
@@ -18,9 +18,6 @@ from twisted_vllm.observability.tracing.propagation import (
     write_parent,
 )
 from twisted_vllm.observability.tracing.sampling import ErrorAllowance, Sampler, is_probe
-
-#: outcomes that are nobody's fault but the gateway's or a server's
-FAULTS = frozenset(("upstream_failed", "upstream_error", "failed"))
 
 #: hex digits of the id of a span; the id of a trace has twice as many
 _DIGITS = 16
@@ -162,7 +159,9 @@ class Tracer:
             return False
         if trace.sampled:
             return True
-        return self._errors is not None and failed(context) and self._errors.take(context.ended)
+        if self._errors is None or not is_fault(context.status, context.outcome, context.error_code):
+            return False
+        return self._errors.take(context.ended)
 
     def _is_of_interest(self, context: RequestContext) -> bool:
         """Return whether a request may be recorded that reached no server."""
@@ -175,8 +174,3 @@ class Tracer:
         if self._is_own(target.partition(b"?")[0]):
             return self._gateway_routes and not is_probe(target)
         return self._refused != NOBODY
-
-
-def failed(context: RequestContext) -> bool:
-    """Return whether a finished request failed by a fault of the gateway or of a server."""
-    return context.outcome in FAULTS or (context.status >= 500 and context.error_code not in TURNED_AWAY)
