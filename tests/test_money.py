@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.money import from_dollars, to_dollars
+from twisted_vllm.money import float_dollars, from_dollars, to_dollars
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,11 @@ def test_less_than_a_picodollar_is_rounded_half_to_even() -> None:
 @given(st.integers(min_value=-(2**63), max_value=2**63 - 1))
 def test_what_a_database_keeps_comes_back_as_it_was(picodollars: int) -> None:
     assert from_dollars(to_dollars(picodollars)) == picodollars
+
+
+@given(st.integers(min_value=-(2**63), max_value=2**63 - 1))
+def test_what_is_shown_is_the_nearest_float(picodollars: int) -> None:
+    assert float_dollars(picodollars) == float(to_dollars(picodollars))
 
 
 @pytest.mark.parametrize("dollars", [float("nan"), float("inf"), Decimal("-Infinity")])

@@ -27,3 +27,8 @@ def from_dollars(dollars: Decimal | int | float) -> int:
 def to_dollars(picodollars: int) -> Decimal:
     """Return an amount in dollars, exactly."""
     return Decimal(picodollars).scaleb(-12)
+
+
+def float_dollars(picodollars: int) -> float:
+    """Return an amount in dollars as the nearest float, to be shown: sums of floats are not exact."""
+    return picodollars / PICODOLLARS

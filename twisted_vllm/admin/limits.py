@@ -15,7 +15,7 @@ from twisted_vllm.admin.models import Body, Json
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.config.checks import MAX_DOLLARS
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.money import PICODOLLARS, from_dollars, to_dollars
+from twisted_vllm.money import PICODOLLARS, float_dollars, from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, ModelBudget
 from twisted_vllm.ratelimit.periods import period_of
 
@@ -186,7 +186,7 @@ def allowance_in_team(max_budget: float | None, duration: str | None = None) -> 
 
 def dollars(picodollars: int | None) -> float | None:
     """Return an amount in US dollars."""
-    return None if picodollars is None else float(to_dollars(picodollars))
+    return None if picodollars is None else float_dollars(picodollars)
 
 
 def money_text(picodollars: int) -> str:

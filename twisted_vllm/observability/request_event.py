@@ -13,7 +13,7 @@ from twisted_vllm.bodies.request_tags import METADATA_HEADER, TAGS_HEADER, said_
 from twisted_vllm.context import Contents, RequestContext
 from twisted_vllm.errors import TURNED_AWAY
 from twisted_vllm.lifecycle import RequestObserver
-from twisted_vllm.money import PICODOLLARS
+from twisted_vllm.money import float_dollars
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.lines import iso_time
 
@@ -146,6 +146,11 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     contents: msgspec.Raw | None = None
 
 
+def is_success(status: int, outcome: str) -> bool:
+    """Return whether a request counts as answered: completely, below 400."""
+    return outcome == "completed" and 0 < status < 400
+
+
 #: outcomes that are a fault of the gateway or of a server
 FAULTS = frozenset(("upstream_failed", "upstream_error", "failed"))
 
@@ -153,11 +158,6 @@ FAULTS = frozenset(("upstream_failed", "upstream_error", "failed"))
 def is_fault(status: int, outcome: str, error: str) -> bool:
     """Return whether a request failed by a fault of the gateway or of a server, and not by its client's mistake."""
     return outcome in FAULTS or (status >= 500 and error not in TURNED_AWAY)
-
-
-def is_success(status: int, outcome: str) -> bool:
-    """Return whether a request counts as answered: completely, below 400."""
-    return outcome == "completed" and 0 < status < 400
 
 
 #: what gets the events: the event, and the context that it was made of
@@ -267,7 +267,7 @@ class RequestEvents(RequestObserver):
             usage.total_tokens,
             usage.audio_ms,
             usage.estimated,
-            context.cost / PICODOLLARS,
+            float_dollars(context.cost),
             None if first_byte is None else _milliseconds(first_byte - context.started),
             None if queued is None else _milliseconds(queued),
             None if overhead is None else _milliseconds(overhead),

@@ -10,7 +10,7 @@ import re
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.context import RequestContext
-from twisted_vllm.money import to_dollars
+from twisted_vllm.money import float_dollars
 from twisted_vllm.ratelimit.allowance import KEY
 from twisted_vllm.ratelimit.reservation import Reservation
 
@@ -49,7 +49,7 @@ class LitellmHeaders:
         if reservation is not None:
             spend = reservation.key_spend
             if spend is not None:
-                added += b"x-litellm-key-spend: %b\r\n" % str(float(to_dollars(spend))).encode("ascii")
+                added += b"x-litellm-key-spend: %b\r\n" % str(float_dollars(spend)).encode("ascii")
             if known[2]:
                 added += _left(known[2], reservation)
         if context.attempts:
@@ -92,6 +92,6 @@ def _lines_of(principal: Principal, model: str, model_id: str) -> bytes:
             found += [
                 ("x-litellm-key-rpm-limit", allowance.rpm),
                 ("x-litellm-key-tpm-limit", allowance.tpm),
-                ("x-litellm-key-max-budget", None if budget is None else float(to_dollars(budget))),
+                ("x-litellm-key-max-budget", None if budget is None else float_dollars(budget)),
             ]
     return b"".join(f"{name}: {value}\r\n".encode("ascii") for name, value in found if value is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from twisted_vllm.money import to_dollars
+from twisted_vllm.money import float_dollars
 from twisted_vllm.ratelimit.allowance import (
     END_USER,
     KEY,
@@ -149,4 +149,4 @@ def _owner(spender: Spender) -> tuple[str, dict[str, str]]:
 
 
 def _number(picodollars: int | None) -> float | None:
-    return None if picodollars is None else float(to_dollars(picodollars))
+    return None if picodollars is None else float_dollars(picodollars)

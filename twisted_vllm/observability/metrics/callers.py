@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.context import RequestContext
-from twisted_vllm.money import to_dollars
+from twisted_vllm.money import float_dollars
 from twisted_vllm.observability.metrics.families import NumberFamily
 from twisted_vllm.observability.metrics.model_names import OTHER
 from twisted_vllm.observability.metrics.registry import PREFIX
@@ -159,5 +159,5 @@ class CallerMetrics(Collector):
             if usage.is_any:
                 for kind_of_token, number in usage.by_type():
                     tokens.add((*labels, kind_of_token), number)
-                cost.add(labels, float(to_dollars(usage.cost)))
+                cost.add(labels, float_dollars(usage.cost))
         yield from (requests, tokens, cost)

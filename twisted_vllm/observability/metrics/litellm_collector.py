@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.histogram import Histogram
-from twisted_vllm.money import PICODOLLARS
+from twisted_vllm.money import float_dollars
 from twisted_vllm.observability.metrics.families import HistogramFamily, NumberFamily
 from twisted_vllm.observability.metrics.litellm_names import (
     COUNTERS,
@@ -276,8 +276,8 @@ class LitellmCollector(Collector):
                     continue
                 shown.add(tuple(values))
                 left, most, hours = families
-                left.add(values, (budget.max_budget - budget.spent) / PICODOLLARS)
-                most.add(values, budget.max_budget / PICODOLLARS)
+                left.add(values, float_dollars(budget.max_budget - budget.spent))
+                most.add(values, float_dollars(budget.max_budget))
                 if budget.ends is not None:
                     hours.add(values, max(budget.ends - self._now(), 0.0) / 3_600)
             yield from families
@@ -337,7 +337,7 @@ class _Sums:
             name, text, labels = COUNTERS[counter]
             family = NumberFamily(name, text, labels)
             for values, number in sums.items():
-                family.add(values, number / PICODOLLARS if counter == "spend" else number)
+                family.add(values, float_dollars(number) if counter == "spend" else number)
             yield family
 
 

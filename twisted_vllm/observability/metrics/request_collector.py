@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from twisted_vllm.context import RequestContext
 from twisted_vllm.histogram import Histogram
-from twisted_vllm.money import to_dollars
+from twisted_vllm.money import float_dollars
 from twisted_vllm.observability.metrics.families import HistogramFamily, NumberFamily
 from twisted_vllm.observability.metrics.label_numbers import LabelNumbers
 from twisted_vllm.observability.metrics.model_names import OTHER
@@ -177,7 +177,7 @@ class RequestCollector(Collector):
                 model = self._model(name)
                 for kind, count in usage.by_type():
                     tokens.add((model, kind), count)
-                cost.add((model,), float(to_dollars(usage.cost)))
+                cost.add((model,), float_dollars(usage.cost))
         yield tokens
         yield cost
 
