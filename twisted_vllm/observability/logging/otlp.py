@@ -26,6 +26,7 @@ from twisted_vllm.observability.request_event import RequestEvent
 from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
 from twisted_vllm.observability.tracing.facts import operation, request_name
 from twisted_vllm.observability.tracing.names import OWN
+from twisted_vllm.observability.tracing.told_contents import Told
 
 #: the names of the records' events: of a model's answer as the GenAI conventions call it, and of any other request
 ANSWERED, REQUESTED = "gen_ai.client.inference.operation.details", "vllm_passthrough.request"
@@ -91,9 +92,10 @@ class OtlpLogs:
 
     def _of_request(self, event: RequestEvent) -> LogRecord:
         level = request_level(event.status, event.outcome)
-        said = request_attributes(event, self._conventions)
+        told = Told.of(event.contents)
+        said = request_attributes(event, self._conventions, told)
         if event.attempts:
-            said = {**attempt_attributes(event, len(event.attempts) - 1, self._conventions), **said}
+            said = {**attempt_attributes(event, len(event.attempts) - 1, self._conventions, told), **said}
         return _record(
             moment=event.ended,
             level=level,

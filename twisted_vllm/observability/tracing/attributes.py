@@ -17,32 +17,38 @@ from twisted_vllm.observability.tracing.told_contents import NOTHING_TOLD, Told,
 from twisted_vllm.observability.tracing.vendor_conventions import langfuse, mlflow, open_inference
 
 
-def request_attributes(event: RequestEvent, conventions: Iterable[str]) -> Attributes:
+def request_attributes(event: RequestEvent, conventions: Iterable[str], told: Told | None = None) -> Attributes:
     """Return the attributes of a request's own span, which is of the server's kind.
 
     Args:
         event: the request.
         conventions: names of `CONVENTIONS`; what is not of a convention is always there.
+        told: its contents; None reads them.
     """
-    facts = Facts(event, Told.of(event.contents), not event.attempts, None, 0)
+    facts = Facts(event, Told.of(event.contents) if told is None else told, not event.attempts, None, 0)
     found = dict(_gateway(facts))
     for name in conventions:
         found.update(CONVENTIONS[name](facts))
     return found
 
 
-def attempt_attributes(event: RequestEvent, number: int, conventions: Iterable[str]) -> Attributes:
+def attempt_attributes(
+    event: RequestEvent, number: int, conventions: Iterable[str], told: Told | None = None
+) -> Attributes:
     """Return the attributes of the span of one attempt, which is of the client's kind.
 
     Args:
         event: the request.
         number: the place of the attempt in `RequestEvent.attempts`.
-        conventions: as in `request_attributes`.
+        conventions: as in `request_attributes`; likewise `told`.
     """
     attempt = event.attempts[number]
     is_last = number == len(event.attempts) - 1
     # what failed before has no answer
-    told = Told.of(event.contents) if is_last else NOTHING_TOLD
+    if not is_last:
+        told = NOTHING_TOLD
+    elif told is None:
+        told = Told.of(event.contents)
     facts = Facts(event, told, is_last, attempt, number)
     found = dict(_server(facts, attempt))
     for name in conventions:
@@ -50,10 +56,37 @@ def attempt_attributes(event: RequestEvent, number: int, conventions: Iterable[s
     return found
 
 
-def _own(name: str, value: Value | None) -> Iterator[tuple[str, Value]]:
-    """Yield an attribute of the gateway's own, if it says something."""
-    if value is not None and value != "" and value != []:
-        yield names.OWN + name, value
+#: the gateway's own attributes that repeat a member of the event: those that are there if they say something
+_SAID = tuple(
+    (names.OWN + name, member)
+    for name, member in (
+        *((each, each) for each in ("request_id", "outcome", "route_class", "key_name", "key_id", "user_id")),
+        *((each, each) for each in ("team_id", "organization_id", "end_user", "model", "model_id", "fallback")),
+        *((each, each) for each in ("server", "audio_ms", "cost_usd")),
+        *(("model_group", "group"), ("tokens_estimated", "estimated")),
+    )
+)
+#: and durations, of which 0 says something
+_DURATIONS = tuple((names.OWN + each, each) for each in ("first_byte_ms", "queued_ms", "overhead_ms"))
+
+
+def _own(facts: Facts) -> Iterator[tuple[str, Value]]:
+    """Yield the gateway's own attributes of a request, as far as they say something."""
+    event, told = facts.event, facts.told
+    for name, member in _SAID:
+        if value := getattr(event, member):
+            yield name, value
+    for name, member in _DURATIONS:
+        if (value := getattr(event, member)) is not None:
+            yield name, value
+    if event.tags:
+        yield names.OWN + "tags", list(event.tags)
+    if event.attempts:
+        yield names.OWN + "attempts", len(event.attempts)
+    if told.counts is not None:
+        yield names.OWN + "contents", as_json(told.counts)
+    if told.truncated:
+        yield names.OWN + "contents_truncated", True
 
 
 def _gateway(facts: Facts) -> Iterator[tuple[str, Value]]:
@@ -73,30 +106,7 @@ def _gateway(facts: Facts) -> Iterator[tuple[str, Value]]:
         yield names.SESSION_ID, session
     if failure := facts.failure:
         yield names.ERROR_TYPE, failure
-    yield from _own("request_id", event.request_id)
-    yield from _own("outcome", event.outcome)
-    yield from _own("route_class", event.route_class)
-    yield from _own("key_name", event.key_name)
-    yield from _own("key_id", event.key_id)
-    yield from _own("user_id", event.user_id)
-    yield from _own("team_id", event.team_id)
-    yield from _own("organization_id", event.organization_id)
-    yield from _own("end_user", event.end_user)
-    yield from _own("model", event.model)
-    yield from _own("model_group", event.group)
-    yield from _own("model_id", event.model_id)
-    yield from _own("fallback", event.fallback)
-    yield from _own("server", event.server)
-    yield from _own("tags", list(event.tags))
-    yield from _own("attempts", len(event.attempts) or None)
-    yield from _own("first_byte_ms", event.first_byte_ms)
-    yield from _own("queued_ms", event.queued_ms)
-    yield from _own("overhead_ms", event.overhead_ms)
-    yield from _own("audio_ms", event.audio_ms or None)
-    yield from _own("tokens_estimated", event.estimated or None)
-    yield from _own("cost_usd", event.cost_usd or None)
-    yield from _own("contents", None if facts.told.counts is None else as_json(facts.told.counts))
-    yield from _own("contents_truncated", facts.told.truncated or None)
+    yield from _own(facts)
 
 
 def _server(facts: Facts, attempt: Attempt) -> Iterator[tuple[str, Value]]:
@@ -113,8 +123,10 @@ def _server(facts: Facts, attempt: Attempt) -> Iterator[tuple[str, Value]]:
         yield names.HTTP_RESENDS, facts.number
     if failure := facts.failure:
         yield names.ERROR_TYPE, failure
-    yield from _own("server", attempt.server)
-    yield from _own("request_id", facts.event.request_id)
+    if attempt.server:
+        yield names.OWN + "server", attempt.server
+    if facts.event.request_id:
+        yield names.OWN + "request_id", facts.event.request_id
 
 
 #: the conventions, by the name that settings use

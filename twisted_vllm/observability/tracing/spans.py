@@ -17,6 +17,7 @@ from opentelemetry.trace.status import Status, StatusCode
 from twisted_vllm.observability.request_event import RequestEvent, is_fault
 from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
 from twisted_vllm.observability.tracing.facts import attempt_failure, attempt_name, request_name
+from twisted_vllm.observability.tracing.told_contents import Told
 from twisted_vllm.observability.tracing.traced_request import TracedRequest
 
 #: the names of events
@@ -43,6 +44,7 @@ class SpanMaker:
     def spans(self, traced: TracedRequest) -> Iterator[ReadableSpan]:
         """Yield the span of a request, and one for each of its attempts."""
         event = traced.event
+        told = Told.of(event.contents)
         state = TraceState.from_header([traced.state]) if traced.state else TraceState()
         parent = _context(event.trace_id, traced.parent_id, state, is_remote=True) if traced.parent_id else None
         own = _context(event.trace_id, event.span_id, state)
@@ -51,7 +53,7 @@ class SpanMaker:
             context=own,
             parent=parent,
             resource=self._resource,
-            attributes=request_attributes(event, self._conventions),
+            attributes=request_attributes(event, self._conventions, told),
             events=tuple(events_of(event)),
             kind=SpanKind.SERVER,
             # OpenTelemetry, "Semantic conventions for HTTP spans": a mistake of the client is no error of a server
@@ -68,7 +70,7 @@ class SpanMaker:
                 context=_context(event.trace_id, attempt.span_id, state),
                 parent=own,
                 resource=self._resource,
-                attributes=attempt_attributes(event, number, self._conventions),
+                attributes=attempt_attributes(event, number, self._conventions, told),
                 events=tuple(_first_byte(event)) if number == len(event.attempts) - 1 else (),
                 kind=SpanKind.CLIENT,
                 status=_status(attempt_failure(attempt)),
