@@ -13,12 +13,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.observability.delivery.interfaces import Bounds, DeliveryFailed, IDestination, Spool, SpoolFull
+from twisted_vllm.observability.delivery.reports import DeliveryReports
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: how often a destination that is away, or what is dropped, is named in the log, in seconds
-REPORT_SECONDS = 60.0
 #: how often the spool looks for what other processes left, in seconds
 TAKE_OVER_SECONDS = 60.0
 #: failures in a row after which a queue that stops gives up
@@ -107,14 +106,8 @@ class DeliveryQueue(Generic[T]):
         self._is_reading = False
         self._stopping: Deferred[None] | None = None
         self._failed_in_a_row = 0
-        #: when the destination went away, in Unix seconds
-        self._away_since: float | None = None
-        self._is_away_reported = False
-        self._last_report = float("-inf")
+        self._reports = DeliveryReports(name)
         self._next_take_over = 0.0
-        self._unreported = 0
-        self._last_refusal = ""
-        self._is_disk_reported = False
 
     def __repr__(self) -> str:
         """Show the state."""
@@ -305,7 +298,7 @@ class DeliveryQueue(Generic[T]):
             self._timer.cancel()
         self._timer = None
         if self._spool is not None:
-            self._report_disk(self._spool)
+            self._reports.disk(self._spool)
         with self._lock:
             self._is_soon = True
             self._drop_old()
@@ -353,17 +346,9 @@ class DeliveryQueue(Generic[T]):
         self._failed_in_a_row = 0
         self.delivered += count
         self._done_with(count)
-        if self._away_since is not None:
-            away, self._away_since = self._reactor.seconds() - self._away_since, None
-            if self._is_away_reported:
-                self._is_away_reported = False
-                self._log.info(
-                    "{name} takes what is delivered again, after {seconds} s; {queued} items wait",
-                    name=self.name,
-                    seconds=round(away, 1),
-                    queued=self.queued,
-                )
-        self._report_dropped()
+        now = self._reactor.seconds()
+        self._reports.delivered(now, self.queued)
+        self._reports.tell_dropped(now)
         return self._linger()
 
     def _has_failed(self, failure: Failure, count: int) -> float:
@@ -385,10 +370,10 @@ class DeliveryQueue(Generic[T]):
             with self._lock:
                 self._drop(count, error.message)
             self._done_with(count)
-            self._report_dropped()
+            self._reports.tell_dropped(self._reactor.seconds())
             return self._linger()
         self._failed_in_a_row += 1
-        self._away(error.message)
+        self._reports.away(error.message, self._reactor.seconds(), self.queued, self.dropped)
         return self._backoff(error.retry_after)
 
     def _is_broken(self, failure: Failure) -> float:
@@ -494,56 +479,10 @@ class DeliveryQueue(Generic[T]):
         if not self._is_stopped:
             self._wait(seconds)
 
-    def _away(self, reason: str) -> None:
-        now = self._reactor.seconds()
-        if self._away_since is None:
-            self._away_since = now
-        if now - self._last_report < REPORT_SECONDS:
-            return
-        self._last_report = now
-        self._unreported = 0
-        self._is_away_reported = True
-        self._log.warn(
-            "{name} does not take what is delivered: {reason}; for {seconds} s so far, {queued} items wait, {dropped} "
-            "were dropped since the start",
-            name=self.name,
-            reason=reason,
-            seconds=round(now - self._away_since, 1),
-            queued=self.queued,
-            dropped=self.dropped,
-        )
-
     def _drop(self, count: int, reason: str) -> None:
         """Count items that are dropped. Call it with the lock held."""
         self.dropped += count
-        self._unreported += count
-        if reason:
-            self._last_refusal = reason
-
-    def _report_dropped(self) -> None:
-        now = self._reactor.seconds()
-        if self._unreported and now - self._last_report >= REPORT_SECONDS:
-            self._last_report = now
-            count, self._unreported = self._unreported, 0
-            self._log.warn(
-                "{count} items for {name} were dropped: {reason}",
-                name=self.name,
-                count=count,
-                reason=self._last_refusal or "its queue was full",
-            )
-
-    def _report_disk(self, spool: Spool[T]) -> None:
-        """Say once that the disk does not take items; never in `put`, which the log may have called."""
-        if not spool.failing:
-            self._is_disk_reported = False
-        elif not self._is_disk_reported:
-            self._is_disk_reported = True
-            self._log.error(
-                "The spool of {name} at {directory} cannot be written: {reason}; new items are in memory alone",
-                name=self.name,
-                directory=str(spool.directory),
-                reason=spool.failing,
-            )
+        self._reports.count_dropped(count, reason)
 
     def _end(self) -> None:
         """Stop now."""
@@ -570,10 +509,7 @@ class DeliveryQueue(Generic[T]):
             self._bytes = 0
         if self._spool is not None:
             self._spool.close()
-        if lost:
-            self._log.warn("{count} items for {name} are lost: the gateway stopped", name=self.name, count=lost)
-        if kept:
-            self._log.info("{count} items for {name} stay in its spool", name=self.name, count=kept)
+        self._reports.ended(lost, kept)
         stopping, self._stopping = self._stopping, None
         if stopping is not None:
             stopping.callback(None)
