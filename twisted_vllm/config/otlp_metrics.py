@@ -17,8 +17,10 @@ from twisted_vllm.config.tracing import (
     EXTRA,
     TracingSettings,
     check_installed,
+    check_key_file,
     endpoint_url,
     headers,
+    identity,
     is_installed,
     protocol,
 )
@@ -151,11 +153,9 @@ def resolved(written: OtlpMetricsSettings, tracing: TracingSettings, root: Place
     if not enabled:
         return attrs.evolve(written, enabled=False)
     check_installed(root.at("passthrough.otlp_metrics"))
-    if written.key_file is not None and written.certificate_file is None:
-        root.at("passthrough.otlp_metrics.key_file").refuse(
-            "is the key of no certificate (write certificate_file, or remove it)"
-        )
+    check_key_file(written.key_file, written.certificate_file, root.at("passthrough.otlp_metrics.key_file"))
     named = written.protocol or said.protocol()
+    service_name, resource = identity(tracing, said)
     headers_of_environment = {} if written.endpoint else said.headers()
     return attrs.evolve(
         written,
@@ -169,8 +169,8 @@ def resolved(written: OtlpMetricsSettings, tracing: TracingSettings, root: Place
         ca_file=written.ca_file or said.file("CERTIFICATE"),
         certificate_file=written.certificate_file or said.file("CLIENT_CERTIFICATE"),
         key_file=written.key_file or said.file("CLIENT_KEY"),
-        service_name=tracing.service_name or said.service_name() or DEFAULT_SERVICE_NAME,
-        resource={**said.resource(), **tracing.resource_attributes},
+        service_name=service_name,
+        resource=resource,
     )
 
 

@@ -10,7 +10,7 @@ from twisted_vllm.config.otel_environment import OtelEnvironment
 from twisted_vllm.config.problems import Place
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.sinks import SinkSettings
-from twisted_vllm.config.tracing import DEFAULT_SERVICE_NAME, EXTRA, TracingSettings, is_installed
+from twisted_vllm.config.tracing import EXTRA, TracingSettings, identity, is_installed
 from twisted_vllm.config.tracing_destinations import TraceDestination
 
 #: the type of these sinks, and the name of the one that variables alone ask for
@@ -41,6 +41,7 @@ def with_environment(sinks: Iterable[SinkSettings], tracing: TracingSettings, ro
 
 def _resolved(sink: SinkSettings, tracing: TracingSettings, said: OtelEnvironment) -> SinkSettings:
     protocol = sink.protocol or said.protocol()
+    service_name, resource = identity(tracing, said)
     return attrs.evolve(
         sink,
         protocol=protocol,
@@ -48,8 +49,8 @@ def _resolved(sink: SinkSettings, tracing: TracingSettings, said: OtelEnvironmen
         # a key for one receiver must not go to another
         headers=sink.headers or ({} if sink.url else said.headers()),
         ca_file=sink.ca_file or said.file("CERTIFICATE"),
-        service_name=tracing.service_name or said.service_name() or DEFAULT_SERVICE_NAME,
-        resource={**said.resource(), **tracing.resource_attributes},
+        service_name=service_name,
+        resource=resource,
     )
 
 

@@ -162,8 +162,7 @@ def _destination(content: object, place: Place) -> TraceDestination | None:
     params = place.attempt(DESTINATION_SECTION, content)
     if params is None:
         return None
-    if params.key_file is not None and params.certificate_file is None:
-        place.key("key_file").refuse("is the key of no certificate (write certificate_file, or remove it)")
+    check_key_file(params.key_file, params.certificate_file, place.key("key_file"))
     base = DEFAULT_ENDPOINTS[params.protocol]
     default = base if params.protocol == GRPC else f"{base}/v1/traces"
     values = attrs.asdict(params, recurse=False)
@@ -296,17 +295,24 @@ def resolved(written: TracingSettings, root: Place) -> TracingSettings:
             f"has no effect with the sampler {sampler} (write sampler: parentbased_traceidratio)"
         )
     ratio = said.sample_ratio() if written.sample_ratio is None else written.sample_ratio
+    service_name, resource = identity(written, said)
     return attrs.evolve(
         written,
         enabled=True,
         destinations=written.destinations or (_of_environment(said),),
-        service_name=written.service_name or said.service_name() or DEFAULT_SERVICE_NAME,
-        resource_attributes={**said.resource(), **written.resource_attributes},
+        service_name=service_name,
+        resource_attributes=resource,
         sampler=sampler,
         sample_ratio=1.0 if ratio is None else ratio,
         propagate=speaks if written.propagate is None else written.propagate,
         trust_incoming=written.trust_incoming if speaks or written.propagate else NOBODY,
     )
+
+
+def identity(tracing: TracingSettings, said: OtelEnvironment) -> tuple[str, Mapping[str, str]]:
+    """Return the gateway's name in telemetry, and the attributes of its resource; the file wins."""
+    name = tracing.service_name or said.service_name() or DEFAULT_SERVICE_NAME
+    return name, {**said.resource(), **tracing.resource_attributes}
 
 
 def _of_environment(said: OtelEnvironment) -> TraceDestination:
@@ -337,6 +343,12 @@ def is_installed(find: Callable[[str], object] = find_spec) -> bool:
         return all(find(name) is not None for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))
     except ModuleNotFoundError:
         return False
+
+
+def check_key_file(key_file: str | None, certificate_file: str | None, place: Place) -> None:
+    """Refuse a private key without its certificate."""
+    if key_file is not None and certificate_file is None:
+        place.refuse("is the key of no certificate (write certificate_file, or remove it)")
 
 
 def check_installed(place: Place) -> None:
