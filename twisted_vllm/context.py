@@ -191,10 +191,10 @@ class RequestTrace(Protocol):
 
 
 class RequestTracer(Protocol):
-    """Gives requests their places in traces, and says what servers are told of them."""
+    """Assigns trace and span ids to requests, and writes the headers of W3C Trace Context."""
 
     def attempt(self, context: RequestContext) -> RequestTrace | None:
-        """Begin the span of an attempt; return the trace if its server is told, else None."""
+        """Begin the span of an attempt; return the trace if it is propagated to its server, else None."""
 
     def act(self, context: RequestContext) -> RequestTrace | None:
         """As `attempt`, for a request to several servers at once, none of which has a span of its own."""

@@ -1,4 +1,4 @@
-"""`Histogram`: counts how often what was measured was at most a bound, as Prometheus' histograms do."""
+"""`Histogram`: counts measurements by bucket, as Prometheus' histograms do."""
 
 from __future__ import annotations
 

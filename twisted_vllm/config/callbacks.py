@@ -1,4 +1,4 @@
-"""LiteLLM's ``callbacks``, ``success_callback`` and ``failure_callback``: the settings, and what came of them.
+"""LiteLLM's ``callbacks``, ``success_callback`` and ``failure_callback``: the settings, and what they resolve to.
 
 `callback_reading` says what each name means; it is loaded once a file names one.
 """

@@ -1,4 +1,4 @@
-"""The settings of OTLP metrics, ``passthrough.otlp_metrics``, and what the ``OTEL_*`` variables say in their place."""
+"""The settings of OTLP metrics, ``passthrough.otlp_metrics``; the ``OTEL_*`` variables are their defaults."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class OtlpMetricsSettings:
 
 
 def resolved(written: OtlpMetricsSettings, tracing: TracingSettings, root: Place) -> OtlpMetricsSettings:
-    """Return the settings with what the ``OTEL_*`` variables say where the file says nothing.
+    """Return the settings, completed from the ``OTEL_*`` variables; the file wins.
 
     Args:
         written: what the file says.

@@ -1,4 +1,4 @@
-"""What the ``OTEL_*`` variables say of the log: where sinks of type ``otlp`` send it, and that there is one."""
+"""Completes sinks of type ``otlp`` from the ``OTEL_*`` variables, or adds one if these ask for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OTLP = "otlp"
 
 
 def with_environment(sinks: Iterable[SinkSettings], tracing: TracingSettings, root: Place) -> tuple[SinkSettings, ...]:
-    """Return sinks with what the variables say where the file says nothing.
+    """Return the sinks, completed from the variables; the file wins.
 
     Args:
         sinks: the sinks of the file.
@@ -55,7 +55,7 @@ def _resolved(sink: SinkSettings, tracing: TracingSettings, said: OtelEnvironmen
 
 
 def log_destination(sink: SinkSettings) -> TraceDestination:
-    """Return where a sink of type ``otlp``, once it is resolved, sends the log."""
+    """Return the destination of a resolved sink of type ``otlp``."""
     assert sink.url is not None
     assert sink.protocol is not None
     return TraceDestination(

@@ -22,9 +22,9 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.tracing import check_installed, headers, protocol
 from twisted_vllm.config.web_urls import web_url
 
-#: what a sink may be told of
+#: the events that a sink may get
 REQUESTS, SUCCESSES, FAILURES, LOG = EVENTS = ("requests", "successes", "failures", "log")
-#: whose requests are told that reached no server
+#: whose refused requests a sink gets
 KEYS, NOBODY = "keys", "nobody"
 LEVELS = ("debug", "info", "warn", "error", "critical")
 FORMATS = ("json", "event", "litellm", "text")
@@ -326,7 +326,7 @@ class SinkSettings:
 
 @attrs.frozen
 class SinkType:
-    """What a type of sink has.
+    """The settings and formats of a type of sink.
 
     Attributes:
         needs: the settings that it cannot do without.
@@ -381,7 +381,7 @@ def sinks(value: object, place: Place) -> tuple[SinkSettings, ...]:
 
 
 def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Place) -> None:
-    """Report what its type lacks, and what does not belong to it.
+    """Report settings that its type needs and that are missing, and those that it does not take.
 
     Args:
         sink: the sink.

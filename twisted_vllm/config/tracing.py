@@ -1,4 +1,4 @@
-"""The settings of traces, ``passthrough.tracing``, and what the ``OTEL_*`` variables say in their place."""
+"""The settings of traces, ``passthrough.tracing``; the ``OTEL_*`` variables are their defaults."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from twisted_vllm.config.problems import Place, Rejected
 
 _NOT_SENT = re.compile(r"[^\x21-\x7e]|[\\#]")
-#: hosts to which nobody listens on the way
+#: hosts whose traffic does not leave the machine
 _LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
 

@@ -143,7 +143,7 @@ class OtlpExporter:
         try:
             said = self._answer.FromString(self._session.answer).partial_success
         except DecodeError:
-            # JSON, or whatever else it thinks is an answer; the status counts
+            # not protobuf: only the status counts
             return
         count = getattr(said, self._signal.rejected)
         if count > 0:

@@ -1,4 +1,4 @@
-"""What OpenTelemetry's exporters need to be good neighbours: a session of HTTP, and their messages.
+"""Isolates OpenTelemetry's exporters: an HTTP session of their own, and their log messages.
 
 The official exporters of OTLP over HTTP take headers, certificates and more from ``OTEL_*`` variables for every
 destination, so that the key for one would go to all. They count a redirect as success, and read an answer of any size.
@@ -161,7 +161,7 @@ class ExporterMessages(logging.Handler):
 
 
 def keep_messages(names: tuple[str, ...] = _LOGGERS) -> ExporterMessages:
-    """Return the keeper of messages, which it sets up first if nobody did."""
+    """Return the handler that keeps messages. Idempotent."""
     for name in names:
         logger = logging.getLogger(name)
         logger.propagate = False

@@ -1,4 +1,4 @@
-"""What is told of a finished request outside the log and the ledger: one value that sinks and traces share."""
+"""`RequestEvent`: one value of a finished request, which sinks and traces share."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class Forwarder:
         self.contents: KeepsContents | None = None
         self.places = places
         self.kv_caches = kv_caches
-        #: gives requests their places in traces; None if they have none
+        #: assigns trace and span ids to requests; None without traces
         self.tracer: RequestTracer | None = None
         self.reconfigure(routing, retry, session_header)
 

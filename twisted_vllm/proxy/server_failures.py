@@ -1,4 +1,4 @@
-"""Logs what servers fail: one line a second for each server and cause, with the count of those left out."""
+"""Logs failures of servers: one line a second for each server and cause, with the count of those left out."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is told of requests and of the gateway to other programs and to people."""
+"""The parts of the telemetry: metrics, traces, sinks, alerts, prompts and answers."""

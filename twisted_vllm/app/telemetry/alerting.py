@@ -1,4 +1,4 @@
-"""Alerts to people and programs: LiteLLM's ``alerting``. What sends them is loaded where the settings ask for it."""
+"""Alerts to people and programs: LiteLLM's ``alerting``. Their modules are loaded once the settings ask for them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ContentsPart(TelemetryPart):
-    """Keeps prompts and answers, as ``passthrough.log_bodies``, models, teams and keys say, if something gets them."""
+    """Keeps prompts and answers by ``passthrough.log_bodies``, models, teams and keys, while something wants them."""
 
     def __init__(self, surroundings: Surroundings) -> None:
         """Create it: nothing is kept yet."""

@@ -1,4 +1,4 @@
-"""LiteLLM's names of metrics, put together. It is imported only where they are wanted."""
+"""Wires the metrics that have LiteLLM's names. Imported only where the settings ask for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every exporter of OTLP needs: the gateway's name and attributes, and the files of a destination."""
+"""Settings of OTLP exporters, resolved: the gateway's resource attributes, and absolute file names."""
 
 from __future__ import annotations
 

@@ -115,5 +115,5 @@ class TelemetryPart:
         """Start: the gateway serves from now on."""
 
     def stop(self) -> Deferred[None] | None:
-        """Stop, after the last request; return a Deferred that fires once what was gathered is delivered or lost."""
+        """Stop, after the last request; return a Deferred that fires once all queued items are delivered or dropped."""
         return None

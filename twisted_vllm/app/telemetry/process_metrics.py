@@ -1,4 +1,4 @@
-"""Metrics of the process and of what is around it: event loop, open files, certificates, Redis, reloads, the log."""
+"""Metrics of the process: event loop, open files, certificates, Redis, reloads, the log."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ProcessMetrics(TelemetryPart):
 
 
 class ProcessCollector(Collector):
-    """Reads on each scrape what the components know anyway."""
+    """Reads the state of the components on each scrape; nothing is counted in between."""
 
     def __init__(self, surroundings: Surroundings) -> None:
         """Collect from the gateway's components."""

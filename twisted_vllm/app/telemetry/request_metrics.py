@@ -21,7 +21,7 @@ from twisted_vllm.usage.records import Payer, Usage, payer_of
 
 #: keys with labels of their own under LiteLLM's names, where the settings say no number
 USUAL_CALLERS = 100
-#: the name of what counts for LiteLLM's names, beside those of callers
+#: key of the counter for LiteLLM's names, beside the kinds of callers
 _LITELLM = "litellm"
 
 
@@ -46,18 +46,18 @@ class CallerCounts(Protocol):
 
 
 class Switched(Collector):
-    """What the settings switch on.
+    """Collects from the collectors that the settings switch on.
 
     Attributes:
-        collectors: what is on.
+        collectors: those that are on.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start without collectors."""
         self.collectors: tuple[Collector, ...] = ()
 
     def collect(self) -> Iterator[Metric]:
-        """Return the figures of what is on."""
+        """Return the current figures."""
         for each in self.collectors:
             yield from each.collect()
 

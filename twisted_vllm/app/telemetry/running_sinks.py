@@ -1,4 +1,4 @@
-"""The sinks of a gateway that has some: opens them, and gives them finished requests and log lines.
+"""Opens the sinks of the settings, and gives them finished requests and log lines.
 
 A type of sink is a row of `MAKERS` here, and of `twisted_vllm.config.sinks.TYPES`.
 """
@@ -43,7 +43,7 @@ STOP_TIMEOUT = 5.0
 
 @attrs.frozen
 class Parts:
-    """What a sink is made of.
+    """The encoder and the destination of a sink.
 
     Attributes:
         encoder: makes its items.
@@ -56,7 +56,7 @@ class Parts:
 
 @attrs.frozen
 class Workshop:
-    """What makers of sinks may use.
+    """Shared dependencies of the makers of sinks.
 
     Attributes:
         reactor: the reactor.
@@ -75,7 +75,7 @@ class Workshop:
         return None if name is None else os.path.join(self.directory or os.getcwd(), name)
 
     def threaded(self, sink: SinkSettings, make: Callable[[], IBlockingDestination]) -> Callable[[], IDestination]:
-        """Return what makes a destination that blocks, in a thread of its own."""
+        """Return a factory that runs a blocking destination in a thread of its own."""
         return lambda: ThreadedDestination(f"sink-{sink.name}", make, self.reactor)
 
 

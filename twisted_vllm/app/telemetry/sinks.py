@@ -1,4 +1,4 @@
-"""The part of the sinks; what they need is loaded once the settings name one."""
+"""Starts and stops the sinks. Their modules are loaded once the settings name a sink."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def make_parts(surroundings: Surroundings) -> tuple[TelemetryPart, ...]:
 
 
 class Telemetry:
-    """What is told of requests and of the gateway, beyond the log and the ledger.
+    """All parts of the telemetry: metrics, traces, sinks, alerts, prompts and answers.
 
     Attributes:
         parts: the parts, in the order in which they observe.

@@ -15,7 +15,7 @@ from twisted_vllm.lifecycle import RequestObserver
 
 
 class TracingPart(TelemetryPart):
-    """Traces of requests. What makes them is loaded when settings ask for it."""
+    """Traces of requests. Their modules are loaded once the settings ask for traces."""
 
     def __init__(self, surroundings: Surroundings) -> None:
         """Set up; nothing is traced before settings say so."""

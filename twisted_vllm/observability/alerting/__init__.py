@@ -1,1 +1,1 @@
-"""Alerts to people: what is worth telling, how often, and in which form."""
+"""Alerts to people: from events to rate-limited messages in Slack's format."""

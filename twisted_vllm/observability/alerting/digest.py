@@ -1,4 +1,4 @@
-"""Few messages from many alerts: what is alike is one message, and a minute has only so many.
+"""Groups and rate-limits alerts: alike ones become one message, and each minute has a maximum.
 
 Plain Python: every method gets the time in seconds.
 """
@@ -22,7 +22,7 @@ REPEAT = 300.0
 #: texts that a message shows; of more alerts the latest are shown
 MOST_TEXTS = 10
 
-#: different things that alerts are about; what is over goes together
+#: the most topics; alerts about further ones are grouped together
 MOST_ABOUT = 1_000
 
 MINUTE = 60.0
@@ -60,7 +60,7 @@ class _Topic:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was told."""
+        """Start anew after a message."""
         self.count = 0
         self.level = LOW
         self.since = 0.0

@@ -31,7 +31,7 @@ class LogAlerts:
         self._tell = tell
 
     def __call__(self, event: LogEvent) -> None:
-        """Take an event; one at level debug repeats what was told."""
+        """Take an event. Those at level debug only repeat earlier alerts."""
         kind = event.get("alert")
         if kind is None:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-#: choices of an answer, and tool calls of a choice, that are told apart
+#: choices of an answer, and tool calls of a choice, that are kept apart
 MOST_CHOICES, MOST_CALLS = 128, 128
 #: characters of a name, an id or a finish reason
 MOST_NAME = 256

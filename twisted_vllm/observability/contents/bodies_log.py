@@ -22,7 +22,7 @@ from twisted_vllm.observability.contents.rendering import render
 from twisted_vllm.observability.contents.routes import FORMATS
 from twisted_vllm.observability.logging.redaction import Redactor
 
-#: what gets the JSON of a request's prompt and answer; None if nothing is kept
+#: receives the JSON of a request's prompt and answer; None if nothing is kept
 Tell = Callable[[msgspec.Raw | None], None]
 
 
@@ -152,7 +152,7 @@ class BodiesLog:
             self._cooperate(self._steps)
 
     def finish(self) -> None:
-        """Make at once what is not made yet: the gateway stops."""
+        """Render all that waits, without further steps: the gateway stops."""
         for _ in self._steps or ():
             pass
 

@@ -300,10 +300,10 @@ def fold_cohere(answer: Answer, body: dict[str, Any]) -> None:
     choice.finish_reason = _text_of(body.get("finish_reason"))[:MOST_NAME]
 
 
-# what has no text
+# answers without text
 
 
-#: members of a body that say nothing that somebody would look for
+#: members of a body that are left out: ids and other metadata
 _ENVELOPE = frozenset(("id", "object", "created", "usage", "model", "meta", "system_fingerprint"))
 #: items of a result that are kept
 MOST_ITEMS = 256

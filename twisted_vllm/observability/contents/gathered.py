@@ -1,4 +1,4 @@
-"""What is gathered of one request while it passes: pieces, which are folded in batches, in bounded memory."""
+"""Collects the prompt and the answer of one request while it passes, in bounded memory, folded in batches."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class Memory:
 
 
 class Caps(msgspec.Struct, frozen=True):
-    """What is kept of one request at most, in bytes."""
+    """The most bytes that are kept of one request."""
 
     prompt: int
     answer: int
 
 
 class Gathered:
-    """What is gathered of one request.
+    """The prompt and the answer of one request, while it passes.
 
     Attributes:
         mode: ``metadata`` or ``full``.

@@ -1,4 +1,4 @@
-"""Makes the JSON of a request's prompt and answer, of what was gathered."""
+"""Renders the gathered prompt and answer of a request as JSON."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from twisted_vllm.observability.metrics.registry import PREFIX
 
 
 class Counted(Protocol):
-    """What is counted of a `DeliveryQueue`, which a gateway that delivers nothing does not load."""
+    """The counts of a `DeliveryQueue`. A gateway without queues does not load that module."""
 
     name: str
     delivered: int

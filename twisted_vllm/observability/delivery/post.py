@@ -1,4 +1,4 @@
-"""Posts to a URL of the operator's, and says what became of it as a delivery does.
+"""Posts to a URL of the operator's; failures are `DeliveryFailed`.
 
 Nothing that it raises holds the URL, a header or a body: each may hold a secret.
 """
@@ -49,7 +49,7 @@ _WRAPPED = (ResponseNeverReceived, ResponseFailed, RequestTransmissionFailed, Re
 
 @attrs.frozen
 class Answer:
-    """What was answered.
+    """The answer to a POST.
 
     Attributes:
         status: the status.
@@ -204,7 +204,7 @@ def _words(error: BaseException) -> str:
 
 
 class _Body(Protocol):
-    """Reads a body, and keeps what was asked for."""
+    """Reads a body to its end, and keeps it if it was asked for."""
 
     transport: Any = None
 

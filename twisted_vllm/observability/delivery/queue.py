@@ -86,7 +86,7 @@ class DeliveryQueue(Generic[T]):
         self._random = random
         self._spool = spool
         self._in_thread = in_thread
-        # reentrant: the collector of garbage may log in the middle of a put, and the log may be what is put
+        # reentrant: the garbage collector may log during a put, and the log may feed this queue
         self._lock = threading.RLock()
         self._waiting: deque[_Queued[T]] = deque()
         #: bytes in memory, those of the batch included

@@ -1,4 +1,4 @@
-"""Says in the log what becomes of deliveries: rarely, however often they fail."""
+"""Logs failures of deliveries, rate-limited."""
 
 from __future__ import annotations
 

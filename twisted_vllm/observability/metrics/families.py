@@ -125,7 +125,7 @@ class HistogramFamily(FastFamily):
 
 
 class Collected:
-    """What was collected from a registry: families that write themselves, and others."""
+    """The families of a registry: those that write themselves, and others."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         """Sort the families."""

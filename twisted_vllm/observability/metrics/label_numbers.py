@@ -1,4 +1,4 @@
-"""Numbers in place of names, for whoever may read the metrics and must not learn names."""
+"""Numbers in place of names, for readers of the metrics who are no administrators."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Deployment:
 
 @attrs.frozen
 class BudgetState:
-    """A budget, and what is left of it.
+    """A budget and its use.
 
     Attributes:
         max_budget: in picodollars.

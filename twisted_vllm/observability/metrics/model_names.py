@@ -1,4 +1,4 @@
-"""Which names of models may be values of a label: a bounded number, whatever clients send."""
+"""Bounds the names of models that are values of a label, whatever clients send."""
 
 from __future__ import annotations
 

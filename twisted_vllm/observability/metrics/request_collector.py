@@ -24,7 +24,7 @@ FORGET_AFTER, FORGET_NAME_AFTER = 3_600.0, 86_400.0
 
 
 class Place:
-    """What the gateway is configured to serve, and what it works on.
+    """The configured models and servers, and the requests in flight.
 
     Attributes:
         models: returns the names of the model groups.
@@ -54,7 +54,7 @@ class RequestCollector(Collector):
 
         Args:
             counted: the counts.
-            place: what the gateway is configured to serve, and what it works on.
+            place: the configured models and servers, and the requests in flight.
             numbers: the numbers of models and servers; None shows their names.
         """
         self._counted = counted

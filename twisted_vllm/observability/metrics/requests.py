@@ -57,7 +57,7 @@ _INFERENCE = RouteClass.INFERENCE
 
 
 class ModelUsage:
-    """What was used of a model.
+    """Tokens and cost of a model.
 
     Attributes:
         prompt, cached, completion, reasoning: tokens.
@@ -101,7 +101,7 @@ class ModelUsage:
 
 
 class Pair:
-    """What was measured of one model on one server.
+    """The histograms of one model on one server.
 
     Attributes:
         model: the label of the model; empty for requests without one.
@@ -273,7 +273,7 @@ class RequestMetrics(RequestObserver):
         self.models.setdefault(label, ModelUsage()).add(usage, cost)
         return label
 
-    # what has no place yet
+    # new labels
 
     def _new(self, labels: _Labels, now: float) -> Counted:
         """Make the place of requests with new labels, or return that of all others if there are too many."""

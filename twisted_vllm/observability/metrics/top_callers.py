@@ -1,6 +1,6 @@
-"""Which keys, users or teams have labels of their own: those that were used most lately, and never more than a number.
+"""The top N keys, users or teams by recent use have labels of their own; the others are counted together.
 
-Whoever is not among them is counted together with the others. A caller that uses the gateway more than the least used
+A caller that uses the gateway more than the least used
 one of them takes its place, at the next review; so the labels do not change with every request. All sums stay true: a
 request is counted once, for its caller or for the others, and stays there.
 """

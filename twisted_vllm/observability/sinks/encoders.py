@@ -1,4 +1,4 @@
-"""What a sink is told, as bytes: one item for each request and each log line, without a newline at its end."""
+"""Encodes requests and log lines for sinks: one item of bytes each, without a newline at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sink: takes finished requests and log lines that it is told of, and queues them."""
+"""A sink: queues the finished requests and log lines that it gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides which requests a sink is told of, before anything is made of them."""
+"""Filters the requests of a sink, before their events are made."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Names:
 
 
 def make_filter(sink: SinkSettings, is_own: Callable[[bytes], bool]) -> Callable[[RequestContext], bool] | None:
-    """Return what tells whether a sink wants a request that is over; None if it wants none.
+    """Return the filter of a sink for finished requests; None if it gets none.
 
     Args:
         sink: the sink.

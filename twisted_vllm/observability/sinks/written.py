@@ -12,7 +12,7 @@ from twisted_vllm.observability.logging.sinks import ISink
 
 @implementer(IBlockingDestination)
 class LineDestination:
-    """Writes batches to what the log could be written to as well."""
+    """Writes batches to a target of the log: a stream or a file."""
 
     def __init__(self, make: Callable[[], ISink]) -> None:
         """Open the target.

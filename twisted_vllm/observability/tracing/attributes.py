@@ -1,4 +1,4 @@
-"""What the spans of a request say: decided from its event, without I/O.
+"""The attributes of a request's spans, made from its event without I/O.
 
 A request has one span of the server's kind, and for each attempt one of the client's kind, which says what the model
 did. Tokens, cost and answer are on the last attempt's span alone, so that receivers that add up the spans of a trace

@@ -1,4 +1,4 @@
-"""What is known of one span, for the conventions that write its attributes."""
+"""The facts of one span, which the conventions write as attributes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def attempt_name(event: RequestEvent) -> str:
 
 @attrs.frozen
 class Facts:
-    """What the conventions tell of one span.
+    """The facts of one span.
 
     Attributes:
         event: the request.

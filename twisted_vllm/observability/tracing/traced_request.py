@@ -1,4 +1,4 @@
-"""A finished request that gets spans: what waits for the exporters."""
+"""The item of the queues of traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces on the way of a request: ids, the headers for the server, and which requests get spans.
+"""The tracer on the data path: ids, headers for the server, and which requests get spans.
 
 Nothing here makes spans: that is done from the finished request, off the reactor (`spans`).
 """
@@ -69,7 +69,7 @@ class SpanIds:
 
 
 class Tracer:
-    """Gives requests their places in traces; see `context.RequestTracer`.
+    """Assigns trace and span ids to requests; see `context.RequestTracer`.
 
     Attributes:
         propagates: whether servers are told the trace.
