@@ -19,8 +19,20 @@ TIMEOUT = 10.0
 MAX_DATAGRAM = 65_000
 
 
+class _SocketDestination:
+    """Has one socket, from its first batch on and until an error."""
+
+    _socket: socket.socket | None = None
+
+    def close(self) -> None:
+        """Close the connection."""
+        used, self._socket = self._socket, None
+        if used is not None:
+            used.close()
+
+
 @implementer(IBlockingDestination)
-class SyslogDestination:
+class SyslogDestination(_SocketDestination):
     """Sends messages to syslog: as datagrams (RFC 5426), or over TCP or TLS with their lengths (RFC 6587, 5425)."""
 
     def __init__(self, address: SyslogAddress, ca_file: str | None = None) -> None:
@@ -32,7 +44,6 @@ class SyslogDestination:
         """
         self._address = address
         self._ca_file = ca_file
-        self._socket: socket.socket | None = None
 
     def deliver(self, batch: Sequence[bytes]) -> None:
         """Send a batch. After an error, messages before it may be sent a second time."""
@@ -52,12 +63,6 @@ class SyslogDestination:
         except OSError as error:
             self.close()
             raise DeliveryFailed(reason_of(error), retryable=True) from None
-
-    def close(self) -> None:
-        """Close the connection."""
-        used, self._socket = self._socket, None
-        if used is not None:
-            used.close()
 
     def _connect(self) -> socket.socket:
         address = self._address
@@ -86,7 +91,7 @@ class SyslogDestination:
 
 
 @implementer(IBlockingDestination)
-class JournalDestination:
+class JournalDestination(_SocketDestination):
     """Sends entries to the journal by its native protocol."""
 
     def __init__(self, path: str) -> None:
@@ -96,7 +101,6 @@ class JournalDestination:
             path: the socket of the journal.
         """
         self._path = path
-        self._socket: socket.socket | None = None
 
     def deliver(self, batch: Sequence[bytes]) -> None:
         """Send a batch, an entry in each datagram. After an error, entries before it may be sent a second time."""
@@ -113,12 +117,6 @@ class JournalDestination:
         except OSError as error:
             self.close()
             raise DeliveryFailed(reason_of(error), retryable=True) from None
-
-    def close(self) -> None:
-        """Close the socket."""
-        used, self._socket = self._socket, None
-        if used is not None:
-            used.close()
 
     def _send_file(self, used: socket.socket, entry: bytes) -> None:
         """Send an entry that is too large for a datagram, as a sealed file in memory."""
