@@ -78,7 +78,8 @@ class OtlpLogs:
         try:
             found = msgspec.json.decode(line)
         except msgspec.MsgspecError:
-            raise DeliveryFailed("a line is not JSON", retryable=False) from None
+            # the others of the batch may be taken
+            raise DeliveryFailed("a line is not JSON", retryable=False, too_large=True) from None
         if not isinstance(found, dict):
             found = {"message": found}
         if "route_class" in found:
