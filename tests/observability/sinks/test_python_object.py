@@ -121,6 +121,28 @@ def test_what_an_object_raises_is_logged_once_a_minute_and_harms_nobody() -> Non
     assert line == "The object of the sink a raised ValueError: 1 of its calls failed so far"
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_an_object_that_wants_to_end_the_process_ends_nothing(error: type[BaseException]) -> None:
+    class Ends(Calls):
+        def log_success_event(self, *arguments: Any) -> None:
+            raise error
+
+        async def async_log_success_event(self, *arguments: Any) -> None:
+            raise error
+
+    with capturedLogs() as events:
+        target = Ends()
+        deliver(target, SUCCESS, FAILURE)
+    assert [name for name, _, _ in target.calls] == ["async failure"]
+    assert error.__name__ in formatEvent(events[0])
+
+
+def test_a_module_that_ends_the_process_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ends_at_once.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ObjectError, match="SystemExit"):
+        load_object("ends_at_once.log", str(tmp_path))
+
+
 class CustomGuardrail:
     """Named as LiteLLM's base of guardrails."""
 

@@ -65,7 +65,8 @@ def load_object(path: str, directory: str = "") -> object:
     file = Path(directory, *module_name.split(".")).with_suffix(".py") if directory else None
     try:
         module = _load_file(module_name, file) if file is not None and file.is_file() else _import(module_name)
-    except Exception as error:
+    except BaseException as error:
+        # SystemExit too, so that a reload with such a module is refused as any other
         reason = f"No module named {error.name}" if isinstance(error, ModuleNotFoundError) else type(error).__name__
         raise ObjectError(f"{module_name} cannot be imported ({reason})") from None
     try:
@@ -210,7 +211,8 @@ class ObjectDestination:
     def _call(self, method: Any, waiting: list[Awaitable[object]], *arguments: object) -> None:
         try:
             result = method(*arguments)
-        except Exception as error:
+        except BaseException as error:
+            # SystemExit too: the thread is not the object's to end
             self._report(error)
             return
         if inspect.isawaitable(result):
@@ -222,16 +224,16 @@ class ObjectDestination:
 
         async def each(awaited: Awaitable[object]) -> None:
             try:
-                await asyncio.wait_for(awaited, ASYNC_SECONDS)
-            except Exception as error:
-                self._report(error)
+                await asyncio.wait_for(_contained(awaited), ASYNC_SECONDS)
+            except (Exception, asyncio.CancelledError) as error:
+                self._report(error.__cause__ or error if isinstance(error, _Ended) else error)
 
         async def all_of_them() -> None:
             await asyncio.gather(*map(each, waiting))
 
         self._loop.run_until_complete(all_of_them())
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: BaseException) -> None:
         self._raised += 1
         now = self._monotonic()
         if now >= self._next_report:
@@ -242,6 +244,17 @@ class ObjectDestination:
                 error=type(error).__name__,
                 count=self._raised,
             )
+
+
+class _Ended(Exception):
+    """A coroutine wanted to end the process: asyncio would pass that on to its loop, past the other coroutines."""
+
+
+async def _contained(awaited: Awaitable[object]) -> None:
+    try:
+        await awaited
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _Ended from error
 
 
 class Response(dict[str, Any]):
