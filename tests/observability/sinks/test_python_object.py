@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.observability.sinks.requests import made, told
+from tests.observability.sinks.test_encoders import CONTENTS
 from twisted_vllm.observability.delivery.interfaces import IBlockingDestination
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.sinks.python_object import (
@@ -82,6 +84,17 @@ def test_a_logger_of_litellms_kind_gets_kwargs_the_answer_and_both_times() -> No
     _, kwargs, response = target.calls[1]
     assert "upstream_unreachable" in kwargs["exception"]
     assert response is None
+
+
+def test_an_object_gets_prompt_and_answer_where_they_are_kept() -> None:
+    item = ENCODER.request(told(contents=CONTENTS), made())
+    calls, observer = Calls(), Observer()
+    deliver(calls, item)
+    deliver(observer, item)
+    _, kwargs, response = calls.calls[0]
+    assert kwargs["messages"] == [{"role": "user", "content": "hi"}]
+    assert response["choices"][0]["message"]["content"] == "ho"
+    assert json.loads(bytes(observer.events[0]["request"].contents)) == json.loads(CONTENTS)
 
 
 def test_a_function_gets_both() -> None:

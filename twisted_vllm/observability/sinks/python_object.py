@@ -26,7 +26,7 @@ from zope.interface import implementer
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.delivery.interfaces import IBlockingDestination
 from twisted_vllm.observability.logging.lines import JsonLines
-from twisted_vllm.observability.request_event import RequestEvent, is_success
+from twisted_vllm.observability.request_event import RequestEvent, is_success, read_event
 from twisted_vllm.observability.sinks.encoders import encoded
 from twisted_vllm.observability.sinks.litellm_payload import payload_of, usage_of
 
@@ -170,7 +170,6 @@ class ObjectDestination:
         self._target = target
         self._is_observer = ILogObserver.providedBy(target)
         self._monotonic = monotonic
-        self._decode = msgspec.json.Decoder(RequestEvent).decode
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next_report = float("-inf")
         self._raised = 0
@@ -181,9 +180,9 @@ class ObjectDestination:
         for item in batch:
             try:
                 if self._is_observer:
-                    self._call(self._target, waiting, _observed(item, self._decode))
+                    self._call(self._target, waiting, _observed(item))
                 elif item[:1] == ObjectEncoder.REQUEST:
-                    self._tell(self._decode(item[1:]), waiting)
+                    self._tell(read_event(item[1:]), waiting)
             except Exception as error:
                 self._report(error)
         if waiting:
@@ -297,10 +296,10 @@ def arguments_of(event: RequestEvent, success: bool) -> tuple[dict[str, Any], ob
     return kwargs, answer, began.astimezone().replace(tzinfo=None), ended.astimezone().replace(tzinfo=None)
 
 
-def _observed(item: bytes, decode: Callable[[bytes], RequestEvent]) -> LogEvent:
+def _observed(item: bytes) -> LogEvent:
     """Return an item as an event of ``twisted.logger``."""
     if item[:1] == ObjectEncoder.REQUEST:
-        event = decode(item[1:])
+        event = read_event(item[1:])
         return {
             "log_level": LogLevel.info,
             "log_namespace": "twisted_vllm.requests",
