@@ -74,6 +74,7 @@ class Gathered:
         truncated: whether something else was left out.
         opted_out: whether its body asks that nothing is kept; only known here of a body that is not kept whole.
         not_kept: why nothing is kept of the answer; empty if it is.
+        decided_by: what stands for the settings that decided about `mode`, and the mode of the model's entries.
     """
 
     __slots__ = (
@@ -92,6 +93,7 @@ class Gathered:
         "_seam",
         "_waiting",
         "cut",
+        "decided_by",
         "form",
         "format",
         "mode",
@@ -109,6 +111,7 @@ class Gathered:
         self.form: dict[str, str] = {}
         self.cut = self.truncated = self.opted_out = False
         self.not_kept = ""
+        self.decided_by: tuple[object, str | None] = (None, None)
         self._caps = caps
         self._memory = memory
         self._held = 0
