@@ -71,6 +71,19 @@ def test_names_are_unique(problems_of: Refusal) -> None:
     assert line.startswith("passthrough.sinks[1].name: stands twice")
 
 
+@pytest.mark.parametrize("other", ["spools/a", "./spools//a"])
+def test_spools_have_directories_of_their_own(problems_of: Refusal, load_text: Loader, other: str) -> None:
+    def spooled(name: str, **spool: Any) -> dict[str, Any]:
+        return {"name": name, "type": "stdout", "spool": {"enabled": True, **spool}}
+
+    (line,) = problems_of(written(spooled("a", directory="spools/a"), spooled("b", directory=other)))
+    assert line.startswith("passthrough.sinks[1].spool.directory: is the directory of the sink a as well")
+    (line,) = problems_of(written(spooled("a", directory=str(load_text("", BASE).spool_directory))))
+    assert line.startswith("passthrough.sinks[0].spool.directory: is the directory of the ledger as well")
+    both = spooled("a"), spooled("b"), {**spooled("c", directory="spools/a"), "spool": {"directory": "spools/a"}}
+    assert len(load_text(written(*both), BASE).sinks) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [

@@ -262,6 +262,36 @@ async def test_a_reload_changes_what_is_kept_from_the_next_request_on(
         assert (found["mode"] if found else "off") == mode
 
 
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        (LogBodiesSettings(mode="off"), None),
+        (LogBodiesSettings(mode="metadata"), "metadata"),
+        (LogBodiesSettings(mode="full", models={"m": "off"}), None),
+        (LogBodiesSettings(mode="full", max_prompt_bytes=2000), "full"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_a_reload_switches_off_is_not_kept_of_requests_that_run(
+    reactor: Any, stand_in: Any, gateway_to: Any, later: LogBodiesSettings, expected: str | None
+) -> None:
+    server = stand_in()
+    gateway = gateway_to(server.port, log_bodies=FULL)
+    kept = Kept(gateway)
+    asked = {"model": "m", "messages": MESSAGES, "stream": True}
+    client, upstream = await begin(server, gateway, request_bytes("POST", CHAT, body=asked), until=b"true}")
+    upstream.send(EVENT_STREAM)
+    upstream.send(chunk(chat_stream("Hello")))
+    await client.until(lambda: b"Hello" in client.received)
+    settings = attrs.evolve(gateway.settings, log_bodies=later)
+    _, apply = gateway.service.wiring.prepare(settings)
+    apply()
+    upstream.send(LAST)
+    await client.until(lambda: client.received.endswith(LAST))
+    found = await kept.of(reactor)
+    assert (found and found["mode"]) == expected
+
+
 @pytest_twisted.ensureDeferred
 async def test_secrets_are_struck_out_of_prompts_and_answers(reactor: Any, stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()

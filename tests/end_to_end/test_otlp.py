@@ -11,9 +11,12 @@ from typing import Any
 import attrs
 import pytest
 import pytest_twisted
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 pytest.importorskip("opentelemetry.sdk")
 
+from tests.conftest import LoggedFailures
 from tests.end_to_end.end_to_end_harness import Gateway, eventually, server_at
 from tests.end_to_end.messages import whole
 from tests.otlp_receiver import OtlpReceiver, http_receiver, plain
@@ -61,6 +64,34 @@ def delivery(gateway: Gateway, what: str, sink: str) -> float:
     text = gateway.service.wiring.metrics.expose("", named=True)[0].decode()
     name = f'vllm_passthrough_delivery_{what}{{sink="{sink}"}} '
     return next(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name))
+
+
+class Failing(Collector):
+    """Cannot be collected until it is told otherwise."""
+
+    fails = True
+
+    def collect(self) -> Iterator[Metric]:
+        if self.fails:
+            raise ZeroDivisionError
+        return iter(())
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_collection_that_fails_does_not_end_the_exports(
+    reactor: Any, stand_in: Any, gateway_to: Any, receiver: OtlpReceiver, logged_failures: LoggedFailures
+) -> None:
+    gateway = gateway_to(stand_in(ANSWER).port, otlp_metrics=exporting(receiver))
+    failing = Failing()
+    gateway.service.wiring.metrics.add(failing)
+    gateway.clock.advance(INTERVAL)
+    assert logged_failures.flush(ZeroDivisionError)
+    failing.fails = False
+    gateway.clock.advance(INTERVAL)
+    await arrived(reactor, receiver, 1)
 
 
 @pytest_twisted.ensureDeferred

@@ -210,12 +210,16 @@ def test_a_sink_is_added_changed_and_removed_by_a_reload(tmp_path: Path) -> None
         status, answer = ask_reload_of_a_broken_sink(tmp_path, gateway.port)
         assert status == 422 or status == 400
         assert "passthrough.sinks[0].path" in answer
+        assert "passthrough.sinks[1].object" in answer
         times_of(gateway.port, 1)
         wait_until(lambda: sum(hook.ids.values()) >= 5)
 
 
 def ask_reload_of_a_broken_sink(directory: Path, port: int) -> tuple[int, str]:
-    broken = named({"name": "c", "type": "file", "path": "no/such/directory/c.log"})
+    broken = named(
+        {"name": "c", "type": "file", "path": "no/such/directory/c.log"},
+        {"name": "d", "type": "python", "object": "no_such_module.logger"},
+    )
     (directory / "gateway.yaml").write_text(f"passthrough: {{log: {{file: gateway.log}}, {broken}}}\n")
     return ask(port, "/config/reload", MASTER_KEY, "POST")
 

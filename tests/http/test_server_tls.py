@@ -441,3 +441,6 @@ def test_a_server_without_tls_has_no_certificate(lab: Lab) -> None:
 
 def test_a_moment_of_a_certificate_is_in_utc() -> None:
     assert seconds_of(b"20270115080000Z") == 1_800_000_000.0
+    assert seconds_of(b"99991231235959Z") == 253_402_300_799.0
+    # of a hostile server
+    assert [seconds_of(each) for each in (b"00000101000000Z", b"20261301000000Z", b"2026", b"")] == [0.0] * 4

@@ -129,6 +129,8 @@ def test_a_line_that_is_not_json_is_refused(receiver: OtlpReceiver) -> None:
     with pytest.raises(DeliveryFailed) as caught:
         export(receiver, b"Hi")
     assert not caught.value.retryable
+    # the others of its batch may be taken
+    assert caught.value.too_large
 
 
 def test_a_busy_receiver_may_take_it_later(receiver: OtlpReceiver) -> None:

@@ -16,7 +16,7 @@ from twisted_vllm.errors import ModelNotAllowed
 from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.redaction import Redactor
-from twisted_vllm.observability.request_event import Attempt, RequestEvent, RequestEvents
+from twisted_vllm.observability.request_event import Attempt, RequestEvent, RequestEvents, read_event
 from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.usage.records import Usage
 
@@ -124,3 +124,19 @@ def test_contents_that_nobody_wants_are_dropped() -> None:
     made.contents = Nothing()
     observer.finished(made)
     assert made.contents is None
+
+
+@pytest.mark.parametrize("contents", [None, b'{"mode":"full","input":"a\\nb","output":null}', b"[[[1e5]]]"])
+def test_an_event_is_read_as_it_was_written(contents: bytes | None) -> None:
+    written = event(forwarded(request(), model="m"))
+    if contents is not None:
+        written = msgspec.structs.replace(written, contents=msgspec.Raw(contents))
+    found = read_event(msgspec.json.encode(written))
+    assert msgspec.json.encode(found) == msgspec.json.encode(written)
+    assert (None if found.contents is None else bytes(found.contents)) == contents
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"time":1}'])
+def test_what_is_no_event_is_not_read(data: bytes) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        read_event(data)

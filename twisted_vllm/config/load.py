@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,7 @@ def load(
 
     if report.problems:
         raise ConfigError(report.problems, report.warnings())
-    return Settings(
+    settings = Settings(
         **_values(Settings, found),
         routing=routing,
         default_server=fleet.default,
@@ -265,6 +266,10 @@ def load(
         usual_tls=TlsParams(verify=found.get("ssl_verify"), certificate=found.get("ssl_certificate")),
         warnings=report.warnings(),
     )
+    _check_spools(settings, root)
+    if report.problems:
+        raise ConfigError(report.problems, report.warnings())
+    return settings
 
 
 def _callbacks(found: Mapping[str, Any], own: Mapping[str, object], root: Place) -> Callbacks:
@@ -286,6 +291,19 @@ def _check_sink_names(written: Iterable[SinkSettings], callbacks: Callbacks, roo
             root.at(_DECLARED["sinks"].path).item(index).key("name").refuse(
                 "is the name of a callback's sink as well (give it another one, or take the callback out)"
             )
+
+
+def _check_spools(settings: Settings, root: Place) -> None:
+    """Refuse spools that share a directory: after a restart one would take over what the other left."""
+    owners = {os.path.normpath(settings.spool_directory): "the ledger"}
+    for index, sink in enumerate(settings.all_sinks):
+        if not sink.spool.enabled:
+            continue
+        directory = os.path.normpath(sink.spool_path)
+        owner = owners.setdefault(directory, f"the sink {sink.name}")
+        if owner != f"the sink {sink.name}":
+            place = root.at(_DECLARED["sinks"].path).item(index).key("spool").key("directory")
+            place.refuse(f"is the directory of {owner} as well (give each spool one of its own)")
 
 
 def _importing(sinks: Iterable[SinkSettings], directory: str) -> tuple[SinkSettings, ...]:

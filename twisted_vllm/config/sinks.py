@@ -312,6 +312,11 @@ class SinkSettings:
     resource: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
+    def spool_path(self) -> str:
+        """The directory of its spool; a relative one is below the run directory."""
+        return self.spool.directory or f"{SPOOL_DIRECTORY}/{self.name}"
+
+    @property
     def secrets(self) -> list[str]:
         """What the log must not show."""
         given = (self.secret, self.access_key_id, self.secret_access_key, self.session_token)

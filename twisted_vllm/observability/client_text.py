@@ -1,4 +1,4 @@
-"""Text of clients as the log and the ledger may show it: cut, and without keys."""
+"""Text of clients as the log, the ledger and labels may show it: cut, without keys, and such that it can be encoded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ClientText:
         """
         self._redact = redact
         show = RouteTemplates().show if templates is None else templates.show
-        self._clean = lru_cache(maxsize=MAX_TEXTS)(redact)
+        self._clean = lru_cache(maxsize=MAX_TEXTS)(lambda text: _encodable(redact(text)))
         self._clean_path = lru_cache(maxsize=MAX_TEXTS)(lambda path: self._without_spelled(show(path)))
         #: by the name and the head's template: heads that are alike carry the same credential
         self._models: BoundedCache[tuple[str, object], str] = BoundedCache(MAX_HEADS, MAX_HEAD)
@@ -106,3 +106,8 @@ class ClientText:
             segment if "%" not in segment or self._redact(plain := decoded(segment)) == plain else MASK
             for segment in text.split("/")
         )
+
+
+def _encodable(text: str) -> str:
+    """Return a text that can be written: half a surrogate pair, from a client's JSON, becomes its escape."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

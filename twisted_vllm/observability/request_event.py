@@ -146,6 +146,24 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     contents: msgspec.Raw | None = None
 
 
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_event = msgspec.json.Decoder(RequestEvent).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def read_event(data: bytes) -> RequestEvent:
+    """Return the event of its JSON.
+
+    Raises:
+        msgspec.MsgspecError: it is no JSON, or no event of a request.
+    """
+    members = _members(data)
+    # msgspec reads no JSON in JSON where there may be none
+    contents = members.pop("contents", None)
+    event = _event(_encode(members))
+    return event if contents is None else msgspec.structs.replace(event, contents=contents)
+
+
 def is_success(status: int, outcome: str) -> bool:
     """Return whether a request counts as answered: completely, below 400."""
     return outcome == "completed" and 0 < status < 400

@@ -29,6 +29,10 @@ def contents(
     gathered.take_json(body)
     gathered.start(EVENTS)
     gathered.feed(answer)
+    return rendered(gathered, allows_no_log)
+
+
+def rendered(gathered: Gathered, allows_no_log: bool = True) -> Any:
     making = render(gathered, Redaction(), Secrets(str, bool, ("sk-a-key-0123",)), allows_no_log=allows_no_log)
     while True:
         try:
@@ -36,6 +40,16 @@ def contents(
         except StopIteration as end:
             raw: msgspec.Raw | None = end.value
             return None if raw is None else json.loads(bytes(raw))
+
+
+def held_body(data: bytes) -> HeldBody:
+    held = HeldBody(is_json=True)
+    held.append(data)
+    for _ in held.read(data):
+        pass
+    for _ in held.check(None):
+        pass
+    return held
 
 
 def of(body: object, **options: Any) -> Any:
@@ -118,14 +132,40 @@ def test_a_body_may_ask_that_nothing_is_kept() -> None:
     assert of({"prompt": "a", "no-log": True}, allows_no_log=False) is not None
     # also behind what is kept
     assert of({"prompt": "a " * 1000, "no-log": True}, most=100) is None
-    held = HeldBody(is_json=True)
     data = json.dumps({"prompt": "a " * 1000, "no-log": True}).encode()
-    held.append(data)
-    for _ in held.read(data):
-        pass
-    for _ in held.check(None):
-        pass
-    assert contents(held, most=100) is None
+    assert contents(held_body(data), most=100) is None
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_a_body_that_streams_may_ask_that_as_well_behind_what_is_kept(size: int) -> None:
+    def streamed(body: dict[str, Any]) -> Any:
+        gathered = Gathered("full", CHUNKS, Caps(100, 1000), Memory(1_000_000))
+        take, data = gathered.watch_json(), json.dumps(body).encode()
+        for start in range(0, len(data), size):
+            take(data[start : start + size])
+        return rendered(gathered)
+
+    assert streamed({"prompt": "a " * 1000, "no-log": True}) is None
+    # where what is kept ends
+    for length in range(60, 100):
+        assert streamed({"prompt": "a" * length, "no-log": True, "n": 1}) is None
+    assert streamed({"prompt": "a " * 1000, "n": 1})["truncated"]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_body_for_which_there_was_no_room_may_ask_that_as_well(held: bool) -> None:
+    for asks in (True, False):
+        data = json.dumps({"prompt": "a", **({"no-log": True} if asks else {})}).encode()
+        memory = Memory(100)
+        memory.used = 100
+        gathered = Gathered("full", CHUNKS, Caps(1000, 1000), memory)
+        gathered.take_json(held_body(data) if held else data)
+        # others end before the answer begins
+        memory.used = 0
+        gathered.start(EVENTS)
+        gathered.feed(stream(delta(content="a secret")))
+        found = rendered(gathered)
+        assert found is None if asks else (found["output"]["text"], found["input"]) == ("a secret", None)
 
 
 def test_a_prompt_that_was_cut_says_so() -> None:

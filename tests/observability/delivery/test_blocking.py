@@ -21,7 +21,7 @@ from twisted_vllm.observability.delivery.interfaces import DeliveryFailed, IBloc
 class Blocking:
     def __init__(self) -> None:
         self.got: list[tuple[str, list[Any]]] = []
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.go = threading.Event()
         self.go.set()
         self.closed = threading.Event()
@@ -61,6 +61,19 @@ async def test_errors_are_passed_on(reactor: Any) -> None:
         await destination.deliver([1])
     blocking.error = None
     await destination.deliver([1])
+    destination.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_outlives_code_that_wants_to_end_the_process(reactor: Any) -> None:
+    blocking = Blocking()
+    blocking.error = SystemExit(1)
+    destination = ThreadedDestination("sink-a", lambda: blocking, reactor)
+    with pytest.raises(SystemExit):
+        await destination.deliver([1])
+    blocking.error = None
+    await destination.deliver([2])
+    assert blocking.got == [("sink-a", [2])]
     destination.close()
 
 

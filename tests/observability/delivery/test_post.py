@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
 from tests.certificates import Authority
@@ -160,3 +162,66 @@ def test_a_file_without_a_certificate_is_refused(reactor: Any, tmp_path: Path) -
 )
 def test_retry_after_is_seconds_or_a_date(said: str, seconds: float | None) -> None:
     assert retry_after(said, datetime(2015, 10, 21, 7, 27, tzinfo=UTC)) == seconds
+
+
+class Endless(Protocol):
+    """Answers without an end."""
+
+    beginning = b""
+    piece = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        transport: Any = self.transport
+        transport.write(b"HTTP/1.1 200 OK\r\n" + self.beginning)
+        transport.registerProducer(self, False)
+
+    def resumeProducing(self) -> None:
+        transport: Any = self.transport
+        self.factory.sent += len(self.piece)  # type: ignore[union-attr]  # a subclass has the count
+        transport.write(self.piece)
+
+    def stopProducing(self) -> None: ...
+
+
+class EndlessFactory(Factory):
+    noisy = False
+
+    def __init__(self, beginning: bytes, piece: bytes) -> None:
+        self.sent = 0
+        self.protocol = type("Endless", (Endless,), {"beginning": beginning, "piece": piece})
+
+
+@pytest.mark.parametrize(
+    ("beginning", "piece"),
+    [
+        (b"", b"name: value\r\n" * 1000),
+        (b"x: ", b"x" * 10_000),
+        (b"transfer-encoding: chunked\r\n\r\n1;", b"x" * 10_000),
+        (b"transfer-encoding: chunked\r\n\r\n0\r\n", b"x: y\r\n" * 1000),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_an_answer_without_an_end_is_cut(reactor: Any, beginning: bytes, piece: bytes) -> None:
+    server = EndlessFactory(beginning, piece)
+    port = reactor.listenTCP(0, server, interface="127.0.0.1")
+    poster = make_poster(reactor, f"http://127.0.0.1:{port.getHost().port}/")
+    posting: Deferred[Answer] = poster.post(b"{}", JSON)
+    posting.addTimeout(10, reactor)
+    with suppress(DeliveryFailed):
+        await posting
+    # the rest is what the kernel buffers
+    assert server.sent < 8_000_000
+    poster.close()
+    await maybeDeferred(port.stopListening)
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_answers_on_one_connection_are_no_long_one(reactor: Any) -> None:
+    receiver = Receiver(reactor)
+    await receiver.start()
+    poster = make_poster(reactor, receiver.url)
+    for _ in range(8):
+        receiver.replies = [Reply(200, body=b"x" * (MAX_ANSWER - 10))]
+        assert await poster.post(b"{}", JSON) == Answer(200)
+    poster.close()
+    await receiver.stop()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -168,6 +169,35 @@ def test_a_mistake_of_a_destination_drops_the_batch_and_harms_nothing_else(logge
     setup.clock.pass_time(1.2)
     assert setup.destination.items == ["b"]
     assert setup.queue.dropped == 1
+    assert logged_failures.flush(KeyError)
+
+
+@implementer(IDestination)
+class Particular:
+    """Makes a mistake with one item."""
+
+    def __init__(self) -> None:
+        self.items: list[str] = []
+
+    def deliver(self, batch: Sequence[str]) -> Deferred[None]:
+        if "poison" in batch:
+            raise KeyError("poison")
+        self.items.extend(batch)
+        return succeed(None)
+
+    def close(self) -> None:
+        pass
+
+
+def test_one_item_that_cannot_be_delivered_takes_no_other_with_it(logged_failures: LoggedFailures) -> None:
+    setup = Setup()
+    particular = Particular()
+    setup.queue.reconfigure(particular, Bounds())
+    items = [f"item {number}" for number in range(100)]
+    setup.put(*items[:70], "poison", *items[70:], "poison")
+    setup.clock.pass_time(5)
+    assert particular.items == items
+    assert (setup.queue.dropped, setup.queue.queued) == (2, 0)
     assert logged_failures.flush(KeyError)
 
 

@@ -210,6 +210,11 @@ def test_no_key_and_no_long_text_becomes_a_name(counting: Counting) -> None:
     assert {labels[0] for labels in counting.samples("requests_total")} == {"…", "other"}
 
 
+def test_half_a_character_in_a_name_does_not_end_the_scrapes(counting: Counting) -> None:
+    counting.count([request(model="a \ud83d b", group="")])
+    assert r"a \\ud83d b" in counting.text()
+
+
 def test_a_route_without_a_model_teaches_no_name(counting: Counting) -> None:
     counting.count([request(group="", model="mistral", path="/ping")])
     assert {labels[0] for labels in counting.samples("requests_total")} == {"other"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.observability.sinks.requests import made, told
+from tests.observability.sinks.test_encoders import CONTENTS
 from twisted_vllm.observability.delivery.interfaces import IBlockingDestination
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.sinks.python_object import (
@@ -84,6 +86,17 @@ def test_a_logger_of_litellms_kind_gets_kwargs_the_answer_and_both_times() -> No
     assert response is None
 
 
+def test_an_object_gets_prompt_and_answer_where_they_are_kept() -> None:
+    item = ENCODER.request(told(contents=CONTENTS), made())
+    calls, observer = Calls(), Observer()
+    deliver(calls, item)
+    deliver(observer, item)
+    _, kwargs, response = calls.calls[0]
+    assert kwargs["messages"] == [{"role": "user", "content": "hi"}]
+    assert response["choices"][0]["message"]["content"] == "ho"
+    assert json.loads(bytes(observer.events[0]["request"].contents)) == json.loads(CONTENTS)
+
+
 def test_a_function_gets_both() -> None:
     calls: list[str] = []
 
@@ -119,6 +132,28 @@ def test_what_an_object_raises_is_logged_once_a_minute_and_harms_nobody() -> Non
     assert [name for name, _, _ in target.calls] == ["async failure"]
     (line,) = [formatEvent(event) for event in events]
     assert line == "The object of the sink a raised ValueError: 1 of its calls failed so far"
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_an_object_that_wants_to_end_the_process_ends_nothing(error: type[BaseException]) -> None:
+    class Ends(Calls):
+        def log_success_event(self, *arguments: Any) -> None:
+            raise error
+
+        async def async_log_success_event(self, *arguments: Any) -> None:
+            raise error
+
+    with capturedLogs() as events:
+        target = Ends()
+        deliver(target, SUCCESS, FAILURE)
+    assert [name for name, _, _ in target.calls] == ["async failure"]
+    assert error.__name__ in formatEvent(events[0])
+
+
+def test_a_module_that_ends_the_process_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ends_at_once.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ObjectError, match="SystemExit"):
+        load_object("ends_at_once.log", str(tmp_path))
 
 
 class CustomGuardrail:

@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
 from twisted_vllm.app.telemetry.otlp_receivers import Receiver, receivers_of
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
@@ -29,6 +30,8 @@ MAX_BACKOFF = 60.0
 
 class OtlpMetricsPart(TelemetryPart):
     """Metrics by OTLP."""
+
+    _log = Logger()
 
     def __init__(self, surroundings: Surroundings) -> None:
         """Set up; nothing is collected before settings say so."""
@@ -122,9 +125,15 @@ class OtlpMetricsPart(TelemetryPart):
 
     def _collect(self) -> None:
         """Collect the metrics and queue them; a collection takes milliseconds."""
-        if self._queue is not None:
+        if self._queue is None:
+            return
+        try:
             snapshot = self._surroundings.metrics.snapshot(self._surroundings.reactor.seconds())
-            self._queue.put(snapshot, snapshot.size)
+        except Exception:
+            # the loop would end
+            self._log.failure("The metrics could not be collected", once_a_second=True)
+            return
+        self._queue.put(snapshot, snapshot.size)
 
 
 def _exporter(receiver: Receiver, conversion: list[Any], temporality: str, began: float) -> Any:

@@ -246,6 +246,11 @@ class RunningAlerts:
         now = self._surroundings.reactor.seconds()
         for names, digest in self._digests.items():
             for message in digest.due(now, all_of_them=all_of_them):
-                body = slack_body(message, socket.gethostname())
+                try:
+                    body = slack_body(message, socket.gethostname())
+                except Exception:
+                    # the loop would end, and nobody would be told of anything any more
+                    self._log.failure("An alert of type {kind} could not be written", kind=message.kind)
+                    continue
                 for name in names:
                     self._queues[name].put(body, len(body))

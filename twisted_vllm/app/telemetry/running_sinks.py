@@ -24,7 +24,7 @@ from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.config.otlp_sinks import log_destination
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.config.sinks import FACILITIES, LOCAL_SYSLOG, LOG, SPOOL_DIRECTORY, SinkSettings
+from twisted_vllm.config.sinks import FACILITIES, LOCAL_SYSLOG, LOG, SinkSettings
 from twisted_vllm.observability.delivery.blocking import ThreadedDestination
 from twisted_vllm.observability.delivery.interfaces import Bounds, IBlockingDestination, IDestination
 from twisted_vllm.observability.delivery.post import Poster, http_agent
@@ -211,6 +211,7 @@ class RunningSinks:
         """
         parts: dict[str, Parts] = {}
         own = {sink.name for sink in settings.sinks}
+        problems: list[Problem] = []
         for index, sink in enumerate(settings.all_sinks):
             if self._settings.get(sink.name) == sink:
                 continue
@@ -218,9 +219,11 @@ class RunningSinks:
                 parts[sink.name] = self._make(sink)
             except ConfigError as error:
                 at = f"passthrough.sinks[{index}]" if sink.name in own else f"litellm_settings.callbacks: {sink.name}"
-                raise ConfigError(
-                    [Problem(f"{at}.{each.path}" if sink.name in own else at, each.message) for each in error.problems]
-                ) from None
+                problems += [
+                    Problem(f"{at}.{each.path}" if sink.name in own else at, each.message) for each in error.problems
+                ]
+        if problems:
+            raise ConfigError(problems)
         return lambda: self._apply(settings.all_sinks, parts)
 
     def start(self) -> None:
@@ -281,8 +284,7 @@ class RunningSinks:
     def _queue(self, settings: SinkSettings, parts: Parts) -> DeliveryQueue[bytes]:
         spool = None
         if settings.spool.enabled:
-            directory = settings.spool.directory or os.path.join(SPOOL_DIRECTORY, settings.name)
-            spool = DiskSpool(Path(directory), settings.spool.max_bytes, bytes, bytes)
+            spool = DiskSpool(Path(settings.spool_path), settings.spool.max_bytes, bytes, bytes)
         return DeliveryQueue(
             settings.name,
             parts.destination(),

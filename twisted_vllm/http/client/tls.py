@@ -110,9 +110,15 @@ def read_files(options: ServerTls, directory: str = "") -> TlsFiles:
 
 
 def seconds_of(moment: bytes) -> float:
-    """Return the Unix seconds of a moment in ASN.1's ``YYYYMMDDhhmmssZ`` (RFC 5280 §4.1.2.5.2)."""
-    year, *others = int(moment[:4]), *(int(moment[at : at + 2]) for at in range(4, 14, 2))
-    return float(timegm((year, *others)))
+    """Return the Unix seconds of a moment in ASN.1's ``YYYYMMDDhhmmssZ`` (RFC 5280 §4.1.2.5.2).
+
+    A server whose certificate is not checked may show anything: 0 for what is no moment, such as one in the year 0.
+    """
+    try:
+        year, *others = int(moment[:4]), *(int(moment[at : at + 2]) for at in range(4, 14, 2))
+        return float(timegm((year, *others)))
+    except ValueError:
+        return 0.0
 
 
 def _note_request(connection: SSL.Connection, where: int, _: int) -> None:

@@ -53,7 +53,7 @@ class BodiesLog:
         self.reconfigure(DEFAULT_LOG_BODIES, texts_off=False, allows_no_log=True)
 
     def reconfigure(self, settings: LogBodiesSettings, *, texts_off: bool, allows_no_log: bool) -> None:
-        """Use other settings from the next request on.
+        """Use other settings from the next request on, and what they switch off from now on.
 
         Args:
             settings: what is kept.
@@ -70,6 +70,8 @@ class BodiesLog:
         self._redaction = Redaction(settings.redact_fields, settings.redact_patterns)
         self._texts_off = texts_off
         self._allows_no_log = allows_no_log and settings.allow_no_log
+        #: stands for these settings
+        self._epoch = object()
 
     # while a request passes
 
@@ -108,6 +110,7 @@ class BodiesLog:
         if mode == OFF:
             return None
         found = Gathered(mode, format, self._caps, self.memory)
+        found.decided_by = (self._epoch, of_entries)
         try:
             if body and form:
                 whole = body if isinstance(body, bytes) else body.whole()
@@ -161,7 +164,7 @@ class BodiesLog:
             gathered, context, tell = self._over.popleft()
             found: msgspec.Raw | None = None
             try:
-                if context.sent:
+                if context.sent and self._is_still_kept(gathered, context):
                     found = yield from render(
                         gathered, self._redaction, self._secrets(context), allows_no_log=self._allows_no_log
                     )
@@ -175,6 +178,13 @@ class BodiesLog:
                 self._log.failure("A consumer of prompts and answers failed")
             yield
         self._steps = None
+
+    def _is_still_kept(self, gathered: Gathered, context: RequestContext) -> bool:
+        """Return whether anything is kept by the settings of now, which may have changed since the request began."""
+        epoch, of_entries = gathered.decided_by
+        if epoch is not self._epoch and context.principal is not None:
+            gathered.mode = lowest((gathered.mode, self.mode_of(context, context.principal, of_entries)))
+        return gathered.mode != OFF
 
     def _secrets(self, context: RequestContext) -> Secrets:
         return Secrets(self._redact, self._may_change, context.secrets)

@@ -72,8 +72,9 @@ class Gathered:
         form: the texts of its form.
         cut: whether `prompt` is only the beginning.
         truncated: whether something else was left out.
-        opted_out: whether its body asks that nothing is kept; only known here of a body that was cut.
+        opted_out: whether its body asks that nothing is kept; only known here of a body that is not kept whole.
         not_kept: why nothing is kept of the answer; empty if it is.
+        decided_by: what stands for the settings that decided about `mode`, and the mode of the model's entries.
     """
 
     __slots__ = (
@@ -89,8 +90,10 @@ class Gathered:
         "_pieces",
         "_room",
         "_scan",
+        "_seam",
         "_waiting",
         "cut",
+        "decided_by",
         "form",
         "format",
         "mode",
@@ -108,6 +111,7 @@ class Gathered:
         self.form: dict[str, str] = {}
         self.cut = self.truncated = self.opted_out = False
         self.not_kept = ""
+        self.decided_by: tuple[object, str | None] = (None, None)
         self._caps = caps
         self._memory = memory
         self._held = 0
@@ -120,6 +124,8 @@ class Gathered:
         self._waiting = 0
         self._room = BATCH
         self._scan: FormScan | None = None
+        #: the end of the last piece of a body that streams, behind what is kept
+        self._seam = b""
 
     def __del__(self) -> None:
         self.release()
@@ -136,24 +142,26 @@ class Gathered:
     def take_json(self, body: bytes | HeldBody) -> None:
         """Take a JSON body that is in hand."""
         most, size = self._caps.prompt, len(body)
-        if size <= most:
-            self._keep(body if isinstance(body, bytes) else body.whole())
+        if size <= most and self._keep(body if isinstance(body, bytes) else body.whole()):
             return
-        self.cut = True
+        self.cut = self.cut or size > most
         if isinstance(body, bytes):
             self.opted_out = _NO_LOG in body
-            self._keep(beginning_of(body[:LOOKED_AT], most))
-            return
-        self.opted_out = not body.reads or any(each.key == NO_LOG_MEMBER for each in body.members)
-        rope = b"".join(_pieces_up_to(body, LOOKED_AT))
-        self._keep(beginning_of(rope, most))
+            rope = body[:LOOKED_AT]
+        else:
+            self.opted_out = not body.reads or any(each.key == NO_LOG_MEMBER for each in body.members)
+            rope = b"".join(_pieces_up_to(body, LOOKED_AT))
+        if size > most:
+            self._keep(beginning_of(rope, most))
 
-    def _keep(self, prompt: bytes) -> None:
+    def _keep(self, prompt: bytes) -> bool:
+        """Keep a prompt, and return whether there was room for it."""
         if self._memory.used + len(prompt) > self._memory.most:
             self.truncated = True
-            return
+            return False
         self.prompt = prompt
         self._charge(len(prompt))
+        return True
 
     def take_form(self, body: bytes, content_type: bytes) -> None:
         """Take the texts of a form that is in hand."""
@@ -193,9 +201,14 @@ class Gathered:
         return self._add_to_prompt
 
     def _add_to_prompt(self, data: bytes) -> None:
-        room = min(self._caps.prompt - len(self.prompt), self._memory.most - self._memory.used)
+        # behind a gap nothing is kept
+        room = 0 if self.cut else min(self._caps.prompt - len(self.prompt), self._memory.most - self._memory.used)
         if len(data) > room:
             self.cut = True
+        if self.cut and not self.opted_out:
+            seen = (self._seam or self.prompt) + data
+            self.opted_out = _NO_LOG in seen
+            self._seam = seen[1 - len(_NO_LOG) :]
         if room > 0 and data:
             self.prompt += data[:room]
             self._charge(min(len(data), room))

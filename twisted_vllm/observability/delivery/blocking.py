@@ -73,14 +73,15 @@ class ThreadedDestination:
                 if destination is None:
                     destination = self._make()
                 destination.deliver(batch)
-            except Exception:
+            except BaseException:
+                # also SystemExit of an operator's code: without its thread, nothing would be delivered any more
                 result = Failure()
             del batch
             self._reactor.callFromThread(self._finished, done, result)
         if destination is not None:
             try:
                 destination.close()
-            except Exception as error:
+            except BaseException as error:
                 self._log.warn("Closing {name} failed: {reason}", name=self._name, reason=type(error).__name__)
 
     def _finished(self, done: Deferred[None], result: Failure | None) -> None:

@@ -23,7 +23,8 @@ class DeliveryFailed(Exception):
         message: why, in words for an operator; without URLs, headers or other secrets.
         retryable: whether the same batch may be taken later. Else it is dropped.
         retry_after: how long the destination asks to wait, in seconds; None if it does not say.
-        too_large: whether half of the batch may be taken; a batch of one item is dropped.
+        too_large: whether half of the batch may be taken, because it is too large or one item is to blame; a batch of
+            one item is dropped.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class IDestination(Interface):
     def deliver(batch: Sequence[Any]) -> Deferred[None]:
         """Deliver a batch; the Deferred fires once it is taken.
 
-        It fails with `DeliveryFailed`. After any other error, a mistake of the destination, the batch is dropped.
+        It fails with `DeliveryFailed`. After any other error, a mistake, the batch is halved until the item that causes
+        it is alone, which is dropped.
         The Deferred is cancelled if it takes too long. The batch may then be delivered a second time.
         """
 

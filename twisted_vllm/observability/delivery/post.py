@@ -32,6 +32,7 @@ from twisted.web.client import (
 from twisted.web.iweb import IAgent
 
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.observability.delivery.bounded_answers import BoundedEndpoints
 from twisted_vllm.observability.delivery.interfaces import DeliveryFailed
 
 #: bytes of an answer that are read, so that its connection can be used again
@@ -76,7 +77,7 @@ def http_agent(reactor: Any, ca_file: str | None = None) -> tuple[IAgent, HTTPCo
     # typed as an int, and passed to callLater
     pool.cachedConnectionTimeout = int(IDLE_SECONDS)
     policy = BrowserLikePolicyForHTTPS(None if ca_file is None else _authorities(ca_file))
-    return Agent(reactor, contextFactory=policy, connectTimeout=CONNECT_SECONDS, pool=pool), pool
+    return Agent.usingEndpointFactory(reactor, BoundedEndpoints(reactor, policy, CONNECT_SECONDS), pool=pool), pool
 
 
 class Poster:

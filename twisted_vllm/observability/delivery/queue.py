@@ -360,7 +360,8 @@ class DeliveryQueue(Generic[T]):
             error = DeliveryFailed(f"it took longer than {self._bounds.timeout:g} s", retryable=True)
         if not isinstance(error, DeliveryFailed):
             self._log.failure("The delivery to {name} failed by a mistake", failure, name=self.name, once_a_second=True)
-            error = DeliveryFailed(f"a mistake ({type(error).__name__})", retryable=False)
+            # of many items one may be to blame: the others are delivered without it
+            error = DeliveryFailed(f"a mistake ({type(error).__name__})", retryable=False, too_large=True)
         if error.too_large and count > 1:
             self._most = count // 2
             return 0.0

@@ -22,7 +22,7 @@ from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.observability.delivery.interfaces import DeliveryFailed, IBlockingDestination
 from twisted_vllm.observability.logging.observer import request_level
 from twisted_vllm.observability.otlp_exporter import LOGS, OtlpExporter
-from twisted_vllm.observability.request_event import RequestEvent
+from twisted_vllm.observability.request_event import RequestEvent, read_event
 from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
 from twisted_vllm.observability.tracing.facts import operation, request_name
 from twisted_vllm.observability.tracing.names import OWN
@@ -79,12 +79,13 @@ class OtlpLogs:
         try:
             found = msgspec.json.decode(line)
         except msgspec.MsgspecError:
-            raise DeliveryFailed("a line is not JSON", retryable=False) from None
+            # the others of the batch may be taken
+            raise DeliveryFailed("a line is not JSON", retryable=False, too_large=True) from None
         if not isinstance(found, dict):
             found = {"message": found}
         if "route_class" in found:
             try:
-                return self._of_request(_event(found))
+                return self._of_request(read_event(line))
             except msgspec.ValidationError:
                 # of another version of the gateway, from a spool: its members say what there is to say
                 pass
@@ -105,13 +106,6 @@ class OtlpLogs:
             trace_id=event.trace_id,
             span_id=event.span_id,
         )
-
-
-def _event(found: Mapping[str, Any]) -> RequestEvent:
-    """Return the event of a request from its members; msgspec itself reads no JSON in JSON."""
-    told = found.get("contents")
-    event = msgspec.convert({name: value for name, value in found.items() if name != "contents"}, RequestEvent)
-    return event if told is None else msgspec.structs.replace(event, contents=msgspec.Raw(msgspec.json.encode(told)))
 
 
 def _of_line(found: Mapping[str, Any]) -> LogRecord:

@@ -26,7 +26,7 @@ from zope.interface import implementer
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.delivery.interfaces import IBlockingDestination
 from twisted_vllm.observability.logging.lines import JsonLines
-from twisted_vllm.observability.request_event import RequestEvent, is_success
+from twisted_vllm.observability.request_event import RequestEvent, is_success, read_event
 from twisted_vllm.observability.sinks.encoders import encoded
 from twisted_vllm.observability.sinks.litellm_payload import payload_of, usage_of
 
@@ -65,7 +65,8 @@ def load_object(path: str, directory: str = "") -> object:
     file = Path(directory, *module_name.split(".")).with_suffix(".py") if directory else None
     try:
         module = _load_file(module_name, file) if file is not None and file.is_file() else _import(module_name)
-    except Exception as error:
+    except BaseException as error:
+        # SystemExit too, so that a reload with such a module is refused as any other
         reason = f"No module named {error.name}" if isinstance(error, ModuleNotFoundError) else type(error).__name__
         raise ObjectError(f"{module_name} cannot be imported ({reason})") from None
     try:
@@ -169,7 +170,6 @@ class ObjectDestination:
         self._target = target
         self._is_observer = ILogObserver.providedBy(target)
         self._monotonic = monotonic
-        self._decode = msgspec.json.Decoder(RequestEvent).decode
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next_report = float("-inf")
         self._raised = 0
@@ -180,9 +180,9 @@ class ObjectDestination:
         for item in batch:
             try:
                 if self._is_observer:
-                    self._call(self._target, waiting, _observed(item, self._decode))
+                    self._call(self._target, waiting, _observed(item))
                 elif item[:1] == ObjectEncoder.REQUEST:
-                    self._tell(self._decode(item[1:]), waiting)
+                    self._tell(read_event(item[1:]), waiting)
             except Exception as error:
                 self._report(error)
         if waiting:
@@ -210,7 +210,8 @@ class ObjectDestination:
     def _call(self, method: Any, waiting: list[Awaitable[object]], *arguments: object) -> None:
         try:
             result = method(*arguments)
-        except Exception as error:
+        except BaseException as error:
+            # SystemExit too: the thread is not the object's to end
             self._report(error)
             return
         if inspect.isawaitable(result):
@@ -222,16 +223,16 @@ class ObjectDestination:
 
         async def each(awaited: Awaitable[object]) -> None:
             try:
-                await asyncio.wait_for(awaited, ASYNC_SECONDS)
-            except Exception as error:
-                self._report(error)
+                await asyncio.wait_for(_contained(awaited), ASYNC_SECONDS)
+            except (Exception, asyncio.CancelledError) as error:
+                self._report(error.__cause__ or error if isinstance(error, _Ended) else error)
 
         async def all_of_them() -> None:
             await asyncio.gather(*map(each, waiting))
 
         self._loop.run_until_complete(all_of_them())
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: BaseException) -> None:
         self._raised += 1
         now = self._monotonic()
         if now >= self._next_report:
@@ -242,6 +243,17 @@ class ObjectDestination:
                 error=type(error).__name__,
                 count=self._raised,
             )
+
+
+class _Ended(Exception):
+    """A coroutine wanted to end the process: asyncio would pass that on to its loop, past the other coroutines."""
+
+
+async def _contained(awaited: Awaitable[object]) -> None:
+    try:
+        await awaited
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _Ended from error
 
 
 class Response(dict[str, Any]):
@@ -284,10 +296,10 @@ def arguments_of(event: RequestEvent, success: bool) -> tuple[dict[str, Any], ob
     return kwargs, answer, began.astimezone().replace(tzinfo=None), ended.astimezone().replace(tzinfo=None)
 
 
-def _observed(item: bytes, decode: Callable[[bytes], RequestEvent]) -> LogEvent:
+def _observed(item: bytes) -> LogEvent:
     """Return an item as an event of ``twisted.logger``."""
     if item[:1] == ObjectEncoder.REQUEST:
-        event = decode(item[1:])
+        event = read_event(item[1:])
         return {
             "log_level": LogLevel.info,
             "log_namespace": "twisted_vllm.requests",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from twisted_vllm.observability.tracing import names
 from twisted_vllm.observability.tracing.facts import VLLM, Facts, Value, first_byte, operation
@@ -54,7 +55,9 @@ def _parameters(told: Told) -> Iterator[tuple[str, Value]]:
     for name, value in told.parameters.items():
         known = names.PARAMETERS.get(name)
         if known is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield known, value if name == "seed" else float(value)
+            # a client may send a number of any size
+            with suppress(OverflowError):
+                yield known, value if name == "seed" else float(value)
     choices = told.parameters.get("n")
     if isinstance(choices, int) and choices > 1:
         yield names.CHOICES, choices

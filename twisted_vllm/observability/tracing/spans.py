@@ -16,7 +16,13 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from twisted_vllm.observability.request_event import RequestEvent, is_fault
 from twisted_vllm.observability.tracing.attributes import attempt_attributes, request_attributes
-from twisted_vllm.observability.tracing.facts import attempt_failure, attempt_name, request_name
+from twisted_vllm.observability.tracing.facts import (
+    Attributes,
+    Value,
+    attempt_failure,
+    attempt_name,
+    request_name,
+)
 from twisted_vllm.observability.tracing.told_contents import Told
 from twisted_vllm.observability.tracing.traced_request import TracedRequest
 
@@ -49,11 +55,11 @@ class SpanMaker:
         parent = _context(event.trace_id, traced.parent_id, state, is_remote=True) if traced.parent_id else None
         own = _context(event.trace_id, event.span_id, state)
         yield ReadableSpan(
-            name=request_name(event),
+            name=_sendable(request_name(event)),
             context=own,
             parent=parent,
             resource=self._resource,
-            attributes=request_attributes(event, self._conventions, told),
+            attributes=_all_sendable(request_attributes(event, self._conventions, told)),
             events=tuple(events_of(event)),
             kind=SpanKind.SERVER,
             # OpenTelemetry, "Semantic conventions for HTTP spans": a mistake of the client is no error of a server
@@ -66,11 +72,11 @@ class SpanMaker:
             if not attempt.span_id:
                 continue
             yield ReadableSpan(
-                name=attempt_name(event),
+                name=_sendable(attempt_name(event)),
                 context=_context(event.trace_id, attempt.span_id, state),
                 parent=own,
                 resource=self._resource,
-                attributes=attempt_attributes(event, number, self._conventions, told),
+                attributes=_all_sendable(attempt_attributes(event, number, self._conventions, told)),
                 events=tuple(_first_byte(event)) if number == len(event.attempts) - 1 else (),
                 kind=SpanKind.CLIENT,
                 status=_status(attempt_failure(attempt)),
@@ -122,7 +128,7 @@ def _retries(event: RequestEvent) -> Iterator[Event]:
         yield Event(RETRY, said, _nanoseconds(attempt.ended))
     if event.fallback:
         last = event.attempts[-1].began if event.attempts else event.ended
-        yield Event(FALLBACK, {f"{_PREFIX}fallback": event.fallback}, _nanoseconds(last))
+        yield Event(FALLBACK, {f"{_PREFIX}fallback": _sendable(event.fallback)}, _nanoseconds(last))
 
 
 def _first_byte(event: RequestEvent) -> Iterator[Event]:
@@ -139,6 +145,24 @@ def _status(error: str) -> Status:
 
 def _context(trace_id: str, span_id: str, state: TraceState, *, is_remote: bool = False) -> SpanContext:
     return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote, TraceFlags(TraceFlags.SAMPLED), state)
+
+
+def _all_sendable(attributes: Attributes) -> Attributes:
+    return {_sendable(name): _sendable_value(value) for name, value in attributes.items()}
+
+
+def _sendable_value(value: Value) -> Value:
+    if isinstance(value, str):
+        return _sendable(value)
+    return [_sendable(each) for each in value] if isinstance(value, list) else value
+
+
+def _sendable(text: str) -> str:
+    """Return a text as protobuf takes it: half a surrogate pair, from a client's JSON, becomes its escape.
+
+    Protobuf would refuse the whole export, with the spans of others.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _nanoseconds(seconds: float) -> int:

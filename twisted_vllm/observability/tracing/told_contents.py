@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import msgspec
 
+from twisted_vllm.observability.contents.redaction import mended
 from twisted_vllm.observability.tracing import names
 
 Json = Any
@@ -29,8 +30,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 def as_json(value: Json) -> str:
-    """Return a value as compact JSON."""
-    return _encode(value).decode()
+    """Return a value as compact JSON; half a surrogate pair, from a client's JSON, becomes U+FFFD."""
+    try:
+        return _encode(value).decode()
+    except UnicodeEncodeError:
+        return _encode(mended(value)).decode()
 
 
 @attrs.frozen
