@@ -32,7 +32,7 @@ def payload_of(event: RequestEvent) -> dict[str, object]:
     return {
         "id": event.response_id or event.request_id,
         "trace_id": event.trace_id or event.request_id,
-        "session_id": None,
+        "session_id": event.session_id or None,
         "litellm_call_id": event.request_id,
         "call_type": call_type(event.route),
         "stream": event.stream,
