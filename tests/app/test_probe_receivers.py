@@ -151,6 +151,12 @@ def test_webhooks_are_connected_to_and_get_nothing(receivers: Find) -> None:
     assert [found(each) for each in asked] == [(False, "connection refused")] * 2
 
 
+def test_a_name_that_no_host_has_is_told() -> None:
+    for name in ("no-such-host.invalid", f"{'a' * 64}.example.com"):
+        with pytest.raises(Unusable, match="its name is not known"):
+            connect(f"http://{name}/in")
+
+
 def test_a_certificate_that_nobody_signed_is_told(tmp_path: Path) -> None:
     authority = Authority("Test")
     certificate, key = authority.sign(LOOPBACK)

@@ -112,6 +112,9 @@ def connect(url: str, ca_file: str | None = None, certificate: tuple[str, str | 
         raise Unusable(f"it accepted no connection within {PATIENCE:g} s") from None
     except OSError as error:
         raise Unusable(reason_of(error)) from None
+    except UnicodeError:
+        # a label of the name is empty, or longer than 63 characters
+        raise Unusable("its name is not known") from None
     return f"{origin_of(url)} accepts connections; nothing was sent"
 
 
@@ -150,7 +153,7 @@ def look_at_otlp(destination: TraceDestination) -> str:
             raise Unusable(f"it answers {status}: it does not accept the key (headers)") from None
         if status in (404, 405):
             raise Unusable(f"it answers {status}: it takes no OTLP at this path") from None
-        raise Unusable(session.problem or f"it answers {status}") from None
+        raise Unusable(session.problem or (f"it answers {status}" if status else "it cannot be reached")) from None
     return f"{where} takes an export without content"
 
 
