@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from textwrap import dedent
 from typing import Any
 
@@ -12,6 +13,8 @@ from tests.config.config_harness import BASE, Loader, Refusal
 from twisted_vllm.config import callback_reading as module
 from twisted_vllm.config.callback_reading import INSTEAD
 from twisted_vllm.config.describe import describe
+from twisted_vllm.config.litellm import names
+from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.sinks import SinkSettings
 from twisted_vllm.config.tracing_vendors import VENDORS
@@ -303,6 +306,51 @@ def test_no_secret_of_a_callback_is_shown(load_text: Loader) -> None:
     assert "hidden" not in repr(settings)
     assert "0123456789abcdef0123" not in repr(settings)
     assert {"sk-hidden-token", "0123456789abcdef0123"} <= set(settings.secrets)
+
+
+#: what the receivers of traces need
+_KEYS = """
+LANGFUSE_PUBLIC_KEY LANGFUSE_SECRET_KEY ARIZE_SPACE_ID ARIZE_API_KEY DD_API_KEY LOGFIRE_TOKEN WANDB_API_KEY
+WANDB_PROJECT_ID BRAINTRUST_API_KEY LANGSMITH_API_KEY TRACELOOP_API_KEY NEW_RELIC_LICENSE_KEY OPIK_API_KEY
+LEVOAI_API_KEY LEVOAI_ORG_ID LEVOAI_WORKSPACE_ID LANGTRACE_API_KEY
+"""
+ALL_VARIABLES = {
+    **HOOK,
+    **dict.fromkeys(_KEYS.split(), "a-key-of-the-vendor"),
+    **dict.fromkeys(("MLFLOW_TRACKING_URI", "LEVOAI_COLLECTOR_URL", "SIGNOZ_INGESTION_ENDPOINT"), "https://a.example"),
+    "DD_SITE": "datadoghq.com",
+}
+
+#: what LiteLLM 1.108 takes in `callbacks` (its `_custom_logger_compatible_callbacks_literal`)
+LITELLMS = names(
+    """
+    lago openmeter logfire literalai litellm_agent dynamic_rate_limiter dynamic_rate_limiter_v3 langsmith
+    prometheus otel datadog datadog_metrics datadog_llm_observability galileo braintrust arize arize_phoenix
+    langtrace gcs_bucket azure_storage opik argilla mlflow langfuse langfuse_otel weave_otel pagerduty
+    humanloop azure_sentinel gcs_pubsub agentops anthropic_cache_control_hook generic_api resend_email
+    sendgrid_email smtp_email deepeval s3_v2 clickhouse pointfive zerobus aws_sqs vector_store_pre_call_hook
+    dotprompt bitbucket gitlab cloudzero focus mavvrik vantage ternary posthog levo compression_interception
+    newrelic signoz
+    """
+)
+
+
+@pytest.mark.parametrize("name", sorted(LITELLMS))
+def test_each_callback_of_litellm_is_used_or_refused_with_words(load_text: Loader, name: str) -> None:
+    """None is unknown, and none is passed over."""
+    text = written([name], s3_callback_params={"s3_bucket_name": "logs"} if name == "s3_v2" else {})
+    try:
+        settings = load_text(text, BASE | ALL_VARIABLES)
+    except ConfigError as error:
+        (problem,) = error.problems
+        assert problem.path == "litellm_settings.callbacks"
+        assert re.fullmatch(
+            rf"(?!.*is not a known callback).*\b{name}\b.* \(.+; then take it out of the list\)", problem.message
+        )
+    else:
+        found = settings.callbacks
+        assert found.sinks or found.traces or found.litellm_metrics
+        assert settings.warnings == ()
 
 
 def test_every_name_is_in_one_list() -> None:

@@ -143,3 +143,40 @@ def test_each_line_covers_settings_that_there_are() -> None:
     paths = [path for holder in (Settings(), RoutingSettings()) for path, _, _ in values_of(holder)]
     covered = [path for line in LINES for path in line.settings]
     assert [each for each in covered if not any(f"{path}.".startswith(f"{each}.") for path in paths)] == []
+
+
+def test_who_gets_prompts_and_alerts_is_described(load_text: Loader) -> None:
+    lines = describe(
+        load_text(
+            """
+            model_list:
+              - model_name: a
+                litellm_params: {model: hosted_vllm/a, api_base: "http://gpu:8000"}
+                model_info: {log_bodies: "off"}
+            general_settings:
+              alerting: [slack, webhook]
+              alert_types: [budget_alerts, outage_alerts, db_exceptions]
+              alert_to_webhook_url: {budget_alerts: "https://finance.example.com/T0/hush-hush"}
+            litellm_settings: {turn_off_message_logging: true}
+            passthrough:
+              log_bodies: {mode: metadata, models: {"b-*": full}, redact_fields: [user], redact_patterns: [email]}
+            """,
+            {
+                **BASE,
+                "SLACK_WEBHOOK_URL": "https://hooks.example.com/services/hush-hush",
+                "WEBHOOK_URL": "https://programs.example.com/in?token=hush-hush",
+            },
+        )
+    )
+    assert [line for line in lines if line.startswith(("prompts", "alerts"))] == [
+        "prompts:        metadata, if neither key, team nor model says anything else",
+        "prompts:        full of the model b-*",
+        "prompts:        off of the model a",
+        "prompts:        texts of nobody: turn_off_message_logging",
+        "prompts:        without user, email",
+        "prompts:        to nobody: there is neither a sink nor a destination of traces",
+        "alerts:         outage_alerts, db_exceptions to https://hooks.example.com",
+        "alerts:         budget_alerts to https://finance.example.com",
+        "alerts:         events of budgets, as JSON, to https://programs.example.com",
+    ]
+    assert not any("hush" in line or "alerting" in line or "webhook_url" in line for line in lines)

@@ -35,12 +35,14 @@ VALUES: dict[str, Any] = {
     "default_team_settings": [{"team_id": "x", "max_budget": 3}],
     "missing_session_id": "reject",
     "optional_pre_call_checks": ["session_affinity", "router_budget_limiting"],
+    "standard_logging_payload_excluded_fields": ["messages", "metadata"],
 }
 #: values of the same settings that restrict nobody
 HARMLESS: dict[str, list[Any]] = {
     "default_team_settings": [[{"team_id": "x", "success_callback": ["langfuse"], "max_budget": None}]],
     "missing_session_id": ["generate"],
     "optional_pre_call_checks": [["session_affinity"]],
+    "standard_logging_payload_excluded_fields": [["messages"], ["response", "messages"]],
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,24 @@ async def test_a_chat_is_kept_with_prompt_and_answer(reactor: Any, stand_in: Any
         "parameters": {"temperature": 0.5},
         "output": {"text": "Much.", "finish_reasons": ["stop"]},
         "truncated": False,
+    }
+
+
+@pytest_twisted.ensureDeferred
+async def test_metrics_count_what_is_kept_whole_and_what_is_cut(reactor: Any, stand_in: Any, gateway_to: Any) -> None:
+    server = stand_in(answering("Much."))
+    gateway = gateway_to(server.port, log_bodies=LogBodiesSettings(mode="full", max_prompt_bytes=200))
+    kept = Kept(gateway)
+    for number, text in enumerate(("Short.", "Long. " * 100)):
+        await gateway.ask("POST", CHAT, body={"model": "m", "messages": [{"role": "user", "content": text}]})
+        assert (await kept.of(reactor, number))["truncated"] == bool(number)
+    exposed = (await gateway.ask("GET", "/metrics", headers={"Host": "localhost"})).body.decode()
+    figures = dict(re.findall(r"^vllm_passthrough_(contents_\S+) (\S+)$", exposed, re.MULTILINE))
+    assert figures == {
+        'contents_total{result="whole"}': "1.0",
+        'contents_total{result="truncated"}': "1.0",
+        'contents_total{result="failed"}': "0.0",
+        "contents_bytes": "0.0",
     }
 
 

@@ -14,6 +14,8 @@ import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
+from tests.end_to_end.end_to_end_harness import MASTER_KEY
+from tests.end_to_end.messages import whole
 from twisted_vllm.config.callbacks import Callbacks
 from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.settings import LedgerSettings
@@ -105,6 +107,19 @@ async def test_the_callback_prometheus_gives_litellms_names(stand_in: Any, gatew
     gateway = gateway_to(stand_in().port, callbacks=Callbacks(litellm_metrics=True))
     litellm = {name for name in DOCUMENTED if name.startswith("litellm_")}
     await check(gateway, "sk-master-0123456789abcdef", DOCUMENTED.keys() - OF_CALLERS - CONFIGURED | litellm)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_key_used_of_its_limits_is_told_by_litellms_name(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in(whole(b"{}")).port, callbacks=Callbacks(litellm_metrics=True))
+    key = await gateway.make_key(key_alias="ada", rpm_limit=10)
+    for _ in range(3):
+        await gateway.ask("POST", CHAT, key, body={"model": "m", "messages": []})
+    text = await scrape(gateway, MASTER_KEY)
+    figures = dict(
+        re.findall(r'^litellm_api_key_rate_limit_(\w+)_metric{.*"ada",.*"requests"} (\S+)$', text, re.MULTILINE)
+    )
+    assert figures == {"allowed": "10.0", "used": "3.0"}
 
 
 @pytest_twisted.ensureDeferred

@@ -45,6 +45,21 @@ def test_it_says_who_asked_for_what_and_what_it_used() -> None:
     assert (attempt.server, attempt.began, attempt.ended, attempt.reason) == (found.server, 10.1, 11.5, "")
 
 
+def test_the_id_of_an_answer_is_vllms_own() -> None:
+    """vLLM makes it of the ``X-Request-Id`` that it gets: of the last attempt's."""
+    made = forwarded(request(sent=True), model="m")
+    found = event(made)
+    assert (found.route, found.response_id) == ("/v1/chat/completions", f"chatcmpl-{found.request_id}")
+    again = forwarded(request(sent=True, repeated_as="second"), model="m")
+    assert event(again).response_id == "chatcmpl-second"
+
+
+def test_what_was_not_answered_well_has_no_id_of_an_answer() -> None:
+    assert event(forwarded(request(sent=True, status=503), model="m")).response_id == ""
+    assert event(forwarded(request(), model="m")).response_id == ""
+    assert event(request(status=403)).response_id == ""
+
+
 def test_it_tells_each_attempt() -> None:
     failed = FailedAttempt("gpu-1", "status_503", 10.0, 10.5, 503)
     made = forwarded(request(attempts=(failed,), sent=True, attempt_began=10.5), outcome="upstream_failed")

@@ -9,7 +9,9 @@ import attrs
 import msgspec
 from twisted.internet.defer import Deferred, TimeoutError, gatherResults, inlineCallbacks
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
 
+from twisted_vllm.app.probe_receivers import Receiver, Unusable, receivers_of
 from twisted_vllm.config.describe import url_of
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.config.settings import Server, Settings
@@ -67,7 +69,7 @@ class _Unfit(Exception):
 
 
 class Probe:
-    """Looks at servers, the database and Redis."""
+    """Looks at servers, the database, Redis, and those who are told of requests."""
 
     def __init__(self, reactor: Any, settings: Settings) -> None:
         """Connect to nothing yet."""
@@ -79,13 +81,14 @@ class Probe:
 
     @inlineCallbacks
     def run(self) -> Any:
-        """Return a Deferred of the findings: each server, the database and Redis."""
+        """Return a Deferred of the findings: each server, the database, Redis, sinks, receivers of OTLP and alerts."""
         self._deadlines.start()
         try:
             findings = yield gatherResults([self._server(server) for server in self._settings.servers])
             findings.append(self._database())
             if self._settings.redis is not None:
                 findings.append((yield self._redis(self._settings.redis)))
+            findings += yield gatherResults([self._receiver(each) for each in receivers_of(self._settings)])
         finally:
             self._agent.close()
             self._deadlines.stop()
@@ -147,6 +150,14 @@ class Probe:
         yield deferLater(self._reactor, 0)
         yield connection.stop()
         return Finding(server.name, fault or "reachable", failed=bool(fault))
+
+    @inlineCallbacks
+    def _receiver(self, receiver: Receiver) -> Any:
+        try:
+            found = yield deferToThreadPool(self._reactor, self._reactor.getThreadPool(), receiver.look)
+        except Unusable as error:
+            return Finding(receiver.subject, str(error), failed=True)
+        return Finding(receiver.subject, found)
 
 
 def _models_of(body: bytes) -> list[str]:

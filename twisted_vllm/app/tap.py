@@ -55,7 +55,11 @@ class Options(usage.Options):
 
     optFlags = [
         ("check", None, "Check the configuration, print what it would do, and start nothing; or check an import."),
-        ("probe", None, "With --check: connect to every server, the database and Redis, and say what was found."),
+        (
+            "probe",
+            None,
+            "With --check: connect to servers, database, Redis, sinks and receivers of traces, and say what was found.",
+        ),
         ("quickstart", None, "Decide what is left open: make and keep a master key, use a simulated vLLM."),
     ]
 

@@ -14,6 +14,7 @@ from decimal import Decimal
 import attrs
 
 from twisted_vllm.config.declaration import Setting, values_of, yaml_of
+from twisted_vllm.config.describe_telemetry import alerts, otlp_metrics, prompts, sinks, traces
 from twisted_vllm.config.load import variables
 from twisted_vllm.config.name_patterns import is_pattern
 from twisted_vllm.config.problems import ConfigError
@@ -21,7 +22,6 @@ from twisted_vllm.config.routing import DEFAULT_STRATEGY
 from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.servers import SERVER_LIMITS, SERVER_TIMEOUTS
 from twisted_vllm.config.settings import MediaUrls, ModelEntry, PriceList, Server, Settings
-from twisted_vllm.config.tracing_destinations import TraceDestination
 from twisted_vllm.config.urls import describe_database
 
 _HELP_WIDTH = 100
@@ -167,43 +167,6 @@ def _log(settings: Settings) -> Iterator[str]:
     if log.file is not None:
         target = f"{log.file}, rotated at {log.rotate_bytes} bytes, {log.keep_files} old files kept"
     yield f"{log.format}, level {log.level}, to {target}"
-
-
-def _otlp_metrics(settings: Settings) -> Iterator[str]:
-    metrics = settings.otlp_metrics
-    if metrics.active:
-        where, how = _origin(metrics.destination), metrics.destination.protocol
-        yield f"{metrics.temporality}, every {metrics.interval:g} s, as {metrics.service_name} to {where} by {how}"
-
-
-def _origin(destination: TraceDestination) -> str:
-    """Return where a destination is; the rest of its URL may hold a key."""
-    scheme, _, rest = destination.endpoint.partition("://")
-    return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}"
-
-
-def _traces(settings: Settings) -> Iterator[str]:
-    tracing = settings.tracing
-    if not tracing.active:
-        return
-    ratio = f" of {tracing.sample_ratio:g}" if "ratio" in (tracing.sampler or "") else ""
-    yield f"{tracing.sampler}{ratio}, as {tracing.service_name}{'' if tracing.propagate else ', servers are not told'}"
-    for each in tracing.destinations:
-        yield f"to {each.name} at {_origin(each)} by {each.protocol}"
-
-
-def _sinks(settings: Settings) -> Iterator[str]:
-    for sink in settings.all_sinks:
-        url = "" if sink.url is None else sink.url.reveal()
-        scheme, _, rest = url.partition("://")
-        # the rest of the URL may hold a token
-        origin = f"{scheme}://{rest.partition('/')[0].partition('?')[0]}" if url else ""
-        address = "" if sink.address is None else f"{sink.address.transport}:{sink.address.host}:{sink.address.port}"
-        where = sink.path or address.removesuffix(":0") or origin or sink.bucket or sink.object or ""
-        spool = ", also on disk" if sink.spool.enabled else ""
-        yield f"{sink.name}: {', '.join(sink.events)} to {sink.type} {where}".rstrip() + f" ({sink.format}{spool})"
-    if settings.callbacks.litellm_metrics:
-        yield "prometheus: LiteLLM's names in /metrics"
 
 
 def _routing(settings: Settings) -> Iterator[str]:
@@ -415,7 +378,7 @@ LINES = (
     ),
     Line(
         "sink",
-        _sinks,
+        sinks,
         (
             "passthrough.sinks",
             *(f"litellm_settings.{name}" for name in ("callbacks", "success_callback", "failure_callback")),
@@ -424,7 +387,7 @@ LINES = (
     ),
     Line(
         "traces",
-        _traces,
+        traces,
         tuple(
             f"passthrough.tracing.{name}"
             for name in (
@@ -435,10 +398,26 @@ LINES = (
     ),
     Line(
         "otlp metrics",
-        _otlp_metrics,
+        otlp_metrics,
         tuple(
             f"passthrough.otlp_metrics.{name}"
             for name in ("enabled", "endpoint", "protocol", "headers", "interval", "timeout", "temporality")
+        ),
+    ),
+    Line(
+        "prompts",
+        prompts,
+        (
+            *(f"passthrough.log_bodies.{name}" for name in ("mode", "models", "redact_fields", "redact_patterns")),
+            "litellm_settings.turn_off_message_logging",
+        ),
+    ),
+    Line(
+        "alerts",
+        alerts,
+        (
+            *(f"general_settings.{name}" for name in ("alerting", "alert_types", "alert_to_webhook_url")),
+            *(f"passthrough.alerts.{name}" for name in ("slack_webhook_url", "webhook_url")),
         ),
     ),
     Line("routing", _routing, ("router_settings.routing_strategy",)),

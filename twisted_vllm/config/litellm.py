@@ -43,6 +43,18 @@ ADVICE = {
     "request_timeout": "see router_settings.timeout",
     "stream_timeout": "see passthrough.timeouts.response_head and idle",
     "use_x_forwarded_for": "see passthrough.trusted_proxies",
+    **dict.fromkeys(
+        ("service_callback", "service_callbacks"),
+        "database, Redis and event loop have metrics of their own in /metrics",
+    ),
+    "disable_requester_ip_address_logging": "the ledger holds no addresses; the log, traces and sinks do",
+    "disable_streaming_logging": "see passthrough.log_bodies",
+    "langfuse_default_tags": "key, team and request are metadata of each trace",
+    "prometheus_initialize_budget_metrics": "see vllm_passthrough_budgets in /metrics",
+    "prometheus_latency_buckets": "see passthrough.metrics.latency_buckets",
+    "prometheus_metrics_config": "drop metrics and labels by metric_relabel_configs of Prometheus",
+    "redact_messages_in_exceptions": "no error and no alert holds a prompt",
+    "store_audit_logs": "the audit log is always kept: GET /audit",
 }
 
 #: blocks at the top of the file
@@ -63,18 +75,18 @@ _SHARED = """
 LITELLM_SETTINGS = names(
     _SHARED
     + """
-    add_function_to_prompt allowed_openai_params api_base api_version audit_log_callbacks
+    add_function_to_prompt allowed_openai_params api_base api_version
     cache cache_params cost_discount_config cost_margin_config custom_provider_map
     datadog_params default_in_memory_ttl default_redis_ttl disable_add_transform_inline_image_block
     disable_end_user_cost_tracking disable_end_user_cost_tracking_prometheus_only disable_hf_tokenizer_download
     drop_params enable_azure_ad_token_refresh enable_caching_on_provider_specific_optional_params
     enable_end_user_cost_tracking enable_json_schema_validation enable_key_alias_format_validation
     enable_loadbalancing_on_batch_endpoints enable_preview_features extra_spend_tag_headers
-    force_ipv4 forward_traceparent_to_llm_provider input_callback json_logs
+    force_ipv4 forward_traceparent_to_llm_provider json_logs
     langfuse_default_tags mcp_aliases modify_params prometheus_initialize_budget_metrics
     prometheus_latency_buckets
     prometheus_metrics_config public_model_groups public_model_groups_links redact_messages_in_exceptions
-    redact_user_api_key_info service_callback service_callbacks
+    service_callback service_callbacks
     suppress_debug_info telemetry
     use_chat_completions_url_for_anthropic_messages user_url_allowed_hosts user_url_validation
     azure_content_safety_params budget_exceeded_throttle_percentage budget_reset_time budget_rollover

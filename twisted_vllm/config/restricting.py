@@ -56,6 +56,11 @@ def _holds_limits(value: object) -> bool:
     )
 
 
+def _excludes_fields(value: object) -> bool:
+    # prompts and answers are told nobody here but where passthrough.log_bodies asks for them
+    return asks_for_something(value) and any(each not in ("messages", "response") for each in _items(value))
+
+
 @attrs.frozen
 class Restriction:
     """A setting of LiteLLM that restricts somebody.
@@ -115,6 +120,9 @@ _SHARED: Restrictions = {
 
 LITELLM_SETTINGS: Restrictions = {
     **_SHARED,
+    "audit_log_callbacks": Restriction(
+        "send the audit log to other programs", "read it by GET /audit, where it is always kept"
+    ),
     "banned_keywords_list": Restriction("refuse prompts with certain words", _CHECK_BEFORE),
     "block_requests_for_models_without_pricing": Restriction(
         "refuse requests for models without a price", "write prices for each entry, or passthrough.default_prices"
@@ -128,6 +136,10 @@ LITELLM_SETTINGS: Restrictions = {
         "limit teams", "send the limits with each POST /team/new", _holds_limits, "a limit in one of its entries"
     ),
     "guardrails": _GUARDRAILS,
+    "input_callback": Restriction(
+        "tell other programs of requests before they are sent",
+        "name them in success_callback and failure_callback, which are told once a request is over",
+    ),
     "key_generation_settings": Restriction(
         "decide who may make keys", "write passthrough.self_service.enabled: false to leave that to administrators"
     ),
@@ -137,6 +149,15 @@ LITELLM_SETTINGS: Restrictions = {
     "pre_call_rules": Restriction("check prompts by Python of your own", _CHECK_BEFORE),
     "priority_reservation": Restriction(
         "reserve a share of the limits for some keys", "give the other keys lower limits"
+    ),
+    "redact_user_api_key_info": Restriction(
+        "keep keys, users and teams from those who get the traces", "take these attributes out in a collector"
+    ),
+    "standard_logging_payload_excluded_fields": Restriction(
+        "leave fields out of what callbacks get",
+        "take them out in a sink of type python; prompts and answers are there only with passthrough.log_bodies",
+        _excludes_fields,
+        "a list with others than messages and response",
     ),
     "tag_budget_config": Restriction("refuse requests over the budget of a tag", _BUDGETS),
     "validate_end_user_id_in_db": Restriction(

@@ -85,7 +85,7 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         bytes_out: sent bytes of the answer's body.
         fallback: the model that was asked in place of the one that it names; empty if none was.
         max_tokens: the limit of generated tokens that it names; None without one.
-        response_id: the id of the answer, if the gateway knows it.
+        response_id: the id of the answer, such as ``chatcmpl-…``, if the gateway knows it.
         session_id: the session that its ``x-litellm-session-id`` names; empty without.
         tags: its tags.
         metadata: its metadata, a JSON object as text; empty without.
@@ -184,6 +184,10 @@ Consumer = Callable[[RequestEvent, RequestContext], None]
 Wants = Callable[[RequestContext], bool]
 #: makes JSON of what was gathered of a request, and hands it to the function: in a later turn of the reactor
 Render = Callable[[Contents, RequestContext, Callable[[msgspec.Raw | None], None]], None]
+
+
+#: what vLLM 0.32 writes before the ``X-Request-Id`` that it gets, to make the id of its answer, by route
+_BEFORE_REQUEST_ID = {"/v1/chat/completions": "chatcmpl-", "/v1/completions": "cmpl-", "/v1/embeddings": "embd-"}
 
 
 class RequestEvents(RequestObserver):
@@ -293,7 +297,7 @@ class RequestEvents(RequestObserver):
             context.bytes_out,
             context.fallback and text.text(context, context.fallback),
             None if meter is None else meter.max_tokens,
-            "" if meter is None else meter.response_id,
+            self._answer_id(context),
             text.text(context, first[SESSION_HEADER].decode("latin-1")) if SESSION_HEADER in first else "",
             tuple([text.text(context, tag) for tag in said.tags]),
             text.whole(context, said.metadata),
@@ -301,6 +305,16 @@ class RequestEvents(RequestObserver):
             "" if trace is None else trace.trace_id,
             "" if trace is None else trace.span_id,
         )
+
+    def _answer_id(self, context: RequestContext) -> str:
+        """Return the id that the server gave its answer; empty if it cannot be told."""
+        meter, authorization = context.meter, context.authorization
+        if authorization is None or not context.sent or not 200 <= context.status < 300:
+            return ""
+        if meter is not None and (known := meter.response_id or (meter.answer_id if authorization.stores else "")):
+            return known
+        before = _BEFORE_REQUEST_ID.get(authorization.route.row.path)
+        return "" if before is None else before + (context.repeated_as or self._text.request_id(context))
 
 
 def _attempts(context: RequestContext) -> tuple[Attempt, ...]:

@@ -9,7 +9,7 @@ from tests.observability.metrics.contexts import ADA, refused, request, server
 from twisted_vllm.context import FailedAttempt, RequestContext
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics import litellm_requests
-from twisted_vllm.observability.metrics.litellm_collector import BudgetState, Deployment, LitellmCollector
+from twisted_vllm.observability.metrics.litellm_collector import BudgetState, Deployment, LitellmCollector, RateLimit
 from twisted_vllm.observability.metrics.litellm_requests import LitellmMetrics
 from twisted_vllm.observability.metrics.model_names import ModelNames
 from twisted_vllm.observability.metrics.requests import RequestMetrics
@@ -32,7 +32,7 @@ class Counting:
             self.counted,
             lambda: self.deployments,
             lambda kind, id: self.budgets.get((kind, id)),
-            lambda kind, id: (60, None) if kind == "key" else (None, 1_000),
+            lambda kind, id: (RateLimit(60, 7), None) if kind == "key" else (None, RateLimit(1_000)),
             {"t1": "research"}.__getitem__,
             lambda: 3,
             lambda: 0.0,
@@ -157,6 +157,8 @@ def test_limits_of_callers_are_those_in_effect(counting: Counting) -> None:
     assert counting.samples("litellm_api_key_rate_limit_allowed_metric") == [(key, 60.0)]
     team = {"team": "t1", "team_alias": "research", "rate_limit_type": "tokens"}
     assert counting.samples("litellm_team_rate_limit_allowed_metric") == [(team, 1_000.0)]
+    assert counting.samples("litellm_api_key_rate_limit_used_metric") == [(key, 7.0)]
+    assert counting.samples("litellm_team_rate_limit_used_metric") == [], "Redis counts it"
 
 
 def test_a_server_that_stops_to_get_requests_has_cooled_down(counting: Counting) -> None:

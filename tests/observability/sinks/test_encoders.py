@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 
+import msgspec
 import pytest
 from twisted.logger import LogEvent, LogLevel
 
 from tests.observability.sinks.requests import made, told
+from twisted_vllm.config.litellm import names
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
@@ -63,6 +65,49 @@ def test_json_is_what_the_log_has() -> None:
 def test_an_event_has_all_that_is_known() -> None:
     found = json.loads(encoder("event").request(told(contents=CONTENTS), made()))
     assert (found["total_tokens"], found["cost_usd"], found["contents"]["output"]["text"]) == (12, 0.003, "ho")
+
+
+#: the fields of LiteLLM 1.108's `StandardLoggingPayload`, and of its `metadata`
+LITELLMS = names(
+    """
+    api_base autorouter_baseline_observation autorouter_savings autorouter_savings_estimate cache_hit
+    cache_key call_type classifier_input completionStartTime completion_tokens cost_breakdown
+    custom_llm_provider endTime end_user error_information error_str guardrail_information hidden_params id
+    litellm_call_id messages metadata model model_group model_id model_map_information model_parameters
+    originating_request_masked prompt_tokens request_model_access_groups request_tags requester_ip_address
+    response response_cost response_cost_failure_debug_info response_time saved_cache_cost session_id
+    standard_built_in_tools_params startTime status status_fields stream total_tokens trace_id user_agent
+    zero_cost_diagnostic
+    """
+)
+LITELLMS_METADATA = names(
+    """
+    applied_guardrails cold_storage_object_key mcp_tool_call_metadata prompt_management_metadata
+    requester_custom_headers requester_ip_address requester_metadata routing_decision spend_logs_metadata
+    team_alias team_id usage_object used_client_oauth_token user_agent user_api_key_alias
+    user_api_key_auth_metadata user_api_key_budget_reset_at user_api_key_end_user_id user_api_key_hash
+    user_api_key_max_budget user_api_key_org_alias user_api_key_org_id user_api_key_project_alias
+    user_api_key_project_id user_api_key_request_route user_api_key_spend user_api_key_team_alias
+    user_api_key_team_id user_api_key_team_max_budget user_api_key_team_spend user_api_key_user_email
+    user_api_key_user_id user_api_key_user_max_budget user_api_key_user_spend vector_store_request_metadata
+    """
+)
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_litellms_payload_has_each_field_of_litellms(status: int) -> None:
+    found = json.loads(encoder("litellm").request(told(status=status, contents=CONTENTS), made()))
+    assert set(found) == LITELLMS
+    assert set(found["metadata"]) == LITELLMS_METADATA
+
+
+def test_litellms_payload_has_the_session_and_the_parameters_that_are_known() -> None:
+    kept = b'{"mode":"full","input":"hi","parameters":{"temperature":0.5},"truncated":false}'
+    event = msgspec.structs.replace(told(contents=kept), session_id="s-1", max_tokens=9)
+    found = json.loads(encoder("litellm").request(event, made()))
+    assert (found["session_id"], found["model_parameters"]) == ("s-1", {"temperature": 0.5, "max_tokens": 9})
+    unknown = json.loads(encoder("litellm").request(told(), made()))
+    assert (unknown["session_id"], unknown["model_parameters"]) == (None, {})
 
 
 def test_litellms_payload_has_its_fields() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from hashlib import sha256
+from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from twisted_vllm.observability.delivery.post import Poster, http_agent
 from twisted_vllm.observability.delivery.queue import DeliveryQueue
 from twisted_vllm.observability.sinks.webhook import SIGNATURE_HEADER, WebhookDestination
 
+PAGE = Path(__file__).parents[3] / "docs" / "sinks.md"
 ITEMS = [b'{"n":1}', b'{"n":2}', b'{"n":3}']
 
 
@@ -66,6 +70,31 @@ async def test_the_signature_is_of_the_time_and_the_body_as_it_is_sent(reactor: 
     assert posted.headers["content-encoding"] == "gzip"
     expected = hmac.new(b"shared", b"1700000000." + posted.raw, sha256).hexdigest()
     assert posted.headers[SIGNATURE_HEADER.lower()] == f"t=1700000000,v1={expected}"
+    destination.close()
+    await receiver.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_receiver_of_the_page_on_sinks_takes_what_is_signed_and_nothing_else(
+    reactor: Any, receiver: Receiver
+) -> None:
+    (example,) = re.findall(r"```python\n(import hashlib.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    written: dict[str, Any] = {}
+    exec(example, written)
+    is_genuine = written["is_genuine"]
+    await receiver.start()
+    destination = webhook(reactor, receiver, compression="gzip", secret=Secret("shared"), now=time)
+    await destination.deliver(ITEMS)
+    (posted,) = receiver.posted
+    header = posted.headers[SIGNATURE_HEADER.lower()]
+    assert is_genuine(header, posted.raw, b"shared")
+    assert not is_genuine(header, posted.raw + b" ", b"shared")
+    assert not is_genuine(header, posted.raw, b"other")
+    assert not is_genuine(header, posted.raw, b"shared", oldest=0.0), "somebody sends it again"
+    moved = re.sub(r"t=(\d+)", lambda found: f"t={int(found[1]) + 60}", header)
+    assert not is_genuine(moved, posted.raw, b"shared")
+    for nonsense in ("", "t", "v1=é", "t=x,v1=,"):
+        assert not is_genuine(nonsense, posted.raw, b"shared")
     destination.close()
     await receiver.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,6 +226,51 @@ def test_langfuse_gets_a_generation_below_a_trace() -> None:
     # it adds the entries up
     usage = json.loads(str(said["langfuse.observation.usage_details"]))
     assert sum(tokens for name, tokens in usage.items() if name != "total") == usage["total"] == 30
+
+
+def test_langfuse_finds_trace_and_caller_on_each_span() -> None:
+    """Langfuse filters and adds up by the attributes of single spans (its page on OpenTelemetry says so)."""
+    event = request_event(
+        contents=TOLD,
+        end_user="anna",
+        tags=("blue",),
+        metadata='{"session_id":"s-1"}',
+        team_id="red",
+        key_name="batch",
+        attempts=(
+            Attempt("gpu-1:8000", STARTED, STARTED + 1, 503),
+            Attempt("gpu-2:8000", STARTED + 1, STARTED + 2, 200),
+        ),
+    )
+    spans = [request_attributes(event, ("langfuse",)), *(attempt_attributes(event, at, ("langfuse",)) for at in (0, 1))]
+    for said in spans:
+        assert said["langfuse.trace.name"] == "chat llama"
+        assert said["langfuse.user.id"] == "anna"
+        assert said["langfuse.session.id"] == "s-1"
+        assert said["langfuse.trace.tags"] == ["blue"]
+        assert said["langfuse.trace.metadata.request_id"] == "req-1"
+        assert said["langfuse.trace.metadata.key"] == "batch"
+        assert said["langfuse.trace.metadata.team_id"] == "red"
+    # prompt and answer of the trace are the root's
+    assert ["langfuse.trace.input" in said for said in spans] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [("text", "text"), ("json_object", "json"), ("json_schema", "json"), ("structural_tag", None), (None, None)],
+)
+def test_the_form_that_a_chat_asks_for_has_its_name(form: str | None, said: str | None) -> None:
+    parameters: dict[str, object] = {} if form is None else {"response_format": {"type": form}}
+    asked = msgspec.Raw(msgspec.json.encode({"mode": "full", "input": MESSAGES, "parameters": parameters}))
+    assert last(request_event(contents=asked), "gen_ai").get("gen_ai.output.type") == said
+
+
+def test_embeddings_say_which_dimensions_and_encoding_were_asked_for() -> None:
+    parameters = {"dimensions": 256, "encoding_format": "base64"}
+    asked = msgspec.Raw(msgspec.json.encode({"mode": "full", "input": "Paris", "parameters": parameters}))
+    said = last(request_event(route="/v1/embeddings", contents=asked), "gen_ai")
+    assert said["gen_ai.embeddings.dimension.count"] == 256
+    assert said["gen_ai.request.encoding_formats"] == ["base64"]
 
 
 def test_a_request_that_the_server_refused_is_an_error_of_the_attempt() -> None:

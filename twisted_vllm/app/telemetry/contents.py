@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.lifecycle import RequestObserver
+from twisted_vllm.observability.contents.metrics import ContentsMetrics
 
 if TYPE_CHECKING:
     from twisted_vllm.observability.contents.bodies_log import BodiesLog
@@ -23,6 +24,8 @@ class ContentsPart(TelemetryPart):
         self._surroundings = surroundings
         self._log: BodiesLog | None = None
         self._settings: Settings | None = None
+        self._counted = ContentsMetrics()
+        surroundings.metrics.add(self._counted)
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Return what uses other settings."""
@@ -51,7 +54,8 @@ class ContentsPart(TelemetryPart):
         # few gateways need what this loads
         from twisted_vllm.observability.contents.bodies_log import BodiesLog
 
-        log = BodiesLog(self._surroundings.redact, self._surroundings.forwarder.cooperate)
+        log = BodiesLog(self._surroundings.redact, self._surroundings.forwarder.cooperate, self._counted)
+        self._counted.used = lambda: log.memory.used
         assert self._settings is not None, "it was prepared"
         _configure(log, self._settings)
         return log

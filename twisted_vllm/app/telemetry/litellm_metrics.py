@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.registry import Collector
 
@@ -11,7 +11,7 @@ from twisted_vllm.app.telemetry.team_aliases import TeamAliases
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.metrics.callers import principal_of
-from twisted_vllm.observability.metrics.litellm_collector import BudgetState, Deployment, LitellmCollector
+from twisted_vllm.observability.metrics.litellm_collector import BudgetState, Deployment, LitellmCollector, RateLimit
 from twisted_vllm.observability.metrics.litellm_requests import LitellmMetrics
 from twisted_vllm.observability.metrics.requests import Counted, RequestMetrics
 from twisted_vllm.ratelimit.allowance import Limited
@@ -90,9 +90,17 @@ class LitellmNames:
                     outages.get(each.state, {}),
                 )
 
-    def _limits(self, kind: str, id: str) -> tuple[int | None, int | None]:
-        allowance = self._around.index.allowance_of(kind, id)
-        return allowance.rpm, allowance.tpm
+    def _limits(self, kind: str, id: str) -> tuple[RateLimit | None, RateLimit | None]:
+        around = self._around
+        allowance = around.index.allowance_of(kind, id)
+        used: Mapping[str, int] = {}
+        # Redis has the counts of all processes, and no scrape asks it
+        if around.accounting.shares_limits is None and (allowance.rpm is not None or allowance.tpm is not None):
+            used = around.accounting.local.used(Limited(kind, id, allowance), "", around.reactor.seconds())
+        return (
+            None if allowance.rpm is None else RateLimit(allowance.rpm, used.get("rpm")),
+            None if allowance.tpm is None else RateLimit(allowance.tpm, used.get("tpm")),
+        )
 
     def _budget(self, kind: str, id: str) -> BudgetState | None:
         allowance = self._around.index.allowance_of(kind, id)

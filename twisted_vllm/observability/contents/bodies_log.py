@@ -16,6 +16,7 @@ from twisted_vllm.config.log_bodies import DEFAULT_LOG_BODIES, OFF, LogBodiesSet
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.context import Contents, RequestContext
 from twisted_vllm.observability.contents.gathered import Caps, Gathered, Memory
+from twisted_vllm.observability.contents.metrics import FAILED, TRUNCATED, WHOLE, ContentsMetrics
 from twisted_vllm.observability.contents.modes import Wishes, decide, lowest, wants_no_texts, wants_nothing_kept
 from twisted_vllm.observability.contents.redaction import Redaction, Secrets
 from twisted_vllm.observability.contents.rendering import render
@@ -31,20 +32,26 @@ class BodiesLog:
 
     Attributes:
         memory: what they take.
+        counted: what is told of them in metrics.
     """
 
     _log = Logger()
 
     def __init__(
-        self, redact: Callable[[str], str], cooperate: Callable[[Iterator[Any]], CooperativeTask[Any]]
+        self,
+        redact: Callable[[str], str],
+        cooperate: Callable[[Iterator[Any]], CooperativeTask[Any]],
+        counted: ContentsMetrics | None = None,
     ) -> None:
         """Keep nothing yet.
 
         Args:
             redact: removes known secrets from text, and what has the form of one.
             cooperate: runs an iterator in steps.
+            counted: counts them for metrics; None for nobody's.
         """
         self.memory = Memory(DEFAULT_LOG_BODIES.max_total_bytes)
+        self.counted = ContentsMetrics() if counted is None else counted
         self._redact = redact
         self._may_change: Callable[[str], bool] = redact.may_change if isinstance(redact, Redactor) else bool
         self._cooperate = cooperate
@@ -119,6 +126,7 @@ class BodiesLog:
                 found.take_json(body)
         except Exception:
             # a fault of this does not concern the client
+            self.counted.kept[FAILED] += 1
             self._log.failure("The prompt of a request could not be gathered")
             return None
         return found
@@ -170,7 +178,10 @@ class BodiesLog:
                     )
             except Exception:
                 found = None
+                self.counted.kept[FAILED] += 1
                 self._log.failure("The prompt and the answer of a request could not be kept")
+            if found is not None:
+                self.counted.kept[TRUNCATED if gathered.cut or gathered.truncated else WHOLE] += 1
             gathered.release()
             try:
                 tell(found)

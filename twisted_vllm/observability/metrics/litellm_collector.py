@@ -68,10 +68,23 @@ class BudgetState:
     ends: float | None
 
 
+@attrs.frozen
+class RateLimit:
+    """A limit of requests or of tokens in a minute.
+
+    Attributes:
+        most: the limit.
+        used: what was used of it in the last minute; None if this process does not count it.
+    """
+
+    most: int
+    used: int | None = None
+
+
 #: returns somebody's budget, by kind and id; None if it has none
 FindBudget = Callable[[str, str], BudgetState | None]
 #: returns somebody's limits of requests and tokens in a minute, by kind and id
-FindLimits = Callable[[str, str], tuple[int | None, int | None]]
+FindLimits = Callable[[str, str], tuple[RateLimit | None, RateLimit | None]]
 
 
 class LitellmCollector(Collector):
@@ -282,16 +295,17 @@ class LitellmCollector(Collector):
                     hours.add(values, max(budget.ends - self._now(), 0.0) / 3_600)
             yield from families
             if kind in (KEY, TEAM):
-                yield self._rate_limits(kind, name, labels, {values_of(who): who for who in principals})
+                yield from self._rate_limits(kind, name, labels, {values_of(who): who for who in principals})
 
     def _rate_limits(
         self, kind: str, name: str, labels: Sequence[str], found: Mapping[tuple[str, ...], Principal]
-    ) -> Metric:
-        family = NumberFamily(
-            f"litellm_{name}_rate_limit_allowed_metric",
-            f"The limit of a {kind} in a minute, of requests or of tokens.",
-            (*labels, "rate_limit_type"),
-            "gauge",
+    ) -> Iterator[Metric]:
+        allowed, used = (
+            NumberFamily(f"litellm_{name}_rate_limit_{what}_metric", text, (*labels, "rate_limit_type"), "gauge")
+            for what, text in (
+                ("allowed", f"The limit of a {kind} in a minute, of requests or of tokens."),
+                ("used", f"What a {kind} used of its limit in the last minute."),
+            )
         )
         shown: set[tuple[str, ...]] = set()
         for id, *values in found:
@@ -301,9 +315,12 @@ class LitellmCollector(Collector):
                 continue
             shown.add(tuple(values))
             for what, limit in zip(("requests", "tokens"), self._find_limits(kind, id), strict=True):
-                if limit is not None:
-                    family.add((*values, what), limit)
-        return family
+                if limit is None:
+                    continue
+                allowed.add((*values, what), limit.most)
+                if limit.used is not None:
+                    used.add((*values, what), limit.used)
+        yield from (allowed, used)
 
 
 _FIGURES = (

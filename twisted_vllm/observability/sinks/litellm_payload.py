@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from twisted_vllm.observability.request_event import RequestEvent, is_success
@@ -21,6 +23,22 @@ _CALL_TYPES = {
 }
 PASS_THROUGH = "pass_through_endpoint"
 
+#: LiteLLM's further fields, for whose subjects the gateway has nothing
+_UNKNOWN = dict.fromkeys(
+    (
+        *("autorouter_baseline_observation", "autorouter_savings", "autorouter_savings_estimate", "classifier_input"),
+        *("originating_request_masked", "request_model_access_groups", "zero_cost_diagnostic"),
+    )
+)
+_UNKNOWN_METADATA = dict.fromkeys(
+    (
+        *("cold_storage_object_key", "mcp_tool_call_metadata", "routing_decision", "team_alias", "user_agent"),
+        *("used_client_oauth_token", "user_api_key_auth_metadata", "user_api_key_org_alias", "user_api_key_project_id"),
+        *("user_api_key_project_alias", "user_api_key_team_max_budget", "user_api_key_team_spend"),
+        *("user_api_key_user_max_budget", "user_api_key_user_spend", "vector_store_request_metadata"),
+    )
+)
+
 
 def payload_of(event: RequestEvent) -> dict[str, object]:
     """Return a request as LiteLLM's payload. Fields that the gateway does not know are null."""
@@ -32,7 +50,7 @@ def payload_of(event: RequestEvent) -> dict[str, object]:
     return {
         "id": event.response_id or event.request_id,
         "trace_id": event.trace_id or event.request_id,
-        "session_id": None,
+        "session_id": event.session_id or None,
         "litellm_call_id": event.request_id,
         "call_type": call_type(event.route),
         "stream": event.stream,
@@ -74,6 +92,8 @@ def payload_of(event: RequestEvent) -> dict[str, object]:
             "prompt_management_metadata": None,
             "applied_guardrails": [],
             "usage_object": usage,
+            "team_id": event.team_id,
+            **_UNKNOWN_METADATA,
         },
         "cache_hit": None,
         "cache_key": None,
@@ -92,7 +112,7 @@ def payload_of(event: RequestEvent) -> dict[str, object]:
             "traceback": "",
             "error_message": "" if success else _error_of(event),
         },
-        "model_parameters": {} if event.max_tokens is None else {"max_tokens": event.max_tokens},
+        "model_parameters": _parameters_of(event, said),
         "hidden_params": {
             "model_id": event.model_id or None,
             "cache_key": None,
@@ -106,6 +126,7 @@ def payload_of(event: RequestEvent) -> dict[str, object]:
         },
         "guardrail_information": None,
         "standard_built_in_tools_params": None,
+        **_UNKNOWN,
     }
 
 
@@ -113,6 +134,13 @@ def call_type(route: str) -> str:
     """Return LiteLLM's name of the call that a route is for."""
     # the longest first
     return next((name for end, name in _CALL_TYPES.items() if route == end or route.endswith("/" + end)), PASS_THROUGH)
+
+
+def _parameters_of(event: RequestEvent, said: Mapping[str, object]) -> dict[str, object]:
+    """Return the parameters of a request: all of them where its body is kept, else the limit of tokens."""
+    kept = said.get("parameters")
+    limit = {} if event.max_tokens is None else {"max_tokens": event.max_tokens}
+    return {**kept, **limit} if isinstance(kept, dict) else {**limit}
 
 
 def usage_of(event: RequestEvent) -> dict[str, object]:

@@ -62,6 +62,28 @@ class S3Destination:
         self._client.close()
 
 
+def look_at_bucket(sink: SinkSettings) -> None:
+    """Ask whether the bucket of a sink is there, and write nothing.
+
+    Raises:
+        DeliveryFailed: it is not, or may not be used.
+    """
+    try:
+        client = _client(sink)
+        try:
+            client.head_bucket(Bucket=sink.bucket)
+        finally:
+            client.close()
+    except Exception as error:
+        failure = _failure(error)
+        # the answer to a HEAD has no body, and so no code
+        words = {
+            "404": f"there is no bucket {sink.bucket}",
+            "403": f"the key may not use the bucket {sink.bucket}, or is not accepted",
+        }
+        raise DeliveryFailed(words.get(str(failure)[-3:], str(failure)), retryable=True) from None
+
+
 def object_key(prefix: str, seconds: float, randbytes: Callable[[int], bytes]) -> str:
     """Return the key of an object: the prefix, the date, the time, and what makes it unique.
 

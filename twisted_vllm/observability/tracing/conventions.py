@@ -9,6 +9,9 @@ from twisted_vllm.observability.tracing import names
 from twisted_vllm.observability.tracing.facts import VLLM, Facts, Value, first_byte, operation
 from twisted_vllm.observability.tracing.told_contents import Told, as_json, as_text, gen_ai_messages
 
+#: gen_ai.output.type by the type of a ``response_format``
+_OUTPUT_TYPES = {"text": "text", "json_object": "json", "json_schema": "json"}
+
 
 def gen_ai(facts: Facts) -> Iterator[tuple[str, Value]]:
     """Yield OpenTelemetry's present names."""
@@ -27,6 +30,7 @@ def gen_ai(facts: Facts) -> Iterator[tuple[str, Value]]:
     if event.stream:
         yield names.STREAM, True
     yield from _parameters(told)
+    yield from _formats(told, asked)
     if not facts.answers:
         return
     if facts.attempt is not None and 200 <= facts.attempt.status < 300 and facts.model:
@@ -67,6 +71,20 @@ def _parameters(told: Told) -> Iterator[tuple[str, Value]]:
         yield names.STOP, stops
     if told.tools:
         yield names.TOOLS, as_json(told.tools)
+
+
+def _formats(told: Told, asked: str) -> Iterator[tuple[str, Value]]:
+    """Yield in which form the answer was asked for."""
+    if asked == "embeddings":
+        dimensions, encoding = told.parameters.get("dimensions"), told.parameters.get("encoding_format")
+        if isinstance(dimensions, int) and not isinstance(dimensions, bool):
+            yield names.DIMENSIONS, dimensions
+        if isinstance(encoding, str):
+            yield names.ENCODING_FORMATS, [encoding]
+        return
+    form = told.parameters.get("response_format")
+    if isinstance(form, dict) and (known := _OUTPUT_TYPES.get(str(form.get("type")))) is not None:
+        yield names.OUTPUT_TYPE_ASKED, known
 
 
 def gen_ai_legacy(facts: Facts) -> Iterator[tuple[str, Value]]:

@@ -1,8 +1,8 @@
 """The names of attributes, by convention. Each was read where its group says.
 
 The GenAI conventions moved to a repository of their own in 2026, and keep their names:
-https://github.com/open-telemetry/semantic-conventions-genai (read in ``opentelemetry-semantic-conventions`` 0.66b2,
-``opentelemetry/semconv/_incubating/attributes/gen_ai_attributes.py``).
+https://github.com/open-telemetry/semantic-conventions-genai (``docs/gen-ai/gen-ai-spans.md``), also read in
+``opentelemetry-semantic-conventions`` 0.66b2, ``opentelemetry/semconv/_incubating/attributes/gen_ai_attributes.py``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ PARAMETERS = {
 }
 CHOICES = "gen_ai.request.choice.count"
 STOP = "gen_ai.request.stop_sequences"
+OUTPUT_TYPE_ASKED = "gen_ai.output.type"
+DIMENSIONS = "gen_ai.embeddings.dimension.count"
+ENCODING_FORMATS = "gen_ai.request.encoding_formats"
 TOOLS = "gen_ai.tool.definitions"
 RESPONSE_ID = "gen_ai.response.id"
 FINISH_REASONS = "gen_ai.response.finish_reasons"

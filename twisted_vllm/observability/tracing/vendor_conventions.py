@@ -80,8 +80,7 @@ def langfuse(facts: Facts) -> Iterator[tuple[str, Value]]:
     if facts.failure:
         yield names.LF_LEVEL, "ERROR"
         yield names.LF_STATUS, facts.failure
-    if facts.attempt is None:
-        yield from _langfuse_trace(facts)
+    yield from _langfuse_trace(facts)
     if not asked or not (facts.attempt or facts.answers):
         yield names.LF_TYPE, "span"
         return
@@ -127,6 +126,7 @@ def _invocation(facts: Facts) -> dict[str, object]:
 
 
 def _langfuse_trace(facts: Facts) -> Iterator[tuple[str, Value]]:
+    """Yield what is said of the whole trace, on each span: Langfuse filters and adds up single spans by it."""
     event, told = facts.event, facts.told
     yield names.LF_TRACE_NAME, attempt_name(event)
     if facts.user:
@@ -138,6 +138,8 @@ def _langfuse_trace(facts: Facts) -> Iterator[tuple[str, Value]]:
     for name, value in (("request_id", event.request_id), ("key", event.key_name), ("team_id", event.team_id)):
         if value:
             yield f"{names.LF_TRACE_METADATA}.{name}", value
+    if facts.attempt is not None:
+        return
     if told.input is not None:
         yield names.LF_TRACE_INPUT, as_text(told.input)
     if told.output is not None:
