@@ -19,6 +19,13 @@ from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.form_files import FormFiles
 
+#: there at 0 before the first: Prometheus sees no increase of a counter that begins above 0
+_NO_SHORTAGES: dict[tuple[str, str], int] = {
+    (operation, error): 0
+    for operation, errors in (("accept", ("EMFILE", "ENFILE")), ("connect", ("EMFILE", "ENFILE", "EADDRNOTAVAIL")))
+    for error in errors
+}
+
 
 class ConnectionCollector(Collector):
     """Reads on each scrape how many connections there are, and what limits and shortages did to them."""
@@ -66,7 +73,8 @@ class ConnectionCollector(Collector):
             "What failed for want of an open file, a port or memory for a socket.",
             labels=["operation", "error"],
         )
-        for (operation, error), count in self._shortages.counts.items():
+        shortages: dict[tuple[str, str], int] = {**_NO_SHORTAGES, **self._shortages.counts}
+        for (operation, error), count in shortages.items():
             failed.add_metric([operation, error], count)
         yield failed
         yield GaugeMetricFamily(
