@@ -180,7 +180,10 @@ def makeService(options: Options) -> IService:
     try:
         observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)
     except OSError as error:
-        raise SystemExit(f"The log file cannot be opened: {error}") from None
+        raise SystemExit(
+            f"The log file cannot be opened: {error.strerror}: {error.filename} (the gateway's user must be able to "
+            "write there)"
+        ) from None
     chosen = options.quickstart
     companions = []
     if chosen is not None:

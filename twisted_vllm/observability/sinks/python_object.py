@@ -67,7 +67,10 @@ def load_object(path: str, directory: str = "") -> object:
         module = _load_file(module_name, file) if file is not None and file.is_file() else _import(module_name)
     except Exception as error:
         reason = f"No module named {error.name}" if isinstance(error, ModuleNotFoundError) else type(error).__name__
-        raise ObjectError(f"{module_name} cannot be imported ({reason})") from None
+        where = f"{directory} or " if directory else ""
+        raise ObjectError(
+            f"{module_name} cannot be imported: {reason} (it is looked for in {where}where Python finds its modules)"
+        ) from None
     try:
         found = getattr(module, attribute)
     except AttributeError:
