@@ -12,6 +12,7 @@ from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.python import usage
 
 from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.openable import unopenable
 from twisted_vllm.app.quickstart import Quickstart, prepare, welcome
 from twisted_vllm.app.reload import HangUp, has_terminal
 from twisted_vllm.app.service_manager import ServiceManager
@@ -133,6 +134,11 @@ class Options(usage.Options):
         if self.litellm_url is not None:
             raise SystemExit(self._import_litellm(self.litellm_url, self.settings))
         if self["check"]:
+            # where a gateway that starts with the same options has its files
+            directory = "." if self.parent is None else self.parent["rundir"]
+            if problems := unopenable(self.settings, directory):
+                told = "\n".join(describe_refused(ConfigError(problems, self.settings.warnings)))
+                raise SystemExit(f"The configuration cannot be used:\n{_indented(told)}")
             print("\n".join((*describe(self.settings), "", summarize(self.settings))))
             raise SystemExit(0 if not self["probe"] or self._probe(self.settings) else 1)
 
