@@ -451,6 +451,10 @@ class UpstreamProtocolError(GatewayError):
     code = "upstream_protocol_error"
 
 
+class UpstreamAnswerCut(UpstreamProtocolError):
+    """The vLLM server's response ended in its midst: the connection was reset or closed."""
+
+
 class NotAllServers(GatewayError):
     """An act of the operator went to several servers, and not all of them did it."""
 

@@ -222,8 +222,9 @@ FAILURES = Row(
         _third(
             "Failures of servers",
             "Requests that failed by a server's fault, those that another server answered included. "
-            "`connection_refused`: vLLM does not run. `timeout`: it hangs or is full. `protocol_error`: its answer is "
-            "cut short or no HTTP. docs/health.md, What counts as a failure, has all reasons.",
+            "`connection_refused`: vLLM does not run. `timeout`: it hangs or is full. `answer_cut`: its answers end in "
+            "their midst. `protocol_error`: its answer is no HTTP. docs/health.md, What counts as a failure, has all "
+            "reasons.",
             (Query(total(rate("upstream_failures_total", SERVER), "server", "reason"), "{{server}} {{reason}}"),),
             unit="reqps",
         ),

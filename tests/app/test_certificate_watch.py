@@ -59,6 +59,8 @@ def watched() -> Iterator[Watched]:
     [
         (13.9, "warn", "ends in 13.9 days, at 2027-"),
         (2.9, "error", "ends in 2.9 days, at 2027-"),
+        (0.5, "error", "ends in 12.0 hours, at 2027-"),
+        (0.005, "error", "ends in 7 minutes, at 2027-"),
         (-1.0, "error", "ended at 2027-"),
     ],
 )
@@ -69,6 +71,18 @@ def test_one_that_ends_soon_is_told_at_the_start(watched: Watched, days: float, 
     assert (found, says in text) == (level, True), text
     assert text.startswith("The certificate of the listener *:443")
     assert text.endswith("Replace the files that passthrough.listen names, then reload")
+
+
+def test_one_that_ends_is_told_when_it_has_ended(watched: Watched) -> None:
+    watched.use(0.5)
+    watched.watch.start()
+    watched.clock.advance(DAY / 2 - 60)
+    assert len(watched.lines) == 1
+    watched.clock.advance(62)
+    assert [level for level, _ in watched.lines] == ["error", "error"]
+    assert "*:443 ended at 2027-" in watched.lines[-1][1]
+    watched.clock.advance(DAY / 4)
+    assert len(watched.lines) == 2
 
 
 def test_one_that_ends_late_is_not_told(watched: Watched) -> None:

@@ -123,6 +123,39 @@ def test_a_check_counts_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.endswith("\n\nEverything is used. The gateway would start.\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "{sinks: [{name: a, type: file, path: missing/a.log}]}",
+            "passthrough.sinks[0].path: cannot be opened: No such file or directory: ",
+        ),
+        ("{log: {file: missing/a.log}}", "passthrough.log.file: cannot be opened: No such file or directory: "),
+        ("{log: {file: .}}", "passthrough.log.file: cannot be opened: Is a directory: "),
+        (
+            "{sinks: [{name: a, type: stdout}, {name: b, type: python, object: no_such_module_y.audit}]}",
+            "passthrough.sinks[1].object: no_such_module_y cannot be imported: No module named no_such_module_y (",
+        ),
+    ],
+)
+def test_a_check_refuses_what_a_start_could_not_open(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"passthrough: {text}\n")
+    assert f"refused:        {says}" in refusal("--config=config.yaml", "--check")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["config.yaml"]
+
+
+def test_a_check_of_files_that_can_be_written_leaves_none_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sinks = "[{name: a, type: file, path: a.log}, {name: b, type: python, object: own.log_it}]"
+    (tmp_path / "own.py").write_text("def log_it(kwargs, answer, start, end): ...\n")
+    (tmp_path / "config.yaml").write_text(f"passthrough: {{log: {{file: b.log}}, sinks: {sinks}}}\n")
+    with pytest.raises(SystemExit):
+        parse("--config=config.yaml", "--check")
+    assert capsys.readouterr().out.endswith("Everything is used. The gateway would start.\n")
+    assert {each.name for each in tmp_path.iterdir()} - {"__pycache__"} == {"config.yaml", "own.py"}
+
+
 def test_a_file_that_is_not_there_is_named() -> None:
     assert "nowhere.yaml: cannot be read: No such file or directory" in refusal("--config=nowhere.yaml")
 

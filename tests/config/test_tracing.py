@@ -231,6 +231,14 @@ def test_without_the_extra_a_file_that_asks_for_traces_is_refused(load_text: Loa
         load_text("passthrough: {tracing: {enabled: true}}", BASE)
 
 
+def test_without_the_extra_a_callback_is_refused_where_it_was_written(load_text: Loader, not_installed: None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_text("litellm_settings: {callbacks: [otel]}", BASE)
+    (problem,) = caught.value.problems
+    assert problem.path == "litellm_settings.callbacks"
+    assert "pip install 'twisted-vllm[otel]'" in problem.message
+
+
 def test_without_the_extra_a_variable_is_a_warning(load_text: Loader, not_installed: None) -> None:
     """It may be meant for another program."""
     found = load_text("", {**BASE, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"})

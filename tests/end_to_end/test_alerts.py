@@ -144,6 +144,20 @@ async def test_failed_requests_are_one_message_with_their_number(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_request_that_was_sent_to_no_server_blames_none(
+    stand_in: Any, watch: Any, receiver: Receiver, reactor: Any
+) -> None:
+    server = stand_in()
+    watching = watch(server.port, **alerting(receiver))
+    watching.server(server.port).breaker.declare_dead(watching.gateway.clock.seconds(), "timeout", 0.0)
+    answer = await watching.gateway.ask("POST", "/vllm/v1/completions", body={"model": "m", "prompt": "a"})
+    assert answer.status == 503
+    [failures] = [text for text in await watching.after(4) if "llm_exceptions" in text]
+    assert "the default server failed a request: no_healthy_upstream (model m, request " in failures
+    assert f":{server.port}" not in failures
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_request_that_hangs_is_told(stand_in: Any, watch: Any, receiver: Receiver, reactor: Any) -> None:
     server = stand_in()
     watching = watch(server.port, **alerting(receiver, alerting_threshold=20.0))

@@ -5,8 +5,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from twisted.logger import ILogObserver, Logger, LogLevel, LogPublisher, formatEvent
+from twisted.application.internet import ClientService
+from twisted.internet.defer import fail
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, Logger, LogLevel, LogPublisher, formatEvent, globalLogPublisher
 from twisted.python import log as old_log
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.builders import RECORD
@@ -28,6 +35,14 @@ class Log:
     def read(self) -> list[dict[str, Any]]:
         self.observer.writer.stop()
         return [json.loads(line) for line in self._sink.data.splitlines()]
+
+
+@implementer(IStreamClientEndpoint)
+class Refusing:
+    """An address at which nothing listens."""
+
+    def connect(self, factory: Any) -> Any:
+        return fail(ConnectionRefusedError())
 
 
 def test_the_observer_is_a_log_observer() -> None:
@@ -96,10 +111,24 @@ def test_factories_that_start_are_of_interest_to_developers_only(level: str, sho
     assert len(log.read()) == shown
 
 
+def test_attempts_to_reach_redis_again_do_not_fill_the_log() -> None:
+    log, clock = Log(), Clock()
+    service = ClientService(Refusing(), Factory(), retryPolicy=lambda _: 0.5, clock=clock)
+    globalLogPublisher.addObserver(log.observer)
+    try:
+        service.startService()
+        clock.pump([0.5] * 10)
+        service.stopService()
+    finally:
+        globalLogPublisher.removeObserver(log.observer)
+    assert log.read() == []
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("GatewaySite starting on 4000", 0),
+        ("GatewaySite (TLS) starting on 4443", 0),
         ("GatewaySite starting on '/run/gateway.sock'", 0),
         ("(TCP Port 4000 Closed)", 0),
         ("(UNIX Port '/run/gateway.sock' Closed)", 0),

@@ -87,6 +87,20 @@ CASES = [
     ),
     Case("ServerSpeaksWrongly", out("tls_failed"), out("timeout"), says=("gpu-1:8000", "tls_failed")),
     Case(
+        # a thousand failures between two scrapes, of a gateway that had none before
+        "ServerErrors",
+        (("upstream_failures_total", 'server="gpu-1:8000", reason="status_502"', "0x5 1000x20"),),
+        (("upstream_failures_total", 'server="gpu-1:8000", reason="status_502"', "1000x60"),),
+        minutes=8,
+        says=("gpu-1:8000", "status_502"),
+    ),
+    Case(
+        "ServerCutsAnswers",
+        counter("upstream_failures_total", 'server="gpu-1:8000", reason="answer_cut"'),
+        counter("upstream_failures_total", 'server="gpu-1:8000", reason="protocol_error"'),
+        says=("gpu-1:8000 cuts its answers",),
+    ),
+    Case(
         "ServerSlow",
         # 0.1 s, and then 5 s
         mean(TTFT, STREAM, "0+60x200", "0+6x90 541+300x100"),
@@ -168,7 +182,7 @@ CASES = [
         "BudgetNearlySpent",
         gauge("budgets", 2, 'kind="team", used="0.9"'),
         (*gauge("budgets", 0, 'kind="team", used="0.9"'), *gauge("budgets", 5, 'kind="team", used="0.8"')),
-        says=("2 budgets of kind team",),
+        says=("kind team that are used to 90 % or more: 2",),
     ),
     Case(
         "GatewayBudgetNearlySpent",
@@ -271,6 +285,12 @@ CASES = [
     Case("ReloadFailed", gauge("last_reload_failed", 1), gauge("last_reload_failed", 0)),
     Case("RestartNeeded", gauge("restart_needed", 2), gauge("restart_needed", 0), minutes=70, says=("2 settings",)),
     Case("LogLinesDropped", counter("log_lines_dropped_total"), gauge("log_lines_dropped_total", 9)),
+    Case(
+        "DeliveriesWait",
+        gauge("delivery_oldest_seconds", 400, 'sink="hook"'),
+        gauge("delivery_oldest_seconds", 20, 'sink="hook"'),
+        says=("gw:4000 cannot deliver to hook for 6m 40s",),
+    ),
     Case(
         "DeliveriesDropped",
         counter("delivery_dropped_total", 'sink="s3"'),

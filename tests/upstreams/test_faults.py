@@ -19,8 +19,15 @@ from twisted.internet.error import (
     TimeoutError,
 )
 
-from twisted_vllm.errors import OutOfSockets, ServerBusy, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
-from twisted_vllm.upstreams.faults import fault_of_error, fault_of_request
+from twisted_vllm.errors import (
+    OutOfSockets,
+    ServerBusy,
+    UpstreamAnswerCut,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from twisted_vllm.upstreams.faults import KNOWN_FAULTS, fault_of_error, fault_of_request
 
 
 def unreachable(cause: BaseException | None = None, fault: str = "") -> UpstreamUnreachable:
@@ -39,6 +46,7 @@ def unreachable(cause: BaseException | None = None, fault: str = "") -> Upstream
         (DNSLookupError(), "name_not_found"),
         (SSL.Error([("SSL routines", "", "certificate verify failed")]), "tls_failed"),
         (UpstreamProtocolError("…"), "protocol_error"),
+        (UpstreamAnswerCut("…"), "answer_cut"),
         (ConnectionLost(), "connection_lost"),
         (ConnectionDone(), "connection_lost"),
         (NoRouteError(), "connection_failed"),
@@ -51,6 +59,7 @@ def unreachable(cause: BaseException | None = None, fault: str = "") -> Upstream
     ],
 )
 def test_each_fault_of_a_server_has_a_name(error: BaseException, reason: str) -> None:
+    assert reason in KNOWN_FAULTS
     assert fault_of_error(error) == fault_of_request(error, sent=1.0, last_alive=0.0) == reason
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock, Cooperator
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
@@ -177,3 +178,35 @@ def test_without_a_server_there_is_an_empty_exposition() -> None:
     found = lab.expose()
     lab.turn()
     assert ups(found[0]) == []
+
+
+def test_a_server_that_is_away_for_the_night_has_one_line_and_one_when_it_is_back() -> None:
+    lab = Lab(A, B)
+    lines: list[tuple[str, str]] = []
+
+    def note(event: LogEvent) -> None:
+        if str(event.get("log_namespace", "")).endswith("metrics_of_servers.MetricsOfServers"):
+            lines.append((event["log_level"].name, formatEvent(event)))
+
+    def scrape(refused: bool) -> None:
+        found = lab.expose()
+        if refused:
+            lab.asked.pop("a:80").errback(Failure(ConnectionRefusedError()))
+        else:
+            lab.answer("a:80", b"x 1\n")
+        lab.answer("b:80", b"x 1\n")
+        lab.clock.pump([0.1] * 20)
+        assert b"x{" in found[0]
+
+    observer = cast(ILogObserver, note)
+    globalLogPublisher.addObserver(observer)
+    try:
+        for _ in range(20):
+            scrape(refused=True)
+        scrape(refused=False)
+        scrape(refused=True)
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    assert [level for level, _ in lines] == ["warn", "info", "warn"]
+    assert lines[0][1].startswith("The metrics of a:80 are missing in /metrics/upstreams: ")
+    assert lab.metrics.missing.keys() == {"a:80"}

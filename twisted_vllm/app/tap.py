@@ -12,6 +12,7 @@ from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.python import usage
 
 from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.openable import unopenable
 from twisted_vllm.app.quickstart import Quickstart, prepare, welcome
 from twisted_vllm.app.reload import HangUp, has_terminal
 from twisted_vllm.app.service_manager import ServiceManager
@@ -137,6 +138,11 @@ class Options(usage.Options):
         if self.litellm_url is not None:
             raise SystemExit(self._import_litellm(self.litellm_url, self.settings))
         if self["check"]:
+            # where a gateway that starts with the same options has its files
+            directory = "." if self.parent is None else self.parent["rundir"]
+            if problems := unopenable(self.settings, directory):
+                told = "\n".join(describe_refused(ConfigError(problems, self.settings.warnings)))
+                raise SystemExit(f"The configuration cannot be used:\n{_indented(told)}")
             print("\n".join((*describe(self.settings), "", summarize(self.settings))))
             raise SystemExit(0 if not self["probe"] or self._probe(self.settings) else 1)
 
@@ -184,7 +190,10 @@ def makeService(options: Options) -> IService:
     try:
         observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)
     except OSError as error:
-        raise SystemExit(f"The log file cannot be opened: {error}") from None
+        raise SystemExit(
+            f"The log file cannot be opened: {error.strerror}: {error.filename} (the gateway's user must be able to "
+            "write there)"
+        ) from None
     chosen = options.quickstart
     companions = []
     if chosen is not None:

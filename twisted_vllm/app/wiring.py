@@ -511,7 +511,8 @@ class Wiring:
             try:
                 prepared.append(self._observer.prepare(settings.log))
             except OSError as error:
-                raise ConfigError([Problem("passthrough.log.file", f"cannot be opened: {error.strerror}")]) from None
+                text = f"cannot be opened: {error.strerror} (the gateway's user must be able to write there)"
+                raise ConfigError([Problem("passthrough.log.file", text)]) from None
             except LogTargetError as error:
                 raise ConfigError([Problem("passthrough.log.file", str(error))]) from None
 

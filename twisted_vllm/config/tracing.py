@@ -267,10 +267,15 @@ class TracingSettings:
         return [secret for each in self.destinations for secret in each.secrets]
 
 
-def resolved(written: TracingSettings, root: Place) -> TracingSettings:
+def resolved(
+    written: TracingSettings, root: Place, asked_at: str = "passthrough.tracing.destinations"
+) -> TracingSettings:
     """Return the settings with what the ``OTEL_*`` variables say where the file says nothing.
 
-    Problems and warnings are reported at `root`.
+    Args:
+        written: the settings that were written.
+        root: where problems and warnings are reported.
+        asked_at: the setting that asked for the destinations.
     """
     said = OtelEnvironment(root)
     enabled = written.enabled
@@ -286,7 +291,7 @@ def resolved(written: TracingSettings, root: Place) -> TracingSettings:
     if not enabled:
         return written
     if written.destinations:
-        check_installed(root.at("passthrough.tracing.destinations"))
+        check_installed(root.at(asked_at))
     propagators = said.propagators()
     speaks = propagators is None or "tracecontext" in propagators
     sampler = written.sampler or said.sampler(SAMPLERS) or SAMPLERS[0]
@@ -334,7 +339,8 @@ def with_destinations(tracing: TracingSettings, more: Iterable[TraceDestination]
     """Return settings, not yet resolved, with further destinations; those of the file with the same name win."""
     known = {each.name for each in tracing.destinations}
     added = tuple(each for each in more if each.name not in known)
-    return resolved(attrs.evolve(tracing, destinations=(*tracing.destinations, *added)), root)
+    asked_at = "passthrough.tracing.destinations" if tracing.destinations else "litellm_settings.callbacks"
+    return resolved(attrs.evolve(tracing, destinations=(*tracing.destinations, *added)), root, asked_at)
 
 
 def is_installed(find: Callable[[str], object] = find_spec) -> bool:

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.retries import StaleRequest
-from twisted_vllm.http.net.shortages import Shortages
+from twisted_vllm.http.net.shortages import Operation, Shortages
 from twisted_vllm.http.server.held_bodies import HeldBodies
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.identification.inquiry import Inquiry
@@ -18,6 +18,15 @@ from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.form_files import FormFiles
+
+#: there at 0 before the first: Prometheus sees no increase of a counter that begins above 0
+_NO_SHORTAGES: dict[tuple[Operation, str], int] = {
+    ("accept", "EMFILE"): 0,
+    ("accept", "ENFILE"): 0,
+    ("connect", "EMFILE"): 0,
+    ("connect", "ENFILE"): 0,
+    ("connect", "EADDRNOTAVAIL"): 0,
+}
 
 
 class ConnectionCollector(Collector):
@@ -66,7 +75,8 @@ class ConnectionCollector(Collector):
             "What failed for want of an open file, a port or memory for a socket.",
             labels=["operation", "error"],
         )
-        for (operation, error), count in self._shortages.counts.items():
+        shortages = {**_NO_SHORTAGES, **self._shortages.counts}
+        for (operation, error), count in shortages.items():
             failed.add_metric([operation, error], count)
         yield failed
         yield GaugeMetricFamily(

@@ -16,7 +16,7 @@ from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
-from twisted_vllm.errors import TURNED_AWAY, GatewayError, OutOfSockets, UpstreamProtocolError
+from twisted_vllm.errors import TURNED_AWAY, GatewayError, OutOfSockets, UpstreamAnswerCut
 from twisted_vllm.http.client.connect_errors import words_of
 from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
@@ -398,4 +398,4 @@ def cause_of_cut(reason: Failure) -> GatewayError:
         for cause in reason.value.reasons:
             if isinstance(cause.value, GatewayError):
                 return cause.value
-    return UpstreamProtocolError("The vLLM server's answer was cut short.")
+    return UpstreamAnswerCut("The vLLM server's answer was cut short.")

@@ -9,8 +9,12 @@ from prometheus_client.registry import Collector
 
 from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.upstreams.breaker import STATES
+from twisted_vllm.upstreams.faults import KNOWN_FAULTS
 from twisted_vllm.upstreams.health_checks import Checked
 from twisted_vllm.upstreams.health_report import SLEEPING
+
+#: A counter that is there before the first failure: Prometheus sees no increase of one that begins above 0.
+_NO_FAILURES = dict.fromkeys(KNOWN_FAULTS, 0)
 
 
 class UpstreamCollector(Collector):
@@ -75,7 +79,7 @@ class UpstreamCollector(Collector):
             in_flight.add_metric([server], state.in_flight)
             waiting.add_metric([server], state.waiting)
             kv_usage.add_metric([server], state.kv_usage)
-            for reason, count in breaker.failures.items():
+            for reason, count in {**_NO_FAILURES, **breaker.failures}.items():
                 failures.add_metric([server, reason], count)
             for result, count in each.results.items():
                 checks.add_metric([server, result], count)

@@ -15,7 +15,7 @@ from twisted.internet.error import (
     UnknownHostError,
 )
 
-from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.errors import UpstreamAnswerCut, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.connect_queue import shortage_in
 
 #: nothing listens at the server's address
@@ -24,12 +24,22 @@ CONNECTION_REFUSED = "connection_refused"
 #: a request timed out at a server that answered others meanwhile: it is counted, and takes no server out
 SLOW = "slow"
 
+#: an answer ended in its midst, which is no matter of what the server speaks
+ANSWER_CUT = "answer_cut"
+
+#: the reasons of which there are no more than these; others are ``status_NNN``
+KNOWN_FAULTS = (
+    *(CONNECTION_REFUSED, "connection_lost", "connection_failed", "name_not_found", "timeout", "tls_failed"),
+    *("protocol_error", ANSWER_CUT, SLOW, "status_500", "status_502", "status_503", "status_504"),
+)
+
 #: the first that fits names the reason
 _REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((ConnectionRefusedError,), CONNECTION_REFUSED),
     ((TimeoutError, TCPTimedOutError, UpstreamTimeout), "timeout"),
     ((DNSLookupError, UnknownHostError), "name_not_found"),
     ((SSL.Error, VerificationError, CertificateError), "tls_failed"),
+    ((UpstreamAnswerCut,), ANSWER_CUT),
     ((UpstreamProtocolError,), "protocol_error"),
     ((ConnectionClosed,), "connection_lost"),
     ((ConnectError, UpstreamUnreachable, OSError), "connection_failed"),

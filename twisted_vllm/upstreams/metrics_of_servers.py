@@ -64,6 +64,8 @@ class MetricsOfServers:
         self._collecting = False
         self._waiting: list[Deferred[bytes]] = []
         self._last: tuple[float, bytes] | None = None
+        #: the servers whose metrics could not be read at last, each with the reason that the log was told
+        self.missing: dict[str, str] = {}
 
     def expose(self) -> Deferred[bytes]:
         """Return the metrics of all servers as text; see `merged`. Cancelling it stops nothing for others."""
@@ -105,10 +107,13 @@ class _Collection:
         self._clock = owner._clock
         self._cooperate = owner._cooperate
         self._log = owner._log
+        self._missing_before = owner.missing
         self._servers: dict[str, Server] = {}
         for server in owner._servers():
             # two servers may have one name: an address with and without TLS
             self._servers.setdefault(server.name, server)
+        for name in owner.missing.keys() - self._servers.keys():
+            del owner.missing[name]
         self._found: dict[str, Exposition] = {}
         self._room = MAX_TOTAL
         self._turns = DeferredSemaphore(AT_ONCE)
@@ -139,14 +144,21 @@ class _Collection:
 
         def keep(_: object) -> None:
             self._found[server.name] = exposition
+            if self._missing_before.pop(server.name, None) is not None:
+                self._log.info("The metrics of {server} are in /metrics/upstreams again", server=server.name)
 
         return self._cooperate(exposition.read(body)).whenDone().addCallback(keep)
 
     def _missing(self, failure: Failure, server: Server) -> None:
+        reason = failure.getErrorMessage() or type(failure.value).__name__
+        if self._missing_before.get(server.name) == reason:
+            # Prometheus asks four times a minute, and the server may be away for the night
+            return
+        self._missing_before[server.name] = reason
         self._log.warn(
             "The metrics of {server} are missing in /metrics/upstreams: {reason}",
             server=server.name,
-            reason=failure.getErrorMessage() or type(failure.value).__name__,
+            reason=reason,
             once_a_second=server.name,
         )
 

@@ -13,6 +13,7 @@ import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
+from twisted.protocols.basic import LineReceiver
 
 from tests.certificates import Authority
 from tests.observability.delivery.receiver import CUT, HANG, Receiver, Reply
@@ -105,6 +106,31 @@ async def test_an_answer_without_end_does_not_fill_the_memory(reactor: Any) -> N
     assert await poster.post(b"{}", JSON, read=True) == Answer(200, b"short")
     poster.close()
     await receiver.stop()
+
+
+class OldReceiver(LineReceiver):
+    """Speaks HTTP/1.0, as Python's http.server does: it answers one request of each connection, and closes it."""
+
+    def lineReceived(self, line: bytes) -> None:
+        if not line:
+            transport: Any = self.transport
+            transport.write(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
+            transport.loseConnection()
+            self.setRawMode()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        assert data == b"{}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_receiver_that_closes_after_each_answer_is_no_failure(reactor: Any) -> None:
+    port = reactor.listenTCP(0, Factory.forProtocol(OldReceiver), interface="127.0.0.1")
+    poster = make_poster(reactor, f"http://127.0.0.1:{port.getHost().port}/")
+    for _ in range(3):
+        assert await poster.post(b"{}", JSON) == Answer(200)
+    poster.close()
+    await port.stopListening()
+    await deferLater(reactor, 0.01)
 
 
 @pytest_twisted.ensureDeferred

@@ -54,13 +54,19 @@ class Counting:
         self._scrapes += 1
         return self._metrics.expose(accept, named)[0].decode()
 
-    def samples(self, name: str, named: bool = True) -> Samples:
-        """Return the samples of a metric, by the values of their labels in the order of the page."""
+    def samples(self, name: str, named: bool = True, zeros: bool = False) -> Samples:
+        """Return the samples of a metric, by the values of their labels in the order of the page.
+
+        Args:
+            name: its name, without what all begin with.
+            named: whether the labels have names.
+            zeros: whether counters of requests that are still at 0 are among them.
+        """
         return {
             tuple(sample.labels.values()): sample.value
             for family in prometheus_text(self.text(named))
             for sample in family.samples
-            if sample.name == PREFIX + name
+            if sample.name == PREFIX + name and (zeros or sample.value or name != "requests_total")
         }
 
     def series(self) -> int:
@@ -81,6 +87,19 @@ def test_a_request_is_counted_once_with_its_labels(counting: Counting) -> None:
         ("other", "", "inference", "404", "refused"): 1.0,
     }
     assert counting.samples("refusals_total") == {("model_not_found",): 1.0}
+
+
+def test_failures_are_at_0_before_the_first_so_that_prometheus_sees_it(counting: Counting) -> None:
+    counting.count([request(), refused()])
+    before = counting.samples("requests_total", zeros=True)
+    for status, outcome in (("502", "completed"), ("502", "upstream_failed"), ("200", "upstream_error")):
+        assert before["qwen", "gpu-1:8000", "inference", status, outcome] == 0.0
+    assert before["qwen", "", "inference", "503", "failed"] == 0.0
+    assert not [labels for labels in before if labels[0] == "other" and before[labels] == 0.0]
+    counting.count([request(status=502, server_status=502)] * 1_000)
+    after = counting.samples("requests_total", zeros=True)
+    assert after["qwen", "gpu-1:8000", "inference", "502", "completed"] == 1_000.0
+    assert after.keys() == before.keys()
 
 
 def test_the_gateways_own_routes_and_what_was_refused_before_its_route_was_known_count_too(counting: Counting) -> None:

@@ -221,9 +221,13 @@ def test_a_module_is_looked_for_beside_the_configuration_file(tmp_path: Path) ->
     ("text", "path", "says"),
     [
         ("", "my_broken_a.audit", "my_broken_a has no audit"),
-        ("raise ValueError('sk-secret')", "my_broken_b.audit", "my_broken_b cannot be imported (ValueError)"),
-        ("import no_such_module_x", "my_broken_c.audit", "cannot be imported (No module named no_such_module_x)"),
-        ("def (", "my_broken_d.audit", "cannot be imported (SyntaxError)"),
+        (
+            "raise ValueError('sk-secret')",
+            "my_broken_b.audit",
+            "my_broken_b cannot be imported: ValueError (it is looked for in ",
+        ),
+        ("import no_such_module_x", "my_broken_c.audit", "cannot be imported: No module named no_such_module_x ("),
+        ("def (", "my_broken_d.audit", "cannot be imported: SyntaxError ("),
     ],
 )
 def test_a_module_that_cannot_be_used_is_named(tmp_path: Path, text: str, path: str, says: str) -> None:

@@ -76,7 +76,10 @@ def known_certificates(
 
 
 class CertificateWatch:
-    """Writes to the log which certificates have ended or end soon: at the start, after reloads, and once a day."""
+    """Writes to the log which certificates have ended or end soon.
+
+    It looks at the start, after reloads, once a day, and when one that it saw has ended.
+    """
 
     _log = Logger()
 
@@ -99,6 +102,8 @@ class CertificateWatch:
         self._loop = LoopingCall(self.look)
         self._loop.clock = clock
         self._soon: Any = None
+        #: when the next certificate has ended
+        self._end: Any = None
 
     def start(self) -> None:
         """Look now, and once a day."""
@@ -108,9 +113,10 @@ class CertificateWatch:
         """Look no more. Idempotent."""
         if self._loop.running:
             self._loop.stop()
-        soon, self._soon = self._soon, None
-        if soon is not None and soon.active():
-            soon.cancel()
+        for call in (self._soon, self._end):
+            if call is not None and call.active():
+                call.cancel()
+        self._soon = self._end = None
 
     def reloaded(self) -> None:
         """Look in the next turn of the reactor, when all components have the new settings."""
@@ -119,22 +125,36 @@ class CertificateWatch:
 
     def look(self) -> None:
         """Look at all certificates."""
-        now = self._now()
+        now, nearest = self._now(), DAY
         for each in self._certificates():
             left = each.ends - now
             if left >= SOON:
                 continue
+            if 0 <= left < nearest:
+                nearest = left
             which, then = _WORDS[each.use]
             level = self._log.warn if left >= VERY_SOON else self._log.error
             level(
                 "{which} {ends} at {moment}: {then}",
                 which=which.format(name=each.name),
-                ends="ended" if left < 0 else f"ends in {left / DAY:.1f} days,",
+                ends="ended" if left < 0 else f"ends in {_in_words(left)},",
                 moment=datetime.fromtimestamp(each.ends, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 then=then,
                 alert=OUTAGE,
                 alert_about=f"certificate {each.name}",
             )
+        if self._end is not None and self._end.active():
+            self._end.cancel()
+        # later ones are seen by the look of the next day
+        self._end = self._clock.callLater(nearest + 1.0, self.look) if self._loop.running and nearest < DAY else None
+
+
+def _in_words(seconds: float) -> str:
+    """Return how long that is, as one says it."""
+    for unit, length in (("days", DAY), ("hours", 3_600.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 60:.0f} minutes"
 
 
 class CertificateCollector(Collector):

@@ -102,7 +102,9 @@ def _file(sink: SinkSettings, workshop: Workshop) -> Parts:
         # now, while twistd still has its privileges, and so that a wrong name is refused
         file = RotatedFile(path, rotate_bytes=sink.rotate_bytes, keep_files=sink.keep_files)
     except OSError as error:
-        raise _problem("path", f"cannot be opened: {error.strerror}") from None
+        raise _problem(
+            "path", f"cannot be opened: {error.strerror}: {path} (the gateway's user must be able to write there)"
+        ) from None
     return Parts(workshop.encoder, workshop.threaded(sink, lambda: LineDestination(lambda: file)))
 
 

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.errors import UpstreamAnswerCut, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import BodyUpload
 from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, TLS_ALERT, explain, with_words
 from twisted_vllm.http.client.exchange import UpstreamExchange
@@ -153,7 +153,7 @@ class UpstreamConnection(Protocol):
                 self._fail(with_words(error, words))
             else:
                 self._log_loss(reason)
-                self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))
+                self._fail(UpstreamAnswerCut("The vLLM server's answer was cut short."))
         if self.tunnel is not None:
             self.tunnel.server_lost(reason)
         self._on_lost(self, resend)

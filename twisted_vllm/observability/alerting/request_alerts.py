@@ -39,7 +39,8 @@ class RequestAlerts(RequestObserver):
             self._tell_of(context, TOO_SLOW, LOW, f"took {context.duration:.0f} s for a request")
 
     def _tell_of(self, context: RequestContext, kind: str, level: str, what: str) -> None:
-        server = context.server
+        # a request that no server took was meant for one all the same
+        server = context.server if context.sent else None
         about = context.group if server is None else server.name
         key = "none" if context.principal is None else context.principal.name
         text = (

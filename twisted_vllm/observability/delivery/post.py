@@ -96,6 +96,8 @@ class Poster:
         self._url = url
         self._headers = headers
         self._pool = pool
+        #: whether the receiver closes the connection of its last answer
+        self._is_closing = False
 
     def post(self, body: bytes, headers: Mapping[str, str], *, read: bool = False) -> Deferred[Answer]:
         """Post a body. Cancelling the Deferred closes the connection.
@@ -112,12 +114,20 @@ class Poster:
         sent: dict[bytes | str, bytes | str] = {"user-agent": "twisted-vllm"}
         sent.update((name.lower(), value) for name, value in headers.items())
         sent.update(given)
+        if self._is_closing:
+            self.close()
         posting: Deferred[Any] = self._client.request(
             "POST", self._url.reveal(), data=body, headers=sent, allow_redirects=False, unbuffered=True
         )
+        posting.addCallback(self._answered)
         posting.addCallback(_read, read)
         posting.addErrback(_failed)
         return posting
+
+    def _answered(self, response: Any) -> Any:
+        """Note whether the connection ends with its answer, as one of HTTP/1.0 does: Twisted keeps it in its pool."""
+        self._is_closing = response.version[1:] == (1, 0)
+        return response
 
     def close(self) -> None:
         """Close the connection."""

@@ -24,11 +24,13 @@ DEMOTED_FORMATS = frozenset(
         "Starting factory {factory!r}",
         "Stopping factory {factory!r}",
         "Timing out client: {peer}",
+        # every half second while Redis is away, of which a line of the gateway's own tells
+        "Scheduling retry {attempt} to connect {endpoint} in {delay} seconds.",
     }
 )
 
 #: what Twisted's ports log at info through the legacy API; the gateway logs its addresses itself
-_PORT_TEXT = re.compile(r"\S+ starting on \S+|\(.{1,20}Port .+ Closed\)")
+_PORT_TEXT = re.compile(r"\S+(?: \(TLS\))? starting on \S+|\(.{1,20}Port .+ Closed\)")
 
 _LEVELS: dict[str, int] = {level.name: number for number, level in enumerate(LogLevel.iterconstants())}
 _INFO = _LEVELS["info"]

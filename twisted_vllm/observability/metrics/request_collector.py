@@ -22,6 +22,15 @@ from twisted_vllm.observability.metrics.requests import Pair, RequestMetrics
 #: a model that no entry has
 FORGET_AFTER, FORGET_NAME_AFTER = 3_600.0, 86_400.0
 
+#: Failures of a model at a server, and of a model that no server took, each a status and an outcome. They are there at
+#: 0 before the first: Prometheus sees no increase of a counter that begins above 0, however many failures it has then.
+_AT_SERVER = (
+    *(("500", "completed"), ("502", "completed"), ("503", "completed"), ("504", "completed")),
+    *(("502", "upstream_failed"), ("504", "upstream_failed"), ("200", "upstream_failed"), ("200", "upstream_error")),
+)
+_AT_NONE = (("503", "failed"),)
+_INFERENCE = "inference"
+
 
 class Place:
     """The configured models and servers, and the requests in flight.
@@ -109,9 +118,17 @@ class RequestCollector(Collector):
             "Requests that are over, those of the gateway's own routes and refused ones included.",
             ["model", "server", "route_class", "status", "outcome"],
         )
+        found: dict[tuple[str, ...], int] = {}
         for each in self._counted.combinations.values():
             model, server = self._model(each.pair.model), self._server(each.pair.server)
-            family.add((model, server, each.route_class, str(each.status), each.outcome), each.count)
+            found[model, server, each.route_class, str(each.status), each.outcome] = each.count
+            if each.route_class == _INFERENCE and server:
+                for status, outcome in _AT_SERVER:
+                    found.setdefault((model, server, _INFERENCE, status, outcome), 0)
+                for status, outcome in _AT_NONE:
+                    found.setdefault((model, "", _INFERENCE, status, outcome), 0)
+        for labels, count in found.items():
+            family.add(labels, count)
         return family
 
     def _running(self, in_flight: Counter[tuple[str, str]]) -> Metric:

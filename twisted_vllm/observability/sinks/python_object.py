@@ -68,7 +68,10 @@ def load_object(path: str, directory: str = "") -> object:
     except BaseException as error:
         # SystemExit too, so that a reload with such a module is refused as any other
         reason = f"No module named {error.name}" if isinstance(error, ModuleNotFoundError) else type(error).__name__
-        raise ObjectError(f"{module_name} cannot be imported ({reason})") from None
+        where = f"{directory} or " if directory else ""
+        raise ObjectError(
+            f"{module_name} cannot be imported: {reason} (it is looked for in {where}where Python finds its modules)"
+        ) from None
     try:
         found = getattr(module, attribute)
     except AttributeError:
