@@ -4,16 +4,21 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
-WITH_PROCESSES := tests/end_to_end tests/benchmarks
+END_TO_END := tests/end_to_end
+SERVICES := tests/services
+BENCHMARKS := tests/benchmarks
 SOAK := tests/end_to_end/test_soak.py
 CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
+WITH_PROCESSES := $(filter-out $(SOAK) $(CONFORMANCE),$(wildcard $(END_TO_END)/test_*.py))
+SECOND_HALF := $(filter $(wildcard $(END_TO_END)/test_[l-z]*.py),$(WITH_PROCESSES))
 SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
 
 export PIP_REQUIRE_VIRTUALENV := 1
-unexport PYTHONPATH PYTHONHOME
+# compiled modules are kept: every test of a process starts Python again
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -32,30 +37,37 @@ help:
 run: $(VENV)/installed
 	@exec $(BIN)/twistd -n --pidfile= vllm-passthrough --quickstart
 
-# Three jobs at a time, the long ones first: many tests wait for processes or clocks, and the soak rests most of the time.
-# Each job prints its output at its end. The honest p99 of the soak says little about the gateway beside them.
+# Four jobs at a time for two cores, the long ones first: many tests wait for processes or clocks, and the soak rests most
+# of the time. Each job prints its output at its end. The honest p99 of the soak says little about the gateway beside them.
 test: $(VENV)/installed-dev
-	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-soak test-rest test-processes test-apart style
+	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=4 --keep-going --output-sync=target test-soak test-services test-processes test-rest test-more-processes test-apart style
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 
-# the tests that start gateways in processes of their own
+# the tests that start gateways in processes of their own, in two halves
 test-processes: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/end_to_end --ignore=$(SOAK) --ignore=$(CONFORMANCE)
+	$(BIN)/python -m pytest $(filter-out $(SECOND_HALF),$(WITH_PROCESSES))
+
+test-more-processes: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(SECOND_HALF)
 
 # those of them that take long alone: they run when the soak has ended
 test-apart: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(CONFORMANCE) tests/benchmarks
+	$(BIN)/python -m pytest $(CONFORMANCE) $(BENCHMARKS)
 
 # all abuse at once beside honest traffic: SOAK_SECONDS=3600 make test-soak
 test-soak: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -s $(SOAK)
 
+# the tests that need PostgreSQL, Redis, Prometheus, rsyslog …
+test-services: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(SERVICES)
+
 test-rest: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(WITH_PROCESSES:%=--ignore=%)
+	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES))
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)

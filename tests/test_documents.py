@@ -119,9 +119,14 @@ def test_configuration_in_a_document_can_be_used(
         assert "warning:" not in capsys.readouterr().out
 
 
+@cache
+def written_example() -> Any:
+    return yaml.safe_load(EXAMPLE.read_text("utf-8"))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (MIGRATION, REFERENCE)])
 def test_every_setting_that_is_named_stands_in_the_example(name: str) -> None:
-    written: Any = yaml.safe_load(EXAMPLE.read_text("utf-8"))
+    written = written_example()
     unknown = []
     for setting in NAMED_SETTING.findall(read(name)):
         at: Any = written if setting.split(".")[0] in written else written["passthrough"]

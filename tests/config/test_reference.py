@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,19 @@ def test_the_defaults_that_the_example_shows_are_the_defaults(loaded: Settings) 
     assert attrs.evolve(loaded, models=(), tracing=tracing, sinks=()) == bare
 
 
+@cache
+def written_example() -> Any:
+    return parse(EXAMPLE.read_text("utf-8"), "example.yaml")
+
+
+@cache
+def written_reference() -> str:
+    return reference()
+
+
 def written_at(path: str) -> Any:
     """What the example has at a path, in the first entry of a list and the first server; KeyError where it has none."""
-    found: Any = parse(EXAMPLE.read_text("utf-8"), "example.yaml")
+    found = written_example()
     for name in path.replace("[]", ".[]").split("."):
         if name == "[]":
             found = found[0]
@@ -117,7 +128,7 @@ def test_every_setting_has_a_row_in_the_reference_with_its_default_and_its_varia
     each = SETTINGS[path]
     place, _, name = path.rpartition(".")
     heading = f"## `{place}`" if place else "## The blocks of the file"
-    _, _, after = reference().partition(f"\n{heading}\n")
+    _, _, after = written_reference().partition(f"\n{heading}\n")
     (row,) = re.findall(rf"^\| `{name}` \|.*$", after.partition("\n## ")[0], re.MULTILINE)
     if isinstance(each.default, Required):
         assert "| required |" in row

@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import socket
-import statistics
 import threading
 import time
 from collections import Counter
@@ -33,6 +32,12 @@ class Slow:
 
 slow = Slow()
 """
+
+
+#: requests whose cost is compared
+REQUESTS = 2000
+#: milliseconds that a request may take beside sinks that hang, on a machine that does much else
+LONGEST = 2000.0
 
 
 class Hook(ThreadingHTTPServer):
@@ -109,8 +114,14 @@ def times_of(port: int, count: int) -> list[float]:
     return found
 
 
-def p99(times: list[float]) -> float:
-    return statistics.quantiles(times, n=100)[98]
+def cost_and_worst(gateway: MeasuredGateway) -> tuple[float, float]:
+    """Send requests; return the gateway's CPU for each, and the longest time of one, both in milliseconds.
+
+    What else the machine does changes every percentile of the times, but not the CPU.
+    """
+    before = gateway.cpu_seconds
+    worst = max(times_of(gateway.port, REQUESTS))
+    return (gateway.cpu_seconds - before) * 1000 / REQUESTS, worst
 
 
 def test_a_kill_with_a_spool_loses_no_request_that_a_client_saw_answered(tmp_path: Path) -> None:
@@ -158,20 +169,23 @@ def test_a_sink_that_hangs_harms_neither_requests_nor_other_sinks(tmp_path: Path
         )
         with MeasuredGateway(tmp_path, server.port) as gateway:
             times_of(gateway.port, 300)
-            alone = p99(times_of(gateway.port, 2000))
+            alone, _ = cost_and_worst(gateway)
         (tmp_path / "gateway.log").unlink()
         with MeasuredGateway(tmp_path, server.port, passthrough=sinks) as gateway:
             times_of(gateway.port, 300)
             before = gateway.memory
-            beside = p99(times_of(gateway.port, 3000))
+            beside, worst = cost_and_worst(gateway)
             grown = gateway.memory - before
-            print(f"p99 {alone:.2f} ms without sinks, {beside:.2f} ms with five; {grown / MEBIBYTE:.1f} MiB more")
-            assert beside < 3 * alone + 5
+            sent = 300 + REQUESTS
+            print(f"CPU of a request: {alone:.2f} ms without sinks, {beside:.2f} ms with five")
+            print(f"the slowest took {worst:.0f} ms; {grown / MEBIBYTE:.1f} MiB more")
+            assert beside < 3 * alone
+            assert worst < LONGEST
             assert grown < 24 * MEBIBYTE
-            wait_until(lambda: metric(gateway.port, "delivered_total", "file") == 3300)
+            wait_until(lambda: metric(gateway.port, "delivered_total", "file") == sent)
             assert metric(gateway.port, "dropped_total", "file") == 0
             for sink in ("hook", "python"):
-                assert metric(gateway.port, "dropped_total", sink) > 2500
+                assert metric(gateway.port, "dropped_total", sink) > sent - 800
                 assert metric(gateway.port, "queued", sink) <= 250
                 assert metric(gateway.port, "oldest_seconds", sink) > 0
             began = time.monotonic()
@@ -179,8 +193,8 @@ def test_a_sink_that_hangs_harms_neither_requests_nor_other_sinks(tmp_path: Path
             took = time.monotonic() - began
             print(f"stopped after {took:.1f} s")
             assert took < 9
-        assert len((tmp_path / "sink.log").read_text().splitlines()) == 3300
-        assert len([line for line in (tmp_path / "sink.txt").read_text().splitlines() if " 200 POST " in line]) == 3300
+        assert len((tmp_path / "sink.log").read_text().splitlines()) == sent
+        assert len([line for line in (tmp_path / "sink.txt").read_text().splitlines() if " 200 POST " in line]) == sent
         log = (tmp_path / "gateway.log").read_text()
         assert re.search(r'"message":"\d+ items for hook are lost: the gateway stopped"', log)
 

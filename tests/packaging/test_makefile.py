@@ -55,3 +55,20 @@ def test_make_alone_tells_what_there_is(checkout: Path) -> None:
     assert done.returncode == 0
     for target in ("run", "test", "format", "live", "bench", "wheel", "clean"):
         assert f"make {target} " in done.stdout
+
+
+def test_each_test_module_is_in_one_job_of_make_test() -> None:
+    # so that nothing is to be made first, whatever is installed here
+    listed = make(REPOSITORY, "--dry-run", "--assume-old=.venv/installed-dev", "test")
+    assert listed.returncode == 0, listed.stderr
+    jobs = [line.partition(" -m pytest")[2].split() for line in listed.stdout.splitlines() if " -m pytest" in line]
+    modules = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "tests").rglob("test_*.py")]
+
+    def runs(job: list[str], module: Path) -> bool:
+        above = {str(module), *map(str, module.parents)}
+        ignored = {option.removeprefix("--ignore=") for option in job if option.startswith("--ignore=")}
+        chosen = [option for option in job if not option.startswith("-")]
+        return not above & ignored and (not chosen or bool(above & set(chosen)))
+
+    counts = {str(module): sum(runs(job, module) for job in jobs) for module in modules if module.parts[1] != "live"}
+    assert {module: count for module, count in counts.items() if count != 1} == {}

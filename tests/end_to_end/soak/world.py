@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,16 @@ class SoakedGateway(MeasuredGateway):
         return statuses.count(200)
 
     def has_whole_budget(self, key: str) -> bool:
-        """Return whether a request may reserve all that a key has not spent, and none more than that."""
+        """Return whether a request may reserve all that a key has not spent, and none more than that.
+
+        What others reserved ends with their requests, a moment after they went.
+        """
+        with suppress(AssertionError):
+            wait_until(lambda: self._may_reserve_all(key))
+            return True
+        return False
+
+    def _may_reserve_all(self, key: str) -> bool:
         wait_until(lambda: not self.holding())
         spent = json.loads(ask(self.port, f"/key/info?key={key}", MASTER_KEY)[1])["info"]["spend"]
         left = int((BUDGET - spent) / PRICE)
