@@ -50,7 +50,7 @@ ADVICE = {
     "disable_requester_ip_address_logging": "the ledger holds no addresses; the log, traces and sinks do",
     "disable_streaming_logging": "see passthrough.log_bodies",
     "langfuse_default_tags": "key, team and request are metadata of each trace",
-    "prometheus_initialize_budget_metrics": "see vllm_passthrough_budgets in /metrics",
+    "prometheus_initialize_budget_metrics": "/metrics counts the budgets that are nearly spent, used or not",
     "prometheus_latency_buckets": "see passthrough.metrics.latency_buckets",
     "prometheus_metrics_config": "drop metrics and labels by metric_relabel_configs of Prometheus",
     "redact_messages_in_exceptions": "no error and no alert holds a prompt",
