@@ -69,7 +69,7 @@ def longest_step(measured: Callable[[], Iterator[float]]) -> float:
         rounds = [list(measured()) for _ in range(ROUNDS)]
     finally:
         gc.enable()
-    return max(map(min, zip(*rounds, strict=True)))
+    return max(min(step) for step in zip(*rounds, strict=True))
 
 
 @pytest.mark.parametrize("kind", BODIES)

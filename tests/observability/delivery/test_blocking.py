@@ -13,6 +13,7 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from twisted_vllm.observability.delivery import blocking as blocking_module
 from twisted_vllm.observability.delivery.blocking import ThreadedDestination
 from twisted_vllm.observability.delivery.interfaces import DeliveryFailed, IBlockingDestination, IDestination
 
@@ -111,3 +112,27 @@ async def test_a_call_that_hangs_fails_further_deliveries_until_it_returns(react
     destination.close()
     with pytest.raises(DeliveryFailed, match="closed"):
         await destination.deliver([3])
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_that_hang_for_ever_leave_a_bounded_number_of_threads(
+    reactor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking_module, "MOST_THREADS", len(blocking_module._running) + 3)
+    hanging = Blocking()
+    hanging.go.clear()
+    destinations = [ThreadedDestination(f"sink-{number}", lambda: hanging, reactor) for number in range(5)]
+    waiting = [each.deliver([1]) for each in destinations]
+    for refused in waiting[3:]:
+        with pytest.raises(DeliveryFailed, match="too many earlier deliveries hang: restart the gateway"):
+            await refused
+    hanging.go.set()
+    for taken in waiting[:3]:
+        await taken
+    for destination in destinations:
+        destination.close()
+    while any(thread.name.startswith("sink-") for thread in blocking_module._running):
+        await deferLater(reactor, 0.01)
+    another = ThreadedDestination("another", lambda: hanging, reactor)
+    await another.deliver([2])
+    another.close()

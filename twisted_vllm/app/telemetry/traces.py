@@ -23,8 +23,6 @@ from twisted_vllm.observability.tracing.sampling import ErrorAllowance, Sampler
 from twisted_vllm.observability.tracing.traced_request import TracedRequest
 from twisted_vllm.observability.tracing.tracer import Tracer
 
-#: about what a request without its prompt takes in memory, in bytes
-EVENT_BYTES = 3_000
 #: requests in one export: each has two spans or more
 BATCH = 256
 #: how long a stopping gateway waits for the collector, in seconds
@@ -129,7 +127,7 @@ class Traces:
         assert trace is not None
         state = self._surroundings.text.text(context, trace.state.decode("ascii")) if trace.state else ""
         traced = TracedRequest(event, trace.parent_id, state)
-        size = EVENT_BYTES + (0 if event.contents is None else len(event.contents))
+        size = traced.size
         outcome = SUCCESS if is_success(event.status, event.outcome) else FAILURE
         for name, queue in self._queues.items():
             if outcome in self._receivers[name].destination.outcomes:

@@ -16,6 +16,11 @@ from twisted_vllm.observability.delivery.interfaces import DeliveryFailed, IBloc
 
 #: what ends the thread
 _END = None
+#: threads at once, of all destinations: more than the settings may name, so some hang for ever since a reload
+MOST_THREADS = 128
+
+#: those that run
+_running: set[threading.Thread] = set()
 
 
 @implementer(IDestination)
@@ -23,7 +28,7 @@ class ThreadedDestination:
     """Calls a blocking destination in a thread, which starts with the first batch.
 
     A call that hangs harms nobody else: further deliveries fail until it returns, and the thread does not keep the
-    process alive.
+    process alive. Reloads while calls hang leave threads behind, but no more than `MOST_THREADS`.
     """
 
     _log = Logger()
@@ -51,7 +56,10 @@ class ThreadedDestination:
         if self._is_busy:
             return fail(DeliveryFailed("an earlier delivery still hangs", retryable=True))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            if len(_running) >= MOST_THREADS:
+                return fail(DeliveryFailed("too many earlier deliveries hang: restart the gateway", retryable=True))
+            self._thread = threading.Thread(target=self._run_counted, name=self._name, daemon=True)
+            _running.add(self._thread)
             self._thread.start()
         self._is_busy = True
         done: Deferred[None] = Deferred()
@@ -63,6 +71,12 @@ class ThreadedDestination:
         if not self._is_closed:
             self._is_closed = True
             self._work.put(_END)
+
+    def _run_counted(self) -> None:
+        try:
+            self._run()
+        finally:
+            _running.discard(threading.current_thread())
 
     def _run(self) -> None:
         destination: IBlockingDestination | None = None

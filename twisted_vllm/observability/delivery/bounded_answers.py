@@ -38,8 +38,9 @@ class _BoundedConnection(ProtocolWrapper):
         self._received += len(data)
         if self._received <= MOST_RECEIVED:
             super().dataReceived(data)
-        elif self.transport is not None:
-            self.transport.abortConnection()
+        else:
+            # the transport's, of TCP and of TLS
+            self.abortConnection()
 
 
 class _BoundedConnections(WrappingFactory):
