@@ -69,7 +69,8 @@ def longest_step(measured: Callable[[], Iterator[float]]) -> float:
         rounds = [list(measured()) for _ in range(ROUNDS)]
     finally:
         gc.enable()
-    return max(min(step) for step in zip(*rounds, strict=True))
+    fastest: list[float] = [min(step) for step in zip(*rounds, strict=True)]
+    return max(fastest)
 
 
 @pytest.mark.parametrize("kind", BODIES)
