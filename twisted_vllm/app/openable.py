@@ -17,7 +17,7 @@ def unopenable(settings: Settings, directory: str) -> list[Problem]:
         settings: the settings.
         directory: where the names of files begin.
     """
-    found = []
+    found: list[Problem] = []
     if settings.log.file is not None:
         found += _unwritable("passthrough.log.file", os.path.join(directory, settings.log.file))
     for index, sink in enumerate(settings.sinks):
