@@ -124,7 +124,7 @@ def test_requests_by_outcome_are_those_of_the_log(seen: Seen) -> None:
 
 def test_the_error_rate_by_cause_is_that_of_the_ledger(seen: Seen) -> None:
     found = seen.values(
-        'sum by (server, outcome) (vllm_passthrough_requests_total{server!="",outcome!="completed"})'
+        'sum by (server, outcome) (vllm_passthrough_requests_total{server!="",outcome!="completed"} > 0)'
         ' / on (server) group_left sum by (server) (vllm_passthrough_requests_total{server!=""})',
         "outcome",
         "server",

@@ -403,7 +403,7 @@ def night(
             ),
             "OpenFilesNearlyUsed": (at(process.port), ("of its open files in use",)),
             "EventLoopStalled": (at(process.port), ("stood still for a second or more",)),
-            "BudgetNearlySpent": ({"kind": "key"}, ("1 budgets of kind key",)),
+            "BudgetNearlySpent": ({"kind": "key"}, ("kind key that are used to 90 % or more: 1",)),
             "ReloadFailed": (at(process.port), ("former configuration",)),
         }
         alerts.wait_for(

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from tests.observability.metrics.contexts import CHAT, refused, request, server
 from twisted_vllm.context import FailedAttempt, RequestContext
 from twisted_vllm.observability.client_text import ClientText
-from twisted_vllm.observability.metrics import requests
+from twisted_vllm.observability.metrics import request_collector, requests
 from twisted_vllm.observability.metrics.label_numbers import LabelNumbers
 from twisted_vllm.observability.metrics.model_names import MAX_NAME, ModelNames
 from twisted_vllm.observability.metrics.registry import Metrics
@@ -100,6 +100,14 @@ def test_failures_are_at_0_before_the_first_so_that_prometheus_sees_it(counting:
     after = counting.samples("requests_total", zeros=True)
     assert after["qwen", "gpu-1:8000", "inference", "502", "completed"] == 1_000.0
     assert after.keys() == before.keys()
+
+
+def test_a_huge_fleet_has_no_series_at_0(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_collector, "MOST_ANNOUNCED", 2)
+    for number in range(3):
+        assert (len(counting.samples("requests_total", zeros=True)) == number) is (number in (0, 3))
+        counting.count([request(at=server(f"gpu-{number}:8000"))])
+    assert len(counting.samples("requests_total", zeros=True)) == 3
 
 
 def test_the_gateways_own_routes_and_what_was_refused_before_its_route_was_known_count_too(counting: Counting) -> None:

@@ -30,6 +30,8 @@ _AT_SERVER = (
 )
 _AT_NONE = (("503", "failed"),)
 _INFERENCE = "inference"
+#: the most pairs of a model and a server for which they are: they would make the scrape of a huge fleet slow
+MOST_ANNOUNCED = 512
 
 
 class Place:
@@ -119,10 +121,11 @@ class RequestCollector(Collector):
             ["model", "server", "route_class", "status", "outcome"],
         )
         found: dict[tuple[str, ...], int] = {}
+        announces = len(self._counted.pairs) <= MOST_ANNOUNCED
         for each in self._counted.combinations.values():
             model, server = self._model(each.pair.model), self._server(each.pair.server)
             found[model, server, each.route_class, str(each.status), each.outcome] = each.count
-            if each.route_class == _INFERENCE and server:
+            if announces and each.route_class == _INFERENCE and server:
                 for status, outcome in _AT_SERVER:
                     found.setdefault((model, server, _INFERENCE, status, outcome), 0)
                 for status, outcome in _AT_NONE:
