@@ -69,7 +69,8 @@ def longest_step(measured: Callable[[], Iterator[float]]) -> float:
         rounds = [list(measured()) for _ in range(ROUNDS)]
     finally:
         gc.enable()
-    return max(map(min, zip(*rounds, strict=True)))
+    of_each_step: Iterator[tuple[float, ...]] = zip(*rounds, strict=True)
+    return max(map(min, of_each_step))
 
 
 @pytest.mark.parametrize("kind", BODIES)
