@@ -10,7 +10,7 @@ BENCHMARKS := tests/benchmarks
 SOAK := tests/end_to_end/test_soak.py
 CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
 WITH_PROCESSES := $(filter-out $(SOAK) $(CONFORMANCE),$(wildcard $(END_TO_END)/test_*.py))
-SECOND_HALF := $(filter $(wildcard $(END_TO_END)/test_[l-z]*.py),$(WITH_PROCESSES))
+SECOND_HALF := $(filter $(wildcard $(END_TO_END)/test_[m-z]*.py),$(WITH_PROCESSES))
 SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
 
 export PIP_REQUIRE_VIRTUALENV := 1

@@ -54,7 +54,8 @@ async def test_a_flood_of_invalid_keys_asks_the_database_seldom_and_fills_no_mem
         assert reactor.seconds() < patience, f"{answered()} of {GUESSES} were answered"
         gateway.clock.advance(0.01)
         await deferLater(reactor, 0.001, lambda: None)
-    assert 0 < inquiry.asked <= 1 + MOST_QUESTIONS * (gateway.clock.seconds() - began)
+    # a busy machine answers all before the clock has gone on by a second
+    assert 0 < inquiry.asked <= 1 + MOST_QUESTIONS * max(1.0, gateway.clock.seconds() - began)
     site = gateway.service.site
     assert len(site.header_cache) <= MOST_HEADS
     assert not site.running()

@@ -201,6 +201,25 @@ class NameConverter(PathConverter):
     regex = "/?[^/].*?"
 
 
+@cache
+def _routes() -> Klein:
+    """Return all routes, to be bound to a context: werkzeug takes 40 ms to compile them."""
+    app = Klein()
+    # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.url_map.converters = {**app.url_map.converters, "name": NameConverter}
+    app.handle_errors(Exception)(_send_failure)
+    for route in ROUTES:
+        app.route(route.path, methods=[route.method], endpoint=f"{route.method} {route.path}")(route.respond)
+    return app
+
+
+def _send_failure(self: object, request: IRequest, failure: Failure) -> bytes:
+    """Respond with an error; Klein calls it with the context that its routes are bound to."""
+    return send_failure(request, failure)
+
+
 class AdminApp:
     """All routes of the gateway's own.
 
@@ -308,18 +327,8 @@ class AdminApp:
             reload=reload,
             log_levels=log_levels,
         )
-        app = Klein()
-        # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
-        app.url_map.strict_slashes = False
-        app.url_map.merge_slashes = False
-        app.url_map.converters = {**app.url_map.converters, "name": NameConverter}
-        app.handle_errors(Exception)(send_failure)
-        for route in ROUTES:
-            app.route(route.path, methods=[route.method], endpoint=f"{route.method} {route.path}")(
-                route.endpoint(context)
-            )
-        self.url_map = app.url_map
-        self._app = app
+        self._app = _routes().__get__(context, AdminContext)
+        self.url_map = self._app.url_map
         self._allows = allows
         self._web_pages = web_pages
 

@@ -87,14 +87,10 @@ class Route:
         """The path with parameters as OpenAPI writes them: ``/key/{key}/regenerate``."""
         return PATH_PARAMETER.sub(r"{\1}", self.path)
 
-    def endpoint(self, context: AdminContext) -> Callable[..., Awaitable[bytes]]:
-        """Return what Klein calls with a request and the parameters in its path."""
-
-        async def respond(request: IRequest, **path: str) -> bytes:
-            result = await self.handle(context, request, path)
-            return result if isinstance(result, bytes) else send_json(request, result)
-
-        return respond
+    async def respond(self, context: AdminContext, request: IRequest, **path: str) -> bytes:
+        """Respond to a request; Klein calls it with the context that its routes are bound to."""
+        result = await self.handle(context, request, path)
+        return result if isinstance(result, bytes) else send_json(request, result)
 
 
 class Routes:

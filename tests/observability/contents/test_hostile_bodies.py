@@ -69,8 +69,8 @@ def longest_step(measured: Callable[[], Iterator[float]]) -> float:
         rounds = [list(measured()) for _ in range(ROUNDS)]
     finally:
         gc.enable()
-    fastest: list[float] = [min(step) for step in zip(*rounds, strict=True)]
-    return max(fastest)
+    of_each_step: Iterator[tuple[float, ...]] = zip(*rounds, strict=True)
+    return max(map(min, of_each_step))
 
 
 @pytest.mark.parametrize("kind", BODIES)
