@@ -257,7 +257,7 @@ async def test_a_certificate_that_ends_soon_is_told(stand_in: Any, watch: Any, r
     soon = [KnownCertificate("listener", 1, "*:443", clock.seconds() + DAY)]
     CertificateWatch(lambda: soon, clock, clock.seconds).look()
     [text] = await watching.after(4)
-    assert "The certificate of the listener *:443 ends in 1.0 days" in text
+    assert "The certificate of the listener *:443 ends in 24.0 hours" in text
 
 
 @pytest_twisted.ensureDeferred
