@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import socket
 import threading
@@ -82,7 +83,7 @@ def test_with_256_files_and_200_clients_every_admitted_request_reaches_its_serve
     assert found["503"] > 0
     assert set(found) <= {"200", "503", "closed"}, found
     assert most < OPEN_FILES - 16
-    assert "socket_shortages_total{" not in metrics
+    assert re.findall(r"socket_shortages_total\{.*\} (?!0\.0).*", metrics) == []
     told = Counter(line["message"] for line in lines_of(tmp_path) if "message" in line)
     assert max(told.values()) <= SECONDS + 2, told
     assert any("At most 72 client connections at once, and 18 of one address" in message for message in told)
