@@ -11,7 +11,14 @@ import msgspec
 from twisted_vllm.api_routes import Route
 from twisted_vllm.auth.credentials import SHORTEST_SECRET, carried, strike_out
 from twisted_vllm.auth.records import Principal
-from twisted_vllm.bodies.request_tags import NOTHING_SAID, Said
+from twisted_vllm.bodies.request_tags import (
+    METADATA_HEADER,
+    NOTHING_SAID,
+    TAGS_HEADER,
+    Said,
+    said_in_headers,
+    together,
+)
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import TURNED_AWAY, Draining, UpstreamUnreachable
 from twisted_vllm.field_policy.policy import FieldPolicy
@@ -342,6 +349,14 @@ class RequestContext:
         self.background: BackgroundResponse | None = None
         self.trace: RequestTrace | None = None
         self.contents: Contents | None = None
+
+    @property
+    def all_said(self) -> Said:
+        """What its headers and its body say for the ledger."""
+        first = self.head.first
+        if TAGS_HEADER in first or METADATA_HEADER in first:
+            return together(said_in_headers(first), self.said)
+        return self.said
 
     @property
     def overhead(self) -> float | None:

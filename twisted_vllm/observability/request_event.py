@@ -9,7 +9,6 @@ import msgspec
 from twisted.logger import Logger
 
 from twisted_vllm.auth.records import Principal
-from twisted_vllm.bodies.request_tags import METADATA_HEADER, TAGS_HEADER, said_in_headers, together
 from twisted_vllm.context import Contents, RequestContext
 from twisted_vllm.errors import TURNED_AWAY
 from twisted_vllm.lifecycle import RequestObserver
@@ -251,9 +250,7 @@ class RequestEvents(RequestObserver):
         text, principal, authorization = self._text, context.principal, context.authorization
         meter, usage, trace = context.meter, context.usage, context.trace
         first = context.head.first
-        said = context.said
-        if TAGS_HEADER in first or METADATA_HEADER in first:
-            said = together(said_in_headers(first), said)
+        said = context.all_said
         first_byte, queued, overhead = context.first_byte, context.queued, context.overhead
         who = _NOBODY if principal is None else principal
         # in the order of its fields: by their names it costs twice as much

@@ -8,12 +8,8 @@ from typing import Protocol
 import msgspec
 
 from twisted_vllm.bodies.request_tags import (
-    METADATA_HEADER,
     NOTHING_SAID,
-    TAGS_HEADER,
     Said,
-    said_in_headers,
-    together,
 )
 from twisted_vllm.context import RequestContext
 from twisted_vllm.lifecycle import RequestObserver
@@ -105,9 +101,7 @@ class LedgerRecorder(RequestObserver):
         if b"x-request-id" in first:
             # a client may reuse its id
             row_id, request_id = self._make_id(started).decode("ascii"), row_id
-        said = context.said
-        if TAGS_HEADER in first or METADATA_HEADER in first:
-            said = together(said_in_headers(first), said)
+        said = context.all_said
         if said is not NOTHING_SAID:
             said = self._without_secrets(context, said) if self._request_tags else NOTHING_SAID
         background = context.background
