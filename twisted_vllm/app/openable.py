@@ -31,18 +31,23 @@ def unopenable(settings: Settings, directory: str) -> list[Problem]:
     return found
 
 
-def _unwritable(place: str, path: str) -> Iterator[Problem]:
+def write_fault(path: str) -> int | None:
+    """Return why a file cannot be opened for writing, as an errno; None if it can."""
     parent = os.path.dirname(path) or "."
     if os.path.isdir(path):
-        number = errno.EISDIR
-    elif not os.path.isdir(parent):
-        number = errno.ENOENT
-    elif not os.access(path if os.path.exists(path) else parent, os.W_OK):
-        number = errno.EACCES
-    else:
-        return
-    text = f"cannot be opened: {os.strerror(number)}: {path} (the gateway's user must be able to write there)"
-    yield Problem(place, text)
+        return errno.EISDIR
+    if not os.path.isdir(parent):
+        return errno.ENOENT
+    if not os.access(path if os.path.exists(path) else parent, os.W_OK):
+        return errno.EACCES
+    return None
+
+
+def _unwritable(place: str, path: str) -> Iterator[Problem]:
+    number = write_fault(path)
+    if number is not None:
+        text = f"cannot be opened: {os.strerror(number)}: {path} (the gateway's user must be able to write there)"
+        yield Problem(place, text)
 
 
 def _unimportable(place: str, path: str, directory: str) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ Each look blocks, and runs in a thread.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from twisted_vllm.app.openable import write_fault
 from twisted_vllm.config.alerting import SLACK, WEBHOOK
 from twisted_vllm.config.describe_telemetry import origin_of
 from twisted_vllm.config.otlp_sinks import OTLP, log_destination
@@ -168,39 +170,37 @@ def _look_at_otlp_sink(sink: SinkSettings) -> str:
 
 def _look_at_file(sink: SinkSettings) -> str:
     path = os.path.abspath(sink.path or "")
-    directory = os.path.dirname(path)
-    if not os.path.isdir(directory):
-        raise Unusable(f"there is no directory {directory}")
-    if os.path.isdir(path):
-        raise Unusable(f"{path} is a directory")
-    if not os.access(path if os.path.exists(path) else directory, os.W_OK):
-        raise Unusable(f"{path} may not be written")
+    faults = {
+        errno.ENOENT: f"there is no directory {os.path.dirname(path)}",
+        errno.EISDIR: f"{path} is a directory",
+        errno.EACCES: f"{path} may not be written",
+    }
+    number = write_fault(path)
+    if number is not None:
+        raise Unusable(faults[number])
     return f"{path} can be written"
 
 
-def _look_at_syslog(sink: SinkSettings) -> str:
-    address = sink.address or LOCAL_SYSLOG
-    destination = SyslogDestination(address, sink.ca_file)
+def _deliver_nothing(destination: SyslogDestination | JournalDestination) -> None:
+    """Have a destination connect: it does so with its first batch, which may be empty."""
     try:
-        # a batch of nothing: it connects
         destination.deliver(())
     except DeliveryFailed as error:
         raise Unusable(str(error)) from None
     finally:
         destination.close()
+
+
+def _look_at_syslog(sink: SinkSettings) -> str:
+    address = sink.address or LOCAL_SYSLOG
+    _deliver_nothing(SyslogDestination(address, sink.ca_file))
     if address.transport == "udp":
         return "its name is known; UDP does not tell whether anybody listens"
     return "it accepts connections; nothing was sent"
 
 
 def _look_at_journal(sink: SinkSettings) -> str:
-    destination = JournalDestination(sink.socket)
-    try:
-        destination.deliver(())
-    except DeliveryFailed as error:
-        raise Unusable(str(error)) from None
-    finally:
-        destination.close()
+    _deliver_nothing(JournalDestination(sink.socket))
     return f"{sink.socket} accepts entries; nothing was sent"
 
 
