@@ -15,13 +15,14 @@ from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import LOCK_SECONDS, begin
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.tables import VERSION_TABLE
+from twisted_vllm.storage.usage.partitions import create_rows_tables
 from twisted_vllm.storage.usage.tables import metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0009_log_bodies"
+HEAD = "0010_partitions"
 
 #: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(
@@ -104,12 +105,10 @@ def _revision(connection: Connection) -> str | None:
 
 def _create_tables(connection: Connection) -> None:
     """Create the newest tables in an empty database."""
-    if connection.dialect.name == "postgresql":
-        # The tables name the conditions of partial indexes for SQLite alone: see `usage.tables`.
-        for table in metadata.tables.values():
-            for index in table.indexes:
-                index.dialect_options["postgresql"]["where"] = index.dialect_options["sqlite"]["where"]
     metadata.create_all(connection, checkfirst=False)
+    if connection.dialect.name != "sqlite":
+        # SQLite's are in the files of the partitions.
+        create_rows_tables(connection)
     _version.create(connection, checkfirst=True)
     connection.execute(insert(_version).values(version_num=HEAD))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import attrs
 from zope.interface import Attribute, Interface
@@ -29,6 +30,23 @@ class SpendUpdate:
     period_start: int
 
 
+@attrs.frozen(order=True)
+class Position:
+    """A place in a spool.
+
+    Attributes:
+        segment: the number of the segment.
+        offset: the offset in it, in bytes.
+    """
+
+    segment: int
+    offset: int
+
+
+#: before all rows of a spool
+BEGINNING = Position(0, 0)
+
+
 class DatabaseUnavailable(Exception):
     """The database is unavailable. The message says why and contains no password."""
 
@@ -37,21 +55,94 @@ class RowsRejected(Exception):
     """The database works and rejects the rows: at least one of them cannot be stored."""
 
 
+class HistoryChanged(Exception):
+    """The database is not in the state in which this process left it: it was restored, or is another one."""
+
+
+class Written(Protocol):
+    """Rows that the database has, on their way to the sums."""
+
+
+class ISpoolAccounts(Protocol):
+    """What the rows of one spool add up to, and how far the database has it.
+
+    Attributes:
+        name: the name of the spool.
+        own: whether this process served the requests.
+        kept_from: the position before which no row of the spool is needed any more.
+        boundaries: positions that no batch of rows may span.
+    """
+
+    name: str
+    own: bool
+
+    @property
+    def kept_from(self) -> Position: ...
+
+    @property
+    def boundaries(self) -> list[Position]: ...
+
+
 class IUsageStore(Interface):
-    """Stores rows permanently. One thread uses it, and it blocks that thread."""
+    """Stores rows permanently, and what they add up to. One thread uses it, and it blocks that thread."""
 
     single_writer = Attribute("Whether only one writer can write at a time.")
 
-    def write(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
-        """Store rows, their sums and spend in one transaction. Idempotent: a stored row is skipped.
+    def write(rows: Sequence[UsageRow], *, only_new: bool = False) -> Written | None:
+        """Store rows. Idempotent: a stored row is skipped.
 
         Args:
-            rows: the rows.
-            own: whether this process served the requests.
+            rows: at least one.
+            only_new: whether to return the rows that did not exist alone.
+
+        Returns:
+            The rows for `add`; None if there are none.
 
         Raises:
             DatabaseUnavailable: nothing was stored, or the result is unknown; the same rows may be written again.
             RowsRejected: nothing was stored.
+        """
+
+    def open_accounts(name: str, *, own: bool) -> ISpoolAccounts:
+        """Return the accounts of a spool, from where the database is.
+
+        Args:
+            name: the spool's name.
+            own: whether this process served the requests.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+
+    def add(accounts: ISpoolAccounts, written: Sequence[Written], end: Position | None) -> None:
+        """Gather rows that were written.
+
+        Args:
+            accounts: of the spool that they come from.
+            written: what `write` returned for them.
+            end: where they end in the spool; None for rows that are in no spool.
+        """
+
+    def flush(accounts: ISpoolAccounts, *, force: bool = False) -> tuple[bool, list[SpendUpdate]]:
+        """Write a part of what was gathered, if it is due.
+
+        Args:
+            accounts: of a spool.
+            force: whether it is due whatever there is.
+
+        Returns:
+            Whether more is due, and the new spend of some who pay. Amounts are 0 unless the rows are the process's own.
+
+        Raises:
+            DatabaseUnavailable: call it again.
+            HistoryChanged: the accounts are worthless; open others, and add the rows of the spool again.
+        """
+
+    def close_accounts(accounts: ISpoolAccounts) -> None:
+        """Forget the accounts of a spool of which nothing is left.
+
+        Raises:
+            DatabaseUnavailable: as `write`.
         """
 
     def delete_before(time: int, limit: int) -> int:
