@@ -159,7 +159,12 @@ class AccountingService:
         """
         spool = self.spool
         if spool is not None:
-            self._store = UsageDatabase(self._settings.database_url, self._period_start, also_pay=self._index.also_pay)
+            self._store = UsageDatabase(
+                self._settings.database_url,
+                self._period_start,
+                also_pay=self._index.also_pay,
+                has_budget=self._has_budget,
+            )
             self.writer = LedgerWriter(
                 self._reactor,
                 spool,
@@ -236,6 +241,9 @@ class AccountingService:
 
     def _period_start(self, kind: str, id: str, time: float) -> int:
         return period_of(self._index.allowance_of(kind, id).budget_duration, time)[0]
+
+    def _has_budget(self, kind: str, id: str) -> bool:
+        return self._index.allowance_of(kind, id).has_budget
 
     def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
         self._log.warn(
