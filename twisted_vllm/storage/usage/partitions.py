@@ -127,7 +127,9 @@ def _detach(driver_connection: Any, attached: dict[str, None]) -> None:
 
 def directory_of(main: Path) -> Path:
     """Return the directory with the files of partitions that belong to a main file."""
-    return main.with_name(f"{main.name}-usage")
+    # Whoever opens the file by a link, or from another directory, means the same files.
+    real = Path(os.path.realpath(main))
+    return real.with_name(f"{real.name}-usage")
 
 
 def file_of(main: Path, partition: Partition) -> Path:
@@ -145,6 +147,10 @@ def _main_file(engine: Engine) -> Path:
 
 def create_rows_tables(connection: Connection) -> None:
     """Create the tables of the rows: in a partition's file, or PostgreSQL's parents of all partitions."""
+    if connection.dialect.name == "postgresql":
+        # Not where the tables are declared: it would load PostgreSQL's dialect, 2 MB, into every process.
+        for table in rows_metadata.tables.values():
+            table.dialect_options["postgresql"]["partition_by"] = "RANGE (time)"
     rows_metadata.create_all(connection.execution_options(**UNQUALIFIED), checkfirst=True)
 
 
