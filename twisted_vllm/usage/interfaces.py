@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 from zope.interface import Attribute, Interface
@@ -59,8 +59,8 @@ class HistoryChanged(Exception):
     """The database is not in the state in which this process left it: it was restored, or is another one."""
 
 
-class Written(Protocol):
-    """Rows that the database has, on their way to the sums."""
+#: rows that the database has, on their way to what they add up to: what `IUsageStore.write` returns
+Written = Any
 
 
 class ISpoolAccounts(Protocol):
@@ -69,18 +69,48 @@ class ISpoolAccounts(Protocol):
     Attributes:
         name: the name of the spool.
         own: whether this process served the requests.
-        kept_from: the position before which no row of the spool is needed any more.
-        boundaries: positions that no batch of rows may span.
     """
 
     name: str
     own: bool
 
     @property
-    def kept_from(self) -> Position: ...
+    def kept_from(self) -> Position:
+        """The position before which no row of the spool is needed any more."""
 
     @property
-    def boundaries(self) -> list[Position]: ...
+    def boundaries(self) -> list[Position]:
+        """Positions that no batch of rows may span."""
+
+    def add(self, written: Sequence[Written], end: Position | None) -> None:
+        """Gather rows that were written.
+
+        Args:
+            written: what `IUsageStore.write` returned for them.
+            end: where they end in the spool; None for rows that are in no spool.
+        """
+
+    def flush(self, *, force: bool = False) -> tuple[bool, list[SpendUpdate]]:
+        """Write a part of what was gathered, if it is due.
+
+        Args:
+            force: whether it is due whatever there is.
+
+        Returns:
+            Whether a part was written, and the new spend of some who pay. Amounts are 0 unless the rows are the
+            process's own.
+
+        Raises:
+            DatabaseUnavailable: call it again.
+            HistoryChanged: the accounts are worthless; open others, and add the rows of the spool again.
+        """
+
+    def close(self) -> None:
+        """Remove what the database keeps of a spool of which nothing is left.
+
+        Raises:
+            DatabaseUnavailable: call it again.
+        """
 
 
 class IUsageStore(Interface):
@@ -96,7 +126,7 @@ class IUsageStore(Interface):
             only_new: whether to return the rows that did not exist alone.
 
         Returns:
-            The rows for `add`; None if there are none.
+            The rows for `ISpoolAccounts.add`; None if there are none.
 
         Raises:
             DatabaseUnavailable: nothing was stored, or the result is unknown; the same rows may be written again.
@@ -112,37 +142,6 @@ class IUsageStore(Interface):
 
         Raises:
             DatabaseUnavailable: the database cannot be read.
-        """
-
-    def add(accounts: ISpoolAccounts, written: Sequence[Written], end: Position | None) -> None:
-        """Gather rows that were written.
-
-        Args:
-            accounts: of the spool that they come from.
-            written: what `write` returned for them.
-            end: where they end in the spool; None for rows that are in no spool.
-        """
-
-    def flush(accounts: ISpoolAccounts, *, force: bool = False) -> tuple[bool, list[SpendUpdate]]:
-        """Write a part of what was gathered, if it is due.
-
-        Args:
-            accounts: of a spool.
-            force: whether it is due whatever there is.
-
-        Returns:
-            Whether more is due, and the new spend of some who pay. Amounts are 0 unless the rows are the process's own.
-
-        Raises:
-            DatabaseUnavailable: call it again.
-            HistoryChanged: the accounts are worthless; open others, and add the rows of the spool again.
-        """
-
-    def close_accounts(accounts: ISpoolAccounts) -> None:
-        """Forget the accounts of a spool of which nothing is left.
-
-        Raises:
-            DatabaseUnavailable: as `write`.
         """
 
     def delete_before(time: int, limit: int) -> int:

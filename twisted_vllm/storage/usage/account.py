@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import attrs
 
 from twisted_vllm.storage.usage.batch import UsageBatch
 from twisted_vllm.storage.usage.gathered import GatheredSpend, GatheredSums
-from twisted_vllm.storage.usage.marks import SPEND, SUMS, Mark
+from twisted_vllm.storage.usage.marks import Mark
 from twisted_vllm.storage.usage.steps import Steps
 from twisted_vllm.usage.interfaces import Position
 
@@ -75,7 +75,7 @@ class Account(Generic[G]):
         self.what = what
         self.mark = mark
         self.sent: Mark | None = None
-        self._make = make
+        self._make: Callable[[], G] = make
         self.gathered: G = make()
         self.cut: Cut[G] | None = None
         self.end = mark.at
@@ -87,7 +87,7 @@ class Account(Generic[G]):
         return self.mark.to if self.mark.is_between and self.cut is None else None
 
     def add(self, batches: Sequence[UsageBatch], end: Position | None) -> None:
-        """Take the next rows. They may not lie on both sides of one of `Accounts.boundaries`.
+        """Take the next rows. They may not lie on both sides of one of the marks' positions.
 
         Args:
             batches: the rows.
@@ -140,37 +140,3 @@ class Account(Generic[G]):
         self.mark, self.sent = mark, None
         if not mark.done:
             self.cut = None
-
-
-class Accounts:
-    """The accounts of one spool.
-
-    Attributes:
-        name: the spool's name.
-        own: whether this process served the requests.
-        spend: what the rows cost, by who pays.
-        sums: sums and look-ups.
-    """
-
-    def __init__(self, name: str, own: bool, spend: Mark, sums: Mark, now: float) -> None:
-        """Begin where the database is."""
-        self.name = name
-        self.own = own
-        self.spend: Account[GatheredSpend] = Account(SPEND, spend, GatheredSpend, now)
-        self.sums: Account[GatheredSums] = Account(SUMS, sums, GatheredSums, now)
-
-    def add(self, batches: Sequence[UsageBatch], end: Position | None) -> None:
-        """Take the next rows, as `Account.add`."""
-        self.spend.add(batches, end)
-        self.sums.add(batches, end)
-
-    @property
-    def kept_from(self) -> Position:
-        """The position before which no row of the spool is needed any more."""
-        return min(self.spend.mark.at, self.sums.mark.at)
-
-    @property
-    def boundaries(self) -> list[Position]:
-        """Positions that no batch of rows may span."""
-        marks: list[Any] = [self.spend.mark, self.sums.mark]
-        return sorted({position for mark in marks for position in (mark.at, mark.to)})

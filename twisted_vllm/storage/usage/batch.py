@@ -73,24 +73,27 @@ class UsageBatch:
         payers = [references.payers[bytes(text)] for text in column["payer"]]
         targets = [references.targets[bytes(text)] for text in column["target"]]
         payer_of, target_of = references.payers.referents, references.targets.referents
-        batch = {
-            "times": column["time"],
-            "days": [time // DAY_US for time in column["time"]],
-            "payers": payers,
-            "targets": targets,
-            # of these rows alone: the references may be forgotten while the rows are kept
-            "payer_of": {id: payer_of[id] for id in set(payers)},
-            "target_of": {id: target_of[id] for id in set(targets)},
-            "end_users": column["end_user"],
-            "request_ids": column["request_id"],
-            "response_ids": column["response_id"],
-            "request_tags": column["request_tags"],
-            "measures": [requests, successes, *(column[name] for name in STORED_SUMS[2:])],
-        }
+        measures = [requests, successes, *(column[name] for name in STORED_SUMS[2:])]
+        end_users, request_ids, response_ids = column["end_user"], column["request_id"], column["response_id"]
+        request_tags = column["request_tags"]
         column["payer"], column["target"] = payers, targets
         column["request_tags"] = [_json(each).decode() if each else None for each in column["request_tags"]]
         column["headers"] = [_json(each).decode() if each else None for each in column["headers"]]
         for name in ("spend_metadata", "response_id", "request_id", "error", "attempts"):
             column[name] = [each or None for each in column[name]]
         column["requests"] = [None if each == 1 else each for each in requests]
-        return cls(columns=list(column.values()), **batch)
+        return cls(
+            columns=list(column.values()),
+            times=column["time"],
+            days=[time // DAY_US for time in column["time"]],
+            payers=payers,
+            targets=targets,
+            # of these rows alone: the references may be forgotten while the rows are kept
+            payer_of={id: payer_of[id] for id in set(payers)},
+            target_of={id: target_of[id] for id in set(targets)},
+            end_users=end_users,
+            request_ids=request_ids,
+            response_ids=response_ids,
+            request_tags=request_tags,
+            measures=measures,
+        )

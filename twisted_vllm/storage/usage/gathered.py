@@ -347,7 +347,7 @@ class DerivedSums:
 def derive(gathered: GatheredSums) -> DerivedSums:
     """Return the sums that follow from those of payers."""
     everything: dict[tuple[int, str, int], Sums] = {}
-    users, teams, organizations, tags = ([{} for _ in range(SHARDS)] for _ in range(4))
+    users, teams, organizations, tags = _shards(), _shards(), _shards(), _shards()
     for shard in gathered.payers:
         for (day, id, model), sums in shard.items():
             payer = gathered.payer_of[id]
@@ -371,6 +371,10 @@ def derive(gathered: GatheredSums) -> DerivedSums:
     return DerivedSums(
         everything, users, teams, organizations, tags, {key: each for key, each in nobody.items() if any(each)}
     )
+
+
+def _shards() -> list[dict[tuple[int, str, int], Sums]]:
+    return [{} for _ in range(SHARDS)]
 
 
 def _merge(sums: dict[tuple[int, str, int], Sums], key: tuple[int, str, int], more: Sums) -> None:

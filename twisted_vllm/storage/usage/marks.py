@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from twisted_vllm.storage.usage.tables import usage_marks
-from twisted_vllm.usage.interfaces import Position
+from twisted_vllm.usage.interfaces import BEGINNING, Position
 
 #: what has a mark of its own
 SPEND, SUMS = "spend", "sums"
@@ -35,8 +35,8 @@ class Mark:
     """
 
     serial: int = 0
-    at: Position = Position(0, 0)
-    to: Position = Position(0, 0)
+    at: Position = BEGINNING
+    to: Position = BEGINNING
     done: int = 0
 
     @property

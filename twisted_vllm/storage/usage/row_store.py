@@ -214,7 +214,7 @@ class PostgresqlRows:
         with begin(self._engine, Deadline(self._seconds), writes=True) as connection:
             self._ensure(connection, times)
             references.write(connection)
-            _insert_postgresql.run(connection, list(zip(*columns, strict=True)))  # type: ignore[arg-type]
+            _insert_postgresql.run(connection, list(zip(*columns, strict=True)))
 
     def write_lookups(self, lookups: Sequence[Values]) -> None:
         """Store pairs of value and time."""

@@ -184,7 +184,7 @@ def _sorted(values: Sequence[Values]) -> list[Values]:
     for row in values:
         key, sums = row[:4], row[4:]
         former = found.get(key)
-        found[key] = sums if former is None else tuple(map(add, former, sums))  # type: ignore[arg-type]
+        found[key] = sums if former is None else tuple(map(add, former, sums))
     # Sorted, so that all processes lock in the same order, and pages are changed one after the other.
     return [(*key, *found[key]) for key in sorted(found)]  # type: ignore[type-var]
 

@@ -161,6 +161,13 @@ class Claim:
                 os.close(descriptor)
 
 
+def number_of(path: Path) -> int:
+    """Return the number of a segment."""
+    found = _SEGMENT.fullmatch(path.name)
+    assert found is not None
+    return int(found[2])
+
+
 def claim(directory: Path, name: str) -> Claim | None:
     """Claim a name; return None if another process holds it.
 

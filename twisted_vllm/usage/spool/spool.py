@@ -17,6 +17,7 @@ import attrs
 from twisted.logger import Logger
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
+from twisted_vllm.usage.interfaces import Position
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.format import encode_rows
 from twisted_vllm.usage.spool.queue import CACHED_ROWS, SEGMENT_SECONDS, Backlog, Batch, SegmentQueue, ended
@@ -247,6 +248,39 @@ class Spool:
             with self._queue.lock:
                 self._queue.unsaved_requeued(batch.rows)
                 self._buffer[:0] = batch.rows
+
+    def release(self, position: Position) -> None:
+        """Note that nothing before a position of the segments is needed any more. They are removed up to it."""
+        self._queue.release(position)
+
+    def finish(self) -> bool:
+        """Write no more to the current segment; return whether no segment is left, and no row."""
+        with self._queue.lock:
+            self._queue.close_segment()
+        self._queue.remove_finished()
+        return self._queue.is_empty and not self._buffer
+
+    def begin_anew(self) -> None:
+        """Leave all segments to be taken over like those of another run, and write others under a new name.
+
+        Raises:
+            OSError: the directory cannot be written to.
+        """
+        with contextlib.suppress(OSError):
+            self._queue.sync()
+        claim = claim_new(self.directory, self._randbytes)
+        with self._queue.lock:
+            former, self._claim = self._claim, claim
+            old = self._queue
+            old.close_segment()
+            new = SegmentQueue(self.directory, self._monotonic, old.max_cached, old.lock)
+            new.lost, new.written, new.notify_at, new.notify = old.lost, old.written, old.notify_at, old.notify
+            self._queue = new
+            self._number = 0
+        with contextlib.suppress(OSError):
+            old.sync()
+        if former is not None:
+            former.release()
 
     # the thread that syncs
 

@@ -2,6 +2,9 @@
 
 It shares only the database's locks with admin requests, and holds them for milliseconds. While the database is
 unavailable, rows wait in the spool and nothing else is affected.
+
+Rows are stored at once. What they add up to is gathered, and written when enough time has passed; until then the spool
+keeps the rows, so that a crash loses nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -19,7 +22,15 @@ from twisted.logger import Logger
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.histogram import Histogram
-from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
+from twisted_vllm.usage.interfaces import (
+    DatabaseUnavailable,
+    HistoryChanged,
+    ISpoolAccounts,
+    IUsageStore,
+    RowsRejected,
+    SpendUpdate,
+    Written,
+)
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.format import clean, encode_rows
 from twisted_vllm.usage.spool.queue import Batch
@@ -49,6 +60,8 @@ STOP_SECONDS = 2.0
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 QUARANTINE_SUFFIX = ".damaged"
+
+T = TypeVar("T")
 
 
 def quarantine(directory: Path, name: str, lines: Sequence[bytes]) -> Path:
@@ -100,15 +113,25 @@ class BatchWriter:
         self._spool = spool
         self._store = store
 
-    def write(self, batch: Batch) -> list[SpendUpdate] | None:
-        """Write a batch; return the new spend of its payers, or None if it must be retried.
+    def write(self, batch: Batch) -> list[Written] | None:
+        """Write a batch; return the rows that the database has and that count, or None if it must be retried.
 
         However often a batch is retried, its rows are counted once and quarantined once.
         """
         rejected: list[_Rejected] = []
         began = time.monotonic()
+        written = self.reach(lambda: self._write(batch.rows, rejected, only_new=batch.version < 2))
+        self.durations.observe(time.monotonic() - began)
+        # Only now: until the database has all other rows, the whole batch may be retried.
+        if written is None or ((batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected)):
+            return None
+        self.committed += len(batch.rows) - len(rejected)
+        return written
+
+    def reach(self, work: Callable[[], T]) -> T | None:
+        """Do work in the database; return its result, or None if the database is unavailable."""
         try:
-            updates = self._write(batch.rows, batch.own, rejected)
+            result = work()
         except DatabaseUnavailable as error:
             level = self._log.error if self.reachable else self._log.debug
             level(
@@ -118,35 +141,32 @@ class BatchWriter:
             )
             self.reachable = False
             return None
-        finally:
-            self.durations.observe(time.monotonic() - began)
         if not self.reachable:
             self.reachable = True
             self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)
-        # Only now: until the database has all other rows, the whole batch may be retried.
-        if (batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected):
-            return None
-        self.committed += len(batch.rows) - len(rejected)
-        return updates
+        return result
 
-    def _write(self, rows: Sequence[UsageRow], own: bool, rejected: list[_Rejected]) -> list[SpendUpdate]:
+    def _write(self, rows: Sequence[UsageRow], rejected: list[_Rejected], *, only_new: bool) -> list[Written]:
         """Write rows; find those that the database rejects by bisection."""
         if not rows:
             return []
         try:
-            return self._store.write(rows, own)
+            written = self._store.write(rows, only_new=only_new)
+            return [] if written is None else [written]
         except RowsRejected as error:
             if len(rows) == 1:
-                return self._write_cleaned(rows[0], own, rejected, str(error))
+                return self._write_cleaned(rows[0], rejected, str(error), only_new=only_new)
         half = len(rows) // 2
-        return self._write(rows[:half], own, rejected) + self._write(rows[half:], own, rejected)
+        first = self._write(rows[:half], rejected, only_new=only_new)
+        return first + self._write(rows[half:], rejected, only_new=only_new)
 
-    def _write_cleaned(self, row: UsageRow, own: bool, rejected: list[_Rejected], reason: str) -> list[SpendUpdate]:
+    def _write_cleaned(self, row: UsageRow, rejected: list[_Rejected], reason: str, *, only_new: bool) -> list[Written]:
         try:
-            return self._store.write([clean(row)], own)
+            written = self._store.write([clean(row)], only_new=only_new)
         except RowsRejected:
             rejected.append(_Rejected(row, reason))
             return []
+        return [] if written is None else [written]
 
     def _quarantine(self, damaged: Sequence[bytes], rejected: Sequence[_Rejected]) -> bool:
         """Quarantine lines and rows; return whether that succeeded."""
@@ -243,7 +263,14 @@ class LedgerWriter:
         self._deadline = float("inf")
         #: a batch that was taken and is not acknowledged
         self._batch: Batch | None = None
+        #: what the rows of this process's spool add up to, and those of the name that is recovered
+        self._accounts: ISpoolAccounts | None = None
+        self._orphans: ISpoolAccounts | None = None
+        #: names under which this process wrote before
+        self._former_names: set[str] = set()
         self._next_recovery = self._next_deletion = 0.0
+        #: how many parts of the work were done
+        self._moved = 0
 
     def reconfigure(self, retention: float | None) -> None:
         """Keep rows for another time from now on; the argument is the constructor's."""
@@ -257,11 +284,9 @@ class LedgerWriter:
         """
         deadline = time.monotonic() + seconds
         self._claim_orphans()
-        while time.monotonic() < deadline:
-            self._batch = self._batch or self._recovery.next_batch(BATCH_ROWS)
-            if self._batch is None or not self._move(self._batch):
+        while time.monotonic() < deadline and self._recovery.name:
+            if not self._guarded(self._recover_part):
                 break
-            self._batch = None
         # The writer's thread opens a connection of its own.
         self._store.close()
 
@@ -321,7 +346,7 @@ class LedgerWriter:
         while True:
             is_last = self._stopping.is_set()
             try:
-                succeeded = self.move_all()
+                succeeded = self.move_all(force=is_last)
             except Exception:
                 # The rows are in the spool, and the next turn retries.
                 self._log.failure("The ledger's writer failed")
@@ -339,27 +364,160 @@ class LedgerWriter:
         self._recovery.close()
         self._store.close()
 
-    def move_all(self) -> bool:
-        """Run one turn of the writer's thread: move the pending rows; return whether the database accepted them."""
+    def move_all(self, *, force: bool = False) -> bool:
+        """Run one turn of the writer's thread: move the pending rows, and write what is due of what they add up to.
+
+        Args:
+            force: whether everything is due: nothing stays in the spool.
+
+        Returns:
+            Whether the database took it.
+        """
         if self._batch is None and time.monotonic() >= self._next_recovery:
             self._next_recovery = time.monotonic() + RECOVERY_SECONDS
             self._claim_orphans()
         # Rows that arrive meanwhile wait for the next turn, to avoid an endless series of small transactions.
         left = self._spool.backlog().rows
         while time.monotonic() < self._deadline:
-            batch = self._batch or (self._spool.next_batch(BATCH_ROWS) if left > 0 else None)
-            batch = batch or self._recovery.next_batch(BATCH_ROWS)
-            if batch is None:
-                return self._delete_old()
-            self._batch = batch
             began = time.monotonic()
-            if not self._move(batch):
+            moved = self._moved
+            if left > 0:
+                before = self._spool.backlog().rows
+                if not self._guarded(self._move_own):
+                    return False
+                left -= max(before - self._spool.backlog().rows, 1)
+            elif self._recovery.name and not self._guarded(self._recover_part):
                 return False
-            self._batch = None
-            left -= len(batch.rows) if batch.own else 0
+            if not self._guarded(lambda: self._flush_own(force=force)):
+                return False
+            if moved == self._moved:
+                return self._finish() if force else self._delete_old()
             if not self._stopping.is_set():
                 share = PAUSE_SHARE if self._store.single_writer else 0.0
                 self._stopping.wait(max(PAUSE, share * (time.monotonic() - began)))
+        return True
+
+    def _guarded(self, part: Callable[[], bool]) -> bool:
+        """Do a part of a turn; return whether the database took it."""
+        try:
+            return part()
+        except HistoryChanged as error:
+            self._log.warn(
+                "The database is not as the ledger left it, so the rows that are left in the spool are read again: "
+                "{reason}",
+                reason=str(error),
+                **LEDGER_ALERT,
+            )
+            self._read_again()
+            return False
+
+    def _move_own(self) -> bool:
+        """Move a batch of this process's rows."""
+        batch = self._batch or self._spool.next_batch(BATCH_ROWS)
+        if batch is None:
+            return True
+        self._batch = batch
+        if self._accounts is None:
+            self._accounts = self._open_accounts(self._spool.name, own=True)
+        if self._accounts is None or not self._move(batch, self._accounts):
+            return False
+        self._batch = None
+        self._spool.acknowledge(batch)
+        if batch.segment is None:
+            # They are in no segment that would keep them for the sums.
+            return self._flush_own(force=True)
+        return True
+
+    def _flush_own(self, *, force: bool) -> bool:
+        """Write a part of what this process's rows add up to, if it is due."""
+        accounts = self._accounts
+        if accounts is None:
+            return True
+        if self._flush(accounts, force=force) is None:
+            return False
+        self._spool.release(accounts.kept_from)
+        return True
+
+    def _recover_part(self) -> bool:
+        """Move a batch of the rows that another process left, or write a part of what they add up to."""
+        recovery, accounts = self._recovery, self._orphans
+        if accounts is None:
+            accounts = self._open_accounts(recovery.name, own=recovery.name in self._former_names)
+            if accounts is None:
+                return False
+            self._orphans = accounts
+        more = self._flush(accounts, force=False)
+        if more is None:
+            return False
+        if more:
+            return True
+        batch = recovery.next_batch(BATCH_ROWS, accounts.boundaries)
+        if batch is not None:
+            if not self._move(batch, accounts):
+                return False
+            recovery.acknowledge(batch)
+            return True
+        more = self._flush(accounts, force=True)
+        if more is None:
+            return False
+        if not more:
+            recovery.remove_all()
+            if not recovery.is_skipped:
+                # Last: without its marks, a segment that is left would be added up again.
+                self.batch_writer.reach(accounts.close)
+            self._orphans = None
+            recovery.next_name()
+        self._moved += 1
+        return True
+
+    def _open_accounts(self, name: str, *, own: bool) -> ISpoolAccounts | None:
+        return self.batch_writer.reach(lambda: self._store.open_accounts(name, own=own))
+
+    def _move(self, batch: Batch, accounts: ISpoolAccounts) -> bool:
+        written = self.batch_writer.write(batch)
+        if written is None:
+            return False
+        accounts.add(written, batch.position)
+        self._moved += 1
+        return True
+
+    def _flush(self, accounts: ISpoolAccounts, *, force: bool) -> bool | None:
+        """Write a part of what was gathered; return whether there is more, or None if it must be retried."""
+        result = self.batch_writer.reach(lambda: accounts.flush(force=force))
+        if result is None:
+            return None
+        more, updates = result
+        if more:
+            self._moved += 1
+        if updates:
+            self._reactor.callFromThread(self._on_committed, updates)
+        return more
+
+    def _read_again(self) -> None:
+        """Have the rows that are left in the spool taken over, like those of another run."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self._spool.requeue(batch)
+        # What was read of others is taken over again too.
+        self._recovery.close()
+        self._orphans = self._accounts = None
+        self._next_recovery = 0.0
+        name = self._spool.name
+        try:
+            self._spool.begin_anew()
+        except OSError as error:
+            self._log.error("The ledger's spool cannot be begun anew: {reason}", reason=error.strerror, **LEDGER_ALERT)
+            return
+        self._former_names.add(name)
+
+    def _finish(self) -> bool:
+        """Remove the marks of this process's spool, if nothing is left in it."""
+        accounts = self._accounts
+        if accounts is None or not self._spool.finish():
+            return True
+        self._spool.release(accounts.kept_from)
+        self._accounts = None
+        self.batch_writer.reach(accounts.close)
         return True
 
     def _claim_orphans(self) -> None:
@@ -367,15 +525,6 @@ class LedgerWriter:
             self._recovery.claim()
         except OSError as error:
             self._log.error("The ledger's spool cannot be searched: {reason}", reason=error.strerror, **LEDGER_ALERT)
-
-    def _move(self, batch: Batch) -> bool:
-        updates = self.batch_writer.write(batch)
-        if updates is None:
-            return False
-        (self._spool if batch.own else self._recovery).acknowledge(batch)
-        if updates:
-            self._reactor.callFromThread(self._on_committed, updates)
-        return True
 
     def _delete_old(self) -> bool:
         if self._retention is None or time.monotonic() < self._next_deletion or self._stopping.is_set():
