@@ -94,6 +94,7 @@ class UsageDatabase:
             monotonic=monotonic,
         )
         self._was_restored = False
+        self._connected_times = 0
         event.listen(self._engine, "connect", self._connected)
 
     def __repr__(self) -> str:
@@ -105,6 +106,7 @@ class UsageDatabase:
 
     def _connected(self, _connection: Any, _record: object) -> None:
         # Another server, or another file, may lack references that the former one had.
+        self._connected_times += 1
         self._forget()
 
     def _forget(self) -> None:
@@ -129,8 +131,13 @@ class UsageDatabase:
                 unique = [row for row in unique if (row.time, row.id) not in existing]
             if not unique:
                 return None
-            batch = UsageBatch.of(unique, self._references)
-            self._rows.write(batch.columns, batch.times, self._references)
+            while True:
+                connected = self._connected_times
+                batch = UsageBatch.of(unique, self._references)
+                self._rows.write(batch.columns, batch.times, self._references)
+                if connected == self._connected_times:
+                    break
+                # It connected anew in between, and forgot what the rows refer to. Writing is idempotent.
             # what is kept until the sums are written
             return attrs.evolve(batch, columns=())
 
