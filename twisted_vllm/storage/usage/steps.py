@@ -12,6 +12,7 @@ from typing import Protocol
 from sqlalchemy import Connection, select, update
 
 from twisted_vllm.storage.tables import spend
+from twisted_vllm.storage.usage.accepted import Insert, insert_all
 from twisted_vllm.storage.usage.bulk_insert import BulkInsert, Values
 from twisted_vllm.storage.usage.gathered import (
     SHARDS,
@@ -51,6 +52,8 @@ _MICROSECONDS = 1_000_000
 _CLOCK_SKEW = 300.0
 _EPOCH = date(1970, 1, 1).toordinal()
 _REQUESTS = STORED_SUMS.index("requests")
+#: of the advisory lock of PostgreSQL under which sums of end users and tags are written; a random number
+_TOP_NAMES_LOCK = 0x5C0E_61A7_2B9D_4F03
 
 
 class Steps(Protocol):
@@ -62,8 +65,14 @@ class Steps(Protocol):
 
     count: int
 
-    def write(self, connection: Connection, number: int) -> tuple[int, Iterable[SpendUpdate]]:
-        """Make a step; return how many rows it wrote, and the new spend of those whose spend it changed."""
+    def write(self, connection: Connection, number: int, insert: Insert) -> tuple[int, Iterable[SpendUpdate]]:
+        """Make a step; return how many rows it wrote, and the new spend of those whose spend it changed.
+
+        Args:
+            connection: in the transaction that moves the mark.
+            number: which step.
+            insert: inserts rows, all of them or those that the database accepts.
+        """
 
     def written(self, connection: Connection, number: int) -> Iterable[SpendUpdate]:
         """Return the new spend of those whose spend a step changed that was committed already."""
@@ -102,7 +111,9 @@ class SumsSteps:
         self._top = {END_USER: end_users, TAG: tags}
         self._derived: DerivedSums = derive(gathered)
 
-    def write(self, connection: Connection, number: int) -> tuple[int, Iterable[SpendUpdate]]:
+    def write(
+        self, connection: Connection, number: int, insert: Insert = insert_all
+    ) -> tuple[int, Iterable[SpendUpdate]]:
         """Make a step.
 
         Raises:
@@ -115,10 +126,10 @@ class SumsSteps:
         if dimension == PAYER:
             values = _by_period(dimension, self._gathered.payers[shard].items())
         elif dimension == ALL:
-            self._references.write_names(connection, models.values() if not shard else ())
+            self._references.write_names(connection, models.values() if not shard else (), insert)
             values = _by_period(dimension, _by_value(derived.all) if not shard else ())
         elif dimension == END_USER:
-            values = self._named(connection, dimension, self._gathered.end_users[shard])
+            values = self._named(connection, dimension, self._gathered.end_users[shard], insert)
             if not shard:
                 values += _by_period(dimension, _by_value(derived.no_end_user))
         else:
@@ -128,21 +139,24 @@ class SumsSteps:
                 ORGANIZATION: derived.organizations,
                 TAG: derived.tags,
             }[dimension]
-            self._references.write_names(connection, {name for _, name, _ in shards[shard]})
+            self._references.write_names(connection, {name for _, name, _ in shards[shard]}, insert)
             values = _by_period(dimension, _by_value(shards[shard]))
             if dimension == TAG:
-                values += self._named(connection, dimension, self._gathered.tags[shard])
-        _add_sums.run(connection, _sorted(values))
+                values += self._named(connection, dimension, self._gathered.tags[shard], insert)
+        insert(_add_sums, connection, _sorted(values))
         return len(values), ()
 
     def written(self, connection: Connection, number: int) -> Iterable[SpendUpdate]:
         """Return nothing: sums are nobody's spend."""
         return ()
 
-    def _named(self, connection: Connection, dimension: str, named: NameSums) -> list[Values]:
+    def _named(self, connection: Connection, dimension: str, named: NameSums, insert: Insert) -> list[Values]:
         """Return the sums of names that clients gave, in their own row or in that of `OTHER`."""
         if not named:
             return []
+        if connection.dialect.name == "postgresql":
+            # All shards may change the row of `OTHER`, so their order does not exclude deadlocks.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TOP_NAMES_LOCK})")
         found: list[Values] = []
         for period in (DAY, MONTH):
             kind = KINDS[dimension, period]
@@ -151,15 +165,17 @@ class SumsSteps:
                 start = day if period == DAY else _month(day)
                 _, weight = weights[start].get(name, ("", 0))
                 weights[start][name] = (each.key_id, weight + each.sums[_REQUESTS])
+            top = self._top[dimension]
             own = {
-                start: self._top[dimension].own(connection, kind, start, names, _add_sums)
+                start: top.own(connection, kind, start, names, lambda rows: insert(_add_sums, connection, rows))
                 for start, names in weights.items()
             }
             for (day, name, model), each in named.items():
                 start = day if period == DAY else _month(day)
                 value = name if name in own[start] else OTHER
                 found.append((kind, start, name_id(value), model, *each.sums))
-            self._references.write_names(connection, {OTHER, *(name for names in own.values() for name in names)})
+            names = {name for some in own.values() for name in some}
+            self._references.write_names(connection, {OTHER, *names}, insert)
         return found
 
 
@@ -229,7 +245,9 @@ class SpendSteps:
         self._period_start = period_start
         self._now = now
 
-    def write(self, connection: Connection, number: int) -> tuple[int, Iterable[SpendUpdate]]:
+    def write(
+        self, connection: Connection, number: int, insert: Insert = insert_all
+    ) -> tuple[int, Iterable[SpendUpdate]]:
         """Make a step; the amounts of the updates are the costs that were added.
 
         Raises:
@@ -241,7 +259,7 @@ class SpendSteps:
             (*scope, spent.start * _MICROSECONDS, spent.amount, spent.cost) for scope, spent in sorted(shard.items())
         ]
         updates: list[SpendUpdate] = []
-        for kind, id, stored_us, total in _add_spend.run(connection, values):
+        for kind, id, stored_us, total in insert(_add_spend, connection, values):
             stored, spent = stored_us // _MICROSECONDS, shard[kind, id]
             start = spent.start
             if stored > start and stored > self._period_start(kind, id, self._now + _CLOCK_SKEW):
@@ -256,7 +274,9 @@ class SpendSteps:
         """Return what `write` returned for a step that was committed already."""
         shard = self._shards[number]
         found = read_spend(connection, shard)
-        return [SpendUpdate(*scope, shard[scope].cost, total, start) for scope, (start, total) in found.items()]
+        # Those that were deleted meanwhile have no spend.
+        stored = {scope: found.get(scope, (spent.start, 0)) for scope, spent in shard.items()}
+        return [SpendUpdate(*scope, shard[scope].cost, total, start) for scope, (start, total) in stored.items()]
 
 
 def _set_spend(connection: Connection, scope: Scope, start: int, amount: int) -> None:
