@@ -126,13 +126,13 @@ class MemoryUsageStore:
                 raise DatabaseUnavailable("it is unavailable")
             return list({row.id: row for row in rows if row.id not in self.kept}.values())
 
-    def open_accounts(self, name: str, *, own_from: Position | None) -> MemoryAccounts:
+    def open_accounts(self, name: str, *, own: bool, told_to: Position = BEGINNING) -> MemoryAccounts:
         with self.changed:
             if self.unavailable:
                 self.attempts += 1
                 self.changed.notify_all()
                 raise DatabaseUnavailable("it is unavailable")
-            return MemoryAccounts(self, name, own_from is not None)
+            return MemoryAccounts(self, name, own)
 
     def delete_before(self, time: int, limit: int) -> int:
         with self.changed:

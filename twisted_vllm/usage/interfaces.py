@@ -158,13 +158,13 @@ class IUsageStore(Interface):
             DatabaseUnavailable: the database cannot be read.
         """
 
-    def open_accounts(name: str, *, own_from: Position | None) -> ISpoolAccounts:
+    def open_accounts(name: str, *, own: bool, told_to: Position = BEGINNING) -> ISpoolAccounts:
         """Return the accounts of a spool, from where the database is.
 
         Args:
             name: the spool's name.
-            own_from: where the rows begin whose requests this process served and whose spend nobody was told; None if
-                another process served them all.
+            own: whether this process served the requests.
+            told_to: the position up to which their spend was told already, before the database was restored.
 
         Raises:
             DatabaseUnavailable: the database cannot be read.

@@ -27,7 +27,7 @@ from twisted_vllm.storage.usage.spool_accounts import Accounting, SpoolAccounts
 from twisted_vllm.storage.usage.steps import SpendSteps, SumsSteps
 from twisted_vllm.storage.usage.tables import name_id, usage_payer_tags
 from twisted_vllm.storage.usage.top_names import MAX_NAMES, TopNames
-from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, Position, RowsRejected
+from twisted_vllm.usage.interfaces import BEGINNING, DatabaseUnavailable, IUsageStore, Position, RowsRejected
 from twisted_vllm.usage.records import MAX_NUMBER, UsageRow
 
 T = TypeVar("T")
@@ -105,6 +105,7 @@ class UsageDatabase:
         self._forget()
 
     def _forget(self) -> None:
+        self._rows.forget()
         self._references.forget()
         self._end_users.forget()
         self._tags.forget()
@@ -154,13 +155,13 @@ class UsageDatabase:
         """Delete nothing yet."""
         return 0
 
-    def open_accounts(self, name: str, *, own_from: Position | None) -> SpoolAccounts:
+    def open_accounts(self, name: str, *, own: bool, told_to: Position = BEGINNING) -> SpoolAccounts:
         """Return the accounts of a spool, from where the database is; see `IUsageStore`.
 
         Raises:
             DatabaseUnavailable: the database cannot be read.
         """
-        return SpoolAccounts(name, own_from, self._accounting)
+        return SpoolAccounts(name, told_to if own else None, self._accounting)
 
     # connections
 

@@ -61,6 +61,9 @@ class RowStore(Protocol):
     def existing(self, keys: Sequence[RowKey]) -> set[RowKey]:
         """Return the keys of rows that exist."""
 
+    def forget(self) -> None:
+        """Assume nothing of the database: a transaction failed, which may have made a partition, or it was restored."""
+
     def close(self) -> None:
         """Close the connections; the next use opens others."""
 
@@ -144,6 +147,10 @@ class SqliteRows:
                 found |= _existing(connection, keys if some is None else [keys[at] for at in some])
         return found
 
+    def forget(self) -> None:
+        """Assume that no partition exists."""
+        self._partitions.forget()
+
     def close(self) -> None:
         """Close the connections."""
         self._partitions.forget()
@@ -226,6 +233,10 @@ class PostgresqlRows:
         """Return the keys of rows that exist."""
         with begin(self._engine, Deadline(self._seconds), writes=False) as connection:
             return _existing(connection.execution_options(**UNQUALIFIED), keys)
+
+    def forget(self) -> None:
+        """Assume that no partition exists."""
+        self._partitions.forget()
 
     def close(self) -> None:
         """Forget what is known of the database."""

@@ -68,7 +68,12 @@ class SpoolAccounts(ISpoolAccounts):
     """
 
     def __init__(self, name: str, own_from: Position | None, accounting: Accounting) -> None:
-        """Begin where the database is; see `IUsageStore.open_accounts`.
+        """Begin where the database is.
+
+        Args:
+            name: the spool's name.
+            own_from: where the process's own rows begin whose spend nobody was told; None for another's spool.
+            accounting: what all accounts share.
 
         Raises:
             DatabaseUnavailable: the database cannot be read.

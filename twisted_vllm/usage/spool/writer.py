@@ -290,7 +290,7 @@ class LedgerWriter:
             return True
         self._batch = batch
         if self._accounts is None:
-            self._accounts = self._open_accounts(self._spool.name, own_from=BEGINNING)
+            self._accounts = self._open_accounts(self._spool.name, BEGINNING)
         if self._accounts is None:
             return False
         if batch.segment is None:
@@ -331,7 +331,7 @@ class LedgerWriter:
         """Move a batch of the rows that another process left, or write a part of what they add up to."""
         recovery, accounts = self._recovery, self._orphans
         if accounts is None:
-            accounts = self._open_accounts(recovery.name, own_from=self._former_names.get(recovery.name))
+            accounts = self._open_accounts(recovery.name, self._former_names.get(recovery.name))
             if accounts is None:
                 return False
             self._orphans = accounts
@@ -373,8 +373,10 @@ class LedgerWriter:
 
         return self.batch_writer.reach(read)
 
-    def _open_accounts(self, name: str, *, own_from: Position | None) -> ISpoolAccounts | None:
-        return self.batch_writer.reach(lambda: self._store.open_accounts(name, own_from=own_from))
+    def _open_accounts(self, name: str, told_to: Position | None) -> ISpoolAccounts | None:
+        """Open accounts; `told_to` is None for those of another process, None is returned for a retry."""
+        own, told_to = told_to is not None, told_to or BEGINNING
+        return self.batch_writer.reach(lambda: self._store.open_accounts(name, own=own, told_to=told_to))
 
     def _move(self, batch: Batch, accounts: ISpoolAccounts) -> bool:
         written = self.batch_writer.write(batch)
