@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, Table, delete, select
+from twisted_vllm.storage.usage.daily_tags import MAX_TAGS_OF_KEY, OTHER, DailyTags
+from twisted_vllm.storage.usage.writes import AlsoPay, nobody_else
 
 from tests.builders import NOON, usage_row, usage_rows
 from twisted_vllm.config.secret import Secret
@@ -19,7 +21,6 @@ from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.tables import spend
 from twisted_vllm.storage.usage import batch as batch_module
-from twisted_vllm.storage.usage.daily_tags import MAX_TAGS_OF_KEY, OTHER, DailyTags
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.tables import (
     usage,
@@ -31,7 +32,6 @@ from twisted_vllm.storage.usage.tables import (
     usage_targets,
     usage_totals,
 )
-from twisted_vllm.storage.usage.writes import AlsoPay, nobody_else
 from twisted_vllm.usage.interfaces import RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import Payer, Target, UsageRow, payer_of, refer, target_of
 

@@ -252,9 +252,7 @@ def _add_all(target: sqlite3.Connection, statement: str, chunks: Iterable[list[A
 
 def _add_lookups(target: sqlite3.Connection) -> None:
     for column, what in _BY_COLUMN:
-        target.create_function(
-            f"lookup_{column}", 1, lambda each, what=what: lookup_id(what, each), deterministic=True
-        )
+        target.create_function(f"lookup_{column}", 1, lambda each, what=what: lookup_id(what, each), deterministic=True)
     insert = f"INSERT OR IGNORE INTO {_LOOKUPS} (value, time)"
     by_column = " UNION ALL ".join(
         f"SELECT lookup_{column}({column}), time FROM {_USAGE} WHERE {column} <> ''" for column, _ in _BY_COLUMN

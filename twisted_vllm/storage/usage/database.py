@@ -10,6 +10,7 @@ import attrs
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from twisted_vllm.config.secret import Secret
@@ -19,9 +20,11 @@ from twisted_vllm.storage.sqlite_file import check_file, watch_file
 from twisted_vllm.storage.usage.batch import UsageBatch
 from twisted_vllm.storage.usage.bulk_insert import Values
 from twisted_vllm.storage.usage.gathered import AlsoPay, PeriodStart, nobody_else
+from twisted_vllm.storage.usage.known_partitions import Periods
 from twisted_vllm.storage.usage.marks import MarkMoved
 from twisted_vllm.storage.usage.partitions import UNQUALIFIED
 from twisted_vllm.storage.usage.references import References
+from twisted_vllm.storage.usage.retention import HeldFrom, drop_partitions, nothing_held
 from twisted_vllm.storage.usage.row_store import make_row_store, use_pragmas
 from twisted_vllm.storage.usage.spool_accounts import Accounting, SpoolAccounts
 from twisted_vllm.storage.usage.steps import SpendSteps, SumsSteps
@@ -51,6 +54,8 @@ class UsageDatabase:
         single_writer: whether only one writer can write at a time.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         url: Secret,
@@ -61,6 +66,8 @@ class UsageDatabase:
         monotonic: Callable[[], float] = time.monotonic,
         top_end_users: int = MAX_NAMES,
         top_tags: int = MAX_NAMES,
+        periods: Periods | None = None,
+        held_from: HeldFrom = nothing_held,
     ) -> None:
         """Set up; it connects on first use.
 
@@ -72,6 +79,8 @@ class UsageDatabase:
             monotonic: a clock, in seconds.
             top_end_users: how many end users have sums of their own in a day, and in a month.
             top_tags: likewise tags.
+            periods: which partitions are made; None for months.
+            held_from: from when on rows must be kept, however old they are; called in the writer's thread.
 
         Raises:
             StoreError: the URL cannot be used.
@@ -85,7 +94,9 @@ class UsageDatabase:
             use_pragmas(self._engine)
         self._references = References()
         self._end_users, self._tags = TopNames(top_end_users), TopNames(top_tags)
-        self._rows = make_row_store(self._engine, lambda: False, _SECONDS)
+        self._periods = periods or Periods(now=now)
+        self._held_from = held_from
+        self._rows = make_row_store(self._engine, self._periods, _SECONDS)
         self._accounting = Accounting(
             transact=self.transact,
             write_lookups=self._write_lookups,
@@ -144,9 +155,25 @@ class UsageDatabase:
         self._references.trim()
         return self._guarded(work)
 
-    def delete_before(self, time: int, limit: int) -> int:
-        """Delete nothing yet."""
-        return 0
+    def drop_before(self, time: int) -> int:
+        """Drop the partitions whose rows are all of requests that began before a time in microseconds; return how many.
+
+        Raises:
+            DatabaseUnavailable: some may be left, for the next call.
+        """
+
+        def work() -> list[str]:
+            self._rows.forget_dropped()
+            names = drop_partitions(self._engine, time, self._held_from, int(self._periods.now() * 1e6))
+            self._rows.forget(names)
+            return names
+
+        names = self._guarded(work)
+        if names:
+            self._log.info(
+                "Rows of the ledger that are older than usage_retention were dropped: {names}", names=", ".join(names)
+            )
+        return len(names)
 
     def open_accounts(self, name: str, *, own: bool) -> SpoolAccounts:
         """Return the accounts of a spool, from where the database is.
