@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from twisted.logger import capturedLogs as captured_logs
 from twisted.logger import eventAsText
 
 from tests.builders import usage_row
-from tests.logs import captured_logs
 from tests.storage.retention_contract import RetentionContract, Store, at
 from tests.storage.retention_contract import test_partitions_are_found_by_their_names as test_names  # noqa: F401
 from twisted_vllm.storage.sqlite_file import DatabaseFileLost
