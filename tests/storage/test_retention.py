@@ -13,6 +13,7 @@ from twisted.logger import capturedLogs as captured_logs
 from twisted.logger import eventAsText
 
 from tests.builders import usage_row
+from tests.conftest import LoggedFailures
 from tests.storage.retention_contract import RetentionContract, Store, at
 from tests.storage.retention_contract import test_partitions_are_found_by_their_names as test_names  # noqa: F401
 from twisted_vllm.storage.sqlite_file import DatabaseFileLost
@@ -116,7 +117,7 @@ def test_a_file_that_somebody_removed_is_reported_and_not_made_anew(store: Store
     assert len(store.rows) == 2
 
 
-def test_a_restart_goes_on_without_a_file_that_is_lost(store: Store) -> None:
+def test_a_restart_goes_on_without_a_file_that_is_lost(store: Store, logged_failures: LoggedFailures) -> None:
     store.write("2026-06-15")
     store.database.close()
     path = Path(f"{store.engine.url.database}-usage/2026-06.db")
@@ -126,7 +127,8 @@ def test_a_restart_goes_on_without_a_file_that_is_lost(store: Store) -> None:
     with captured_logs() as events:
         store.write_rows([usage_row(5, time=at("2026-06-16"))], other)
     assert store.rows == [at("2026-06-16")]
-    [told] = events
+    [told] = [event for event in events if event["log_level"].name == "critical"]
+    assert logged_failures.flush() == [None]
     assert "2026-06.db is missing, and is made anew" in eventAsText(told)
     other.close()
 

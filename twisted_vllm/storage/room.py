@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.load import load
+from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.urls import describe_database
 from twisted_vllm.storage.deadline import Deadline
@@ -137,7 +137,9 @@ def describe(room: Room) -> Iterator[str]:
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(len(line[column]) for line in (titles, *rows)) for column in range(len(titles))]
     for line in (titles, *rows):
-        first, *others = (cell.ljust(width) if not at else cell.rjust(width) for at, (cell, width) in _cells(line, widths))
+        first, *others = (
+            cell.ljust(width) if not at else cell.rjust(width) for at, (cell, width) in _cells(line, widths)
+        )
         yield "  ".join((first, *others)).rstrip()
 
 

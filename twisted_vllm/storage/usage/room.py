@@ -179,9 +179,7 @@ def _requests(connection: Connection, known: Sequence[Partition]) -> tuple[dict[
             .group_by(usage_sums.c.start)
         )
     }
-    found = {
-        each: sum(days.get(day, 0) for day in range(each.start // DAY_US, each.end // DAY_US)) for each in known
-    }
+    found = {each: sum(days.get(day, 0) for day in range(each.start // DAY_US, each.end // DAY_US)) for each in known}
     ever = connection.execute(
         select(func.sum(usage_sums.c.requests)).where(usage_sums.c.kind == KINDS[ALL, MONTH])
     ).scalar()
