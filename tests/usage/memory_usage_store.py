@@ -134,10 +134,10 @@ class MemoryUsageStore:
                 raise DatabaseUnavailable("it is unavailable")
             return MemoryAccounts(self, name, own)
 
-    def delete_before(self, time: int, limit: int) -> int:
+    def drop_before(self, time: int) -> int:
         with self.changed:
             self.deletions.append(time)
-            old = [row.id for row in self.kept.values() if row.time < time][:limit]
+            old = [row.id for row in self.kept.values() if row.time < time]
             for name in old:
                 del self.kept[name]
             self.changed.notify_all()

@@ -170,11 +170,13 @@ class IUsageStore(Interface):
             DatabaseUnavailable: the database cannot be read.
         """
 
-    def delete_before(time: int, limit: int) -> int:
-        """Delete up to `limit` rows of requests that began before a time in microseconds; return how many.
+    def drop_before(time: int) -> int:
+        """Drop the partitions whose rows are all of requests that began before a time in microseconds; return how many.
+
+        Rows outlive the time by up to their partition, a day or a month. Sums stay.
 
         Raises:
-            DatabaseUnavailable: as `write`.
+            DatabaseUnavailable: some may be left, for the next call.
         """
 
     def close() -> None:

@@ -17,6 +17,9 @@ _PROGRAM_LIMIT_EXCEEDED = "54"
 #: PostgreSQL ended a transaction because of another's locks
 _BROKEN = ("40P01", "40001")
 
+#: characters of a key in a log message
+_KEY_LENGTH = 200
+
 #: inserts rows, and returns what ``RETURNING`` gives
 Insert = Callable[[BulkInsert, Connection, Sequence[Values]], list[Any]]
 
@@ -60,7 +63,7 @@ def insert_accepted(insert: BulkInsert, connection: Connection, rows: Sequence[V
             _log.critical(
                 "The database refuses an amount of the ledger ({reason}), which is left out: {key}",
                 reason=type(error).__name__,
-                key=str(tuple(rows[0][:4])),
+                key=str(tuple(rows[0][:4]))[:_KEY_LENGTH],
                 **LEDGER_ALERT,
             )
             return []

@@ -10,6 +10,7 @@ import attrs
 from sqlalchemy import Connection, event, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from twisted_vllm.config.secret import Secret
@@ -20,15 +21,17 @@ from twisted_vllm.storage.usage.accepted import is_broken_deadlock, is_rejection
 from twisted_vllm.storage.usage.batch import UsageBatch
 from twisted_vllm.storage.usage.bulk_insert import Values
 from twisted_vllm.storage.usage.gathered import AlsoPay, PeriodStart, nobody_else
+from twisted_vllm.storage.usage.known_partitions import Periods
 from twisted_vllm.storage.usage.partitions import UNQUALIFIED
 from twisted_vllm.storage.usage.references import References
+from twisted_vllm.storage.usage.retention import HeldFrom, drop_partitions, nothing_held
 from twisted_vllm.storage.usage.row_store import make_row_store, use_pragmas
 from twisted_vllm.storage.usage.spool_accounts import Accounting, SpoolAccounts
 from twisted_vllm.storage.usage.steps import SpendSteps, SumsSteps
 from twisted_vllm.storage.usage.tables import name_id, usage_payer_tags
 from twisted_vllm.storage.usage.top_names import MAX_NAMES, TopNames
 from twisted_vllm.usage.interfaces import BEGINNING, DatabaseUnavailable, IUsageStore, Position, RowsRejected
-from twisted_vllm.usage.records import MAX_NUMBER, UsageRow
+from twisted_vllm.usage.records import MAX_NUMBER, MAX_TEXT, UsageRow
 
 T = TypeVar("T")
 
@@ -47,6 +50,8 @@ class UsageDatabase:
         single_writer: whether only one writer can write at a time.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         url: Secret,
@@ -57,6 +62,8 @@ class UsageDatabase:
         monotonic: Callable[[], float] = time.monotonic,
         top_end_users: int = MAX_NAMES,
         top_tags: int = MAX_NAMES,
+        periods: Periods | None = None,
+        held_from: HeldFrom = nothing_held,
     ) -> None:
         """Set up; it connects on first use.
 
@@ -68,6 +75,8 @@ class UsageDatabase:
             monotonic: a clock, in seconds.
             top_end_users: how many end users have sums of their own in a day, and in a month.
             top_tags: likewise tags.
+            periods: which partitions are made; None for months.
+            held_from: from when on rows must be kept, however old they are; called in the writer's thread.
 
         Raises:
             StoreError: the URL cannot be used.
@@ -80,7 +89,9 @@ class UsageDatabase:
             use_pragmas(self._engine)
         self._references = References()
         self._end_users, self._tags = TopNames(top_end_users), TopNames(top_tags, _payer_tags)
-        self._rows = make_row_store(self._engine, lambda: False, _SECONDS)
+        self._periods = periods or Periods(now=now)
+        self._held_from = held_from
+        self._rows = make_row_store(self._engine, self._periods, _SECONDS)
         self._accounting = Accounting(
             transact=self.transact,
             write_lookups=self._write_lookups,
@@ -105,7 +116,8 @@ class UsageDatabase:
         self._forget()
 
     def _forget(self) -> None:
-        self._rows.forget()
+        # A transaction that failed may have made a partition.
+        self._rows.forget(())
         self._references.forget()
         self._end_users.forget()
         self._tags.forget()
@@ -124,9 +136,7 @@ class UsageDatabase:
             while True:
                 connected = self._connected_times
                 batch = UsageBatch.of(rows, self._references)
-                if any(max(column) > MAX_NUMBER or min(column) < -MAX_NUMBER for column in batch.measures):
-                    # Few of them would add up to more than a column holds.
-                    raise OverflowError
+                _check(batch)
                 self._rows.write(batch.columns, batch.times, self._references)
                 if connected == self._connected_times:
                     break
@@ -136,6 +146,26 @@ class UsageDatabase:
 
         self._references.trim()
         return self._guarded(work)
+
+    def drop_before(self, time: int) -> int:
+        """Drop the partitions whose rows are all of requests that began before a time in microseconds; return how many.
+
+        Raises:
+            DatabaseUnavailable: some may be left, for the next call.
+        """
+
+        def work() -> list[str]:
+            self._rows.forget_dropped()
+            names = drop_partitions(self._engine, time, self._held_from, int(self._periods.now() * 1e6))
+            self._rows.forget(names)
+            return names
+
+        names = self._guarded(work)
+        if names:
+            self._log.info(
+                "Rows of the ledger that are older than usage_retention were dropped: {names}", names=", ".join(names)
+            )
+        return len(names)
 
     def missing(self, rows: Sequence[UsageRow]) -> list[UsageRow]:
         """Return the rows that are not stored, each once.
@@ -237,6 +267,18 @@ class UsageDatabase:
         if isinstance(error, Exception) and is_rejection(error):
             return RowsRejected(type(error).__name__)
         return None
+
+
+def _check(batch: UsageBatch) -> None:
+    """Refuse rows that have a place of their own, and whose sums or spend have none.
+
+    Raises:
+        OverflowError: a number adds up to more than a column holds, or a name is longer than an index takes.
+    """
+    if any(max(column) > MAX_NUMBER or min(column) < -MAX_NUMBER for column in batch.measures):
+        raise OverflowError
+    if any(batch.end_users) and max(len(name) for name in batch.end_users if name) > MAX_TEXT:
+        raise OverflowError
 
 
 class _DeadlockBroken(DatabaseUnavailable):

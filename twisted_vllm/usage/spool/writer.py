@@ -44,11 +44,9 @@ PAUSE_SHARE = 0.33
 #: the first and the longest wait after the database was unavailable, in seconds
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 2.0
-#: seconds between two searches for orphaned segments, and between two deletions of old rows
+#: seconds between two searches for orphaned segments, and between two looks for old rows
 RECOVERY_SECONDS = 5.0
 RETENTION_SECONDS = 600.0
-#: old rows that one transaction deletes
-DELETED_ROWS = 500
 #: how long the process waits at its end for the last rows to reach the database, in seconds
 STOP_SECONDS = 2.0
 
@@ -444,11 +442,10 @@ class LedgerWriter:
         if self._retention is None or time.monotonic() < self._next_deletion or self._stopping.is_set():
             return True
         try:
-            deleted = self._store.delete_before(int((self._now() - self._retention) * 1e6), DELETED_ROWS)
+            self._store.drop_before(int((self._now() - self._retention) * 1e6))
         except DatabaseUnavailable:
             return False
-        # After a full transaction there are probably more: they go in the next turn.
-        self._next_deletion = time.monotonic() + (0.0 if deleted == DELETED_ROWS else RETENTION_SECONDS)
+        self._next_deletion = time.monotonic() + RETENTION_SECONDS
         return True
 
     # the thread that syncs
