@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event
+from twisted_vllm.storage.usage.writes import write
 
 from tests.builders import usage_row
 from twisted_vllm.config.secret import Secret
@@ -32,7 +33,6 @@ from twisted_vllm.storage.usage.queries.reports import (
 )
 from twisted_vllm.storage.usage.queries.rows import RowFilter, count_rows, page_of_rows, rows_of
 from twisted_vllm.storage.usage.tables import DAY_US, SUMS
-from twisted_vllm.storage.usage.writes import write
 from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 START = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000

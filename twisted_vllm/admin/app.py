@@ -27,6 +27,7 @@ from twisted_vllm.admin import (
     log_level,
     model_entries,
     model_lists,
+    storage,
     upstream_metrics,
 )
 from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, first_headers
@@ -84,6 +85,7 @@ WELCOME = {
         "/budget/new, /budget/update, /budget/list …": "limits that keys, users, teams, customers name by budget_id",
         "/organization/new, /organization/info, /organization/list …": "organizations: a level above teams",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
+        "/usage/storage": "what takes room in the database",
         "/audit/list": "what administrators did",
         "/config/reload": "the configuration, read again",
         "/config/log_level": "the level of the log",
@@ -175,6 +177,7 @@ ROUTES: tuple[Route, ...] = (
     *reports.routes,
     *health.routes,
     *upstream_metrics.routes,
+    *storage.routes,
     *about,
 )
 

@@ -23,6 +23,7 @@ from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrosse
 from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.refusals import dollars
 from twisted_vllm.storage.usage.database import UsageDatabase
+from twisted_vllm.storage.usage.known_partitions import Periods
 from twisted_vllm.usage.interfaces import SpendUpdate
 from twisted_vllm.usage.metrics import LedgerCollector
 from twisted_vllm.usage.pricing import PriceTable
@@ -112,6 +113,7 @@ class AccountingService:
         self.spool: Spool | None = Spool(settings.spool_directory) if ledger.enabled else None
         self.writer: LedgerWriter | None = None
         self._store: UsageDatabase | None = None
+        self._periods = Periods(settings.ledger.usage_retention)
         self._budgets = EndUserBudgets(self.limiter, index, read_spend)
         self.observer = Accounting(
             limiter=self.limiter,
@@ -139,6 +141,7 @@ class AccountingService:
                 self._redis.reconfigure(settings.limits_on_redis_loss)
             if self.writer is not None:
                 self.writer.reconfigure(settings.ledger.usage_retention)
+            self._periods.reconfigure(settings.ledger.usage_retention)
             self._settings = settings
 
         return apply
@@ -163,6 +166,7 @@ class AccountingService:
                 self._settings.database_url,
                 self._period_start,
                 also_pay=self._index.also_pay,
+                periods=self._periods,
                 has_budget=self._has_budget,
             )
             self.writer = LedgerWriter(

@@ -140,7 +140,6 @@ usage = Table(
     PrimaryKeyConstraint("time", "id"),
     schema=ROWS,
     sqlite_with_rowid=False,
-    postgresql_partition_by="RANGE (time)",
 )
 
 #: When the requests of somebody, or with something, began: `value` is a `lookup_id`. It is written in the order of
@@ -153,7 +152,6 @@ usage_lookups = Table(
     PrimaryKeyConstraint("value", "time"),
     schema=ROWS,
     sqlite_with_rowid=False,
-    postgresql_partition_by="RANGE (time)",
 )
 
 #: what rows are looked up by, besides their payers
