@@ -167,6 +167,7 @@ class AccountingService:
                 self._period_start,
                 also_pay=self._index.also_pay,
                 periods=self._periods,
+                has_budget=self._has_budget,
             )
             self.writer = LedgerWriter(
                 self._reactor,
@@ -244,6 +245,9 @@ class AccountingService:
 
     def _period_start(self, kind: str, id: str, time: float) -> int:
         return period_of(self._index.allowance_of(kind, id).budget_duration, time)[0]
+
+    def _has_budget(self, kind: str, id: str) -> bool:
+        return self._index.allowance_of(kind, id).has_budget
 
     def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
         self._log.warn(

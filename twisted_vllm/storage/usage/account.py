@@ -127,11 +127,15 @@ class Account(Generic[G]):
         self.cut_at = now
         return self.cut
 
-    def after(self, done: int) -> Mark:
-        """Return the mark after a transaction with which so many steps of the cut are done."""
+    def after(self, done: str | None) -> Mark:
+        """Return the mark after a transaction.
+
+        Args:
+            done: the last step of the cut that is done; None if all are.
+        """
         assert self.cut is not None
         serial = self.mark.serial + 1
-        if done >= self.cut.steps.count:
+        if done is None:
             return Mark(serial, self.cut.to, self.cut.to)
         return Mark(serial, self.mark.at, self.cut.to, done)
 

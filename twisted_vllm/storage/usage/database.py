@@ -27,7 +27,7 @@ from twisted_vllm.storage.usage.references import References
 from twisted_vllm.storage.usage.retention import HeldFrom, drop_partitions, nothing_held
 from twisted_vllm.storage.usage.row_store import make_row_store, use_pragmas
 from twisted_vllm.storage.usage.spool_accounts import Accounting, SpoolAccounts
-from twisted_vllm.storage.usage.steps import SpendSteps, SumsSteps
+from twisted_vllm.storage.usage.steps import HasBudget, SpendSteps, SumsSteps
 from twisted_vllm.storage.usage.top_names import MAX_NAMES, TopNames
 from twisted_vllm.usage.interfaces import (
     DatabaseUnavailable,
@@ -63,6 +63,7 @@ class UsageDatabase:
         now: Callable[[], float] = time.time,
         also_pay: AlsoPay = nobody_else,
         *,
+        has_budget: HasBudget = lambda _kind, _id: True,
         monotonic: Callable[[], float] = time.monotonic,
         top_end_users: int = MAX_NAMES,
         top_tags: int = MAX_NAMES,
@@ -76,6 +77,7 @@ class UsageDatabase:
             period_start: when the budget period of a scope began; called in the writer's thread.
             now: Unix seconds.
             also_pay: whose budgets pay besides those of the payers; called in the writer's thread.
+            has_budget: whether somebody has a budget, so that its new spend is told; called in the writer's thread.
             monotonic: a clock, in seconds.
             top_end_users: how many end users have sums of their own in a day, and in a month.
             top_tags: likewise tags.
@@ -100,7 +102,7 @@ class UsageDatabase:
         self._accounting = Accounting(
             transact=self.transact,
             write_lookups=self._write_lookups,
-            spend_steps=lambda gathered: SpendSteps(gathered, also_pay, period_start, now()),
+            spend_steps=lambda gathered: SpendSteps(gathered, also_pay, period_start, has_budget, now()),
             sums_steps=lambda gathered: SumsSteps(gathered, self._references, self._end_users, self._tags),
             monotonic=monotonic,
         )

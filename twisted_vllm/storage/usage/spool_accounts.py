@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import attrs
+import msgspec
 from sqlalchemy import Connection
 
 from twisted_vllm.storage.usage.account import Account
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 #: Seconds after which spend, and sums, are written; the delay for each thing to write; and how many are gathered.
 #: Other processes learn of a budget's spend through the database.
-SPEND_RHYTHM = (2.0, 0.001, 50_000)
+SPEND_RHYTHM = (5.0, 0.001, 50_000)
 SUMS_RHYTHM = (30.0, 0.01, 100_000)
 
 #: rows of the sums, of the spend or look-ups in one transaction: some milliseconds of SQLite's lock
@@ -131,13 +132,17 @@ class SpoolAccounts(ISpoolAccounts):
 
         def work(connection: Connection) -> Mark:
             updates.clear()
-            written, step = 0, old.done
-            while step < cut.steps.count and written < _TRANSACTION_ROWS:
+            written = 0
+            done: str | None = old.done
+            for step in cut.steps.after(old.done):
+                if written >= _TRANSACTION_ROWS:
+                    break
                 count, changed = cut.steps.write(connection, step)
-                written += count
+                written, done = written + count, step
                 updates.extend(changed)
-                step += 1
-            account.sent = account.after(step)
+            else:
+                done = None
+            account.sent = account.after(done)
             move_mark(connection, self.name, account.what, old, account.sent)
             return account.sent
 
@@ -158,7 +163,11 @@ class SpoolAccounts(ISpoolAccounts):
             return None
         if found != sent:
             raise HistoryChanged("its marks are others than this process made")
-        steps = range(account.mark.done, sent.done or cut.steps.count)
+        steps: list[str] = []
+        for step in cut.steps.after(account.mark.done):
+            steps.append(step)
+            if step == sent.done:
+                break
         updates = transact(
             lambda connection: [each for step in steps for each in cut.steps.written(connection, step)], writes=False
         )
@@ -167,7 +176,7 @@ class SpoolAccounts(ISpoolAccounts):
 
     def _with_amounts(self, updates: list[SpendUpdate]) -> list[SpendUpdate]:
         """Return updates with the amounts that this process spent."""
-        return updates if self.own else [attrs.evolve(each, amount=0) for each in updates]
+        return updates if self.own else [msgspec.structs.replace(each, amount=0) for each in updates]
 
     def _write_lookups(self, gathered: GatheredSums) -> None:
         """Write look-ups, in the order of their table. They are idempotent, so they need no mark."""

@@ -225,7 +225,7 @@ usage_marks = Table(
     Column("offset", BigInteger, nullable=False),
     Column("to_segment", BigInteger, nullable=False),
     Column("to_offset", BigInteger, nullable=False),
-    Column("done", Integer, nullable=False),
+    Column("done", Text, nullable=False),
     Column("moved_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
