@@ -11,6 +11,7 @@ from sqlalchemy import Connection, insert
 
 from twisted_vllm.storage.usage.batch import UsageBatch
 from twisted_vllm.storage.usage.gathered import GatheredSpend, GatheredSums, nobody_else
+from twisted_vllm.storage.usage.marks import SUMS, Mark, move_mark, read_mark
 from twisted_vllm.storage.usage.partitions import (
     Partition,
     add_partition,
@@ -22,8 +23,11 @@ from twisted_vllm.storage.usage.partitions import (
 from twisted_vllm.storage.usage.references import References
 from twisted_vllm.storage.usage.steps import SpendSteps, SumsSteps
 from twisted_vllm.storage.usage.tables import rows_metadata, usage, usage_lookups
-from twisted_vllm.storage.usage.top_names import MAX_NAMES, TopNames
+from twisted_vllm.storage.usage.top_names import TopNames
 from twisted_vllm.usage.records import UsageRow
+
+#: the spool whose rows these are
+_NAME = "filler"
 
 
 def keep(
@@ -32,7 +36,7 @@ def keep(
     *,
     by_day: bool = False,
     summed: bool = True,
-    top: int = MAX_NAMES,
+    top: int = 1_000_000,
 ) -> None:
     """Write rows.
 
@@ -48,7 +52,7 @@ def keep(
     references.write(connection)
     parts: dict[Partition, list[int]] = {}
     for number, time in enumerate(batch.times):
-        parts.setdefault(_partition(connection, time, by_day=by_day), []).append(number)
+        parts.setdefault(ensure_partition(connection, time, by_day=by_day), []).append(number)
     gathered = GatheredSums()
     gathered.add(batch)
     lookups = sorted({(value, time) for shard in gathered.lookups for value in shard for time in shard[value]})
@@ -67,6 +71,13 @@ def keep(
         for steps in (sums, spend):
             for step in range(steps.count):
                 steps.write(connection, step)
+        settle(connection)
+
+
+def settle(connection: Connection) -> None:
+    """Say that all look-ups and sums were written."""
+    mark = read_mark(connection, _NAME, SUMS)
+    move_mark(connection, _NAME, SUMS, mark, Mark(mark.serial + 1))
 
 
 def _decoded(values: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +86,8 @@ def _decoded(values: dict[str, Any]) -> dict[str, Any]:
     return values | {name: None if text is None else json.loads(text) for name, text in texts.items()}
 
 
-def _partition(connection: Connection, time: int, *, by_day: bool) -> Partition:
+def ensure_partition(connection: Connection, time: int, *, by_day: bool = False) -> Partition:
+    """Return the partition of a time, made if there is none."""
     existing = all_partitions(connection)
     found = next((each for each in existing if each.has(time)), None)
     if found is None:

@@ -120,6 +120,19 @@ def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int 
     Raises:
         StoreUnavailable: rows that it has not read yet were deleted.
     """
+    groups: list[Group] = []
+    following: Cursor | None = cursor
+    while following is not None:
+        page = _read_slice(connection, planned, following, limit - len(groups))
+        groups += page.groups
+        following = page.cursor
+        # Sums are read soon: a small page takes some more slices of time.
+        if planned.source == ROWS or len(groups) > limit // 2:
+            break
+    return ReportPage(groups, following)
+
+
+def _read_slice(connection: Connection, planned: Plan, cursor: Cursor, limit: int) -> ReportPage:
     if cursor.segment >= len(planned.segments):
         return ReportPage([], None)
     segment = planned.segments[cursor.segment]

@@ -60,6 +60,9 @@ _WINDOW, _GROWTH = 60_000_000, 8
 #: Rows that began so long before look-ups were written, in microseconds, are looked up; so many of the newest rows are
 #: not in any case.
 _SETTLED, _MOST_RECENT = 60_000_000, 20_000
+#: payers that are looked up one by one
+_FEW = 8
+_PAYERS = frozenset({KEY, USER, TEAM})
 #: rows that are counted exactly, where look-ups alone tell the number
 _EXACT = 5_000
 
@@ -194,12 +197,14 @@ class _Search:
         self._connection = connection
         self._wanted = wanted
         self._conditions = conditions_of(dialect, wanted)
-        self._look_ups = look_ups(dialect, wanted)
+        self._look_ups = _of_few(connection, look_ups(dialect, wanted))
         self._own_ids = [] if wanted.request_id is None else own_ids(wanted.request_id)
         # whether all that is wanted of a row is what its look-up says
         self._is_looked_up_alone = wanted == RowFilter(wanted.start, wanted.end, wanted.equals) and not (
-            wanted.equals.keys() - {KEY, USER, TEAM}
+            wanted.equals.keys() - _PAYERS
         )
+        # whether no row has two of the look-ups: it has one payer
+        self._is_disjoint = wanted.request_id is None and not wanted.equals.keys().isdisjoint(_PAYERS)
 
     def newest(self, skip: int, limit: int) -> list[RowKey]:
         """Return the keys of the newest rows.
@@ -327,8 +332,9 @@ class _Search:
     def _newest_time(self, payers: Select[Any], span: _Span) -> int | None:
         """Return when the newest row of some payers began."""
         ids = payers.subquery("ids")
+        [id] = ids.c
         time = usage_lookups.c.time
-        of_one = select(func.max(time)).where(usage_lookups.c.value == ids.c.id, *span.has(time))
+        of_one = select(func.max(time)).where(usage_lookups.c.value == id, *span.has(time))
         found: int | None = self._connection.execute(
             select(func.max(of_one.scalar_subquery())).select_from(ids)
         ).scalar()
@@ -338,14 +344,21 @@ class _Search:
         """Return the number of rows of a part, up to a limit."""
         if not span.looked_up or self._look_ups is None:
             return self._count(select(usage.c.id).where(*self._conditions, *span.has(usage.c.time)), limit)
-        if len(self._look_ups) > 1 or self._own_ids:
-            statements = [self._joined(each, span, in_order=False).order_by(None) for each in self._look_ups]
-            statements += self._of_own_ids(span)
-            counted: set[RowKey] = set()
-            for each in statements:
-                counted.update(self._keys(each, 0, limit))
-            return min(len(counted), limit)
-        [look_up] = self._look_ups
+        if self._is_disjoint:
+            counted = 0
+            for each in self._look_ups:
+                counted += self._count_of(each, span, limit - counted) if counted < limit else 0
+            return counted
+        if len(self._look_ups) == 1 and not self._own_ids:
+            return self._count_of(self._look_ups[0], span, limit)
+        statements = [self._joined(each, span, in_order=False).order_by(None) for each in self._look_ups]
+        statements += self._of_own_ids(span)
+        found: set[RowKey] = set()
+        for statement in statements:
+            found.update(self._keys(statement, 0, limit))
+        return min(len(found), limit)
+
+    def _count_of(self, look_up: LookUp, span: _Span, limit: int) -> int:
         if self._is_looked_up_alone:
             pairs = select(usage_lookups.c.time).where(look_up.has_value, *span.has(usage_lookups.c.time))
             number = self._count(pairs, limit)
@@ -356,6 +369,20 @@ class _Search:
     def _count(self, statement: Select[Any], limit: int) -> int:
         found = statement.limit(limit).subquery("found")
         return self._connection.execute(select(func.count()).select_from(found)).scalar_one()
+
+
+def _of_few(connection: Connection, found: list[LookUp] | None) -> list[LookUp] | None:
+    """Return look-ups of which those of a few payers are one by one: each has its rows in the order of time."""
+    if found is None:
+        return None
+    single: list[LookUp] = []
+    for each in found:
+        if isinstance(each.values, int):
+            single.append(each)
+            continue
+        ids = list(connection.execute(each.values.limit(_FEW + 1)).scalars())
+        single += [each] if len(ids) > _FEW else [LookUp(id, each.found) for id in ids]
+    return single
 
 
 def _days_with(connection: Connection, model: str) -> tuple[int, int] | None:

@@ -96,7 +96,7 @@ def starts_between(low: int, high: int, period: str) -> list[int]:
     return found
 
 
-def added(columns: Mapping[str, ColumnElement[Any]], wanted: Collection[str]) -> list[ColumnElement[Any]]:
+def added(columns: Any, wanted: Collection[str]) -> list[ColumnElement[Any]]:
     """Return the expressions for `SUMS`, added up from stored sums; 0 for those that nobody wants."""
 
     def of(name: str) -> ColumnElement[Any]:
@@ -109,7 +109,7 @@ def added(columns: Mapping[str, ColumnElement[Any]], wanted: Collection[str]) ->
     return [of(name) for name in SUMS]
 
 
-def stored(columns: Mapping[str, ColumnElement[Any]], wanted: Collection[str]) -> list[ColumnElement[Any]]:
+def stored(columns: Any, wanted: Collection[str]) -> list[ColumnElement[Any]]:
     """Return the expressions for `SUMS` of one row of stored sums."""
     return [
         _ZERO.label(name)
@@ -223,13 +223,14 @@ class SumsOf:
             models = usage_names.alias("model_names")
             joined = joined.outerjoin(models, models.c.id == sums.c.model)
             columns[MODEL] = func.coalesce(models.c.name, EMPTY)
-        names = [columns[name].label(f"name_of_{name}") for name in group_by]
+        names: list[ColumnElement[Any]] = [columns[name].label(f"name_of_{name}") for name in group_by]
         starts = [sums.c.start] if "start" in sums.c else []
         if self.by_payer and self._has_value:
             # a key may have had several payers, and a user several keys
-            totals = added(sums.c, self._wanted)
-            return select(*starts, *names, *totals).select_from(joined).group_by(*starts, *names), names
-        return select(*starts, *names, *stored(sums.c, self._wanted)).select_from(joined), names
+            statement: Select[Any] = select(*starts, *names, *added(sums.c, self._wanted))
+            return statement.select_from(joined).group_by(*starts, *names), names
+        statement = select(*starts, *names, *stored(sums.c, self._wanted))
+        return statement.select_from(joined), names
 
 
 def page_of_sums(
