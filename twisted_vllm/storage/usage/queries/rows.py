@@ -224,7 +224,7 @@ class _Search:
     def spans(self) -> Iterator[_Span]:
         """Yield the time range in parts, the newest first. The tables of rows mean those of the part's partition."""
         start, end = self._range()
-        recent: int | None = None
+        settled, left = self._moved_at() - _SETTLED, _MOST_RECENT
         for partition in partitions_of(self._connection):
             low, high = max(start, partition.start), min(end, partition.end)
             if low >= high or not _opened(self._connection, partition):
@@ -232,12 +232,12 @@ class _Search:
             if self._look_ups is None:
                 yield _Span(partition, low, high, False)
                 continue
-            if recent is None:
-                recent = self._first_recent(partition)
+            recent = max(low, min(settled, high))
             if recent < high:
-                yield _Span(partition, max(recent, low), high, False)
+                recent, left = self._recent(recent, high, left)
+                yield _Span(partition, recent, high, False)
             if low < recent:
-                yield _Span(partition, low, min(recent, high), True)
+                yield _Span(partition, low, recent, True)
 
     def _range(self) -> tuple[int, int]:
         """Return the time range to search; an empty one if the sums show that there are no rows."""
@@ -258,12 +258,15 @@ class _Search:
         moved = select(func.min(usage_marks.c.moved_at)).where(usage_marks.c.what == SUMS_MARK)
         return self._connection.execute(moved).scalar() or 0
 
-    def _first_recent(self, partition: Partition) -> int:
-        """Return the time from which on rows are not looked up; `partition` is the newest one in the range."""
-        settled = max(self._moved_at() - _SETTLED, partition.start)
-        newest = select(usage.c.time).where(usage.c.time >= settled).order_by(usage.c.time.desc())
-        found = self._connection.execute(newest.offset(_MOST_RECENT).limit(1)).scalar()
-        return settled if found is None else found + 1
+    def _recent(self, start: int, end: int, left: int) -> tuple[int, int]:
+        """Return from when on rows of a time are not looked up, if so many are left, and how many are left then."""
+        time = usage.c.time
+        if left <= 0:
+            return end, 0
+        newest = select(time).where(time >= start, time < end).order_by(time.desc()).limit(left)
+        found = newest.subquery("newest")
+        oldest, count = self._connection.execute(select(func.min(found.c.time), func.count()).select_from(found)).one()
+        return (start, left - count) if count < left else (oldest + 1, 0)
 
     def _newest_of(self, span: _Span, skip: int, limit: int) -> tuple[list[RowKey], int]:
         """Return the keys of the newest rows of a part, and how many more to leave out of older parts."""
