@@ -72,6 +72,7 @@ class Store:
     def write_rows(self, rows: Sequence[UsageRow], database: UsageDatabase | None = None) -> None:
         database = database or self.database
         written = database.write(rows)
+        assert written is not None
         accounts = database.open_accounts("spool", own=True)
         accounts.add([written], None)
         while accounts.flush(force=True)[0]:
@@ -163,7 +164,8 @@ class RetentionContract:
         with store.engine.connect() as connection:
             known = partitions_of(connection)
             assert store.database.drop_before(at("2026-03-01")) == 1
-            found, gone = [], 0
+            found: list[int] = []
+            gone = 0
             for each in known:
                 try:
                     found += rows_in(connection, each).execute(select(usage.c.time)).scalars().all()
@@ -231,8 +233,8 @@ class RetentionContract:
         while len(slowest) < 2:
             time.sleep(0.01)
         slowest.clear()
-        for month in range(2, 10):
-            store.database.drop_before(at(f"2025-{month:02}-01"))
+        for number in range(2, 10):
+            store.database.drop_before(at(f"2025-{number:02}-01"))
         time.sleep(0.1)
         done.set()
         for thread in threads:

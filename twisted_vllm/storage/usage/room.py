@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def measure(connection: Connection, retention: float | None, spool: Path | None)
         tables, free = _tables_of_sqlite(connection)
         logs = sum(map(_size, files_beside(Path(os.path.realpath(file)))))
         total = _size(file) + logs
-        sizes = {each.name: _size_of_file(file_of(file, each)) for each in known}
+        sizes: Mapping[str, int | None] = {each.name: _size_of_file(file_of(file, each)) for each in known}
         total += sum(_size(path) for path in _files_in(directory_of(file)))
     else:
         free = logs = 0
