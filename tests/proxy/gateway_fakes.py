@@ -253,9 +253,15 @@ class FakeAuthenticator:
     """Authenticates every caller as one principal, or refuses."""
 
     def __init__(self, principal: Any = ANONYMOUS) -> None:
-        self.changes = 0
+        self.changes = self.epoch = 0
         self.principal = principal
         self.asked: list[tuple[Any, float]] = []
+
+    def known(self, credential: bytes) -> None:
+        return None
+
+    def is_current(self, key: Any, now: float) -> bool:
+        return False
 
     def authenticate(self, headers: Any, now: float) -> Any:
         self.asked.append((headers, now))

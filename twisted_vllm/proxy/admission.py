@@ -162,6 +162,8 @@ class Admission:
         self._reads_bodies = reads_bodies
         self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
+        #: as `Authenticator.known` and `Authenticator.is_current`
+        self.known, self.is_current = authenticator.known, authenticator.is_current
         self._serving = ServingChooser(policy, router, base_models)
         self._response_ids = response_ids
         self._places = places
@@ -183,6 +185,11 @@ class Admission:
     def changes(self) -> int:
         """A counter of changes to keys, users, teams and settings; a change may invalidate earlier decisions."""
         return self._authenticator.changes
+
+    @property
+    def epoch(self) -> int:
+        """A counter of those of them that may invalidate all earlier decisions."""
+        return self._authenticator.epoch
 
     def identify(
         self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET", has_body: bool = False
@@ -207,6 +214,9 @@ class Admission:
 
     def authorize(self, principal: Principal, method: bytes, raw: bytes, path_model: str = "") -> Authorization:
         """Authorize a request by its head.
+
+        Of the principal, the decision depends on what `Permissions` tells apart, and on the key where the path names a
+        stored response.
 
         Args:
             principal: the caller.
@@ -258,12 +268,12 @@ class Admission:
         )
         return Authorization(
             principal,
+            _payer_of(principal),
             route,
             resolved.path,
             resolved.forwarded,
             needs_body,
             takes_model and self._reads_bodies,
-            _payer_of(principal),
             takes_model or may_name,
             restricted,
             stores,
