@@ -111,7 +111,7 @@ def test_two_credentials_of_a_head_are_told_apart_from_one() -> None:
     assert len(harness.site.header_cache) == 1
 
 
-def test_the_cache_holds_no_credential() -> None:
+def test_the_key_of_an_entry_has_no_credential() -> None:
     harness = SiteHarness()
     outcome(harness, post(b"/vllm/a", BODY, b"Authorization: Bearer sk-secret", b"x-api-key: sk-secret"))
     cache = harness.site.header_cache

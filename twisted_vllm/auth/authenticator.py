@@ -10,7 +10,7 @@ from hmac import compare_digest
 import attrs
 
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
-from twisted_vllm.auth.key_index import IndexedKey, KeyIndex
+from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.known_keys import KnownKeys
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.auth.token_index import TokenIndex
@@ -54,7 +54,8 @@ class Authenticator:
     keeps its own permissions even then, so a tenant's expired key stays expired.
 
     Attributes:
-        known: returns the key in use with a credential, as `KnownKeys.get`: ask `is_current` before you use it.
+        index: the virtual keys.
+        known: returns the key in use with a credential, as `KnownKeys.get`: ask `KeyIndex.is_current` about it.
     """
 
     def __init__(self, master_key: Secret | None, index: KeyIndex, tokens: TokenIndex | None = None) -> None:
@@ -65,7 +66,7 @@ class Authenticator:
             index: the virtual keys.
             tokens: the JSON Web Tokens that were verified; None takes none.
         """
-        self._index = index
+        self.index = index
         self._known = KnownKeys()
         self.known = self._known.get
         self._master_token: str | None = None
@@ -81,16 +82,7 @@ class Authenticator:
     @property
     def changes(self) -> int:
         """The number of changes of keys, users, teams and settings."""
-        return self._index.changes
-
-    @property
-    def epoch(self) -> int:
-        """The number of those of them that concern all keys."""
-        return self._index.epoch
-
-    def is_current(self, key: IndexedKey, now: float) -> bool:
-        """Return whether a key in use may go on as it is: nothing that concerns it changed, and it has not expired."""
-        return (key.changes == self._index.changes or self._index.is_current(key)) and now < key.principal.expires
+        return self.index.changes
 
     @property
     def keys_in_use(self) -> int:
@@ -134,13 +126,13 @@ class Authenticator:
             raise MissingApiKey(_missing_message(headers))
         if credential.isascii():
             known = self.known(credential.encode("ascii"))
-            if known is not None and self.is_current(known, now):
+            if known is not None and self.index.is_current(known) and now < known.principal.expires:
                 known.used = True
                 return known.principal
         token = hash_key(credential)
         if master_token is not None and compare_digest(token, master_token):
             return self._limited(MASTER)
-        sources = self._index.sources_of(token)
+        sources = self.index.sources_of(token)
         if sources is None:
             if master_token is None:
                 return self._limited(ANONYMOUS)
@@ -156,14 +148,14 @@ class Authenticator:
             raise BlockedApiKey("The team of this API key was blocked. Ask an administrator to unblock the team.")
         if now >= sources.expires:
             raise ExpiredApiKey(_EXPIRED if sources.former is None else _REPLACED)
-        key = self._index.joined(token, sources)
+        key = self.index.joined(token, sources)
         key.used = True
         self._known.keep(credential, key)
         return key.principal
 
     def _limited(self, principal: Principal) -> Principal:
         """Return a caller without a key of its own, held to the limits of the gateway as a whole."""
-        limited = self._index.of_everybody
+        limited = self.index.of_everybody
         return attrs.evolve(principal, limited=limited) if limited else principal
 
 

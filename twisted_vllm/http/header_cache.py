@@ -19,6 +19,7 @@ from twisted_vllm.http.headers import (
     BODILESS,
     CREDENTIAL_HEADERS,
     PER_REQUEST_HEADERS,
+    HeaderList,
     RequestHead,
     ResponseHead,
 )
@@ -79,7 +80,7 @@ class _HeaderCache(Generic[Head]):
 class RequestTemplate:
     """What the heads of one cache entry have in common.
 
-    It holds no credential: each that came is cut out.
+    It holds no credential but the last one, so that a lone caller's heads share what they say.
 
     Attributes:
         head: the first of them, without the values that vary.
@@ -87,7 +88,18 @@ class RequestTemplate:
         epoch: the state of the cache for which it holds; see `RequestHeaderCache.reconfigure`.
     """
 
-    __slots__ = ("__weakref__", "_begin", "_size", "_slots", "_varying", "epoch", "head", "reference")
+    __slots__ = (
+        "__weakref__",
+        "_begin",
+        "_last",
+        "_last_values",
+        "_size",
+        "_slots",
+        "_varying",
+        "epoch",
+        "head",
+        "reference",
+    )
 
     reference: ReferenceType[RequestTemplate]
 
@@ -123,6 +135,8 @@ class RequestTemplate:
             head.version,
             [(pair[0], b"") if name in _CUT_OUT else pair for name, pair in zip(head.names, head.headers, strict=True)],
         )
+        # the values of the last head, and what `_said` returned for them
+        self._last: tuple[Sequence[bytes], HeaderList, dict[bytes, bytes], bytes] = ((), [], {}, b"")
 
     def recall(self, data: bytes, longest: int, most_bytes: int) -> tuple[RequestHead, bytes] | None:
         """Return head and body of the request that `data` is, if it is one whole request with such a head.
@@ -172,20 +186,26 @@ class RequestTemplate:
         head.keep_alive = True
         head.protocols = like.protocols
         head.template = self
-        head.headers = like.headers
-        head.first = like.first
-        credential = b""
-        if values:
-            head.headers = headers = like.headers.copy()
-            head.first = first = like.first.copy()
-            for (at, name, written, scheme, is_credential), value in zip(self._varying, values, strict=True):
-                if is_credential:
-                    credential = credential + b"\n" + value if credential else value
-                    value = scheme + value
-                first[name] = value
-                headers[at] = (written, value)
-        head.credential = credential
+        if not values:
+            head.headers, head.first, head.credential = like.headers, like.first, b""
+            return head
+        last, headers, first, credential = self._last
+        if values != last:
+            headers, first, credential = self._said(values)
+            self._last = values, headers, first, credential
+        head.headers, head.first, head.credential = headers, first, credential
         return head
+
+    def _said(self, values: Sequence[bytes]) -> tuple[HeaderList, dict[bytes, bytes], bytes]:
+        """Return the headers of a head with these values, its first values and its credential."""
+        headers, first, credential = self.head.headers.copy(), self.head.first.copy(), b""
+        for (at, name, written, scheme, is_credential), value in zip(self._varying, values, strict=True):
+            if is_credential:
+                credential = credential + b"\n" + value if credential else value
+                value = scheme + value
+            first[name] = value
+            headers[at] = (written, value)
+        return headers, first, credential
 
 
 class RequestHeaderCache(_HeaderCache[RequestTemplate]):

@@ -58,8 +58,8 @@ class ClientText:
             for secret in self._common(head):
                 found = found.replace(secret, MASK)
             self._models.keep((name, template), found, len(name) + len(found))
-        for secret in _own(head):
-            if secret in found:
+        if len(found) >= SHORTEST_SECRET:
+            for secret in _own(head):
                 found = found.replace(secret, MASK)
         return found[:TEXT_LIMIT]
 

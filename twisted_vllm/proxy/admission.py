@@ -162,8 +162,8 @@ class Admission:
         self._reads_bodies = reads_bodies
         self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
-        #: as `Authenticator.known` and `Authenticator.is_current`
-        self.known, self.is_current = authenticator.known, authenticator.is_current
+        #: as of `Authenticator`
+        self.known, self.index = authenticator.known, authenticator.index
         self._serving = ServingChooser(policy, router, base_models)
         self._response_ids = response_ids
         self._places = places
@@ -185,11 +185,6 @@ class Admission:
     def changes(self) -> int:
         """A counter of changes to keys, users, teams and settings; a change may invalidate earlier decisions."""
         return self._authenticator.changes
-
-    @property
-    def epoch(self) -> int:
-        """A counter of those of them that may invalidate all earlier decisions."""
-        return self._authenticator.epoch
 
     def identify(
         self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET", has_body: bool = False

@@ -77,9 +77,11 @@ class HeaderFormat:
             first: the values of trace headers, and perhaps others, by lower-case name.
             peer: the address of the peer, as `Peer.written`.
         """
-        values: tuple[bytes | int, ...] = (peer, request_id) if self._has_peer else (request_id,)
-        if self._has_length:
-            values = (length, *values)
+        values: tuple[bytes | int, ...]
+        if self._has_peer:
+            values = (length, peer, request_id) if self._has_length else (peer, request_id)
+        else:
+            values = (length, request_id) if self._has_length else (request_id,)
         if self._traced:
             values = (*(first[name] for name in self._traced), *values)
         return RawHeaders(self._format % values)
@@ -104,7 +106,7 @@ class OtherCaller(msgspec.Struct, frozen=True, gc=False, eq=False):
 
     Attributes:
         caller: the caller.
-        changes: the change counter (`Admission.changes`) when it was authenticated.
+        changes: the change counter (`KeyIndex.changes`) when it was authenticated.
     """
 
     caller: Caller
@@ -116,10 +118,10 @@ class CachedAuthorization:
 
     Attributes:
         formats: the header formats of servers that were chosen since, by server and what else they depend on.
-        epoch: the state of the settings (`Admission.epoch`) for which it holds.
+        epoch: the state of the settings (`KeyIndex.epoch`) for which it holds.
     """
 
-    __slots__ = ("_decided", "epoch", "formats")
+    __slots__ = ("_decided", "_last", "epoch", "formats")
 
     def __init__(self, authorization: Authorization, epoch: int) -> None:
         """Take the authorization of one of these callers."""
@@ -127,10 +129,14 @@ class CachedAuthorization:
         self.epoch = epoch
         # all but principal and payer
         self._decided = msgspec.structs.astuple(authorization)[2:]
+        self._last = authorization
 
     def of(self, caller: Caller) -> Authorization:
         """Return the authorization of another of them."""
-        return Authorization(caller.principal, caller.payer, *self._decided)
+        last = self._last
+        if last.principal is not caller.principal:
+            last = self._last = Authorization(caller.principal, caller.payer, *self._decided)
+        return last
 
 
 class AuthorizationCache:
@@ -142,8 +148,8 @@ class AuthorizationCache:
         Args:
             admission: knows the keys in use, and counts changes.
         """
-        self._admission = admission
-        self._known, self._is_current = admission.known, admission.is_current
+        self._index = admission.index
+        self._known = admission.known
         self._classes = PermissionClasses()
         self._decisions: BoundedCache[tuple[object, object], CachedAuthorization]
         self._decisions = BoundedCache(MOST_DECISIONS, LONGEST_HEAD)
@@ -160,22 +166,23 @@ class AuthorizationCache:
             credential: its credential, as `RequestHead.credential`.
             now: the time in Unix seconds.
         """
-        key = self._known(credential)
+        key, index = self._known(credential), self._index
         if key is not None:
-            if not self._is_current(key, now):
+            if now >= key.principal.expires or not (key.changes == index.changes or index.is_current(key)):
                 return None
             key.used = True
             caller: Caller | None = key.caller
             return caller
         other = self._others.get((template, credential))
-        if other is None or other.changes != self._admission.changes or now >= other.caller.principal.expires:
+        if other is None or other.changes != index.changes or now >= other.caller.principal.expires:
             return None
         return other.caller
 
     def find(self, template: object, caller: Caller) -> CachedAuthorization | None:
         """Return what was decided about a head of this template for such callers; None if nothing that still holds."""
-        found = self._decisions.get((template, caller.permissions)) or self._decisions.get((template, caller))
-        return found if found is not None and found.epoch == self._admission.epoch else None
+        get = self._decisions.get
+        found = get((template, caller.permissions)) or get((template, caller))
+        return found if found is not None and found.epoch == self._index.epoch else None
 
     def keep(self, template: object, credential: bytes, authorization: Authorization) -> CachedAuthorization | None:
         """Keep the authorization of a head, unless the next one may be decided differently.
@@ -190,7 +197,7 @@ class AuthorizationCache:
             # a head of the same template may announce a body
             return None
         caller = self._keep_caller(template, credential, authorization)
-        decided = CachedAuthorization(authorization, self._admission.epoch)
+        decided = CachedAuthorization(authorization, self._index.epoch)
         # a stored response belongs to one key
         scope: object = caller.permissions if authorization.response_id is None else caller
         self._decisions.keep((template, scope), decided, len(authorization.forwarded))
@@ -207,7 +214,7 @@ class AuthorizationCache:
         if key is not None and is_key:
             key.caller = caller
         else:
-            other = OtherCaller(caller, self._admission.changes)
+            other = OtherCaller(caller, self._index.changes)
             self._others.keep((template, credential), other, len(credential))
         return caller
 

@@ -499,7 +499,8 @@ class Forwarding:
         trace = None if tracer is None else tracer.attempt(context)
         if cached is not None and prepared.body is not None:
             kind, peer = forwarder.addresses.kind_of(context.peer), context.peer.written
-            key: object = (server, kind) if trace is None else (server, kind, bool(trace.state))
+            # most are neither traced nor secure nor from a trusted proxy
+            key: object = server if kind is False and trace is None else (server, kind, trace and bool(trace.state))
             form = cached.formats.get(key)
             if form is None:
                 framing = (b"Content-Length", b"") if b"content-length" in first else None
