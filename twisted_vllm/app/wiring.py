@@ -325,6 +325,7 @@ class Wiring:
         self.lifecycle = Lifecycle(observers)
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
+        self.each_minute.add(authenticator.sweep)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
         self._tokens = TokenIndex(self.index)
         self._key_sets: KeySets | None = None
@@ -578,6 +579,11 @@ class Wiring:
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
         self.index.reconfigure(gateway_limits_of(settings))
+
+    @property
+    def keys_in_use(self) -> int:
+        """The number of keys whose credential is known."""
+        return self._authenticator.keys_in_use
 
     def _use_tokens(self, settings: Settings) -> None:
         """Take the tokens that the settings say, beside keys."""
