@@ -16,6 +16,7 @@ from sqlalchemy import Connection, event
 from tests.builders import usage_row
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.by_spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Plan, Unanswerable, UsageQuery, plan
@@ -23,12 +24,10 @@ from twisted_vllm.storage.usage.queries.reports import (
     Cursor,
     Entities,
     Group,
-    keys_by_spend,
     page_of_days,
     read_all,
     read_page,
     read_totals,
-    users_by_spend,
 )
 from twisted_vllm.storage.usage.queries.rows import RowFilter, count_rows, page_of_rows, rows_of
 from twisted_vllm.storage.usage.tables import DAY_US, SUMS

@@ -26,8 +26,8 @@ from twisted_vllm.admin.models import (
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.paging import Page, PageQuery
 from twisted_vllm.storage.records import AuditRecord
-from twisted_vllm.storage.repository import Page, PageQuery
 
 _DATE_LENGTH = len("2026-03-01")
 

@@ -29,8 +29,8 @@ from twisted_vllm.admin.unsupported import ON_CUSTOMERS
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import Conflict, NotFound
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import EndUserRecord
-from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
 
 #: what the audit log and the spend table call a customer

@@ -12,7 +12,7 @@ from attrs import AttrsInstance
 
 from twisted_vllm.admin.models import MAX_LISTED, Json
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.storage.repository import Page
+from twisted_vllm.storage.paging import Page
 
 RecordT = TypeVar("RecordT", bound=AttrsInstance)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0009_log_bodies"
+HEAD = "0010_lists"
 
 #: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(
@@ -66,6 +66,8 @@ def _use_write_ahead_log(engine: Engine) -> None:
         try:
             connection = engine.raw_connection()
             try:
+                # Only an empty file takes this: its unused pages can then go back to the file system.
+                connection.cursor().execute("PRAGMA auto_vacuum = INCREMENTAL").close()
                 connection.cursor().execute("PRAGMA journal_mode = WAL").close()
             finally:
                 connection.close()
@@ -105,8 +107,10 @@ def _revision(connection: Connection) -> str | None:
 def _create_tables(connection: Connection) -> None:
     """Create the newest tables in an empty database."""
     if connection.dialect.name == "postgresql":
-        # The tables name the conditions of partial indexes for SQLite alone: see `usage.tables`.
+        # The tables name the conditions of partial indexes for SQLite alone, and partitions for none: to name something
+        # for PostgreSQL loads its dialect. See `usage.tables`.
         for table in metadata.tables.values():
+            table.dialect_options["postgresql"]["partition_by"] = table.info.get("partition_by")
             for index in table.indexes:
                 index.dialect_options["postgresql"]["where"] = index.dialect_options["sqlite"]["where"]
     metadata.create_all(connection, checkfirst=False)

@@ -11,7 +11,7 @@ from twisted_vllm.admin.fields import Label, Labels, Reference, check_alias
 from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.models import MAX_LISTED, Body, ListSize, OwnLimits, PageNumber, Query, Response
 from twisted_vllm.admin.unsupported import ON_BUDGETS
-from twisted_vllm.storage.repository import PageQuery
+from twisted_vllm.storage.paging import PageQuery
 
 #: the fields that LiteLLM's dashboard can change, with their types in its words
 SETTINGS = {

@@ -43,7 +43,7 @@ from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import InvalidRequest, NotFound
 from twisted_vllm.money import from_dollars
 from twisted_vllm.storage.errors import KeyExists
-from twisted_vllm.storage.repository import Page
+from twisted_vllm.storage.paging import Page
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()

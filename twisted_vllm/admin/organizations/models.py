@@ -38,8 +38,8 @@ from twisted_vllm.admin.models import (
 from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
 from twisted_vllm.admin.users.models import NamedUser, OwnTeam, UserReport
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import OrganizationRecord
-from twisted_vllm.storage.repository import PageQuery
 
 OrganizationRole = Literal["org_admin", "internal_user", "internal_user_viewer"]
 

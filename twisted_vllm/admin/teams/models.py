@@ -59,7 +59,7 @@ from twisted_vllm.config.log_bodies import keep_opt_out
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
-from twisted_vllm.storage.repository import PageQuery
+from twisted_vllm.storage.paging import PageQuery
 
 TeamRole = Literal["user", "admin"]
 

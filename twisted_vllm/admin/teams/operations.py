@@ -46,8 +46,8 @@ from twisted_vllm.admin.users import operations as users
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, member_id, members_budget_id
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import BudgetRecord, Member, TeamRecord, UserRecord
-from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
 
 

@@ -49,7 +49,7 @@ from twisted_vllm.auth.records import PROXY_ADMIN
 from twisted_vllm.auth.roles import INTERNAL_USER, INTERNAL_USER_VIEWER, PROXY_ADMIN_VIEWER
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
-from twisted_vllm.storage.repository import PageQuery
+from twisted_vllm.storage.paging import PageQuery
 
 #: columns that a search for users looks at
 SEARCHED = ("user_id", "user_email")

@@ -34,7 +34,6 @@ from sqlalchemy import (
 )
 
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.storage.tables import keys, spend, users
 from twisted_vllm.storage.usage.queries.plan import (
     DAILY,
     HOUR,
@@ -299,25 +298,6 @@ def first_row(connection: Connection) -> int | None:
     """Return when the request of the oldest row began, in microseconds since 1970."""
     found: int | None = connection.execute(select(func.min(usage.c.time))).scalar()
     return found
-
-
-def keys_by_spend(connection: Connection, skip: int, limit: int) -> list[str]:
-    """Return tokens of keys, those that spent most in their budgets' periods first."""
-    return _by_spend(connection, keys, "token", "key_id", KEY, skip, limit)
-
-
-def users_by_spend(connection: Connection, skip: int, limit: int) -> list[str]:
-    """Return ids of users, those that spent most in their budgets' periods first."""
-    return _by_spend(connection, users, "user_id", "user_id", USER, skip, limit)
-
-
-def _by_spend(
-    connection: Connection, table: Table, identity: str, spender: str, kind: str, skip: int, limit: int
-) -> list[str]:
-    of_spender = and_(spend.c.kind == kind, spend.c.id == table.c[spender])
-    found = select(table.c[identity]).join_from(table, spend, of_spender, isouter=True)
-    found = found.order_by(func.coalesce(spend.c.spend, 0).desc(), table.c[identity]).offset(skip).limit(limit)
-    return list(connection.execute(found).scalars())
 
 
 # intervals
