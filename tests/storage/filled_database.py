@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import attrs
 from sqlalchemy import Connection, inspect, text
+
+from twisted_vllm.storage.audit_months import make_month
 
 #: 2026-01-01, in Unix seconds
 YEAR = 1_767_225_600
@@ -249,6 +252,8 @@ def _fill_audit(connection: Connection, writer: _Writer, sizes: Sizes) -> None:
     actions = ("key/update", "key/generate", "team/update", "user/new", "key/delete", "team/member_add")
     cases = " ".join(f"WHEN {number} THEN '{action}'" for number, action in enumerate(actions))
     kinds = " ".join(f"WHEN {number} THEN '{action.split('/')[0]}'" for number, action in enumerate(actions))
+    for month in range(1, 13):
+        make_month(connection, datetime(2026, month, 1, tzinfo=UTC))
     which = f"(CAST(n AS BIGINT) * {_STRIDE} % {len(actions)})"
     writer.write(
         "audit",

@@ -126,7 +126,11 @@ class Pager:
         self._counts = counts
 
     def read(
-        self, query: PageQuery, conditions: Sequence[ColumnElement[bool]] = (), column: ColumnElement[Any] | None = None
+        self,
+        query: PageQuery,
+        conditions: Sequence[ColumnElement[bool]] = (),
+        column: ColumnElement[Any] | None = None,
+        total: int | None = None,
     ) -> tuple[list[Row[Any]], int, str | None]:
         """Return the rows of a page, how many records there are in all, and the cursor of the page after.
 
@@ -136,6 +140,7 @@ class Pager:
             query: which page.
             conditions: what the records must meet besides.
             column: what to sort by; None for the identity. An expression is never NULL, and has no cursor.
+            total: how many records there are in all, where that is known.
 
         Raises:
             InvalidRequest: the cursor is none, or that of another order.
@@ -144,7 +149,10 @@ class Pager:
         parts = self._parts(column, query.descending)
         # What other tables decide may change without a change of this one.
         counts = None if conditions else self._counts
-        sizes = [count_of(self._connection, self._table, [*wanted, *part.conditions], counts) for part in parts]
+        if total is None or len(parts) > 1:
+            sizes = [count_of(self._connection, self._table, [*wanted, *part.conditions], counts) for part in parts]
+        else:
+            sizes = [total]
         if query.after:
             rows = self._after(query, wanted, parts, column)
             is_last = len(rows) <= query.size
@@ -310,7 +318,8 @@ def _is_after(part: _Part, value: Any, identity: Any, descending: bool) -> Colum
     """Return the condition that a record of a part comes after a place in it."""
     *columns, last = part.order
     if not columns:
-        return last < identity if descending else last > identity
+        beyond: ColumnElement[bool] = last < identity if descending else last > identity
+        return beyond
     [column] = columns
     here = tuple_(literal(value, column.type), literal(identity, last.type))
     place = tuple_(column, last)

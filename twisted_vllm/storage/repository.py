@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
@@ -99,10 +99,19 @@ class Repository(Generic[RecordT]):
         statement = select(self._table).where(*conditions).order_by(self._identity)
         return [self._record_of(row) for row in self._connection.execute(statement)]
 
-    def page(self, query: PageQuery, *conditions: ColumnElement[bool]) -> Page[RecordT]:
-        """Return the requested page; a page after the last is empty."""
+    def page(self, query: PageQuery, *conditions: ColumnElement[bool], total: int | None = None) -> Page[RecordT]:
+        """Return the requested page; a page after the last is empty.
+
+        Args:
+            query: which page.
+            conditions: what the records must meet besides.
+            total: how many records there are in all, where that is known.
+
+        Raises:
+            InvalidRequest: the cursor cannot be used.
+        """
         pager = Pager(self._connection, self._table, self._identity, self._counts)
-        rows, count, following = pager.read(query, conditions, self._sort_column(query.sort_by))
+        rows, count, following = pager.read(query, conditions, self._sort_column(query.sort_by), total)
         return self._page_of([self._record_of(row) for row in rows], query, count, following)
 
     @staticmethod
@@ -218,14 +227,14 @@ class KeyRepository(Repository[KeyRecord]):
             conditions.append(columns.team_id.in_(team_ids))
         return or_(*conditions)
 
-    def page(self, query: PageQuery, *conditions: ColumnElement[bool]) -> Page[KeyRecord]:
+    def page(self, query: PageQuery, *conditions: ColumnElement[bool], total: int | None = None) -> Page[KeyRecord]:
         """Return the requested page; a page after the last is empty.
 
         Raises:
             InvalidRequest: the cursor cannot be used.
         """
         if query.sort_by != "spend" or query.after or conditions or query.conditions(self._table):
-            return super().page(query, *conditions)
+            return super().page(query, *conditions, total=total)
         skip = (query.page - 1) * query.size
         tokens = keys_by_spend(self._connection, skip, query.size, descending=query.descending)
         found = {record.token: record for record in self.among("token", tokens)}
@@ -290,9 +299,41 @@ class _Memberships(Generic[MemberT]):
                 found[getattr(member, column.name)].append(member)
         return found
 
-    def _read(self, *conditions: ColumnElement[bool], order: Column[Any] | None = None) -> list[MemberT]:
-        statement = select(self._table).where(*conditions).order_by(self._user if order is None else order)
+    def _read(
+        self, *conditions: ColumnElement[bool], order: Column[Any] | None = None, limit: int | None = None
+    ) -> list[MemberT]:
+        statement = select(self._table).where(*conditions).order_by(self._user if order is None else order).limit(limit)
         return [self._record(**row._mapping) for row in self._connection.execute(statement)]
+
+    def these(self, group_id: str, user_ids: Sequence[str]) -> list[MemberT]:
+        """Return the memberships of some users in a group, sorted by user."""
+        found: list[MemberT] = []
+        for chunk in in_chunks(sorted(set(user_ids))):
+            found += self._read(self._group == group_id, self._user.in_(chunk))
+        return found
+
+    def count_in(self, group_ids: Sequence[str]) -> dict[str, int]:
+        """Return how many members each of some groups has."""
+        found = dict.fromkeys(group_ids, 0)
+        for chunk in in_chunks(group_ids):
+            counted = select(self._group, func.count()).where(self._group.in_(chunk)).group_by(self._group)
+            found.update((row[0], row[1]) for row in self._connection.execute(counted))
+        return found
+
+    def first_in(self, counts: Mapping[str, int], most: int, after: str = "") -> dict[str, list[MemberT]]:
+        """Return the first members of each of some groups, sorted by user.
+
+        Args:
+            counts: how many members each has, as `count_in` returns it.
+            most: how many members of a group to return at most.
+            after: the user after whom they begin; empty for the first.
+        """
+        whole = [group_id for group_id, count in counts.items() if count <= most and not after]
+        found = self._grouped_by(self._group, whole, self._user)
+        for group_id in counts:
+            if group_id not in found:
+                found[group_id] = self._read(self._group == group_id, self._user > after, limit=most)
+        return found
 
     def put(self, member: MemberT) -> None:
         """Add a membership, or replace it."""

@@ -71,6 +71,7 @@ class Transaction:
         self._stamp = stamp
         self.audited = 0
         self._months: set[datetime] = set()
+        self._counts = counts
         # a dictionary as an ordered set
         self._changed: dict[tuple[str, str], None] = {}
         self.keys = KeyRepository(connection, tables.keys, KeyRecord, partial(self._mark, KEY), counts)
@@ -143,7 +144,10 @@ class Transaction:
         if until is not None:
             conditions.append(at < until)
         entries: Repository[AuditRecord] = Repository(self._connection, tables.audit, AuditRecord, lambda _: None)
-        return entries.page(query, *conditions)
+        conditions += query.conditions(tables.audit)
+        if self._counts is None:
+            return entries.page(query, *conditions)
+        return entries.page(query, *conditions, total=self._counts.of_log(self._connection, conditions))
 
     def finish(self) -> Changes:
         """Store the changes for other processes, and return them for this process's key index."""
