@@ -45,7 +45,7 @@ class Sizes:
 
 
 #: enough that a planner chooses as for `Sizes`, and filled in a few seconds
-SMALL = Sizes(20_000, 5_000, 500, 3, 2_000, 10_000, 500, 500, 50_000)
+SMALL = Sizes(30_000, 20_000, 500, 3, 5_000, 20_000, 500, 500, 50_000)
 
 
 class _Writer:

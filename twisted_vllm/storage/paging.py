@@ -22,6 +22,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, Select, Table, an
 
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.counts import Counts, count_of
+from twisted_vllm.storage.tables import UtcDateTime
 
 RecordT = TypeVar("RecordT", bound=AttrsInstance)
 
@@ -229,7 +230,7 @@ class Pager:
         if backwards:
             skip = size - skip - limit
         # The rows that are skipped are not read, where an index has what they are sorted by.
-        located = _locating(self._table, self._identity)
+        located = self._locating()
         order = _ordered(part, descending is not backwards)
         found: Select[Any] = select(*located).where(*conditions).order_by(*order).limit(limit).offset(skip)
         places = [tuple(row) for row in self._connection.execute(found)]
@@ -243,6 +244,11 @@ class Pager:
         }
         in_order = [rows[place] for place in places if place in rows]
         return in_order[::-1] if backwards else in_order
+
+    def _locating(self) -> tuple[Any, ...]:
+        """Return the columns by which a row is found at once: its identity, with that of the partition before it."""
+        partition = self._table.info.get("located_by") if self._connection.dialect.name == "postgresql" else None
+        return (self._identity,) if partition is None else (self._table.c[partition], self._identity)
 
     def _cursor_of(self, row: Row[Any], query: PageQuery, column: ColumnElement[Any] | None) -> str | None:
         if column is None or column is self._identity:
@@ -301,7 +307,7 @@ def _check_type(value: Any, column: ColumnElement[Any]) -> None:
 
 
 def _value_of(value: Any, column: Any) -> Any:
-    if column.type.python_type is datetime:
+    if isinstance(column.type, UtcDateTime):
         moment = datetime.fromisoformat(str(value))
         if moment.tzinfo is None:
             raise ValueError("without a time zone")
@@ -326,9 +332,3 @@ def _is_after(part: _Part, value: Any, identity: Any, descending: bool) -> Colum
     # The first condition follows from the second; SQLite finds the start of a range by it.
     within = column <= value if descending else column >= value
     return and_(within, place < here if descending else place > here)
-
-
-def _locating(table: Table, identity: Column[Any]) -> tuple[Any, ...]:
-    """Return the columns by which a row is found at once: those of the partition, and its identity."""
-    partition = table.info.get("located_by")
-    return (identity,) if partition is None else (table.c[partition], identity)

@@ -295,14 +295,15 @@ class _Memberships(Generic[MemberT]):
     def _grouped_by(self, column: Column[Any], ids: Sequence[str], order: Column[Any]) -> dict[str, list[MemberT]]:
         found: dict[str, list[MemberT]] = {each: [] for each in ids}
         for chunk in in_chunks(ids):
-            for member in self._read(column.in_(chunk), order=order):
+            # The group first, as the index has it: by the other alone, SQLite would read every membership.
+            for member in self._read(column.in_(chunk), order=(column, order)):
                 found[getattr(member, column.name)].append(member)
         return found
 
     def _read(
-        self, *conditions: ColumnElement[bool], order: Column[Any] | None = None, limit: int | None = None
+        self, *conditions: ColumnElement[bool], order: tuple[Column[Any], ...] = (), limit: int | None = None
     ) -> list[MemberT]:
-        statement = select(self._table).where(*conditions).order_by(self._user if order is None else order).limit(limit)
+        statement = select(self._table).where(*conditions).order_by(*(order or (self._user,))).limit(limit)
         return [self._record(**row._mapping) for row in self._connection.execute(statement)]
 
     def these(self, group_id: str, user_ids: Sequence[str]) -> list[MemberT]:

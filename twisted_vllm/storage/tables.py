@@ -151,6 +151,7 @@ keys = Table(
     Index("vllm_passthrough_keys_organization", "organization_id", "created_at", "token"),
     Index("vllm_passthrough_keys_budget", "budget_id"),
     Index("vllm_passthrough_keys_created", "created_at", "token"),
+    Index("vllm_passthrough_keys_named", "key_alias", "token"),
     Index("vllm_passthrough_keys_updated", "updated_at", "token"),
     Index("vllm_passthrough_keys_expires", "expires", "token", "blocked"),
 )

@@ -144,10 +144,10 @@ class Transaction:
         if until is not None:
             conditions.append(at < until)
         entries: Repository[AuditRecord] = Repository(self._connection, tables.audit, AuditRecord, lambda _: None)
-        conditions += query.conditions(tables.audit)
-        if self._counts is None:
-            return entries.page(query, *conditions)
-        return entries.page(query, *conditions, total=self._counts.of_log(self._connection, conditions))
+        total = None
+        if self._counts is not None:
+            total = self._counts.of_log(self._connection, [*conditions, *query.conditions(tables.audit)])
+        return entries.page(query, *conditions, total=total)
 
     def finish(self) -> Changes:
         """Store the changes for other processes, and return them for this process's key index."""

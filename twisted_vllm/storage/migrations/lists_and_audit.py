@@ -28,6 +28,7 @@ def upgrade_lists() -> None:
     for name, column in _KEYS_BEFORE.items():
         op.drop_index(f"{_KEYS}_{name}", _KEYS)
         op.create_index(f"{_KEYS}_{name}", _KEYS, [column, "created_at", "token"])
+    op.create_index(f"{_KEYS}_named", _KEYS, ["key_alias", "token"])
     op.create_index(f"{_KEYS}_updated", _KEYS, ["updated_at", "token"])
     op.create_index(f"{_KEYS}_expires", _KEYS, ["expires", "token", "blocked"])
     blocked = sa.column("blocked", sa.Boolean).is_(True)
@@ -40,7 +41,7 @@ def downgrade_lists() -> None:
     """Undo `upgrade_lists`."""
     for name in ("role", "alias"):
         op.drop_index(f"{_USERS}_{name}", _USERS)
-    for name in ("blocked", "expires", "updated"):
+    for name in ("blocked", "expires", "updated", "named"):
         op.drop_index(f"{_KEYS}_{name}", _KEYS)
     for name, column in _KEYS_BEFORE.items():
         op.drop_index(f"{_KEYS}_{name}", _KEYS)
