@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0009_log_bodies"
+HEAD = "0010_exports"
 
 #: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(

@@ -29,6 +29,15 @@ _SQLITE_PRAGMAS = ("cache_size = -16000", "wal_autocheckpoint = 4000")
 #: Seconds for one transaction in PostgreSQL. The writer's batches take a tenth of one.
 _SECONDS = 8.0
 
+#: from when on rows must be kept, in microseconds since 1970; None for no time
+HeldFrom = Callable[[Connection], int | None]
+
+
+def nothing_held(_connection: Connection) -> int | None:
+    """Return that no row must be kept."""
+    return None
+
+
 #: PostgreSQL's class of errors for what exceeds the size of an index entry or a row
 _PROGRAM_LIMIT_EXCEEDED = "54"
 
@@ -47,6 +56,7 @@ class UsageDatabase:
         period_start: PeriodStart,
         now: Callable[[], float] = time.time,
         also_pay: AlsoPay = nobody_else,
+        held_from: HeldFrom = nothing_held,
     ) -> None:
         """Set up; it connects on first use.
 
@@ -55,6 +65,7 @@ class UsageDatabase:
             period_start: when the budget period of a scope began; called in the writer's thread.
             now: Unix seconds.
             also_pay: whose budgets pay besides those of the payers; called in the writer's thread.
+            held_from: from when on rows must be kept, however old they are; likewise.
 
         Raises:
             StoreError: the URL cannot be used.
@@ -63,6 +74,7 @@ class UsageDatabase:
         self._period_start = period_start
         self._now = now
         self._also_pay = also_pay
+        self._held_from = held_from
         self._engine: Engine = make_engine(parse_url(url), connections=1)
         watch_file(self._engine)
         self.single_writer = self._engine.dialect.name == "sqlite"
@@ -112,7 +124,12 @@ class UsageDatabase:
         Raises:
             DatabaseUnavailable: nothing was deleted.
         """
-        return self._transact(lambda connection: delete_before(connection, time, limit))
+
+        def work(connection: Connection) -> int:
+            held = self._held_from(connection)
+            return delete_before(connection, time if held is None else min(time, held), limit)
+
+        return self._transact(work)
 
     def forget_references(self) -> None:
         """Assume from the next transaction on that no reference is stored: the database may have been restored.

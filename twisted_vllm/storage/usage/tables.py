@@ -31,13 +31,12 @@ from twisted_vllm.ratelimit.allowance import ORGANIZATION as ORGANIZATION
 from twisted_vllm.ratelimit.allowance import TEAM as TEAM
 from twisted_vllm.ratelimit.allowance import USER as USER
 from twisted_vllm.storage.tables import metadata as metadata
+from twisted_vllm.usage.days import DAY_US as DAY_US
 
 #: the values of ``dimension`` in `usage_totals`, besides the kinds of those who pay
 ALL, TAG = "all", "tag"
 #: the values of ``period`` in `usage_totals`
 DAY, MONTH = "day", "month"
-
-DAY_US = 86_400_000_000
 
 #: Each `twisted_vllm.usage.records.Payer` once. Its id is a hash of its content: no database assigns it, and rows can
 #: be moved to another database.
@@ -195,6 +194,26 @@ usage_totals = Table(
     *_sums(),
     Index("vllm_passthrough_usage_totals_value", "dimension", "value", "period", "start"),
     sqlite_with_rowid=False,
+)
+
+#: Which days (UTC, days since 1970) are exported, and who does it. Times are microseconds since 1970. ``requests`` is
+#: what the sums counted when the files began: more of them mean rows that came late.
+usage_exports = Table(
+    "vllm_passthrough_usage_exports",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(8), nullable=False),
+    Column("files", Integer, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("times_written", Integer, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("claimed_by", Text),
+    Column("claimed_until", BigInteger),
+    Column("failures", Integer, nullable=False),
+    Column("retry_at", BigInteger),
+    Column("error", Text),
 )
 
 #: a row's time and id
