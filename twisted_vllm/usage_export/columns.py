@@ -88,7 +88,7 @@ _PAYER: Mapping[str, Callable[[Any], Any]] = {
 #: likewise of the model and its server
 _TARGET: Mapping[str, Callable[[Any], Any]] = {
     **{name: _text(name) for name in ("model", "server", "route", "method")},
-    "prices": lambda target: [tuple(pair) for pair in target.prices],
+    "prices": lambda target: list(target.prices.items()),
 }
 
 

@@ -279,9 +279,11 @@ class UsageExport:
             # where it stops in this moment, the claim lapses by itself
             return False
         report = yield self._run(work)
-        if self._has_stopped():
+        if self._has_stopped() and report.result != DONE:
             return False
         yield self._note(work, report)
+        if self._has_stopped():
+            return False
         self.state = yield self._database.run(
             lambda connection: state_of(connection, schedule), writes=False, seconds=STATE_SECONDS
         )
