@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ from twisted_vllm.usage.days import DAY_US, date_of
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage_export import process
 from twisted_vllm.usage_export.job import DONE, FAILED, KEPT, LOST, Job, Report, encode, report_of
-from twisted_vllm.usage_export.places import STAGING, DirectoryPlace
+from twisted_vllm.usage_export.places import STAGING, DirectoryPlace, make_staging
 
 DAY = NOON // 86_400
 HOUR = 3_600 * 1_000_000
@@ -193,6 +194,29 @@ def test_a_day_without_rows_has_no_file_and_counts_as_exported(exporting: Export
     assert [day for day, _ in exporting.export_all(after(DAY + 5))] == [DAY, DAY + 5]
     assert len(files_of(exporting.directory)) == 2
     assert exporting.until() == date_of(DAY + 5)
+
+
+def test_years_without_rows_are_noted_at_once(exporting: Exporting) -> None:
+    exporting.store(DAY - 3_000, 1)
+    exporting.store(DAY, 1)
+    assert [day for day, _ in exporting.export_all(after(DAY))] == [DAY - 3_000, DAY]
+    assert exporting.until() == date_of(DAY)
+
+
+def test_a_day_whose_rows_were_deleted_before_their_turn_is_passed_over(exporting: Exporting) -> None:
+    exporting.store(DAY - 1, 1)
+    exporting.store(DAY, 1)
+    exporting.store(DAY + 1, 1)
+    exporting.export_all(after(DAY - 1))
+    work = exporting.take(after(DAY))
+    assert work is not None
+    with begin(exporting.engine, None, writes=True) as connection:
+        fail(connection, work, after(DAY), "the disk is full")
+        in_day = (usage.c.time >= DAY * DAY_US) & (usage.c.time < (DAY + 1) * DAY_US)
+        connection.execute(delete(usage).where(in_day))
+    assert [day for day, _ in exporting.export_all(after(DAY + 1))] == [DAY + 1]
+    assert exporting.until() == date_of(DAY + 1)
+    assert exporting.state().error is None
 
 
 def test_a_day_with_many_rows_has_several_files(exporting: Exporting) -> None:
@@ -400,7 +424,7 @@ def test_a_full_disk_leaves_the_former_files(exporting: Exporting, monkeypatch: 
     exporting.store(DAY, 10)
     exporting.export_all(after(DAY))
     exporting.store(DAY, 10, first=100)
-    make = process.make_staging
+    make = make_staging
 
     def on_full_disk(directory: Path, day: str, owner: str) -> Path:
         made = make(directory, day, owner)
@@ -451,3 +475,44 @@ def test_the_days_are_listed_the_latest_first(exporting: Exporting) -> None:
     with begin(exporting.engine, None, writes=False) as connection:
         assert [row.day for row in days_before(connection, None, 2)] == [DAY + 2, DAY + 1]
         assert [row.day for row in days_before(connection, DAY + 1, 2)] == [DAY]
+
+
+def test_no_transaction_is_open_between_two_pages(exporting: Exporting) -> None:
+    exporting.store(DAY, 5_000)
+    reader = make_engine(parse_url(exporting.url), connections=1, read_only=True)
+    try:
+        pages = iter(process.Pages(reader, DAY))
+        counts = [next(pages).num_rows]
+        if exporting.engine.dialect.name == "sqlite":
+            # the log can be written back to the file, although the day is not read to its end
+            exporting.store(DAY, 1, first=9_000)
+            with exporting.engine.connect() as connection:
+                busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+            assert busy == 0
+        else:
+            with begin(exporting.engine, None, writes=False) as connection:
+                open_now = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+                assert connection.exec_driver_sql(open_now).scalar() == 0
+            exporting.store(DAY, 1, first=9_000)
+        counts += [page.num_rows for page in pages]
+        # what came meanwhile is read too
+        assert counts == [1_000, 1_000, 1_000, 1_000, 1_000, 1]
+    finally:
+        reader.dispose()
+
+
+def test_the_largest_rows_take_bounded_memory(exporting: Exporting) -> None:
+    long = "é" * 4_096
+    headers = {f"x-{number}": f"{number}{long}" for number in range(3)}
+    for first in range(0, 6_000, 500):
+        exporting.store(DAY, 500, first=first, headers=headers, attempts=long, error=long, spend_metadata=long)
+    work = exporting.take(after(DAY))
+    assert work is not None
+    started = start(exporting, work)
+    assert started.stdout is not None
+    report = report_of(started.stdout.readline())
+    _, status, usage_of = os.wait4(started.pid, 0)
+    started.returncode = os.waitstatus_to_exitcode(status)
+    started.communicate()
+    assert (started.returncode, report.rows) == (0, 6_000)
+    assert usage_of.ru_maxrss < 450 * 1024

@@ -29,7 +29,7 @@ from twisted_vllm.usage_export.columns import DICTIONARY_ENCODED, SCHEMA
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12).map(lambda text: text.replace("\0", ""))
+texts = st.text(st.characters(codec="utf-8"), max_size=12).map(lambda text: text.replace("\0", ""))
 names = st.none() | texts.filter(bool)
 numbers = st.integers(0, MAX_NUMBER)
 pairs = st.dictionaries(texts, texts, max_size=3)
@@ -109,9 +109,21 @@ def test_what_is_read_is_what_the_ledger_has(given_rows: list[dict[str, Any]]) -
 
 def test_the_files_say_which_version_they_have_and_how_they_are_encoded(tmp_path: Path) -> None:
     exporting = exporting_in(tmp_path)
-    everything = {"user_id": "u", "team_id": "t", "organization_id": "o", "key_hash": "h", "key_name": "n"}
-    lists = {"tags": ("a",), "request_tags": ("b",), "headers": {"x": "y"}, "prices": (("input", "1"),)}
-    words = {"server": "s", "route": "/r", "method": "POST", "end_user": "e", "error": "c"}
+    everything: dict[str, Any] = {
+        "user_id": "u",
+        "team_id": "t",
+        "organization_id": "o",
+        "key_hash": "h",
+        "key_name": "n",
+    }
+    lists: dict[str, Any] = {"tags": ("a",), "request_tags": ("b",), "headers": {"x": "y"}, "prices": (("in", "1"),)}
+    words: dict[str, Any] = {
+        "server": "s",
+        "route": "/r",
+        "method": "POST",
+        "end_user": "e",
+        "error": "c",
+    }
     exporting.store(DAY, 10, **everything, **lists, **words)
     exporting.export_all(after(DAY))
     file = pq.ParquetFile(exporting.directory / files_of(exporting.directory)[0])

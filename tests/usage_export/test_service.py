@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import Any
 
@@ -11,7 +11,7 @@ import attrs
 import pytest
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock
-from twisted.logger import eventAsText, globalLogPublisher
+from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
 from tests.builders import usage_row
@@ -78,11 +78,13 @@ class Running:
 
 
 @pytest.fixture
-def lines() -> Iterator[list[str]]:
-    found: list[str] = []
-    globalLogPublisher.addObserver(observer := lambda event: found.append(eventAsText(event, includeTraceback=False)))
-    yield found
-    globalLogPublisher.removeObserver(observer)
+def logged() -> Iterator[Sequence[LogEvent]]:
+    with capturedLogs() as events:
+        yield events
+
+
+def lines(events: Sequence[LogEvent]) -> list[str]:
+    return [formatEvent(event) for event in events]
 
 
 def running(settings: UsageExportSettings = SETTINGS, retention: float | None = None) -> Running:
@@ -101,7 +103,7 @@ def running(settings: UsageExportSettings = SETTINGS, retention: float | None = 
     return Running(clock, database, export, started)
 
 
-def test_days_are_exported_one_after_the_other_once_they_are_due(lines: list[str]) -> None:
+def test_days_are_exported_one_after_the_other_once_they_are_due(logged: Sequence[LogEvent]) -> None:
     found = running()
     found.store(DAY - 1, 3)
     found.store(DAY, 2)
@@ -125,7 +127,7 @@ def test_days_are_exported_one_after_the_other_once_they_are_due(lines: list[str
     found.clock.advance(0)
     assert (found.export.rows, found.export.days, found.export.failures) == (5, 2, 0)
     assert found.export.state.exported_until == DAY
-    assert any(f"Exported the usage of {date_of(DAY)}: 2 rows in 1 files to exported" in line for line in lines)
+    assert any(f"Exported the usage of {date_of(DAY)}: 2 rows in 1 files to exported" in line for line in lines(logged))
 
 
 def test_what_is_switched_off_does_nothing_until_a_reload_switches_it_on() -> None:
@@ -163,13 +165,13 @@ def test_the_metrics_say_how_far_it_is_and_how_late() -> None:
     assert (told[f"{prefix}_rows_total"], told[f"{prefix}_days_total"]) == (1, 1)
 
 
-def test_a_process_that_fails_is_told_of_and_tried_again(lines: list[str]) -> None:
+def test_a_process_that_fails_is_told_of_and_tried_again(logged: Sequence[LogEvent]) -> None:
     found = running()
     found.store(DAY - 1)
     found.export.start()
     found.clock.advance(FIRST_LOOK_SECONDS)
     found.end(Report(FAILED, error="the directory exported: No space left on device"), status=1)
-    assert any("cannot be exported: the directory exported: No space left" in line for line in lines)
+    assert any("cannot be exported: the directory exported: No space left" in line for line in lines(logged))
     assert found.export.state.error == "the directory exported: No space left on device"
     found.clock.advance(0)
     assert len(found.started) == 1
@@ -177,7 +179,7 @@ def test_a_process_that_fails_is_told_of_and_tried_again(lines: list[str]) -> No
     assert len(found.started) == 2
     found.started[1][0].errReceived(b"Traceback\n  ...\nMemoryError: nothing left\n")
     found.end(None, status=1, killed=None)
-    assert any("The process of the export said: MemoryError: nothing left" in line for line in lines)
+    assert any("The process of the export said: MemoryError: nothing left" in line for line in lines(logged))
     assert found.export.state.error == "its process ended with status 1"
     found.clock.pump([LOOK_SECONDS] * 2)
     found.end(Report(DONE, 1, 1, 10))
@@ -185,7 +187,7 @@ def test_a_process_that_fails_is_told_of_and_tried_again(lines: list[str]) -> No
     assert found.export.failures == 2
 
 
-def test_what_cannot_be_started_is_a_failure(lines: list[str]) -> None:
+def test_what_cannot_be_started_is_a_failure(logged: Sequence[LogEvent]) -> None:
     found = running()
     found.store(DAY - 1)
 
@@ -239,16 +241,18 @@ def test_what_somebody_asks_for_is_done_at_once() -> None:
     assert job_of(found.started[1][1].sent).former_rows == 1
 
 
-def test_rows_that_are_held_for_longer_than_the_settings_say_are_told_of_once_an_hour(lines: list[str]) -> None:
+def test_rows_that_are_held_for_longer_than_they_should_are_told_of_once_an_hour(
+    logged: Sequence[LogEvent],
+) -> None:
     found = running(retention=86_400.0 * 2)
     found.store(DAY - 5)
     found.export.start()
     found.clock.advance(FIRST_LOOK_SECONDS)
     found.end(Report(FAILED, error="the bucket b: it answers 403"), status=1)
-    held = [line for line in lines if "Rows are kept for longer than usage_retention says" in line]
+    held = [line for line in lines(logged) if "Rows are kept for longer than usage_retention says" in line]
     assert len(held) == 1 and str(date_of(DAY - 5)) in held[0]
     found.clock.pump([60.0] * 55)
-    assert len([line for line in lines if "Rows are kept for longer" in line]) == 1
+    assert len([line for line in lines(logged) if "Rows are kept for longer" in line]) == 1
 
 
 def test_the_secrets_of_a_bucket_go_through_standard_input_alone() -> None:

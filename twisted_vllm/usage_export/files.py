@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from twisted_vllm.usage_export.columns import DICTIONARY_ENCODED, SCHEMA, SCHEMA_VERSION
 
 #: the most rows of a row group, and about the most bytes of one in memory
-GROUP_ROWS, GROUP_BYTES = 50_000, 64 * 2**20
+GROUP_ROWS, GROUP_BYTES = 50_000, 32 * 2**20
 #: a file that has as many bytes is the last of its size: S3 takes 5 GB in one piece
 FILE_BYTES = 2**30
 

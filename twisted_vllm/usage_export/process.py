@@ -37,7 +37,7 @@ from twisted_vllm.usage_export.job import DONE, FAILED, KEPT, LOST, BucketAccess
 from twisted_vllm.usage_export.places import BucketPlace, DirectoryPlace, ExportFailed, Place, make_staging
 
 #: rows of one page, which is one transaction: the largest rows have some 60 kB
-PAGE_ROWS = 2_000
+PAGE_ROWS = 1_000
 #: those who pay, and targets, that are remembered; with more, all are forgotten
 MAX_REMEMBERED = 20_000
 #: seconds that a page, and a change of the claim, may take
@@ -76,10 +76,14 @@ class Pages:
                 rows = rows_of_day(connection, self._day, after, PAGE_ROWS)
                 _look_up(connection, self._payers, {row.payer for row in rows}, payers_of)
                 _look_up(connection, self._targets, {row.target for row in rows}, targets_of)
+            count = len(rows)
             if rows:
-                yield page_of(rows, self._payers, self._targets)
                 after = (rows[-1].time, rows[-1].id)
-            if len(rows) < PAGE_ROWS:
+                page = page_of(rows, self._payers, self._targets)
+                # not beside what is made of it
+                del rows
+                yield page
+            if count < PAGE_ROWS:
                 return
 
 

@@ -47,7 +47,8 @@ STOP_SECONDS = 5.0
 #: seconds that a look at the state may take
 STATE_SECONDS = 30.0
 
-_COMMAND = ("-m", "twisted_vllm.usage_export.process")
+# -P: no module is loaded from the working directory
+_COMMAND = ("-P", "-m", "twisted_vllm.usage_export.process")
 
 
 class ExportProcess(ProcessProtocol):

@@ -24,8 +24,8 @@ WAITING, EXPORTED = "waiting", "exported"
 #: how long a claim holds without being renewed
 CLAIM_US = 600 * 1_000_000
 
-#: days without a row that one transaction notes
-MAX_EMPTY_DAYS = 400
+#: days without a row that one transaction notes at a time, and how often
+MAX_EMPTY_DAYS, MAX_EMPTY_RANGES = 1_000, 10
 #: the longest text of an error
 MAX_ERROR = 500
 #: the shortest and the longest time between two attempts
@@ -142,19 +142,20 @@ def take_work(connection: Connection, now: int, schedule: Schedule, owner: str) 
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
-    for _ in range(MAX_EMPTY_DAYS):
+    last = schedule.last_closed(now)
+    # once more for what is without rows now, and then for the day that comes after
+    for _ in range(MAX_EMPTY_RANGES):
         day = find_work(connection, now, schedule)
         if day is None:
             return None
-        row = _row(connection, day)
-        requests = requests_of_days(connection, day, day).get(day, 0)
-        if first_day(connection, day) == day:
+        filled = first_day(connection, day)
+        if filled == day:
+            row = _row(connection, day)
             _set(connection, day, row, state=WAITING, claimed_by=owner, claimed_until=now + CLAIM_US)
-            former = row.rows if row is not None and row.times_written else None
-            return Work(day, owner, requests, former)
-        # no row: nothing to write, and what was written stays
-        noted = {"state": EXPORTED, "requests": requests, "finished_at": now, "error": None, "retry_at": None}
-        _set(connection, day, row, **noted)
+            requests = requests_of_days(connection, day, day).get(day, 0)
+            return Work(day, owner, requests, row.rows if row is not None and row.times_written else None)
+        end = last + 1 if filled is None else min(filled, last + 1)
+        _note_empty(connection, day, min(end, day + MAX_EMPTY_DAYS), now)
     return None
 
 
@@ -295,6 +296,23 @@ def _exported_until(connection: Connection, kept: int | None) -> int | None:
         return until
     before = select(_exports.day).where(_exports.day == kept - 1, _exports.state == EXPORTED)
     return connection.execute(before).scalar()
+
+
+def _note_empty(connection: Connection, first: int, end: int, now: int) -> None:
+    """Note days without a row as exported. There is nothing to write, and what was written stays."""
+    counted = requests_of_days(connection, first, end - 1)
+    known = set(connection.execute(select(_exports.day).where(_exports.day >= first, _exports.day < end)).scalars())
+    if first in known:
+        noted = {"state": EXPORTED, "requests": counted.get(first, 0), "finished_at": now}
+        _set(connection, first, _row(connection, first), **noted, error=None, retry_at=None)
+    nothing = dict.fromkeys(("files", "rows", "bytes", "times_written", "failures"), 0)
+    rows = [
+        {"day": day, "state": EXPORTED, **nothing, "requests": counted.get(day, 0), "finished_at": now}
+        for day in range(first, end)
+        if day not in known
+    ]
+    if rows:
+        connection.execute(insert(usage_exports), rows)
 
 
 def _is_free(row: Row[Any], now: int) -> bool:
