@@ -183,10 +183,6 @@ class UsageDatabase:
             return list(rows) if len(unique) == 1 else [each for row in unique.values() for each in self.missing([row])]
         return [row for key, row in unique.items() if key not in existing]
 
-    def delete_before(self, time: int, limit: int) -> int:
-        """Delete nothing yet."""
-        return 0
-
     def open_accounts(self, name: str, *, own: bool, told_to: Position = BEGINNING) -> SpoolAccounts:
         """Return the accounts of a spool, from where the database is; see `IUsageStore`.
 

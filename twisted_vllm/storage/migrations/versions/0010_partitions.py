@@ -33,6 +33,7 @@ def upgrade() -> None:
     connection = op.get_bind()
     upgrade_lists()
     upgrade_audit()
+    _create_exports()
     _create_sums()
     _create_partitions()
     move_rows(connection)
@@ -53,8 +54,26 @@ def downgrade() -> None:
     _create_former_sums()
     move_sums_back(connection)
     move_rows_back(connection)
-    for name in ("usage_sums", "usage_names", "usage_marks", "usage_partitions"):
+    for name in ("usage_sums", "usage_names", "usage_marks", "usage_partitions", "usage_exports"):
         op.drop_table(f"{_PREFIX}{name}")
+
+
+def _create_exports() -> None:
+    """Create the table of exported days, without any: all that the ledger keeps is exported."""
+    op.create_table(
+        f"{_PREFIX}usage_exports",
+        sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("state", sa.String(8), nullable=False),
+        sa.Column("files", sa.Integer, nullable=False),
+        *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("rows", "bytes", "requests")),
+        sa.Column("times_written", sa.Integer, nullable=False),
+        sa.Column("finished_at", sa.BigInteger),
+        sa.Column("claimed_by", sa.Text),
+        sa.Column("claimed_until", sa.BigInteger),
+        sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("retry_at", sa.BigInteger),
+        sa.Column("error", sa.Text),
+    )
 
 
 def _create_sums() -> None:
