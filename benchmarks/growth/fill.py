@@ -1,0 +1,167 @@
+"""``python -m benchmarks.growth.fill URL``: fills a database as a year of use does, in minutes.
+
+Everything is written by the gateway's own storage. To save time, the indexes of the ledger's tables that guard nothing
+are made at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import attrs
+from sqlalchemy import text
+from sqlalchemy.engine import Engine
+
+from benchmarks.growth.ledger import PREFIX, Ledger
+from benchmarks.growth.options import add_size, size_of, spread_of
+from benchmarks.growth.population import Population, Size
+from benchmarks.growth.traffic import MONTH_SECONDS, Spread, Traffic
+from benchmarks.run import say
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.storage.engine import begin, make_engine, parse_url
+from twisted_vllm.storage.schema import migrate
+from twisted_vllm.storage.store import change_in
+from twisted_vllm.storage.transaction import Transaction
+
+#: keys in one transaction: the table of changes keeps as many
+_KEYS_AT_ONCE = 10_000
+#: rows in one transaction; more than the gateway writes at once, as they need not wait
+_ROWS_AT_ONCE = 20_000
+_TOLD_EVERY = 25
+
+
+@attrs.frozen
+class Filled:
+    """What a filling took.
+
+    Attributes:
+        keys_seconds: for keys, users, teams and organizations.
+        rows_seconds: for the rows with their sums, and the indexes.
+    """
+
+    keys_seconds: float
+    rows_seconds: float
+
+
+def fill(url: str, size: Size, spread: Spread, *, now: float, progress: Callable[[str], None] = say) -> Filled:
+    """Fill an empty database.
+
+    Args:
+        url: as in ``DATABASE_URL``.
+        size: what it shall hold.
+        spread: how its rows spread over keys and end users.
+        now: Unix seconds: the last row is from then.
+        progress: is told how far it is.
+
+    Raises:
+        StoreError, SQLAlchemyError: the database cannot be used, or is not empty.
+    """
+    engine = make_engine(parse_url(Secret(url)), connections=1)
+    try:
+        began = time.monotonic()
+        migrate(engine)
+        _fill_keys(engine, Population(size), now - size.months * MONTH_SECONDS)
+        made = time.monotonic()
+        progress(f"{size.keys:,} keys after {made - began:.1f} s")
+        with _indexes_made_last(engine):
+            _fill_rows(engine, url, size, spread, now, progress)
+        _finish(engine)
+        return Filled(made - began, time.monotonic() - made)
+    finally:
+        engine.dispose()
+
+
+def _fill_keys(engine: Engine, population: Population, at: float) -> None:
+    created = datetime.fromtimestamp(at, UTC)
+
+    def change(work: Callable[[Transaction], None]) -> None:
+        with begin(engine, None, writes=True) as connection:
+            change_in(connection, work)
+
+    def groups(transaction: Transaction) -> None:
+        transaction.organizations.insert_all(population.organization_records(created))
+        transaction.teams.insert_all(population.team_records(created))
+        transaction.users.insert_all(population.user_records(created))
+        for member in population.members():
+            transaction.members.put(member)
+
+    change(groups)
+    for start in range(0, population.size.keys, _KEYS_AT_ONCE):
+        records = population.key_records(created, start, start + _KEYS_AT_ONCE)
+        change(lambda transaction, records=records: transaction.keys.insert_all(records))  # type: ignore[misc] # a default is not inferred
+
+
+def _fill_rows(
+    engine: Engine, url: str, size: Size, spread: Spread, now: float, progress: Callable[[str], None]
+) -> None:
+    # SQLite lets one connection write: this one must not hold a transaction.
+    engine.dispose()
+    ledger = Ledger(url)
+    began, written = time.monotonic(), 0
+    try:
+        for number, rows in enumerate(Traffic(Population(size), spread).batches(now, _ROWS_AT_ONCE), 1):
+            ledger.write(rows)
+            written += len(rows)
+            if number % _TOLD_EVERY == 0:
+                progress(f"{written:,} of {size.rows:,} rows after {time.monotonic() - began:.0f} s")
+    finally:
+        ledger.close()
+
+
+@contextmanager
+def _indexes_made_last(engine: Engine) -> Iterator[None]:
+    """Drop the indexes of the ledger's tables that do not keep rows unique, and make them again afterwards."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            found = text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name LIKE :t AND sql <> ''")
+        else:
+            found = text(
+                "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() AND tablename LIKE :t "
+                "AND indexdef NOT LIKE '%UNIQUE%'"
+            )
+        indexes = [(row[0], row[1]) for row in connection.execute(found, {"t": f"{PREFIX}%"})]
+    if indexes:
+        with begin(engine, None, writes=True) as connection:
+            for name, _ in indexes:
+                connection.exec_driver_sql(f'DROP INDEX "{name}"')
+    yield
+    # one transaction for each, without the gateway's time limit: an index of millions of rows takes a while
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for _, definition in indexes:
+            if engine.dialect.name != "sqlite":
+                connection.exec_driver_sql("SET statement_timeout = 0")
+            connection.exec_driver_sql(definition)
+
+
+def _finish(engine: Engine) -> None:
+    """Leave the database as one that has been used for long: counted, and its log written back."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        else:
+            connection.exec_driver_sql("SET statement_timeout = 0")
+            connection.exec_driver_sql("VACUUM ANALYZE")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.growth.fill",
+        description="Fills an empty database with keys, users, teams and a ledger.",
+    )
+    parser.add_argument("url", metavar="URL", help="sqlite:///FILE or postgresql://…")
+    add_size(parser)
+    chosen = parser.parse_args(arguments)
+    size = size_of(chosen)
+    filled = fill(chosen.url, size, spread_of(chosen), now=time.time())
+    print(f"{size.words()}: {filled.keys_seconds:.1f} s for the keys, {filled.rows_seconds:.1f} s for the rows.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
