@@ -7,15 +7,16 @@ are made at the end.
 from __future__ import annotations
 
 import argparse
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 
 import attrs
-from sqlalchemy import text
-from sqlalchemy.engine import Engine
+import psycopg
+from sqlalchemy.engine import Engine, make_url
 
 from benchmarks.growth.ledger import PREFIX, Ledger
 from benchmarks.growth.options import add_size, size_of, spread_of
@@ -68,9 +69,11 @@ def fill(url: str, size: Size, spread: Spread, *, now: float, progress: Callable
         _fill_keys(engine, Population(size), now - size.months * MONTH_SECONDS)
         made = time.monotonic()
         progress(f"{size.keys:,} keys after {made - began:.1f} s")
-        with _indexes_made_last(engine):
-            _fill_rows(engine, url, size, spread, now, progress)
-        _finish(engine)
+        # SQLite lets one connection write: this one must not hold a lock
+        engine.dispose()
+        with _indexes_made_last(url):
+            _fill_rows(url, size, spread, now, progress)
+        _finish(url)
         return Filled(made - began, time.monotonic() - made)
     finally:
         engine.dispose()
@@ -96,11 +99,7 @@ def _fill_keys(engine: Engine, population: Population, at: float) -> None:
         change(lambda transaction, records=records: transaction.keys.insert_all(records))  # type: ignore[misc] # a default is not inferred
 
 
-def _fill_rows(
-    engine: Engine, url: str, size: Size, spread: Spread, now: float, progress: Callable[[str], None]
-) -> None:
-    # SQLite lets one connection write: this one must not hold a transaction.
-    engine.dispose()
+def _fill_rows(url: str, size: Size, spread: Spread, now: float, progress: Callable[[str], None]) -> None:
     ledger = Ledger(url)
     began, written = time.monotonic(), 0
     try:
@@ -114,38 +113,47 @@ def _fill_rows(
 
 
 @contextmanager
-def _indexes_made_last(engine: Engine) -> Iterator[None]:
+def _indexes_made_last(url: str) -> Iterator[None]:
     """Drop the indexes of the ledger's tables that do not keep rows unique, and make them again afterwards."""
-    with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            found = text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name LIKE :t AND sql <> ''")
-        else:
-            found = text(
-                "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() AND tablename LIKE :t "
-                "AND indexdef NOT LIKE '%UNIQUE%'"
-            )
-        indexes = [(row[0], row[1]) for row in connection.execute(found, {"t": f"{PREFIX}%"})]
-    if indexes:
-        with begin(engine, None, writes=True) as connection:
-            for name, _ in indexes:
-                connection.exec_driver_sql(f'DROP INDEX "{name}"')
+    if _is_sqlite(url):
+        found = f"SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name LIKE '{PREFIX}%' AND sql <> ''"
+    else:
+        found = (
+            "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema() "
+            f"AND tablename LIKE '{PREFIX}%' AND indexdef NOT LIKE '%UNIQUE%'"
+        )
+    indexes = _execute(url, found)
+    _execute(url, *(f'DROP INDEX "{name}"' for name, _ in indexes))
     yield
-    # one transaction for each, without the gateway's time limit: an index of millions of rows takes a while
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        for _, definition in indexes:
-            if engine.dialect.name != "sqlite":
-                connection.exec_driver_sql("SET statement_timeout = 0")
-            connection.exec_driver_sql(definition)
+    _execute(url, *(definition for _, definition in indexes))
 
 
-def _finish(engine: Engine) -> None:
+def _finish(url: str) -> None:
     """Leave the database as one that has been used for long: counted, and its log written back."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        else:
-            connection.exec_driver_sql("SET statement_timeout = 0")
-            connection.exec_driver_sql("VACUUM ANALYZE")
+    _execute(url, "PRAGMA wal_checkpoint(TRUNCATE)" if _is_sqlite(url) else "VACUUM ANALYZE")
+
+
+def _is_sqlite(url: str) -> bool:
+    return make_url(url).get_backend_name() == "sqlite"
+
+
+def _execute(url: str, *statements: str) -> list[tuple[str, ...]]:
+    """Execute statements, each in a transaction of its own; return the rows of the last one.
+
+    The gateway's own connections have time limits, and an index of millions of rows takes minutes.
+    """
+    rows: list[tuple[str, ...]] = []
+    if _is_sqlite(url):
+        with closing(sqlite3.connect(str(make_url(url).database), isolation_level=None)) as file:
+            file.execute("PRAGMA cache_size = -200000")
+            for statement in statements:
+                rows = file.execute(statement).fetchall()
+        return rows
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            done = connection.execute(statement.encode())
+            rows = done.fetchall() if done.description else []
+    return rows
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from benchmarks.peers import RunningGateway, run_gateway_of
 from benchmarks.processes import ask
 
 #: a process is idle that uses less of a CPU, for so many seconds
-_IDLE_SHARE, _IDLE_SECONDS = 0.05, 1.0
+_IDLE_SHARE, _IDLE_SECONDS = 0.06, 0.5
 #: how long the ledger may need to write what a load left
 _LONGEST_SETTLING = 300.0
 
@@ -109,13 +109,12 @@ def gateway(
         url: the database's.
         upstream: the server behind it.
         databases: where the database is.
-        directory: where it runs; it is made.
+        directory: where it runs.
         ledger: whether it keeps a ledger.
 
     Raises:
         CannotStart: it does not start.
     """
-    directory.mkdir()
     own: Mapping[str, object] = {
         "api_base": f"http://{upstream.host}:{upstream.port}",
         "default_prices": PRICES,

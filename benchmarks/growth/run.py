@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import mkdtemp
 
 import attrs
 
@@ -25,7 +26,7 @@ from benchmarks.run import say
 
 #: the parts of the measurements
 KEYS, END_USERS, WRITER, BYTES, MEMORY, READS = "keys", "end-users", "writer", "bytes", "memory", "reads"
-PARTS = (BYTES, KEYS, END_USERS, MEMORY, WRITER, READS)
+PARTS = (BYTES, READS, KEYS, END_USERS, MEMORY, WRITER)
 
 #: more end users than anybody created
 FLOOD = 1_000_000
@@ -114,11 +115,15 @@ class Measurement:
             self._say("bytes")
             self.growth.weights = dict(self._databases.weigh(self._urls[FULL]))
             self._saved(self.growth)
+        # first what reads, then what fills the databases with rows of a minute
+        if READS in parts:
+            with ExitStack() as stack:
+                self._measure_reads(dict(self._start(stack, (FULL,)))[FULL])
+        if {KEYS, END_USERS, MEMORY} & set(parts):
+            with ExitStack() as stack:
+                self._measure_gateways(dict(self._start(stack, (ONE, OFF, EMPTY, FULL))))
         if WRITER in parts:
             self._measure_writer()
-        if {KEYS, END_USERS, MEMORY, READS} & set(parts):
-            with ExitStack() as stack:
-                self._measure_gateways(dict(self._start(stack)))
         return self.growth
 
     def _make_databases(self) -> None:
@@ -136,10 +141,10 @@ class Measurement:
             self._say("copying the filled database")
             self._urls[FULL] = self._databases.copy(self._filled, "full")
 
-    def _start(self, stack: ExitStack) -> Iterator[tuple[str, Gateway]]:
-        for number, name in enumerate((ONE, OFF, EMPTY, FULL)):
+    def _start(self, stack: ExitStack, names: Sequence[str]) -> Iterator[tuple[str, Gateway]]:
+        for name in names:
             self._say(f"starting {name}")
-            place = self._directory / f"gateway-{self._databases.name}-{number}"
+            place = Path(mkdtemp(prefix="gateway-", dir=self._directory))
             running = gateway(name, self._urls[name], self._upstream, self._databases, place, ledger=name != OFF)
             yield name, stack.enter_context(running)
 
@@ -158,13 +163,11 @@ class Measurement:
             for end_users in sorted({min(10_000, plan.size.end_users), plan.size.end_users, FLOOD}):
                 self._measure_step({name: gateways[name] for name in (ONE, FULL)}, most, end_users)
         if MEMORY in plan.parts:
-            if KEYS not in plan.parts:
+            if KEYS not in plan.parts or max(plan.active(), default=0) < plan.size.keys:
                 for each in gateways.values():
                     keys = 1 if each.name == ONE else plan.size.keys
                     self._use(each, Requests(keys), max(plan.seconds, keys / _SLOW_RATE))
             self._note_memory(gateways, "all keys in use")
-        if READS in plan.parts:
-            self._measure_reads(gateways[FULL])
 
     def _use(self, each: Gateway, requests: Requests, seconds: float) -> None:
         apply_load(each.port, requests, seconds)
@@ -238,7 +241,7 @@ class Measurement:
         # each is asked for some seconds at most
         longest = 60.0 + 150.0 * len(chosen)
         with steady_load(full.port, steady, plan.read_rate, self._directory, longest=longest):
-            time.sleep(2.0)
+            time.sleep(1.0)
             for read in chosen:
                 self._say(read.name)
                 self.growth.reads.append(time_read(read, full.port, full.master_key, plan.read_times))
