@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 import attrs
 import psycopg
+from sqlalchemy import insert
 from sqlalchemy.engine import Engine, make_url
 
 from benchmarks.growth.ledger import PREFIX, Ledger
@@ -27,6 +28,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.engine import begin, make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.store import change_in
+from twisted_vllm.storage.tables import members
 from twisted_vllm.storage.transaction import Transaction
 
 #: keys in one transaction: the table of changes keeps as many
@@ -90,8 +92,10 @@ def _fill_keys(engine: Engine, population: Population, at: float) -> None:
         transaction.organizations.insert_all(population.organization_records(created))
         transaction.teams.insert_all(population.team_records(created))
         transaction.users.insert_all(population.user_records(created))
-        for member in population.members():
-            transaction.members.put(member)
+        memberships = [attrs.asdict(member, recurse=False) for member in population.members()]
+        if memberships:
+            # `MemberRepository` looks for each first
+            transaction.connection.execute(insert(members), memberships)
 
     change(groups)
     for start in range(0, population.size.keys, _KEYS_AT_ONCE):
