@@ -110,10 +110,9 @@ class Measurement:
             CannotStart: a gateway or a load does not start.
         """
         parts = self._plan.parts
-        self._make_databases()
         if BYTES in parts:
             self._say("bytes")
-            self.growth.weights = dict(self._databases.weigh(self._urls[FULL]))
+            self.growth.weights = dict(self._databases.weigh(self._url(FULL)))
             self._saved(self.growth)
         # first what reads, then what fills the databases with rows of a minute
         if READS in parts:
@@ -126,26 +125,33 @@ class Measurement:
             self._measure_writer()
         return self.growth
 
-    def _make_databases(self) -> None:
-        size, now = self._plan.size, time.time()
-        one = attrs.evolve(size, keys=1, users=min(size.users, 1), teams=min(size.teams, 1), end_users=0, rows=0)
-        self._urls[ONE] = self._databases.make("one")
-        fill(self._urls[ONE], one, self._plan.spread, now=now, progress=self._say)
-        self._urls[EMPTY] = self._databases.make("empty")
-        fill(self._urls[EMPTY], attrs.evolve(size, rows=0), self._plan.spread, now=now, progress=self._say)
-        self._urls[OFF] = self._databases.copy(self._urls[EMPTY], "off")
-        if self._filled is None:
-            self._urls[FULL] = self._databases.make("full")
-            fill(self._urls[FULL], size, self._plan.spread, now=now, progress=self._say)
-        else:
-            self._say("copying the filled database")
-            self._urls[FULL] = self._databases.copy(self._filled, "full")
+    def _url(self, name: str) -> str:
+        """Return the URL of a gateway's database, which is made when it is first needed."""
+        if name not in self._urls:
+            self._say(f"the database of: {name}")
+            self._urls[name] = self._make(name)
+        return self._urls[name]
+
+    def _make(self, name: str) -> str:
+        size, word = self._plan.size, name.partition(" ")[0]
+        if name == OFF:
+            return self._databases.copy(self._url(EMPTY), word)
+        if name == FULL and self._filled is not None:
+            return self._databases.copy(self._filled, word)
+        if name == ONE:
+            size = attrs.evolve(size, keys=1, users=min(size.users, 1), teams=min(size.teams, 1), end_users=0, rows=0)
+        elif name == EMPTY:
+            size = attrs.evolve(size, rows=0)
+        url = self._databases.make(word)
+        fill(url, size, self._plan.spread, now=time.time(), progress=self._say)
+        return url
 
     def _start(self, stack: ExitStack, names: Sequence[str]) -> Iterator[tuple[str, Gateway]]:
         for name in names:
+            url = self._url(name)
             self._say(f"starting {name}")
             place = Path(mkdtemp(prefix="gateway-", dir=self._directory))
-            running = gateway(name, self._urls[name], self._upstream, self._databases, place, ledger=name != OFF)
+            running = gateway(name, url, self._upstream, self._databases, place, ledger=name != OFF)
             yield name, stack.enter_context(running)
 
     def _measure_gateways(self, gateways: Mapping[str, Gateway]) -> None:
@@ -222,7 +228,7 @@ class Measurement:
             spool = self._directory / f"spool-{self._databases.name}-{len(self.growth.writer)}"
             size = attrs.evolve(plan.size, keys=keys, end_users=end_users)
             cost = measure_writer(
-                self._urls[ledger],
+                self._url(ledger),
                 spool,
                 size,
                 named=1.0 if end_users else 0.0,
