@@ -11,7 +11,7 @@ import attrs
 
 from benchmarks.client import Target
 from benchmarks.growth.databases import Databases
-from benchmarks.growth.ledger import PENDING_METRICS
+from benchmarks.growth.ledger import PENDING_METRICS, ROWS_METRIC
 from benchmarks.growth.load import Outcome, Requests, apply_load
 from benchmarks.growth.population import PRICES
 from benchmarks.measure import ProcessTree
@@ -57,20 +57,20 @@ class Gateway:
         self.processes = ProcessTree(running.process)
         self._databases = databases
 
-    def measure(self, requests: Requests, seconds: float, *, first: int = 0, settle: float = 0.0) -> Measured:
+    def measure(self, requests: Requests, seconds: float, *, before: int = 0, settle: float = 0.0) -> Measured:
         """Apply a load, wait until the ledger has written it, and at least so many seconds more.
 
         Raises:
             CannotStart: the load cannot be made.
         """
-        before, server_before = self.processes.cpu_seconds(), self._databases.server_cpu()
-        outcome = apply_load(self.port, requests, seconds, first=first)
+        began, server_began = self.processes.cpu_seconds(), self._databases.server_cpu()
+        outcome = apply_load(self.port, requests, seconds, before=before)
         settled = self.settle(settle)
-        after, server_after = self.processes.cpu_seconds(), self._databases.server_cpu()
+        ended, server_ended = self.processes.cpu_seconds(), self._databases.server_cpu()
         return Measured(
             outcome,
-            _each(before, after, outcome.requests),
-            _each(server_before, server_after, outcome.requests),
+            _each(began, ended, outcome.requests),
+            _each(server_began, server_ended, outcome.requests),
             settled,
         )
 
@@ -88,10 +88,17 @@ class Gateway:
                 return True
         return False
 
+    def rows(self) -> float:
+        """Return how many rows of the ledger it made."""
+        return self._metrics(frozenset({ROWS_METRIC}))
+
     def _pending(self) -> float:
+        return self._metrics(PENDING_METRICS)
+
+    def _metrics(self, names: frozenset[str]) -> float:
         status, body = ask("127.0.0.1", self.port, "GET", "/metrics", key=self.master_key)
         lines = [line.split() for line in body.decode().splitlines()] if status == 200 else []
-        return sum(float(line[1]) for line in lines if line and line[0] in PENDING_METRICS)
+        return sum(float(line[1]) for line in lines if line and line[0] in names)
 
 
 def _each(before: float | None, after: float | None, count: int) -> float | None:

@@ -81,5 +81,7 @@ class Ledger:
 
 #: the gateway's metrics that are 0 when the database has everything
 PENDING_METRICS = frozenset({"vllm_passthrough_ledger_spool_rows"})
+#: counts the rows of its requests
+ROWS_METRIC = "vllm_passthrough_ledger_rows_spooled_total"
 #: seconds after which the gateway has written everything that it gathers in memory
 SETTLE_SECONDS = 0.0

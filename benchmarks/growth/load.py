@@ -57,9 +57,9 @@ class Requests:
     keys: int = 1
     end_users: int = 0
 
-    def arguments(self, *, first: int = 0, pause_ms: int = 0) -> list[str]:
+    def arguments(self, *, before: int = 0, pause_ms: int = 0) -> list[str]:
         """Return the script's arguments."""
-        return [str(self.keys), str(self.end_users), str(first), str(pause_ms)]
+        return [str(self.keys), str(self.end_users), str(before), str(pause_ms)]
 
 
 def find_wrk() -> str:
@@ -74,19 +74,19 @@ def find_wrk() -> str:
     return found
 
 
-def apply_load(port: int, requests: Requests, seconds: float, *, first: int = 0) -> Outcome:
+def apply_load(port: int, requests: Requests, seconds: float, *, before: int = 0) -> Outcome:
     """Send requests on all connections, each as soon as the one before is answered.
 
     Args:
         port: the gateway's.
         requests: whose.
         seconds: how long; wrk takes whole seconds.
-        first: where in the keys' turn to begin.
+        before: requests that came before: the keys and end users go on where they stopped.
 
     Raises:
         CannotStart: wrk failed.
     """
-    command = _command(port, CONNECTIONS, seconds, requests.arguments(first=first))
+    command = _command(port, CONNECTIONS, seconds, requests.arguments(before=before))
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=seconds + _GRACE_SECONDS, check=False
     )

@@ -1,5 +1,5 @@
 -- wrk's script: requests of many keys, and perhaps end users, each in its turn, far from the one before.
--- arguments: a name for the script's own target, KEYS, END_USERS (0: none), FIRST, PAUSE (milliseconds of a connection)
+-- arguments: KEYS, END_USERS (0: none), BEFORE (requests that came before), PAUSE (milliseconds of a connection)
 local KEY, END_USER = "sk-growth-%013d", "end-user-%07d"
 -- a prime that divides no number of keys in use
 local STEP = 7368787
@@ -8,7 +8,7 @@ local BODY = '{"model":"bench","messages":[{"role":"user","content":"I am going 
 local keys, end_users, number, pause, head, tail
 
 function init(args)
-  keys, end_users, number, pause = tonumber(args[1]), tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
+  keys, end_users, number, pause = tonumber(args[1]), tonumber(args[2]), tonumber(args[3]) * STEP, tonumber(args[4])
   local named = end_users > 0 and ',"user":"' .. END_USER .. '"' or ""
   local length = #string.format(BODY, end_users > 0 and string.format(named, 0) or "")
   head = "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port .. "\r\nAuthorization: Bearer " .. KEY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -100,7 +101,8 @@ class Measurement:
         self._upstream = upstream
         self._directory = directory
         self._saved = saved
-        self._turn = 0
+        #: requests that were sent, by keys and end users: each load goes on where the one before stopped
+        self._sent: Counter[tuple[str, int, int]] = Counter()
         self._urls: dict[str, str] = {}
 
     def run(self) -> Growth:
@@ -169,14 +171,18 @@ class Measurement:
             for end_users in sorted({min(10_000, plan.size.end_users), plan.size.end_users, FLOOD}):
                 self._measure_step({name: gateways[name] for name in (ONE, FULL)}, most, end_users)
         if MEMORY in plan.parts:
-            if KEYS not in plan.parts or max(plan.active(), default=0) < plan.size.keys:
-                for each in gateways.values():
-                    keys = 1 if each.name == ONE else plan.size.keys
-                    self._use(each, Requests(keys), max(plan.seconds, keys / _SLOW_RATE))
+            for each in gateways.values():
+                self._use(each, 1 if each.name == ONE else plan.size.keys)
             self._note_memory(gateways, "all keys in use")
 
-    def _use(self, each: Gateway, requests: Requests, seconds: float) -> None:
-        apply_load(each.port, requests, seconds)
+    def _use(self, each: Gateway, keys: int) -> None:
+        """Send a request of each key."""
+        self._say(f"{keys:,} keys are used, {each.name}")
+        sent = 0
+        while sent < keys:
+            outcome = apply_load(each.port, Requests(keys), max(self._plan.seconds, keys / _SLOW_RATE), before=sent)
+            # no request is answered: there is nothing to wait for
+            sent += outcome.requests or keys
         each.settle(SETTLE_SECONDS)
 
     def _note_memory(self, gateways: Mapping[str, Gateway], when: str) -> None:
@@ -197,14 +203,15 @@ class Measurement:
             self._say(f"{keys:,} keys, {end_users:,} end users, round {number} of {self._plan.rounds}")
             for name, each in gateways.items():
                 requests = Requests() if name == ONE else Requests(keys, end_users)
-                self._turn += 1
+                turn = (name, requests.keys, requests.end_users)
                 done = each.measure(
                     requests,
                     self._plan.seconds if name == ONE else seconds,
-                    first=self._turn * 1_000_003,
+                    before=self._sent[turn],
                     settle=0.0 if name == OFF else SETTLE_SECONDS,
                 )
                 cost, outcome = step.costs[name], done.outcome
+                self._sent[turn] += outcome.requests
                 if done.gateway_us is not None:
                     cost.gateway.append(done.gateway_us)
                 if done.server_us is not None:
@@ -248,10 +255,14 @@ class Measurement:
         longest = 60.0 + 150.0 * len(chosen)
         with steady_load(full.port, steady, plan.read_rate, self._directory, longest=longest):
             time.sleep(1.0)
+            began, rows = time.monotonic(), full.rows()
             for read in chosen:
                 self._say(read.name)
                 self.growth.reads.append(time_read(read, full.port, full.master_key, plan.read_times))
                 self._saved(self.growth)
+            rate = (full.rows() - rows) / (time.monotonic() - began)
+        self.growth.notes.append(f"{rate:,.0f} requests a second went through while lists and reports were read.")
+        self._saved(self.growth)
 
     def _say(self, text: str) -> None:
         say(f"{self._databases.name}: {text}")
