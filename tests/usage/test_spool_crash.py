@@ -26,7 +26,7 @@ KILLS = 20
 #: how long two processes live on, in seconds, until the older is killed
 LIVES = (0.05, 2.0) if FULL_LOAD else (0.02, 0.15)
 #: how long a replay may take, in seconds
-PATIENCE = 20.0
+PATIENCE = 120.0 if FULL_LOAD else 20.0
 
 HERE = Path(__file__).parent
 PATHS = [str(HERE.parents[1])]
