@@ -142,6 +142,8 @@ class AccountingService:
             if self.writer is not None:
                 self.writer.reconfigure(settings.ledger.usage_retention)
             self._periods.reconfigure(settings.ledger.usage_retention)
+            if self._store is not None:
+                self._store.reconfigure(settings.ledger.top_end_users, settings.ledger.top_tags)
             self._settings = settings
 
         return apply
@@ -167,6 +169,8 @@ class AccountingService:
                 self._period_start,
                 also_pay=self._index.also_pay,
                 periods=self._periods,
+                top_end_users=self._settings.ledger.top_end_users,
+                top_tags=self._settings.ledger.top_tags,
             )
             self.writer = LedgerWriter(
                 self._reactor,

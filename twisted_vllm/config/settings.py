@@ -392,6 +392,17 @@ class LedgerSettings:
         "Whether a row keeps what its client says of the request: tags (x-litellm-tags, metadata.tags) and metadata "
         "(x-litellm-spend-logs-metadata). The tags also count in the reports by tag.",
     )
+    top_end_users: int = setting(
+        10_000,
+        whole(0, 100_000),
+        "How many end users have sums of their own in a day, and in a month: those with most requests. The usage of "
+        "all others is added up as (other). Rows and spend are those of each end user in any case.",
+    )
+    top_tags: int = setting(
+        10_000,
+        whole(0, 100_000),
+        "Likewise tags that clients give their requests. Tags of keys always have sums of their own.",
+    )
 
 
 @attrs.frozen
