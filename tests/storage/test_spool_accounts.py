@@ -248,7 +248,7 @@ class AccountsMachine(RuleBasedStateMachine):
         mine = [row for batch in self.spools[self.name] for row in batch]
         # told exactly once, though commits were unknown
         costs: Counter[str] = Counter()
-        for number, row in enumerate(mine):
+        for row in mine:
             if row.cost:
                 costs[f"k{int(row.id[8:], 16) % 11}"] += row.cost
         assert self.was_restored or +self.told == costs
