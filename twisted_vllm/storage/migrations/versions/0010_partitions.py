@@ -70,7 +70,7 @@ def _create_sums() -> None:
         sa.Column("what", sa.Text, primary_key=True),
         *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("serial", "segment", "offset")),
         *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("to_segment", "to_offset")),
-        sa.Column("done", sa.Integer, nullable=False),
+        sa.Column("done", sa.Text, nullable=False),
         sa.Column("moved_at", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
     )
