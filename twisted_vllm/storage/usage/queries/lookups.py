@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -31,7 +30,8 @@ from sqlalchemy import (
     union_all,
 )
 
-from twisted_vllm.storage.usage.partitions import Partition, file_of, rows_in
+from twisted_vllm.storage.usage.partitions import Partition, rows_in
+from twisted_vllm.storage.usage.partitions import PartitionGone as PartitionGone
 from twisted_vllm.storage.usage.queries.plan import MODEL, ROUTE, SERVER
 from twisted_vllm.storage.usage.queries.sums import EMPTY, payers_with
 from twisted_vllm.storage.usage.tables import (
@@ -101,20 +101,13 @@ class RowFilter:
     costs: tuple[int, int] | None = None
 
 
-class PartitionGone(Exception):
-    """The rows of a partition were deleted meanwhile."""
-
-
 def open_partition(connection: Connection, partition: Partition) -> Connection:
     """Have the tables of rows mean those of a partition, as `rows_in`.
 
     Raises:
-        PartitionGone: its file was deleted.
+        PartitionGone: it was dropped meanwhile.
+        DatabaseFileLost: somebody else removed its file.
     """
-    file = connection.engine.url.database if connection.dialect.name == "sqlite" else None
-    # SQLite would make an empty file in its place.
-    if file and not file_of(Path(file), partition).exists():
-        raise PartitionGone(partition.name)
     return rows_in(connection, partition)
 
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from twisted_vllm.errors import InvalidRequest, StoreUnavailable
 from twisted_vllm.storage.tables import keys, spend, users
-from twisted_vllm.storage.usage.partitions import EVERYTHING, Partition, all_partitions, partitions_of
+from twisted_vllm.storage.usage.partitions import EVERYTHING, Partition, all_partitions, partitions_of, shown_from
 from twisted_vllm.storage.usage.queries.lookups import (
     COLUMNS,
     SUCCESSFUL,
@@ -178,7 +178,9 @@ def _with_oldest(connection: Connection, cursor: Cursor, low: int) -> Cursor:
     """
     partitions = all_partitions(connection)
     if cursor.rows_since is None:
-        return attrs.evolve(cursor, rows_since=partitions[-1].start) if partitions else cursor
+        return (
+            attrs.evolve(cursor, rows_since=max(partitions[-1].start, shown_from(connection))) if partitions else cursor
+        )
     oldest = partitions[-1].start if partitions else EVERYTHING.end
     if max(low, cursor.rows_since) < oldest:
         raise _rows_deleted()
