@@ -16,6 +16,7 @@ from twisted_vllm.storage.usage.partitions import (
     Partition,
     add_partition,
     all_partitions,
+    file_of,
     make_directory,
     new_partition,
     rows_in,
@@ -103,6 +104,8 @@ def _make(connection: Connection, partition: Partition) -> None:
     file = connection.engine.url.database
     if file:
         make_directory(Path(file))
+        # Attaching makes no file.
+        file_of(Path(file), partition).touch(0o600)
     else:
         schema = f"p{partition.name.replace('-', '_')}"
         connection.exec_driver_sql(f"ATTACH ':memory:' AS \"{schema}\"")

@@ -233,9 +233,10 @@ def add_partition(connection: Connection, partition: Partition) -> None:
         insert_postgresql(usage_partitions)
         .values(start=partition.start, end=partition.end, name=partition.name)
         .on_conflict_do_nothing()
+        .returning(usage_partitions.c.start)
     )
     # Whoever comes second waits here for the first one's commit.
-    if not connection.execute(added).rowcount:
+    if connection.execute(added).first() is None:
         return
     for table in rows_metadata.sorted_tables:
         child = f"{table.name}_{partition.name.replace('-', '_')}"
