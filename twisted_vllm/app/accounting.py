@@ -24,6 +24,7 @@ from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.refusals import dollars
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.known_partitions import Periods
+from twisted_vllm.storage.usage.retention import HeldFrom, nothing_held
 from twisted_vllm.usage.interfaces import SpendUpdate
 from twisted_vllm.usage.metrics import LedgerCollector
 from twisted_vllm.usage.pricing import PriceTable
@@ -77,6 +78,7 @@ class AccountingService:
         uncounted: UncountedRequests,
         client_of: Callable[[RequestContext], str],
         read_spend: ReadSpend,
+        held_from: HeldFrom = nothing_held,
     ) -> None:
         """Create them; nothing is opened yet.
 
@@ -88,6 +90,7 @@ class AccountingService:
             uncounted: limits the requests that the limiter does not count.
             client_of: returns the address of a request's client.
             read_spend: reads the spend of end users from the database.
+            held_from: from when on retention must keep rows.
         """
         self.on_soft_budget: SoftBudgetCrossed = ignore_soft_budget
         self._index = index
@@ -108,6 +111,7 @@ class AccountingService:
                 on_soft_budget=self._crossed,
             )
         ledger = settings.ledger
+        self._held_from = held_from
         self._reactor = reactor
         self._settings = settings
         self.spool: Spool | None = Spool(settings.spool_directory) if ledger.enabled else None
@@ -172,6 +176,7 @@ class AccountingService:
                 also_pay=self._index.also_pay,
                 periods=self._periods,
                 has_budget=self._has_budget,
+                held_from=self._held_from,
             )
             self.writer = LedgerWriter(
                 self._reactor,

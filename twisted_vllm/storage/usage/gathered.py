@@ -170,7 +170,8 @@ class GatheredSums:
         shard = shards[name_id(key[1]) >> _SHIFT]
         found = shard.get(key)
         if found is None:
-            self.entries += 1
+            # A long name takes the memory of several.
+            self.entries += 1 + (len(key[1]) >> 7)
             shard[key] = NamedSums(key_id, sums)
         else:
             found.sums = tuple(map(add, found.sums, sums))
@@ -227,11 +228,13 @@ class GatheredSpend:
     """What rows cost, by who pays.
 
     Attributes:
+        rows: how many rows there are.
         entries: how many payers and end users there are, of each model.
     """
 
     def __init__(self) -> None:
         """Begin with nothing."""
+        self.rows = 0
         #: the times and costs of the rows by payer and model, and by end user and model
         self._by_payer: dict[tuple[int, str], tuple[list[int], list[int]]] = {}
         self._by_end_user: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
@@ -243,6 +246,7 @@ class GatheredSpend:
 
     def add(self, batch: UsageBatch) -> None:
         """Add rows."""
+        self.rows += len(batch.times)
         costs = batch.measures[_COST]
         if not any(costs):
             return

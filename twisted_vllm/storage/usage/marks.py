@@ -13,11 +13,14 @@ from __future__ import annotations
 import time
 
 import attrs
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from twisted_vllm.storage.usage.tables import usage_marks
 from twisted_vllm.usage.interfaces import BEGINNING, Position
+
+#: how long a mark is kept whose spool nobody finds: its directory may be lost
+FORGOTTEN_SECONDS = 366 * 86_400
 
 #: what has a mark of its own
 SPEND, SUMS = "spend", "sums"
@@ -88,5 +91,7 @@ def move_mark(connection: Connection, name: str, what: str, old: Mark, new: Mark
 
 
 def delete_marks(connection: Connection, name: str) -> None:
-    """Delete the marks of a spool of which nothing is left."""
-    connection.execute(delete(usage_marks).where(usage_marks.c.name == name))
+    """Delete the marks of a spool of which nothing is left, and those that no process moved for a year."""
+    marks = usage_marks.c
+    forgotten = int((time.time() - FORGOTTEN_SECONDS) * 1e6)
+    connection.execute(delete(usage_marks).where(or_(marks.name == name, marks.moved_at < forgotten)))

@@ -233,9 +233,9 @@ def add_partition(connection: Connection, partition: Partition) -> None:
         insert_postgresql(usage_partitions)
         .values(start=partition.start, end=partition.end, name=partition.name)
         .on_conflict_do_nothing()
-        .returning(usage_partitions.c.start)
+        .returning(usage_partitions.c.name)
     )
-    # Whoever comes second waits here for the first one's commit.
+    # Whoever comes second waits here for the first one's commit. The count of an insert's rows is not reliable.
     if connection.execute(added).first() is None:
         return
     for table in rows_metadata.sorted_tables:

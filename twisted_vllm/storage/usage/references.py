@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from twisted_vllm.bounded_cache import BoundedCache
+from twisted_vllm.storage.usage.accepted import Insert, insert_all
 from twisted_vllm.storage.usage.bulk_insert import BulkInsert, Values
 from twisted_vllm.storage.usage.tables import (
     hash_id,
@@ -121,14 +122,14 @@ class References:
         _insert_payer_tags.run(connection, sorted((tag, id) for id, payer in payers for tag in set(payer.tags)))
         _insert_targets.run(connection, [_target_values(id, target) for id, target in targets])
 
-    def write_names(self, connection: Connection, names: Iterable[str]) -> None:
+    def write_names(self, connection: Connection, names: Iterable[str], insert: Insert = insert_all) -> None:
         """Store names of the sums that are not known to be stored.
 
         Raises:
             SQLAlchemyError, UnicodeError: as `BulkInsert.run`.
         """
         new = {id: name for name in names if (id := name_id(name)) and id not in self._names}
-        _insert_names.run(connection, sorted(new.items()))
+        insert(_insert_names, connection, sorted(new.items()))
         for id in new:
             self._names.keep(id, None, 0)
 

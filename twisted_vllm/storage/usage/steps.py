@@ -13,6 +13,7 @@ from typing import Protocol
 from sqlalchemy import Connection, select, update
 
 from twisted_vllm.storage.tables import spend
+from twisted_vllm.storage.usage.accepted import Insert, insert_all
 from twisted_vllm.storage.usage.bulk_insert import BulkInsert, Values
 from twisted_vllm.storage.usage.gathered import (
     SHARDS,
@@ -57,6 +58,8 @@ _MICROSECONDS = 1_000_000
 _CLOCK_SKEW = 300.0
 _EPOCH = date(1970, 1, 1).toordinal()
 _REQUESTS = STORED_SUMS.index("requests")
+#: of the advisory lock of PostgreSQL under which sums of end users and tags are written; a random number
+_TOP_NAMES_LOCK = 0x5C0E_61A7_2B9D_4F03
 
 
 class Steps(Protocol):
@@ -65,8 +68,14 @@ class Steps(Protocol):
     def after(self, done: str) -> Iterator[str]:
         """Return the names of the steps after one; all for an empty name."""
 
-    def write(self, connection: Connection, step: str) -> tuple[int, Iterable[SpendUpdate]]:
-        """Make a step; return how many rows it wrote, and the new spend of those whose spend it changed."""
+    def write(self, connection: Connection, step: str, insert: Insert) -> tuple[int, Iterable[SpendUpdate]]:
+        """Make a step; return how many rows it wrote, and the new spend of those whose spend it changed.
+
+        Args:
+            connection: in the transaction that moves the mark.
+            step: which step.
+            insert: inserts rows, all of them or those that the database accepts.
+        """
 
     def written(self, connection: Connection, step: str) -> Iterable[SpendUpdate]:
         """Return the new spend of those whose spend a step changed that was committed already."""
@@ -109,7 +118,9 @@ class SumsSteps:
         first = int(done) + 1 if done else 0
         return (str(number) for number in self._numbers if number >= first)
 
-    def write(self, connection: Connection, step: str) -> tuple[int, Iterable[SpendUpdate]]:
+    def write(
+        self, connection: Connection, step: str, insert: Insert = insert_all
+    ) -> tuple[int, Iterable[SpendUpdate]]:
         """Make a step.
 
         Raises:
@@ -122,19 +133,19 @@ class SumsSteps:
         if dimension == PAYER:
             values = _by_period(dimension, self._gathered.payers[shard].items())
         elif dimension == ALL:
-            self._references.write_names(connection, models.values())
+            self._references.write_names(connection, models.values(), insert)
             values = _by_period(dimension, _by_value(derived.all))
         elif dimension == END_USER:
-            values = self._named(connection, dimension, self._gathered.end_users[shard])
+            values = self._named(connection, dimension, self._gathered.end_users[shard], insert)
             if not shard:
                 values += _by_period(dimension, _by_value(derived.no_end_user))
         else:
             sums = self._shards(dimension)[shard]
-            self._references.write_names(connection, {name for _, name, _ in sums})
+            self._references.write_names(connection, {name for _, name, _ in sums}, insert)
             values = _by_period(dimension, _by_value(sums))
             if dimension == TAG:
-                values += self._named(connection, dimension, self._gathered.tags[shard])
-        _add_sums.run(connection, _sorted(values))
+                values += self._named(connection, dimension, self._gathered.tags[shard], insert)
+        insert(_add_sums, connection, _sorted(values))
         return len(values), ()
 
     def _has(self, number: int) -> bool:
@@ -162,10 +173,13 @@ class SumsSteps:
         """Return nothing: sums are nobody's spend."""
         return ()
 
-    def _named(self, connection: Connection, dimension: str, named: NameSums) -> list[Values]:
+    def _named(self, connection: Connection, dimension: str, named: NameSums, insert: Insert) -> list[Values]:
         """Return the sums of names that clients gave, in their own row or in that of `OTHER`."""
         if not named:
             return []
+        if connection.dialect.name == "postgresql":
+            # All shards may change the row of `OTHER`, so their order does not exclude deadlocks.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TOP_NAMES_LOCK})")
         found: list[Values] = []
         for period in (DAY, MONTH):
             kind = KINDS[dimension, period]
@@ -174,15 +188,17 @@ class SumsSteps:
                 start = day if period == DAY else _month(day)
                 _, weight = weights[start].get(name, ("", 0))
                 weights[start][name] = (each.key_id, weight + each.sums[_REQUESTS])
+            top = self._top[dimension]
             own = {
-                start: self._top[dimension].own(connection, kind, start, names, _add_sums)
+                start: top.own(connection, kind, start, names, lambda rows: insert(_add_sums, connection, rows))
                 for start, names in weights.items()
             }
             for (day, name, model), each in named.items():
                 start = day if period == DAY else _month(day)
                 value = name if name in own[start] else OTHER
                 found.append((kind, start, name_id(value), model, *each.sums))
-            self._references.write_names(connection, {OTHER, *(name for names in own.values() for name in names)})
+            names = {name for some in own.values() for name in some}
+            self._references.write_names(connection, {OTHER, *names}, insert)
         return found
 
 
@@ -278,7 +294,9 @@ class SpendSteps:
             yield name
             start = end
 
-    def write(self, connection: Connection, step: str) -> tuple[int, Iterable[SpendUpdate]]:
+    def write(
+        self, connection: Connection, step: str, insert: Insert = insert_all
+    ) -> tuple[int, Iterable[SpendUpdate]]:
         """Make a step. The updates are those of who has a budget; their amounts are the costs that were added.
 
         Raises:
@@ -291,9 +309,9 @@ class SpendSteps:
             start, amount, cost = self._spent[scope]
             values = (*scope, start * _MICROSECONDS, amount, cost)
             (told if self._has_budget(*scope) else untold).append(values)
-        _add_spend.run(connection, untold)
+        insert(_add_spend, connection, untold)
         updates: list[SpendUpdate] = []
-        for kind, id, stored_us, total in _add_and_tell_spend.run(connection, told):
+        for kind, id, stored_us, total in insert(_add_and_tell_spend, connection, told):
             stored, (start, amount, cost) = stored_us // _MICROSECONDS, self._spent[kind, id]
             if stored > start and stored > self._period_start(kind, id, self._now + _CLOCK_SKEW):
                 # No period begins in the future, so the stored one has a length that the budget had before.
@@ -305,8 +323,11 @@ class SpendSteps:
 
     def written(self, connection: Connection, step: str) -> list[SpendUpdate]:
         """Return what `write` returned for a step that was committed already."""
-        found = read_spend(connection, [scope for scope in self._in(step) if self._has_budget(*scope)])
-        return [SpendUpdate(*scope, self._spent[scope][2], total, start) for scope, (start, total) in found.items()]
+        scopes = [scope for scope in self._in(step) if self._has_budget(*scope)]
+        found = read_spend(connection, scopes)
+        # Those that were deleted meanwhile have no spend.
+        stored = {scope: found.get(scope, (self._spent[scope][0], 0)) for scope in scopes}
+        return [SpendUpdate(*scope, self._spent[scope][2], total, start) for scope, (start, total) in stored.items()]
 
     def _in(self, step: str) -> list[Scope]:
         """Return whose spend a step changes."""

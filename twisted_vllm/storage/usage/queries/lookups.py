@@ -15,7 +15,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     CompoundSelect,
-    Connection,
     Select,
     Text,
     and_,
@@ -30,8 +29,6 @@ from sqlalchemy import (
     union_all,
 )
 
-from twisted_vllm.storage.usage.partitions import Partition, rows_in
-from twisted_vllm.storage.usage.partitions import PartitionGone as PartitionGone
 from twisted_vllm.storage.usage.queries.plan import MODEL, ROUTE, SERVER
 from twisted_vllm.storage.usage.queries.sums import EMPTY, payers_with
 from twisted_vllm.storage.usage.tables import (
@@ -99,16 +96,6 @@ class RowFilter:
     successful: bool | None = None
     error: str = ""
     costs: tuple[int, int] | None = None
-
-
-def open_partition(connection: Connection, partition: Partition) -> Connection:
-    """Have the tables of rows mean those of a partition, as `rows_in`.
-
-    Raises:
-        PartitionGone: it was dropped meanwhile.
-        DatabaseFileLost: somebody else removed its file.
-    """
-    return rows_in(connection, partition)
 
 
 @attrs.frozen(eq=False)
