@@ -67,10 +67,10 @@ def keep(
     if summed:
         spent = GatheredSpend()
         spent.add(batch)
-        sums = SumsSteps(gathered, references, TopNames(top, top), TopNames(top, top))
-        spend = SpendSteps(spent, nobody_else, lambda _kind, _id, _time: 0, 0.0)
+        sums = SumsSteps(gathered, references, TopNames(top), TopNames(top))
+        spend = SpendSteps(spent, nobody_else, lambda _kind, _id, _time: 0, lambda _kind, _id: True, 0.0)
         for steps in (sums, spend):
-            for step in range(steps.count):
+            for step in steps.after(""):
                 steps.write(connection, step)
         settle(connection)
 
