@@ -16,6 +16,7 @@ from twisted_vllm.storage.usage.partitions import (
     Partition,
     add_partition,
     all_partitions,
+    file_of,
     make_directory,
     new_partition,
     rows_in,
@@ -66,10 +67,10 @@ def keep(
     if summed:
         spent = GatheredSpend()
         spent.add(batch)
-        sums = SumsSteps(gathered, references, TopNames(top, top), TopNames(top, top))
-        spend = SpendSteps(spent, nobody_else, lambda _kind, _id, _time: 0, 0.0)
+        sums = SumsSteps(gathered, references, TopNames(top), TopNames(top))
+        spend = SpendSteps(spent, nobody_else, lambda _kind, _id, _time: 0, lambda _kind, _id: True, 0.0)
         for steps in (sums, spend):
-            for step in range(steps.count):
+            for step in steps.after(""):
                 steps.write(connection, step)
         settle(connection)
 
@@ -103,6 +104,8 @@ def _make(connection: Connection, partition: Partition) -> None:
     file = connection.engine.url.database
     if file:
         make_directory(Path(file))
+        # Attaching makes no file.
+        file_of(Path(file), partition).touch(0o600)
     else:
         schema = f"p{partition.name.replace('-', '_')}"
         connection.exec_driver_sql(f"ATTACH ':memory:' AS \"{schema}\"")

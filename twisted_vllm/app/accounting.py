@@ -135,6 +135,10 @@ class AccountingService:
         """Whether limits are counted in Redis at present; None if it is not configured."""
         return None if self._redis is None else self._redis.is_ready
 
+    def kept_from(self) -> int | None:
+        """Return from when on rows of the ledger are kept, in microseconds since 1970; None for ever."""
+        return self._periods.kept_from()
+
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Return what puts other settings into effect from the next request on. In any thread: it may take long."""
         rules = _rules_of(settings)

@@ -249,6 +249,7 @@ class Wiring:
             settings.database_url,
             report_limits_of(limits),
             settings.timeouts.report,
+            lambda: self.accounting.kept_from(),
         )
         self.store = Store(self.database)
         self.index = KeyIndex()
