@@ -149,6 +149,7 @@ class GatewayService(Service):
         self.wiring.background.start()
         self.wiring.telemetry.start()
         self.wiring.budgets.start()
+        self.wiring.audit_retention.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)
         for warning in self._settings.warnings:
@@ -216,6 +217,7 @@ class GatewayService(Service):
         self.wiring.agent.close()
         self.wiring.disconnects.close()
         self.wiring.deadlines.stop()
+        self.wiring.audit_retention.stop()
         self._follower.stop()
         self.wiring.revoker.stop()
         self.wiring.inquiry.stop()

@@ -865,6 +865,11 @@ class Settings:
         environment=("VLLM_PASSTHROUGH_DATABASE_URL", "DATABASE_URL"),
         reload=False,
     )
+    audit_retention: float | None = setting(
+        None,
+        optional(duration("1d"), "for ever"),
+        "How long an entry of the audit log is kept, such as 730d. PostgreSQL drops a month once all of it is older.",
+    )
     enable_jwt_auth: bool | None = setting(
         False,
         optional(flag, "false"),
