@@ -301,6 +301,8 @@ def test_retention_keeps_what_is_not_exported(exporting: Exporting) -> None:
         assert holding.delete_before((DAY + 3) * DAY_US, 1_000) == 20
         assert exporting.until() == date_of(DAY + 2)
         assert held_from() is None
+        # and nothing is overdue where nothing is kept
+        assert exporting.state() == ExportState(DAY + 2)
     finally:
         holding.close()
 
