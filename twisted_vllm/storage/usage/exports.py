@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, func, insert, select, text, update
 
-from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.errors import Conflict
 from twisted_vllm.storage.usage.export_rows import first_day, requests_of_days
 from twisted_vllm.storage.usage.tables import usage_exports
 from twisted_vllm.usage.days import DAY_US, date_of
@@ -206,18 +206,16 @@ def ask(connection: Connection, day: int, now: int, schedule: Schedule) -> None:
     """Have a day exported again, or at once.
 
     Raises:
-        InvalidRequest: it has not ended, or the ledger has no row of it.
+        Conflict: it has not ended, or the ledger has no row of it.
     """
     if day > schedule.last_closed(now):
-        raise InvalidRequest(
+        raise Conflict(
             "This day has not ended, or not for as long as passthrough.ledger.usage_export.delay says.", param="day"
         )
     if first_day(connection, day) != day:
-        raise InvalidRequest(
-            "The ledger has no row of this day, or not any more. Files that are there stay.", param="day"
-        )
+        raise Conflict("The ledger has no row of this day, or not any more. Files that are there stay.", param="day")
     if schedule.begin is not None and day < schedule.begin:
-        raise InvalidRequest("This day is before passthrough.ledger.usage_export.begin.", param="day")
+        raise Conflict("This day is before passthrough.ledger.usage_export.begin.", param="day")
     _one_at_a_time(connection)
     _set(connection, day, _row(connection, day), state=WAITING, retry_at=None, failures=0)
 
