@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Row, or_, select
 
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import current_spend, money
@@ -19,6 +19,7 @@ from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import PROXY, Allowance
+from twisted_vllm.storage import tables
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
@@ -30,7 +31,7 @@ from twisted_vllm.storage.usage.queries.rows import (
     key_labels,
     page_of_rows,
 )
-from twisted_vllm.storage.usage.tables import DAY, DAY_US, KEY, MONTH, SUMS, TAG, TEAM, USER
+from twisted_vllm.storage.usage.tables import DAY, DAY_US, KEY, MONTH, SUMS, TAG, TEAM, USER, usage_payers
 
 #: LiteLLM's name of the provider of vLLM servers
 PROVIDER = "hosted_vllm"
@@ -294,16 +295,14 @@ def costs_by_key(transaction: Transaction, equals: Mapping[str, str], start: int
 
 def costs_of_organization(transaction: Transaction, organization_id: str, start: int, end: int) -> list[Json]:
     """Return the cost and tokens of the keys and teams that are in an organization now, as `costs_by_key`."""
-    keys = {record.key_id for record in transaction.keys.find(organization_id=organization_id)}
-    teams = {record.team_id for record in transaction.teams.find(organization_id=organization_id)}
-    asked = UsageQuery((KEY, TEAM, MODEL), MONTH, start, end)
-    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS)
-    rows = (
-        (key_id, model, group.sums)
-        for group in groups
-        for key_id, team_id, model in [group.values]
-        if key_id in keys or team_id in teams
+    keys, teams, payers = tables.keys.c, tables.teams.c, usage_payers.c
+    in_it = (
+        payers.key_id.in_(select(keys.key_id).where(keys.organization_id == organization_id)),
+        payers.team_id.in_(select(teams.team_id).where(teams.organization_id == organization_id)),
     )
+    asked = UsageQuery((KEY, MODEL), MONTH, start, end)
+    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS, payers=select(payers.id).where(or_(*in_it)))
+    rows = ((key_id, model, group.sums) for group in groups for key_id, model in [group.values])
     return _report_costs(transaction.connection, rows)
 
 

@@ -223,7 +223,12 @@ def read_all(connection: Connection, query: UsageQuery, limit: int = MAX_GROUPS)
 
 
 def read_totals(
-    connection: Connection, query: UsageQuery, top: int | None = None, *, wanted: Collection[str] = SUMS
+    connection: Connection,
+    query: UsageQuery,
+    top: int | None = None,
+    *,
+    wanted: Collection[str] = SUMS,
+    payers: Select[Any] | None = None,
 ) -> list[Group]:
     """Return the sums of each group over the whole time, the highest cost first; their `start` is ``""``.
 
@@ -234,6 +239,7 @@ def read_totals(
         query: of whole days, which the sums by day and month answer.
         top: how many to return; None for all.
         wanted: which of `SUMS` are needed; the others may be 0.
+        payers: the ids of the only payers, of a query by key; None for all that the query leaves.
 
     Raises:
         Unanswerable: nothing that is kept answers it.
@@ -242,7 +248,7 @@ def read_totals(
     planned = plan(whole_months(connection, query))
     if not planned.segments:
         return []
-    rows = connection.execute(highest_cost(planned, wanted, top, MAX_GROUPS + 1)).all()
+    rows = connection.execute(highest_cost(planned, wanted, top, MAX_GROUPS + 1, payers)).all()
     _check_size(MAX_GROUPS - len(rows) if top is None else 0)
     count = len(query.group_by)
     return [Group("", tuple(row[:count]), tuple(row[count:])) for row in rows]

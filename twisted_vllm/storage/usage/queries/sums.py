@@ -149,16 +149,20 @@ def has_value(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
 class SumsOf:
     """The sums of a part of a report."""
 
-    def __init__(self, planned: Plan, segment: Segment, wanted: Collection[str] = SUMS) -> None:
+    def __init__(
+        self, planned: Plan, segment: Segment, wanted: Collection[str] = SUMS, payers: Select[Any] | None = None
+    ) -> None:
         """Choose the kind of sums.
 
         Args:
             planned: the report.
             segment: the part.
             wanted: which of `SUMS` to read.
+            payers: the ids of the only payers, of sums by payer; None for all that the report's values leave.
         """
         query = planned.query
         self._query = query
+        self._payers = payers_with(query.equals) if payers is None else payers
         self._period = segment.period
         self._wanted = wanted
         dimension = PAYER if planned.source == DAILY else planned.dimension
@@ -184,13 +188,12 @@ class SumsOf:
         columns += [sums.value] if self._has_value else []
         columns += [sums.model] if self._has_model else []
         equals = self._query.equals
-        named = any(name != MODEL for name in equals)
+        named = self._payers is not None or any(name != MODEL for name in equals)
         conditions = in_period(self._kind, low, high, self._period, named=named)
         if MODEL in equals:
             conditions.append(sums.model == name_id(equals[MODEL]))
-        payers = payers_with(equals)
-        if self.by_payer and payers is not None:
-            conditions.append(sums.value.in_(payers))
+        if self.by_payer and self._payers is not None:
+            conditions.append(sums.value.in_(self._payers))
         elif self._dimension in equals:
             conditions.append(sums.value == name_id(equals[self._dimension]))
         needed = {part for name in self._wanted for part in _NEEDED.get(name, (name,))}
@@ -264,7 +267,9 @@ def _after(columns: Sequence[Any], values: Sequence[Any]) -> ColumnElement[bool]
     return tuple_(*columns) > tuple_(*values)
 
 
-def highest_cost(planned: Plan, wanted: Collection[str], top: int | None, limit: int) -> Select[Any]:
+def highest_cost(
+    planned: Plan, wanted: Collection[str], top: int | None, limit: int, payers: Select[Any] | None = None
+) -> Select[Any]:
     """Return the statement for the sums of each group over all segments, the highest cost first.
 
     Args:
@@ -272,12 +277,13 @@ def highest_cost(planned: Plan, wanted: Collection[str], top: int | None, limit:
         wanted: which of `SUMS` to read.
         top: how many groups are wanted; None for all.
         limit: the maximum number of groups.
+        payers: as in `SumsOf`.
     """
     wanted = {*wanted, "requests", "cost"}
     parts: dict[bool, SumsOf] = {}
     by_kind: dict[bool, list[Select[Any]]] = {}
     for segment in planned.segments:
-        part = SumsOf(planned, segment, wanted)
+        part = SumsOf(planned, segment, wanted, payers)
         parts[part.by_payer] = part
         by_kind.setdefault(part.by_payer, []).append(part.by_ids(segment.low, segment.high, by_start=False))
     found: list[Select[Any]] = []
