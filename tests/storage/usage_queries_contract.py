@@ -18,6 +18,7 @@ from tests.builders import usage_row
 from tests.storage.ledger_filler import keep
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.by_spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.usage.queries.days import Entities, names_used, page_of_days
@@ -26,11 +27,9 @@ from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Plan, Unanswerab
 from twisted_vllm.storage.usage.queries.reports import (
     Cursor,
     Group,
-    keys_by_spend,
     read_all,
     read_page,
     read_totals,
-    users_by_spend,
 )
 from twisted_vllm.storage.usage.queries.rows import count_rows, first_row, page_of_rows, rows_of
 from twisted_vllm.storage.usage.tables import DAY_US, OTHER, SUMS, usage_marks

@@ -11,11 +11,13 @@ from zope.interface import implementer
 from twisted_vllm.usage.interfaces import (
     BEGINNING,
     DatabaseUnavailable,
+    HistoryChanged,
     ISpoolAccounts,
     IUsageStore,
     Position,
     RowsRejected,
     SpendUpdate,
+    Waiting,
 )
 from twisted_vllm.usage.records import UsageRow
 
@@ -25,7 +27,7 @@ class MemoryAccounts(ISpoolAccounts):
 
     def __init__(self, store: MemoryUsageStore, name: str, own: bool) -> None:
         self.name = name
-        self.own = own
+        self._own = own
         self._store = store
         self._end = store.marks.get(name, BEGINNING)
         self._gathered: list[UsageRow] = []
@@ -35,8 +37,16 @@ class MemoryAccounts(ISpoolAccounts):
         return self._store.marks.get(self.name, BEGINNING)
 
     @property
+    def told_to(self) -> Position:
+        return self.kept_from
+
+    @property
     def boundaries(self) -> list[Position]:
         return [self.kept_from]
+
+    @property
+    def waiting(self) -> Waiting:
+        return Waiting(len(self._gathered), 0.0 if self._gathered else None)
 
     def add(self, written: Sequence[Any], end: Position | None) -> None:
         if end is not None:
@@ -53,7 +63,10 @@ class MemoryAccounts(ISpoolAccounts):
                 return False, []
             if not (force or store.flushes):
                 return False, []
-            if store.unavailable:
+            if store.was_restored:
+                store.was_restored = False
+                raise HistoryChanged("it was restored")
+            if store.unavailable or store.sums_unavailable:
                 raise DatabaseUnavailable("it is unavailable")
             store.marks[self.name] = self._end
             store.counted += self._gathered
@@ -61,7 +74,7 @@ class MemoryAccounts(ISpoolAccounts):
             if not cost:
                 return True, []
             total = sum(row.cost for row in store.counted)
-            return True, [SpendUpdate("key", "k1", cost if self.own else 0, total, 0)]
+            return True, [SpendUpdate("key", "k1", cost if self._own else 0, total, 0)]
 
     def close(self) -> None:
         self._store.marks.pop(self.name, None)
@@ -76,6 +89,8 @@ class MemoryUsageStore:
         counted: the rows that were added up, each time.
         marks: how far the rows of each spool were added up.
         flushes: whether what is gathered is due at once.
+        sums_unavailable: whether the database takes rows alone.
+        was_restored: whether the next sums find another database.
     """
 
     single_writer = False
@@ -85,7 +100,7 @@ class MemoryUsageStore:
         self.counted: list[UsageRow] = []
         self.marks: dict[str, Position] = {}
         self.flushes = True
-        self.unavailable = False
+        self.unavailable = self.sums_unavailable = self.was_restored = False
         self.rejected: set[str] = set()
         self.attempts = 0
         self.batches: list[int] = []
@@ -93,7 +108,7 @@ class MemoryUsageStore:
         self.closed = False
         self.changed = threading.Condition()
 
-    def write(self, rows: Sequence[UsageRow], *, only_new: bool = False) -> list[UsageRow]:
+    def write(self, rows: Sequence[UsageRow]) -> list[UsageRow]:
         with self.changed:
             self.attempts += 1
             self.changed.notify_all()
@@ -101,21 +116,28 @@ class MemoryUsageStore:
                 raise DatabaseUnavailable("it is unavailable")
             if any(row.request_id in self.rejected for row in rows):
                 raise RowsRejected("out of range")
-            new = [row for row in rows if not only_new or row.id not in self.kept]
             self.kept |= {row.id: row for row in rows}
             self.batches.append(len(rows))
-            return new
+            return list(rows)
 
-    def open_accounts(self, name: str, *, own: bool) -> MemoryAccounts:
+    def missing(self, rows: Sequence[UsageRow]) -> list[UsageRow]:
         with self.changed:
             if self.unavailable:
                 raise DatabaseUnavailable("it is unavailable")
+            return list({row.id: row for row in rows if row.id not in self.kept}.values())
+
+    def open_accounts(self, name: str, *, own: bool, told_to: Position = BEGINNING) -> MemoryAccounts:
+        with self.changed:
+            if self.unavailable:
+                self.attempts += 1
+                self.changed.notify_all()
+                raise DatabaseUnavailable("it is unavailable")
             return MemoryAccounts(self, name, own)
 
-    def delete_before(self, time: int, limit: int) -> int:
+    def drop_before(self, time: int) -> int:
         with self.changed:
             self.deletions.append(time)
-            old = [row.id for row in self.kept.values() if row.time < time][:limit]
+            old = [row.id for row in self.kept.values() if row.time < time]
             for name in old:
                 del self.kept[name]
             self.changed.notify_all()

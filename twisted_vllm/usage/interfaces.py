@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import attrs
+import msgspec
 from zope.interface import Attribute, Interface
 
 from twisted_vllm.usage.records import UsageRow
 
 
-@attrs.frozen
-class SpendUpdate:
+class SpendUpdate(msgspec.Struct, frozen=True, gc=False):
     """The spend of one scope after a batch of rows was committed.
 
     Attributes:
@@ -59,6 +59,19 @@ class HistoryChanged(Exception):
     """The database is not in the state in which this process left it: it was restored, or is another one."""
 
 
+@attrs.frozen
+class Waiting:
+    """Rows that the database has, and whose sums it lacks.
+
+    Attributes:
+        rows: how many.
+        since: since when the oldest waits, by the clock `time.monotonic`; None without any.
+    """
+
+    rows: int = 0
+    since: float | None = None
+
+
 #: rows that the database has, on their way to what they add up to: what `IUsageStore.write` returns
 Written = Any
 
@@ -68,19 +81,25 @@ class ISpoolAccounts(Protocol):
 
     Attributes:
         name: the name of the spool.
-        own: whether this process served the requests.
     """
 
     name: str
-    own: bool
 
     @property
     def kept_from(self) -> Position:
         """The position before which no row of the spool is needed any more."""
 
     @property
+    def told_to(self) -> Position:
+        """The position before which all spend was returned by `flush`."""
+
+    @property
     def boundaries(self) -> list[Position]:
         """Positions that no batch of rows may span."""
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is not written yet. Any thread may ask."""
 
     def add(self, written: Sequence[Written], end: Position | None) -> None:
         """Gather rows that were written.
@@ -118,37 +137,46 @@ class IUsageStore(Interface):
 
     single_writer = Attribute("Whether only one writer can write at a time.")
 
-    def write(rows: Sequence[UsageRow], *, only_new: bool = False) -> Written | None:
+    def write(rows: Sequence[UsageRow]) -> Written:
         """Store rows. Idempotent: a stored row is skipped.
 
         Args:
             rows: at least one.
-            only_new: whether to return the rows that did not exist alone.
 
         Returns:
-            The rows for `ISpoolAccounts.add`; None if there are none.
+            The rows for `ISpoolAccounts.add`.
 
         Raises:
             DatabaseUnavailable: nothing was stored, or the result is unknown; the same rows may be written again.
             RowsRejected: nothing was stored.
         """
 
-    def open_accounts(name: str, *, own: bool) -> ISpoolAccounts:
-        """Return the accounts of a spool, from where the database is.
-
-        Args:
-            name: the spool's name.
-            own: whether this process served the requests.
+    def missing(rows: Sequence[UsageRow]) -> list[UsageRow]:
+        """Return the rows that are not stored, each once.
 
         Raises:
             DatabaseUnavailable: the database cannot be read.
         """
 
-    def delete_before(time: int, limit: int) -> int:
-        """Delete up to `limit` rows of requests that began before a time in microseconds; return how many.
+    def open_accounts(name: str, *, own: bool, told_to: Position = BEGINNING) -> ISpoolAccounts:
+        """Return the accounts of a spool, from where the database is.
+
+        Args:
+            name: the spool's name.
+            own: whether this process served the requests.
+            told_to: the position up to which their spend was told already, before the database was restored.
 
         Raises:
-            DatabaseUnavailable: as `write`.
+            DatabaseUnavailable: the database cannot be read.
+        """
+
+    def drop_before(time: int) -> int:
+        """Drop the partitions whose rows are all of requests that began before a time in microseconds; return how many.
+
+        Rows outlive the time by up to their partition, a day or a month. Sums stay.
+
+        Raises:
+            DatabaseUnavailable: some may be left, for the next call.
         """
 
     def close() -> None:

@@ -20,10 +20,11 @@ from twisted_vllm.config.settings import Settings
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import PROXY, Allowance
 from twisted_vllm.storage import tables
+from twisted_vllm.storage.by_spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
-from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, keys_by_spend, read_all, read_totals, users_by_spend
+from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, read_all, read_totals
 from twisted_vllm.storage.usage.queries.rows import (
     MAX_COUNTED,
     KeyLabel,

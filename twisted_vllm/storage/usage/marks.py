@@ -5,7 +5,7 @@ to the sums or to the spend also moves a mark, which says up to which position o
 a crash, or where it is unknown whether a transaction was committed, the mark tells what is missing.
 
 A large amount is added in several transactions, each of some steps of a fixed order. Meanwhile the mark also says where
-the amount ends and how many steps are done; whoever continues makes the same steps from the same rows.
+the amount ends and which step was done last; whoever continues makes the other steps from the same rows.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from __future__ import annotations
 import time
 
 import attrs
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from twisted_vllm.storage.usage.tables import usage_marks
 from twisted_vllm.usage.interfaces import BEGINNING, Position
+
+#: how long a mark is kept whose spool nobody finds: its directory may be lost
+FORGOTTEN_SECONDS = 366 * 86_400
 
 #: what has a mark of its own
 SPEND, SUMS = "spend", "sums"
@@ -31,13 +34,13 @@ class Mark:
         serial: how many transactions moved it; 0 before the first.
         at: all rows before this position are included.
         to: where the rows end that are being added; `at` if none are.
-        done: how many steps of these are done.
+        done: the name of the last step of these that is done; empty before the first.
     """
 
     serial: int = 0
     at: Position = BEGINNING
     to: Position = BEGINNING
-    done: int = 0
+    done: str = ""
 
     @property
     def is_between(self) -> bool:
@@ -88,5 +91,7 @@ def move_mark(connection: Connection, name: str, what: str, old: Mark, new: Mark
 
 
 def delete_marks(connection: Connection, name: str) -> None:
-    """Delete the marks of a spool of which nothing is left."""
-    connection.execute(delete(usage_marks).where(usage_marks.c.name == name))
+    """Delete the marks of a spool of which nothing is left, and those that no process moved for a year."""
+    marks = usage_marks.c
+    forgotten = int((time.time() - FORGOTTEN_SECONDS) * 1e6)
+    connection.execute(delete(usage_marks).where(or_(marks.name == name, marks.moved_at < forgotten)))

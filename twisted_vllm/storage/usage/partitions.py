@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
 
+from twisted_vllm.storage.sqlite_file import DatabaseFileLost
 from twisted_vllm.storage.usage.tables import DAY_US, ROWS, rows_metadata, usage_partitions
 
 #: files that a connection attaches at most; SQLite's own limit is 10
@@ -25,6 +28,9 @@ MAX_ATTACHED = 8
 
 #: the execution option of a connection to SQLite or PostgreSQL on which the tables of the rows have no schema
 UNQUALIFIED = {"schema_translate_map": {ROWS: None}}
+
+#: Partitions that there may be. A machine's clock that jumps about makes one for each month that it is in.
+MAX_PARTITIONS = 1_000
 
 #: before and after all rows
 _NO_START, _NO_END = -(2**62), 2**62
@@ -51,6 +57,10 @@ class Partition:
         return self.start <= time < self.end
 
 
+class PartitionGone(Exception):
+    """A partition was dropped meanwhile: it has no rows."""
+
+
 #: stands for all partitions of PostgreSQL, which finds the right ones by itself
 EVERYTHING = Partition(_NO_START, _NO_END, "")
 
@@ -74,6 +84,18 @@ def new_partition(time: int, existing: Sequence[Partition], *, by_day: bool) -> 
     return Partition(start, start + DAY_US, f"{moment:%Y-%m-%d}")
 
 
+def partition_named(name: str) -> Partition | None:
+    """Return the partition with a name; None if no partition is called so."""
+    for pattern, by_day in (("%Y-%m-%d", True), ("%Y-%m", False)):
+        try:
+            moment = datetime.strptime(name, pattern).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+        found = new_partition((moment - _EPOCH) // timedelta(microseconds=1), [], by_day=by_day)
+        return found if found.name == name else None
+    return None
+
+
 def all_partitions(connection: Connection) -> list[Partition]:
     """Return the partitions that exist, newest first."""
     columns = (usage_partitions.c.start, usage_partitions.c.end, usage_partitions.c.name)
@@ -94,6 +116,10 @@ def rows_in(connection: Connection, partition: Partition) -> Connection:
 
     On SQLite it attaches the partition's file. If too many are attached, it ends the reading transaction, detaches the
     oldest, and begins another. Call `detach_all` when the connection is given back.
+
+    Raises:
+        PartitionGone: it was dropped meanwhile.
+        DatabaseFileLost: somebody else removed its file.
     """
     if connection.dialect.name != "sqlite":
         return connection.execution_options(**UNQUALIFIED)
@@ -104,8 +130,18 @@ def rows_in(connection: Connection, partition: Partition) -> Connection:
             connection.exec_driver_sql("COMMIT")
             _detach(connection.connection.driver_connection, attached)
             connection.exec_driver_sql("BEGIN")
-        path = file_of(_main_file(connection.engine), partition)
-        connection.exec_driver_sql(f'ATTACH ? AS "{schema}"', (str(path),))
+        path = file_of(main_file(connection.engine), partition)
+        try:
+            # The mode: SQLite would make an empty file where there is none.
+            connection.exec_driver_sql(f'ATTACH ? AS "{schema}"', (f"file:{quote(str(path))}?mode=rw",))
+        except OperationalError:
+            if path.exists():
+                raise
+            connection.exec_driver_sql("COMMIT")
+            connection.exec_driver_sql("BEGIN")
+            if partition not in all_partitions(connection):
+                raise PartitionGone(partition.name) from None
+            raise partition_lost(path) from None
         attached[schema] = None
     return connection.execution_options(schema_translate_map={ROWS: schema})
 
@@ -127,7 +163,9 @@ def _detach(driver_connection: Any, attached: dict[str, None]) -> None:
 
 def directory_of(main: Path) -> Path:
     """Return the directory with the files of partitions that belong to a main file."""
-    return main.with_name(f"{main.name}-usage")
+    # Whoever opens the file by a link, or from another directory, means the same files.
+    real = Path(os.path.realpath(main))
+    return real.with_name(f"{real.name}-usage")
 
 
 def file_of(main: Path, partition: Partition) -> Path:
@@ -135,9 +173,24 @@ def file_of(main: Path, partition: Partition) -> Path:
     return directory_of(main) / f"{partition.name}.db"
 
 
-def _main_file(engine: Engine) -> Path:
+def files_beside(path: Path) -> tuple[Path, Path]:
+    """Return the files that SQLite keeps beside a file: its write-ahead log, and the log's index."""
+    return path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
+
+
+def main_file(engine: Engine) -> Path:
+    """Return the main file of an engine of SQLite."""
     assert engine.url.database is not None
     return Path(engine.url.database)
+
+
+def partition_lost(path: Path) -> DatabaseFileLost:
+    """Return the error that says that a file is missing which the database knows."""
+    return DatabaseFileLost(
+        f"{path}, which has rows of the ledger, is missing. Put it back, or restart the gateway to go on without its "
+        "rows; sums are in the main file. Until then new rows of that time wait in the spool.",
+        moved=False,
+    )
 
 
 # making them
@@ -145,6 +198,10 @@ def _main_file(engine: Engine) -> Path:
 
 def create_rows_tables(connection: Connection) -> None:
     """Create the tables of the rows: in a partition's file, or PostgreSQL's parents of all partitions."""
+    if connection.dialect.name == "postgresql":
+        # Not where the tables are declared: it would load PostgreSQL's dialect, 2 MB, into every process.
+        for table in rows_metadata.tables.values():
+            table.dialect_options["postgresql"]["partition_by"] = "RANGE (time)"
     rows_metadata.create_all(connection.execution_options(**UNQUALIFIED), checkfirst=True)
 
 
@@ -161,9 +218,10 @@ def add_partition(connection: Connection, partition: Partition) -> None:
         insert_postgresql(usage_partitions)
         .values(start=partition.start, end=partition.end, name=partition.name)
         .on_conflict_do_nothing()
+        .returning(usage_partitions.c.name)
     )
-    # Whoever comes second waits here for the first one's commit.
-    if not connection.execute(added).rowcount:
+    # Whoever comes second waits here for the first one's commit. The count of an insert's rows is not reliable.
+    if connection.execute(added).first() is None:
         return
     for table in rows_metadata.sorted_tables:
         child = f"{table.name}_{partition.name.replace('-', '_')}"

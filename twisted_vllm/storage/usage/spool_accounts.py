@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import attrs
+import msgspec
 from sqlalchemy import Connection
 
-from twisted_vllm.storage.usage.account import Account
+from twisted_vllm.storage.usage.accepted import insert_accepted, insert_all
+from twisted_vllm.storage.usage.account import Account, Rhythm
 from twisted_vllm.storage.usage.batch import UsageBatch
 from twisted_vllm.storage.usage.bulk_insert import Values
 from twisted_vllm.storage.usage.gathered import GatheredSpend, GatheredSums
-from twisted_vllm.storage.usage.marks import SPEND, SUMS, Mark, delete_marks, move_mark, read_mark
+from twisted_vllm.storage.usage.marks import SPEND, SUMS, Mark, MarkMoved, delete_marks, move_mark, read_mark
 from twisted_vllm.storage.usage.steps import Steps
-from twisted_vllm.usage.interfaces import HistoryChanged, ISpoolAccounts, Position, SpendUpdate
+from twisted_vllm.usage.interfaces import (
+    HistoryChanged,
+    ISpoolAccounts,
+    Position,
+    RowsRejected,
+    SpendUpdate,
+    Waiting,
+)
 
 T = TypeVar("T")
 
-#: Seconds after which spend, and sums, are written; the delay for each thing to write; and how many are gathered.
-#: Other processes learn of a budget's spend through the database.
-SPEND_RHYTHM = (2.0, 0.001, 50_000)
-SUMS_RHYTHM = (30.0, 0.01, 100_000)
+#: When spend, and sums, are written. Other processes learn of a budget's spend through the database. Each gathered
+#: thing takes about half a kilobyte, and each row some tens of bytes.
+SPEND_RHYTHM = Rhythm(5.0, 0.001, 50_000, 200_000)
+SUMS_RHYTHM = Rhythm(30.0, 0.01, 100_000, 200_000)
 
 #: rows of the sums, of the spend or look-ups in one transaction: some milliseconds of SQLite's lock
 _TRANSACTION_ROWS = 2_000
@@ -57,23 +66,34 @@ class SpoolAccounts(ISpoolAccounts):
 
     Attributes:
         name: the spool's name.
-        own: whether this process served the requests.
     """
 
-    def __init__(self, name: str, own: bool, accounting: Accounting, now: float) -> None:
+    def __init__(self, name: str, own_from: Position | None, accounting: Accounting) -> None:
         """Begin where the database is.
+
+        Args:
+            name: the spool's name.
+            own_from: where the process's own rows begin whose spend nobody was told; None for another's spool.
+            accounting: what all accounts share.
 
         Raises:
             DatabaseUnavailable: the database cannot be read.
         """
         self.name = name
-        self.own = own
+        self._own_from = own_from
         self._accounting = accounting
         spend, sums = accounting.transact(
             lambda connection: (read_mark(connection, name, SPEND), read_mark(connection, name, SUMS)), writes=False
         )
+        now = accounting.monotonic()
         self._spend: Account[GatheredSpend] = Account(SPEND, spend, GatheredSpend, now)
+        self._spend.split_at = own_from
         self._sums: Account[GatheredSums] = Account(SUMS, sums, GatheredSums, now)
+        #: whether the cut of the spend is of rows whose spend is told as the process's own
+        self._is_own = False
+        #: the look-ups of the cut of the sums that are not written, and some that are being written
+        self._lookups: Iterator[list[Values]] = iter(())
+        self._pending_lookups: list[Values] = []
 
     @property
     def kept_from(self) -> Position:
@@ -81,14 +101,30 @@ class SpoolAccounts(ISpoolAccounts):
         return min(self._spend.mark.at, self._sums.mark.at)
 
     @property
+    def told_to(self) -> Position:
+        """The position before which all spend was returned by `flush`."""
+        return self._spend.mark.at
+
+    @property
     def boundaries(self) -> list[Position]:
         """Positions that no batch of rows may span."""
-        return sorted({each for account in (self._spend, self._sums) for each in (account.mark.at, account.mark.to)})
+        found = {each for account in (self._spend, self._sums) for each in (account.mark.at, account.mark.to)}
+        if self._own_from is not None:
+            found.add(self._own_from)
+        return sorted(found)
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is not written yet. Any thread may ask."""
+        spend, sums = self._spend, self._sums
+        since = [each for each in (spend.since, sums.since) if each is not None]
+        return Waiting(max(spend.rows, sums.rows), min(since, default=None))
 
     def add(self, written: Sequence[UsageBatch], end: Position | None) -> None:
         """Gather rows that were written; see `ISpoolAccounts`."""
-        self._spend.add(written, end)
-        self._sums.add(written, end)
+        now = self._accounting.monotonic()
+        self._spend.add(written, end, now)
+        self._sums.add(written, end, now)
 
     def flush(self, *, force: bool = False) -> tuple[bool, list[SpendUpdate]]:
         """Write a part of what was gathered, if it is due; see `ISpoolAccounts`.
@@ -98,18 +134,20 @@ class SpoolAccounts(ISpoolAccounts):
         """
         now = self._accounting.monotonic()
         spend, sums = self._spend, self._sums
-        if spend.cut is None and spend.is_due(now, *SPEND_RHYTHM, force=force):
+        if spend.cut is None and spend.is_due(now, SPEND_RHYTHM, force=force):
+            is_own = self._own_from is not None and spend.mark.at >= self._own_from
             spend.begin(now, self._accounting.spend_steps)
+            self._is_own = is_own
         if spend.cut is not None:
-            return True, self._write_part(spend)
-        if sums.cut is None and sums.is_due(now, *SUMS_RHYTHM, force=force):
+            return True, self._with_amounts(self._write_part(spend))
+        if sums.cut is None and sums.is_due(now, SUMS_RHYTHM, force=force):
             sums.begin(now, self._accounting.sums_steps)
-        if sums.cut is not None:
-            if not sums.cut.prepared:
-                self._write_lookups(sums.cut.gathered)
-                sums.cut.prepared = True
-            return True, self._write_part(sums)
-        return False, []
+            self._lookups = _in_order(sums.cut.gathered) if sums.cut is not None else iter(())
+        if sums.cut is None:
+            return False, []
+        if not self._write_lookups():
+            self._write_part(sums)
+        return True, []
 
     def close(self) -> None:
         """Remove the marks of a spool of which nothing is left.
@@ -122,29 +160,50 @@ class SpoolAccounts(ISpoolAccounts):
     def _write_part(self, account: Account[Any]) -> list[SpendUpdate]:
         """Write some steps in one transaction; return the new spend of those whose spend it changed."""
         if account.sent is not None:
-            found = self._resolve(account, account.sent)
+            found = self._resolve(account)
             if found is not None:
                 return found
+        try:
+            return self._write_steps(account, accepted_only=False)
+        except RowsRejected:
+            # Such as a sum that is too large. It may not hold up all others, for ever.
+            account.sent = None
+            return self._write_steps(account, accepted_only=True)
+
+    def _write_steps(self, account: Account[Any], *, accepted_only: bool) -> list[SpendUpdate]:
         cut, old = account.cut, account.mark
         assert cut is not None
+        most = float("inf") if account.in_one else _TRANSACTION_ROWS
+        insert = insert_accepted if accepted_only else insert_all
         updates: list[SpendUpdate] = []
 
         def work(connection: Connection) -> Mark:
             updates.clear()
-            written, step = 0, old.done
-            while step < cut.steps.count and written < _TRANSACTION_ROWS:
-                count, changed = cut.steps.write(connection, step)
-                written += count
+            written = 0
+            done: str | None = old.done
+            for step in cut.steps.after(old.done):
+                if written >= most:
+                    break
+                count, changed = cut.steps.write(connection, step, insert)
+                written, done = written + count, step
                 updates.extend(changed)
-                step += 1
-            account.sent = account.after(step)
+            else:
+                done = None
+            account.sent = account.after(done)
             move_mark(connection, self.name, account.what, old, account.sent)
             return account.sent
 
-        account.committed(self._accounting.transact(work, writes=True))
-        return self._with_amounts(updates)
+        try:
+            account.committed(self._accounting.transact(work, writes=True))
+        except MarkMoved:
+            # Perhaps the transaction before was committed after its connection was lost.
+            found = self._resolve(account)
+            if found is None:
+                raise HistoryChanged("its marks are others than this process made") from None
+            return found
+        return updates
 
-    def _resolve(self, account: Account[Any], sent: Mark) -> list[SpendUpdate] | None:
+    def _resolve(self, account: Account[Any]) -> list[SpendUpdate] | None:
         """Find out whether a transaction was committed; if so, return what it returned, else None.
 
         Raises:
@@ -156,26 +215,43 @@ class SpoolAccounts(ISpoolAccounts):
         if found == account.mark:
             account.sent = None
             return None
-        if found != sent:
+        if not account.follows(found):
             raise HistoryChanged("its marks are others than this process made")
-        steps = range(account.mark.done, sent.done or cut.steps.count)
+        steps: list[str] = []
+        for step in cut.steps.after(account.mark.done):
+            steps.append(step)
+            if step == found.done:
+                break
         updates = transact(
             lambda connection: [each for step in steps for each in cut.steps.written(connection, step)], writes=False
         )
-        account.committed(sent)
-        return self._with_amounts(updates)
+        account.committed(found)
+        return updates
 
     def _with_amounts(self, updates: list[SpendUpdate]) -> list[SpendUpdate]:
-        """Return updates with the amounts that this process spent."""
-        return updates if self.own else [attrs.evolve(each, amount=0) for each in updates]
+        """Return updates with the amounts that are this process's own and that nobody was told."""
+        return updates if self._is_own else [msgspec.structs.replace(each, amount=0) for each in updates]
 
-    def _write_lookups(self, gathered: GatheredSums) -> None:
-        """Write look-ups, in the order of their table. They are idempotent, so they need no mark."""
-        pending: list[Values] = []
-        for shard in gathered.lookups:
-            pending += [(value, time) for value in sorted(shard) for time in sorted(set(shard[value]))]
-            if len(pending) >= _TRANSACTION_ROWS:
-                self._accounting.write_lookups(pending)
-                pending = []
-        if pending:
-            self._accounting.write_lookups(pending)
+    def _write_lookups(self) -> bool:
+        """Write some look-ups; return whether there were any. They are idempotent, so they need no mark."""
+        if not self._pending_lookups:
+            self._pending_lookups = next(self._lookups, [])
+        if not self._pending_lookups:
+            return False
+        self._accounting.write_lookups(self._pending_lookups)
+        self._pending_lookups = []
+        return True
+
+
+def _in_order(gathered: GatheredSums) -> Iterator[list[Values]]:
+    """Yield look-ups in the order of their table, so many at a time that one transaction takes milliseconds."""
+    pending: list[Values] = []
+    for shard in gathered.lookups:
+        for value in sorted(shard):
+            for time in sorted(set(shard[value])):
+                pending.append((value, time))
+                if len(pending) >= _TRANSACTION_ROWS:
+                    yield pending
+                    pending = []
+    if pending:
+        yield pending

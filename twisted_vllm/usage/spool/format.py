@@ -18,7 +18,7 @@ import msgspec
 from twisted_vllm.usage.records import UsageRow, clean_struct, payer_of, refer, target_of
 
 #: The version of the format; fields with defaults may be added at the end of `UsageRow` without a new one. Version 1
-#: had the same lines. Its rows were stored and added up in one transaction, so what is stored of them is added up.
+#: had the same lines. Its rows were stored and added up in one transaction, so those that are stored are added up.
 VERSION = 2
 #: the maximum number of rows in a line
 LINE_ROWS = 256

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.usage.interfaces import BEGINNING, Position
 from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.spool.format import VERSION, header_line, read_lines
+from twisted_vllm.usage.spool.format import header_line, read_lines
 from twisted_vllm.usage.spool.segments import Segment
 
 #: the age at which a segment is followed by the next, in seconds
@@ -42,7 +42,6 @@ class Batch:
         segment: the number of the segment in which they end; None for rows that are in memory alone.
         end: where in the segment they end, in bytes.
         own: whether they come from the segments that this process writes.
-        version: the version of their segment's format.
     """
 
     rows: Sequence[UsageRow]
@@ -50,7 +49,6 @@ class Batch:
     segment: int | None = None
     end: int = 0
     own: bool = True
-    version: int = VERSION
 
     @property
     def position(self) -> Position | None:
@@ -96,7 +94,6 @@ class SegmentQueue:
         lost: how many rows were in segments that were removed from outside.
         written: how many rows were written.
         cached_rows: how many rows are cached in memory, at most `CACHED_BYTES` of them.
-        max_cached: how many rows are cached at most.
         notify_at: `notify` is called each time that the pending rows reach this number.
         notify: is called under the lock, by the thread that writes.
     """
@@ -126,7 +123,7 @@ class SegmentQueue:
         self.notify: Callable[[], None] = _ignore
         self._directory = directory
         self._monotonic = monotonic
-        self.max_cached = max_cached
+        self._max_cached = max_cached
         self._segments: deque[Segment] = deque()
         #: acknowledged segments that are not released, and the position before which all are
         self._kept: deque[Segment] = deque()
@@ -164,12 +161,20 @@ class SegmentQueue:
         self.cached_rows += count
         self._cached_bytes += segment.end - start
         self._cache.append(_Cached(segment.number, start, segment.end, rows))
-        if self.cached_rows > self.max_cached or self._cached_bytes > CACHED_BYTES:
+        if self.cached_rows > self._max_cached or self._cached_bytes > CACHED_BYTES:
             # The database does not keep up: use only the segments, to bound the memory.
             self._cache.clear()
             self.cached_rows = self._cached_bytes = 0
         if before < self.notify_at <= before + count:
             self.notify()
+
+    def successor(self) -> SegmentQueue:
+        """Return an empty queue that goes on counting, and has the same lock."""
+        queue = SegmentQueue(self._directory, self._monotonic, self._max_cached, self.lock)
+        queue.lost, queue.written, queue.notify_at, queue.notify = self.lost, self.written, self.notify_at, self.notify
+        # A directory's new entry is synced with any of its files.
+        queue._is_directory_dirty = self._is_directory_dirty
+        return queue
 
     def backlog(self) -> Backlog:
         """Return what is not acknowledged. Call it with the lock held."""
@@ -221,6 +226,7 @@ class SegmentQueue:
         )
         with self.lock:
             self.lost += segment.rows
+            segment.is_lost = True
             if segment is self.current:
                 self.close_segment()
             self._read_to = self._acknowledged_to = segment.end
@@ -289,7 +295,7 @@ class SegmentQueue:
 
     def _is_released(self, segment: Segment) -> bool:
         # one without a row needs no release
-        return segment.end == _BEGIN or Position(segment.number, segment.end) <= self._released_to
+        return segment.end == _BEGIN or segment.is_lost or Position(segment.number, segment.end) <= self._released_to
 
     # the thread that syncs
 
@@ -300,19 +306,25 @@ class SegmentQueue:
             OSError: the disk failed; the next call tries again.
         """
         with self.lock:
-            current, closing = self.current, list(self._closing)
+            current = self.current
+            # taken, since two threads may sync
+            closing, self._closing = self._closing, []
             is_directory_dirty, self._is_directory_dirty = self._is_directory_dirty, False
-        if is_directory_dirty:
-            _sync_directory(self._directory)
-        if current is not None:
-            current.sync()
-        for segment in closing:
-            try:
-                segment.sync()
-            finally:
+        try:
+            if is_directory_dirty:
+                _sync_directory(self._directory)
+            if current is not None:
+                current.sync()
+        finally:
+            failure: OSError | None = None
+            for segment in closing:
+                try:
+                    segment.sync()
+                except OSError as error:
+                    failure = error
                 segment.close()
-                with self.lock:
-                    self._closing.remove(segment)
+        if failure is not None:
+            raise failure
 
 
 def _ignore() -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
 from twisted.logger import Logger
 
 from twisted_vllm.usage.interfaces import Position
-from twisted_vllm.usage.spool.format import NewerFormat, read_lines, version_of
+from twisted_vllm.usage.records import UsageRow
+from twisted_vllm.usage.spool.format import VERSION, NewerFormat, encode_rows, header_line, read_lines, version_of
 from twisted_vllm.usage.spool.queue import Batch
 from twisted_vllm.usage.spool.segments import Claim, claim_orphans, number_of
+
+#: returns which of some rows the database lacks
+Missing = Callable[[Sequence[UsageRow]], list[UsageRow]]
+
+#: rows of a segment of the former version to look for at once
+_RENEWED_ROWS = 1_000
 
 
 class OrphanRecovery:
@@ -33,6 +42,8 @@ class OrphanRecovery:
         self._read: list[_File] = []
         #: how far the first unread segment was read, in bytes
         self._read_to = 0
+        #: the rows that were read and are not acknowledged
+        self._batch: Batch | None = None
         #: names with segments that this version cannot read
         self._skipped: set[str] = set()
 
@@ -53,28 +64,44 @@ class OrphanRecovery:
             OSError: the directory cannot be read.
         """
         for claimed in claim_orphans(self._directory, self._skipped):
-            paths = claimed.segments()
-            if not paths:
-                claimed.release()
-                continue
-            self._claims.append(claimed)
-            self.bytes_left += sum(path.stat().st_size for path in paths)
-            if len(self._claims) == 1:
-                self._begin()
-            self._log.info("Taking over {files} files of the ledger's spool from another run", files=len(paths))
+            files = self.take(claimed)
+            if files:
+                self._log.info("Taking over {files} files of the ledger's spool from another run", files=files)
 
-    def next_batch(self, max_rows: int, boundaries: Sequence[Position] = ()) -> Batch | None:
-        """Return the next rows of `name`; None without any. Acknowledge them before you ask for more.
+    def take(self, claimed: Claim) -> int:
+        """Take the segments of a name over; return how many there are.
+
+        One without any is taken as well: the database may have marks of it.
+        """
+        self._claims.append(claimed)
+        if len(self._claims) == 1:
+            self._begin()
+        paths = claimed.segments()
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                self.bytes_left += path.stat().st_size
+        return len(paths)
+
+    def next_batch(self, max_rows: int, boundaries: Sequence[Position] = (), missing: Missing = list) -> Batch | None:
+        """Return the next rows of `name`; None without any. The same again until they are acknowledged.
 
         Args:
             max_rows: about how many at most.
             boundaries: positions that no batch may span.
+            missing: returns which of some rows the database lacks.
+
+        Raises:
+            whatever `missing` raises.
         """
+        if self._batch is not None:
+            return self._batch
         while self._unread:
             file = self._unread[0]
             try:
                 file.size = file.path.stat().st_size
-                version = version_of(file.path)
+                if version_of(file.path) < VERSION:
+                    self._renew(file.path, missing)
+                    file.size = file.path.stat().st_size
                 end = min(
                     (each.offset for each in boundaries if each.segment == file.number and each.offset > self._read_to),
                     default=file.size,
@@ -98,13 +125,15 @@ class OrphanRecovery:
                 continue
             self._read_to = lines.end
             if lines.rows or lines.damaged:
-                return Batch(lines.rows, lines.damaged, segment=file.number, end=lines.end, own=False, version=version)
+                self._batch = Batch(lines.rows, lines.damaged, segment=file.number, end=lines.end, own=False)
+                return self._batch
             if lines.end >= file.size:
                 self._next_segment()
         return None
 
     def acknowledge(self, batch: Batch) -> None:
         """Note that the database has a batch."""
+        self._batch = None
         if self._unread and batch.end >= self._unread[0].size:
             self._next_segment()
 
@@ -120,19 +149,46 @@ class OrphanRecovery:
 
     def next_name(self) -> None:
         """Go on with the segments of the next name. What is left of this one stays for another process."""
-        self._unread, self._read, self._read_to = [], [], 0
+        self._forget()
         self._claims.pop(0).release()
         if self._claims:
             self._begin()
         else:
             self.bytes_left = 0
 
+    def begin_again(self) -> None:
+        """Read the segments of `name` from their beginning again."""
+        self._forget()
+        if self._claims:
+            self._begin()
+
     def close(self) -> None:
         """Release what was not moved."""
-        self._unread, self._read, self._read_to = [], [], 0
+        self._forget()
         while self._claims:
             self._claims.pop().release()
         self.bytes_left = 0
+
+    def _forget(self) -> None:
+        self._unread, self._read, self._read_to, self._batch = [], [], 0, None
+
+    def _renew(self, path: Path, missing: Missing) -> None:
+        """Write a segment of the former version again, without the rows that were stored and added up together."""
+        new = path.with_suffix(".new")
+        position, size = 0, path.stat().st_size
+        with new.open("wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(header_line())
+            while position < size:
+                lines = read_lines(path, position, size, _RENEWED_ROWS)
+                if lines.end <= position:
+                    break
+                position = lines.end
+                rows = missing(lines.rows) if lines.rows else ()
+                file.write((encode_rows(rows) if rows else b"") + b"".join(line + b"\n" for line in lines.damaged))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
 
     def _begin(self) -> None:
         self._unread = [_File(number_of(path), path) for path in self._claims[0].segments()]
@@ -144,7 +200,7 @@ class OrphanRecovery:
     def _skip(self) -> None:
         """Leave the rest of a name: what follows a segment that cannot be read would be added up before it."""
         self._skipped.add(self.name)
-        self._unread, self._read_to = [], 0
+        self._unread, self._read_to, self._batch = [], 0, None
 
     def _next_segment(self) -> None:
         self._read.append(self._unread.pop(0))

@@ -260,27 +260,25 @@ class Spool:
         self._queue.remove_finished()
         return self._queue.is_empty and not self._buffer
 
-    def begin_anew(self) -> None:
+    def begin_anew(self) -> Claim | None:
         """Leave all segments to be taken over like those of another run, and write others under a new name.
 
+        Returns:
+            The right to the former segments; None if there were none.
+
         Raises:
-            OSError: the directory cannot be written to.
+            OSError: the directory cannot be written to. Nothing was changed.
         """
-        with contextlib.suppress(OSError):
-            self._queue.sync()
         claim = claim_new(self.directory, self._randbytes)
         with self._queue.lock:
             former, self._claim = self._claim, claim
             old = self._queue
             old.close_segment()
-            new = SegmentQueue(self.directory, self._monotonic, old.max_cached, old.lock)
-            new.lost, new.written, new.notify_at, new.notify = old.lost, old.written, old.notify_at, old.notify
-            self._queue = new
+            self._queue = old.successor()
             self._number = 0
         with contextlib.suppress(OSError):
             old.sync()
-        if former is not None:
-            former.release()
+        return former
 
     # the thread that syncs
 

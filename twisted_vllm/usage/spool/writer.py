@@ -9,30 +9,26 @@ keeps the rows, so that a crash loses nothing.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
-from twisted_vllm.histogram import Histogram
 from twisted_vllm.usage.interfaces import (
+    BEGINNING,
     DatabaseUnavailable,
     HistoryChanged,
     ISpoolAccounts,
     IUsageStore,
-    RowsRejected,
+    Position,
     SpendUpdate,
-    Written,
 )
-from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.spool.format import clean, encode_rows
+from twisted_vllm.usage.spool.batch_writer import BatchWriter
 from twisted_vllm.usage.spool.queue import Batch
 from twisted_vllm.usage.spool.recovery import OrphanRecovery
 from twisted_vllm.usage.spool.spool import Spool
@@ -48,156 +44,11 @@ PAUSE_SHARE = 0.33
 #: the first and the longest wait after the database was unavailable, in seconds
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 2.0
-#: seconds between two searches for orphaned segments, and between two deletions of old rows
+#: seconds between two searches for orphaned segments, and between two looks for old rows
 RECOVERY_SECONDS = 5.0
 RETENTION_SECONDS = 600.0
-#: old rows that one transaction deletes
-DELETED_ROWS = 500
 #: how long the process waits at its end for the last rows to reach the database, in seconds
 STOP_SECONDS = 2.0
-
-#: upper bounds of the seconds of a batch
-BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-QUARANTINE_SUFFIX = ".damaged"
-
-T = TypeVar("T")
-
-
-def quarantine(directory: Path, name: str, lines: Sequence[bytes]) -> Path:
-    """Append lines that no database accepts to the quarantine file, and sync it; return its path.
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    path = directory / f"{name}{QUARANTINE_SUFFIX}"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "ab") as file:
-        file.write(b"".join(line + b"\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
-    return path
-
-
-@attrs.frozen
-class _Rejected:
-    """A row that the database rejects, and why."""
-
-    row: UsageRow
-    reason: str
-
-
-class BatchWriter:
-    """Writes batches to the database, and quarantines what it rejects. It belongs to one thread.
-
-    Attributes:
-        committed: how many rows the database took.
-        quarantined: how many damaged lines and rejected rows were quarantined.
-        reachable: whether the database took the last batch.
-        durations: seconds of batches, those that failed included.
-    """
-
-    _log = Logger()
-
-    def __init__(self, spool: Spool, store: IUsageStore) -> None:
-        """Set up.
-
-        Args:
-            spool: provides the directory and the name of the quarantine file.
-            store: the database.
-        """
-        self.committed = self.quarantined = 0
-        self.reachable = True
-        self.durations = Histogram(BUCKETS)
-        self._quarantine_failed = False
-        self._spool = spool
-        self._store = store
-
-    def write(self, batch: Batch) -> list[Written] | None:
-        """Write a batch; return the rows that the database has and that count, or None if it must be retried.
-
-        However often a batch is retried, its rows are counted once and quarantined once.
-        """
-        rejected: list[_Rejected] = []
-        began = time.monotonic()
-        written = self.reach(lambda: self._write(batch.rows, rejected, only_new=batch.version < 2))
-        self.durations.observe(time.monotonic() - began)
-        # Only now: until the database has all other rows, the whole batch may be retried.
-        if written is None or ((batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected)):
-            return None
-        self.committed += len(batch.rows) - len(rejected)
-        return written
-
-    def reach(self, work: Callable[[], T]) -> T | None:
-        """Do work in the database; return its result, or None if the database is unavailable."""
-        try:
-            result = work()
-        except DatabaseUnavailable as error:
-            level = self._log.error if self.reachable else self._log.debug
-            level(
-                "The database does not take the ledger's rows, they wait in the spool: {reason}",
-                reason=str(error),
-                **LEDGER_ALERT,
-            )
-            self.reachable = False
-            return None
-        if not self.reachable:
-            self.reachable = True
-            self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)
-        return result
-
-    def _write(self, rows: Sequence[UsageRow], rejected: list[_Rejected], *, only_new: bool) -> list[Written]:
-        """Write rows; find those that the database rejects by bisection."""
-        if not rows:
-            return []
-        try:
-            written = self._store.write(rows, only_new=only_new)
-            return [] if written is None else [written]
-        except RowsRejected as error:
-            if len(rows) == 1:
-                return self._write_cleaned(rows[0], rejected, str(error), only_new=only_new)
-        half = len(rows) // 2
-        first = self._write(rows[:half], rejected, only_new=only_new)
-        return first + self._write(rows[half:], rejected, only_new=only_new)
-
-    def _write_cleaned(self, row: UsageRow, rejected: list[_Rejected], reason: str, *, only_new: bool) -> list[Written]:
-        try:
-            written = self._store.write([clean(row)], only_new=only_new)
-        except RowsRejected:
-            rejected.append(_Rejected(row, reason))
-            return []
-        return [] if written is None else [written]
-
-    def _quarantine(self, damaged: Sequence[bytes], rejected: Sequence[_Rejected]) -> bool:
-        """Quarantine lines and rows; return whether that succeeded."""
-        lines = [*damaged, *(encode_rows([each.row])[:-1] for each in rejected)]
-        try:
-            path = str(quarantine(self._spool.directory, self._spool.name, lines))
-        except OSError as error:
-            level = self._log.debug if self._quarantine_failed else self._log.critical
-            level(
-                "The ledger cannot set aside what is damaged or unfit: {reason}", reason=error.strerror, **LEDGER_ALERT
-            )
-            self._quarantine_failed = True
-            return False
-        self._quarantine_failed = False
-        self.quarantined += len(lines)
-        if damaged:
-            self._log.critical(
-                "Lines of the ledger's spool are damaged: {count}, kept in {path}",
-                count=len(damaged),
-                path=path,
-                **LEDGER_ALERT,
-            )
-        if rejected:
-            self._log.critical(
-                "Rows of the ledger are refused by the database ({reason}): {count}, kept in {path}",
-                count=len(rejected),
-                **LEDGER_ALERT,
-                reason=rejected[0].reason,
-                path=path,
-            )
-        return True
 
 
 @attrs.frozen
@@ -208,11 +59,15 @@ class Pending:
         rows: how many of this process's own rows.
         bytes: how many bytes of segments, those taken over from other processes included.
         seconds: the age of the oldest of the own rows; 0 without any.
+        gathered: how many rows the database has whose sums it lacks.
+        gathered_seconds: how long the oldest of these waits; 0 without any.
     """
 
     rows: int
     bytes: int
     seconds: float
+    gathered: int
+    gathered_seconds: float
 
 
 class LedgerWriter:
@@ -266,8 +121,11 @@ class LedgerWriter:
         #: what the rows of this process's spool add up to, and those of the name that is recovered
         self._accounts: ISpoolAccounts | None = None
         self._orphans: ISpoolAccounts | None = None
-        #: names under which this process wrote before
-        self._former_names: set[str] = set()
+        #: whether the batch, which is in no segment, is gathered already
+        self._is_gathered = False
+        #: names under which this process wrote before, and how far the spend of each was told
+        self._former_names: dict[str, Position] = {}
+        self._must_begin_anew = False
         self._next_recovery = self._next_deletion = 0.0
         #: how many parts of the work were done
         self._moved = 0
@@ -302,7 +160,15 @@ class LedgerWriter:
         """Return what the database does not have yet."""
         own = self._spool.backlog()
         age = max(self._now() - own.oldest / 1e6, 0.0) if own.oldest is not None else 0.0
-        return Pending(own.rows, own.bytes + self._recovery.bytes_left, age)
+        waiting = [each.waiting for each in (self._accounts, self._orphans) if each is not None]
+        since = min((each.since for each in waiting if each.since is not None), default=None)
+        return Pending(
+            own.rows,
+            own.bytes + self._recovery.bytes_left,
+            age,
+            sum(each.rows for each in waiting),
+            0.0 if since is None else max(time.monotonic() - since, 0.0),
+        )
 
     def stop(self) -> Deferred[None]:
         """Try once to move the rest, for at most `STOP_SECONDS`, and close the spool, which keeps the remaining rows.
@@ -373,6 +239,8 @@ class LedgerWriter:
         Returns:
             Whether the database took it.
         """
+        if self._must_begin_anew and not self._begin_anew():
+            return False
         if self._batch is None and time.monotonic() >= self._next_recovery:
             self._next_recovery = time.monotonic() + RECOVERY_SECONDS
             self._claim_orphans()
@@ -381,14 +249,15 @@ class LedgerWriter:
         while time.monotonic() < self._deadline:
             began = time.monotonic()
             moved = self._moved
+            # First: while the sums cannot be written, no more rows are gathered.
+            if not self._guarded(lambda: self._flush_own(force=force)):
+                return False
             if left > 0:
                 before = self._spool.backlog().rows
                 if not self._guarded(self._move_own):
                     return False
                 left -= max(before - self._spool.backlog().rows, 1)
             elif self._recovery.name and not self._guarded(self._recover_part):
-                return False
-            if not self._guarded(lambda: self._flush_own(force=force)):
                 return False
             if moved == self._moved:
                 return self._finish() if force else self._delete_old()
@@ -408,7 +277,8 @@ class LedgerWriter:
                 reason=str(error),
                 **LEDGER_ALERT,
             )
-            self._read_again()
+            self._must_begin_anew = True
+            self._begin_anew()
             return False
 
     def _move_own(self) -> bool:
@@ -418,14 +288,31 @@ class LedgerWriter:
             return True
         self._batch = batch
         if self._accounts is None:
-            self._accounts = self._open_accounts(self._spool.name, own=True)
-        if self._accounts is None or not self._move(batch, self._accounts):
+            self._accounts = self._open_accounts(self._spool.name, BEGINNING)
+        if self._accounts is None:
             return False
-        self._batch = None
-        self._spool.acknowledge(batch)
         if batch.segment is None:
-            # They are in no segment that would keep them for the sums.
-            return self._flush_own(force=True)
+            if not self._move_unsaved(batch, self._accounts):
+                return False
+        elif not self._move(batch, self._accounts):
+            return False
+        self._batch, self._is_gathered = None, False
+        self._spool.acknowledge(batch)
+        return True
+
+    def _move_unsaved(self, batch: Batch, accounts: ISpoolAccounts) -> bool:
+        """Move rows that are in no segment, which would keep them for the sums: write these at once, and alone."""
+        if not self._is_gathered:
+            if not self._flush_all(accounts) or not self._move(batch, accounts):
+                return False
+            self._is_gathered = True
+        return self._flush_all(accounts)
+
+    def _flush_all(self, accounts: ISpoolAccounts) -> bool:
+        """Write all that was gathered; return whether the database took it."""
+        while (more := self._flush(accounts, force=True)) is not False:
+            if more is None:
+                return False
         return True
 
     def _flush_own(self, *, force: bool) -> bool:
@@ -442,36 +329,52 @@ class LedgerWriter:
         """Move a batch of the rows that another process left, or write a part of what they add up to."""
         recovery, accounts = self._recovery, self._orphans
         if accounts is None:
-            accounts = self._open_accounts(recovery.name, own=recovery.name in self._former_names)
+            accounts = self._open_accounts(recovery.name, self._former_names.get(recovery.name))
             if accounts is None:
                 return False
             self._orphans = accounts
         more = self._flush(accounts, force=False)
         if more is None:
             return False
+        recovery.release(accounts.kept_from)
         if more:
             return True
-        batch = recovery.next_batch(BATCH_ROWS, accounts.boundaries)
-        if batch is not None:
-            if not self._move(batch, accounts):
+        batch = self._next_orphans(accounts)
+        if batch is None:
+            return False
+        if batch:
+            if not self._move(batch[0], accounts):
                 return False
-            recovery.acknowledge(batch)
+            recovery.acknowledge(batch[0])
             return True
         more = self._flush(accounts, force=True)
         if more is None:
             return False
-        if not more:
-            recovery.remove_all()
-            if not recovery.is_skipped:
-                # Last: without its marks, a segment that is left would be added up again.
-                self.batch_writer.reach(accounts.close)
-            self._orphans = None
-            recovery.next_name()
+        if more:
+            return True
+        recovery.remove_all()
+        # Last: without its marks, a segment that is left would be added up again.
+        if not recovery.is_skipped and not self.batch_writer.reach(lambda: _closed(accounts)):
+            return False
+        self._former_names.pop(recovery.name, None)
+        self._orphans = None
+        recovery.next_name()
         self._moved += 1
         return True
 
-    def _open_accounts(self, name: str, *, own: bool) -> ISpoolAccounts | None:
-        return self.batch_writer.reach(lambda: self._store.open_accounts(name, own=own))
+    def _next_orphans(self, accounts: ISpoolAccounts) -> list[Batch] | None:
+        """Return the next batch of the name that is recovered, if there is one; None if it must be retried."""
+
+        def read() -> list[Batch]:
+            found = self._recovery.next_batch(BATCH_ROWS, accounts.boundaries, self._store.missing)
+            return [] if found is None else [found]
+
+        return self.batch_writer.reach(read)
+
+    def _open_accounts(self, name: str, told_to: Position | None) -> ISpoolAccounts | None:
+        """Open accounts; `told_to` is None for those of another process, None is returned for a retry."""
+        own, told_to = told_to is not None, told_to or BEGINNING
+        return self.batch_writer.reach(lambda: self._store.open_accounts(name, own=own, told_to=told_to))
 
     def _move(self, batch: Batch, accounts: ISpoolAccounts) -> bool:
         written = self.batch_writer.write(batch)
@@ -493,22 +396,31 @@ class LedgerWriter:
             self._reactor.callFromThread(self._on_committed, updates)
         return more
 
-    def _read_again(self) -> None:
-        """Have the rows that are left in the spool taken over, like those of another run."""
-        batch, self._batch = self._batch, None
+    def _begin_anew(self) -> bool:
+        """Write under a new name, and have what is left in the spool taken over, like the rows of another run.
+
+        Returns:
+            Whether that succeeded; if not, call it again before anything else.
+        """
+        batch, self._batch, self._is_gathered = self._batch, None, False
         if batch is not None:
             self._spool.requeue(batch)
-        # What was read of others is taken over again too.
-        self._recovery.close()
-        self._orphans = self._accounts = None
-        self._next_recovery = 0.0
-        name = self._spool.name
+        name, accounts, orphans = self._spool.name, self._accounts, self._orphans
         try:
-            self._spool.begin_anew()
+            former = self._spool.begin_anew()
         except OSError as error:
             self._log.error("The ledger's spool cannot be begun anew: {reason}", reason=error.strerror, **LEDGER_ALERT)
-            return
-        self._former_names.add(name)
+            return False
+        self._must_begin_anew = False
+        self._former_names[name] = BEGINNING if accounts is None else accounts.told_to
+        if orphans is not None and orphans.name in self._former_names:
+            self._former_names[orphans.name] = max(self._former_names[orphans.name], orphans.told_to)
+        self._orphans = self._accounts = None
+        # What was read of others is read again too.
+        self._recovery.begin_again()
+        if former is not None:
+            self._recovery.take(former)
+        return True
 
     def _finish(self) -> bool:
         """Remove the marks of this process's spool, if nothing is left in it."""
@@ -530,11 +442,10 @@ class LedgerWriter:
         if self._retention is None or time.monotonic() < self._next_deletion or self._stopping.is_set():
             return True
         try:
-            deleted = self._store.delete_before(int((self._now() - self._retention) * 1e6), DELETED_ROWS)
+            self._store.drop_before(int((self._now() - self._retention) * 1e6))
         except DatabaseUnavailable:
             return False
-        # After a full transaction there are probably more: they go in the next turn.
-        self._next_deletion = time.monotonic() + (0.0 if deleted == DELETED_ROWS else RETENTION_SECONDS)
+        self._next_deletion = time.monotonic() + RETENTION_SECONDS
         return True
 
     # the thread that syncs
@@ -551,3 +462,8 @@ class LedgerWriter:
                 self._sync_failed = True
             else:
                 self._sync_failed = False
+
+
+def _closed(accounts: ISpoolAccounts) -> bool:
+    accounts.close()
+    return True

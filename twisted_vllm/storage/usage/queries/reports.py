@@ -16,7 +16,6 @@ from sqlalchemy import (
     Connection,
     Select,
     Subquery,
-    Table,
     and_,
     case,
     cast,
@@ -27,15 +26,19 @@ from sqlalchemy import (
 )
 
 from twisted_vllm.errors import InvalidRequest, StoreUnavailable
-from twisted_vllm.storage.tables import keys, spend, users
-from twisted_vllm.storage.usage.partitions import EVERYTHING, Partition, all_partitions, partitions_of
+from twisted_vllm.storage.usage.partitions import (
+    EVERYTHING,
+    Partition,
+    PartitionGone,
+    all_partitions,
+    partitions_of,
+    rows_in,
+)
 from twisted_vllm.storage.usage.queries.lookups import (
     COLUMNS,
     SUCCESSFUL,
-    PartitionGone,
     joined,
     looked_up,
-    open_partition,
     row_conditions,
     tags_of_rows,
 )
@@ -52,7 +55,7 @@ from twisted_vllm.storage.usage.queries.plan import (
     plan,
 )
 from twisted_vllm.storage.usage.queries.sums import highest_cost, iso_day, page_of_sums, whole_months
-from twisted_vllm.storage.usage.tables import ALL, DAY_US, KEY, MONTH, SUMS, TAG, USER, usage
+from twisted_vllm.storage.usage.tables import ALL, DAY_US, MONTH, SUMS, TAG, usage
 
 #: groups per page
 PAGE = 5_000
@@ -194,7 +197,7 @@ def _partition_from(connection: Connection, low: int, high: int) -> Partition | 
     for partition in reversed(partitions_of(connection)):
         if partition.end > low and partition.start < high:
             try:
-                open_partition(connection, partition)
+                rows_in(connection, partition)
             except PartitionGone:
                 raise _rows_deleted() from None
             return partition
@@ -259,25 +262,6 @@ def _check_size(left: int) -> None:
         raise InvalidRequest(
             "This is too much to add up in one answer: ask for fewer days, or /usage/report.", param="start_date"
         )
-
-
-def keys_by_spend(connection: Connection, skip: int, limit: int) -> list[str]:
-    """Return tokens of keys, those that spent most in their budgets' periods first."""
-    return _by_spend(connection, keys, "token", "key_id", KEY, skip, limit)
-
-
-def users_by_spend(connection: Connection, skip: int, limit: int) -> list[str]:
-    """Return ids of users, those that spent most in their budgets' periods first."""
-    return _by_spend(connection, users, "user_id", "user_id", USER, skip, limit)
-
-
-def _by_spend(
-    connection: Connection, table: Table, identity: str, spender: str, kind: str, skip: int, limit: int
-) -> list[str]:
-    of_spender = and_(spend.c.kind == kind, spend.c.id == table.c[spender])
-    found = select(table.c[identity]).join_from(table, spend, of_spender, isouter=True)
-    found = found.order_by(func.coalesce(spend.c.spend, 0).desc(), table.c[identity]).offset(skip).limit(limit)
-    return list(connection.execute(found).scalars())
 
 
 # intervals
