@@ -154,7 +154,8 @@ def _of_failures(wanted: RowFilter) -> list[LookUp] | None:
     # a request with an error of the gateway's is not completed
     has_failed = wanted.error and (not _STATUS.fullmatch(wanted.error) or int(wanted.error) >= 400)
     if wanted.successful is False or (has_failed and wanted.successful is None):
-        return [LookUp(lookup_id(OF_FAILURE, ""), not_(SUCCESSFUL))]
+        alone = wanted == RowFilter(wanted.start, wanted.end, successful=False)
+        return [LookUp(lookup_id(OF_FAILURE, ""), not_(SUCCESSFUL), alone)]
     return None
 
 
