@@ -10,11 +10,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, MetaData, inspect
 
 import twisted_vllm.storage
-from twisted_vllm.storage.tables import VERSION_TABLE
-from twisted_vllm.storage.usage.tables import metadata
+from twisted_vllm.storage.tables import VERSION_TABLE, audit
+from twisted_vllm.storage.usage.tables import metadata, rows_metadata
 
 _MIGRATIONS = Path(twisted_vllm.storage.__file__).parent / "migrations"
 
@@ -37,8 +37,21 @@ def downgrade(connection: Connection) -> list[str]:
 
 def differences(connection: Connection) -> list[Any]:
     """Return how the database's schema differs from the tables that the code knows."""
-    options = {"version_table": VERSION_TABLE, "compare_type": True, "compare_server_default": True}
-    return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
+    options = {
+        "version_table": VERSION_TABLE,
+        "compare_type": True,
+        "compare_server_default": True,
+        # months of the audit log
+        "include_name": lambda name, kind, _parents: kind != "table" or not str(name).startswith(f"{audit.name}_"),
+    }
+    known = [metadata]
+    if connection.dialect.name == "postgresql":
+        # SQLite's are in other files.
+        rows = MetaData()
+        for table in rows_metadata.tables.values():
+            table.to_metadata(rows, schema=None)
+        known.append(rows)
+    return list(compare_metadata(MigrationContext.configure(connection, opts=options), known))
 
 
 def _config(connection: Connection | None) -> Config:

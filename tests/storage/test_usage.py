@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.builders import usage_row, usage_rows
-from tests.storage.usage_contract import Ledger, UsageContract, check_sums
+from tests.storage.usage_contract import Ledger, UsageContract, check_sums, flush_all
 from twisted_vllm.storage import engine as engine_module
-from twisted_vllm.usage.interfaces import DatabaseUnavailable
+from twisted_vllm.usage.interfaces import DatabaseUnavailable, Position
 
 
 class TestUsageInSqlite(UsageContract):
@@ -22,7 +22,7 @@ class TestUsageInSqlite(UsageContract):
         ledger.close()
 
 
-def test_a_database_that_another_holds_is_away_and_takes_the_rows_later(
+def test_a_database_that_another_holds_is_away_and_takes_the_sums_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "LOCK_SECONDS", 0.05)
@@ -30,10 +30,16 @@ def test_a_database_that_another_holds_is_away_and_takes_the_rows_later(
     ledger.write(usage_row(0))
     other = sqlite3.connect(tmp_path / "usage.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(DatabaseUnavailable, match="locked"):
-        ledger.write(*usage_rows(3))
+    rows = usage_rows(2, 1)
+    ledger.accounts().add([ledger.database.write(rows)], Position(1, 500))
+    for _ in range(3):
+        with pytest.raises(DatabaseUnavailable, match="locked"):
+            flush_all(ledger.accounts())
+        with pytest.raises(DatabaseUnavailable, match="locked"):
+            # who pays is new
+            ledger.database.write([usage_row(3, key_id="k2")])
     other.execute("ROLLBACK")
     other.close()
-    ledger.write(*usage_rows(3))
+    flush_all(ledger.accounts())
     check_sums(ledger, usage_rows(3))
     ledger.close()

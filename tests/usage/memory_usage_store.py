@@ -4,30 +4,111 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from zope.interface import implementer
 
-from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
+from twisted_vllm.usage.interfaces import (
+    BEGINNING,
+    DatabaseUnavailable,
+    HistoryChanged,
+    ISpoolAccounts,
+    IUsageStore,
+    Position,
+    RowsRejected,
+    SpendUpdate,
+    Waiting,
+)
 from twisted_vllm.usage.records import UsageRow
+
+
+class MemoryAccounts(ISpoolAccounts):
+    """Accounts whose rows are paid for by one key, and that keep every mark."""
+
+    def __init__(self, store: MemoryUsageStore, name: str, own: bool) -> None:
+        self.name = name
+        self._own = own
+        self._store = store
+        self._end = store.marks.get(name, BEGINNING)
+        self._gathered: list[UsageRow] = []
+
+    @property
+    def kept_from(self) -> Position:
+        return self._store.marks.get(self.name, BEGINNING)
+
+    @property
+    def told_to(self) -> Position:
+        return self.kept_from
+
+    @property
+    def boundaries(self) -> list[Position]:
+        return [self.kept_from]
+
+    @property
+    def waiting(self) -> Waiting:
+        return Waiting(len(self._gathered), 0.0 if self._gathered else None)
+
+    def add(self, written: Sequence[Any], end: Position | None) -> None:
+        if end is not None:
+            if end <= self.kept_from:
+                return
+            self._end = end
+        for rows in written:
+            self._gathered += rows
+
+    def flush(self, *, force: bool = False) -> tuple[bool, list[SpendUpdate]]:
+        store = self._store
+        with store.changed:
+            if self._end <= self.kept_from and not self._gathered:
+                return False, []
+            if not (force or store.flushes):
+                return False, []
+            if store.was_restored:
+                store.was_restored = False
+                raise HistoryChanged("it was restored")
+            if store.unavailable or store.sums_unavailable:
+                raise DatabaseUnavailable("it is unavailable")
+            store.marks[self.name] = self._end
+            store.counted += self._gathered
+            cost, self._gathered = sum(row.cost for row in self._gathered), []
+            if not cost:
+                return True, []
+            total = sum(row.cost for row in store.counted)
+            return True, [SpendUpdate("key", "k1", cost if self._own else 0, total, 0)]
+
+    def close(self) -> None:
+        self._store.marks.pop(self.name, None)
 
 
 @implementer(IUsageStore)
 class MemoryUsageStore:
-    """An :class:`IUsageStore` that a test can make unavailable, and have reject rows."""
+    """An :class:`IUsageStore` that a test can make unavailable, and have reject rows.
+
+    Attributes:
+        kept: the rows by id.
+        counted: the rows that were added up, each time.
+        marks: how far the rows of each spool were added up.
+        flushes: whether what is gathered is due at once.
+        sums_unavailable: whether the database takes rows alone.
+        was_restored: whether the next sums find another database.
+    """
 
     single_writer = False
 
     def __init__(self) -> None:
         self.kept: dict[str, UsageRow] = {}
-        self.unavailable = False
+        self.counted: list[UsageRow] = []
+        self.marks: dict[str, Position] = {}
+        self.flushes = True
+        self.unavailable = self.sums_unavailable = self.was_restored = False
         self.rejected: set[str] = set()
         self.attempts = 0
-        self.batches: list[tuple[int, bool]] = []
+        self.batches: list[int] = []
         self.deletions: list[int] = []
         self.closed = False
         self.changed = threading.Condition()
 
-    def write(self, rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
+    def write(self, rows: Sequence[UsageRow]) -> list[UsageRow]:
         with self.changed:
             self.attempts += 1
             self.changed.notify_all()
@@ -36,14 +117,27 @@ class MemoryUsageStore:
             if any(row.request_id in self.rejected for row in rows):
                 raise RowsRejected("out of range")
             self.kept |= {row.id: row for row in rows}
-            self.batches.append((len(rows), own))
-            cost = sum(row.cost for row in rows)
-            return [SpendUpdate("key", "k1", cost if own else 0, sum(row.cost for row in self.kept.values()), 0)]
+            self.batches.append(len(rows))
+            return list(rows)
 
-    def delete_before(self, time: int, limit: int) -> int:
+    def missing(self, rows: Sequence[UsageRow]) -> list[UsageRow]:
+        with self.changed:
+            if self.unavailable:
+                raise DatabaseUnavailable("it is unavailable")
+            return list({row.id: row for row in rows if row.id not in self.kept}.values())
+
+    def open_accounts(self, name: str, *, own: bool, told_to: Position = BEGINNING) -> MemoryAccounts:
+        with self.changed:
+            if self.unavailable:
+                self.attempts += 1
+                self.changed.notify_all()
+                raise DatabaseUnavailable("it is unavailable")
+            return MemoryAccounts(self, name, own)
+
+    def drop_before(self, time: int) -> int:
         with self.changed:
             self.deletions.append(time)
-            old = [row.id for row in self.kept.values() if row.time < time][:limit]
+            old = [row.id for row in self.kept.values() if row.time < time]
             for name in old:
                 del self.kept[name]
             self.changed.notify_all()

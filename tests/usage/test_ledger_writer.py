@@ -20,10 +20,13 @@ from tests.builders import NOON, usage_row, usage_rows
 from tests.usage.memory_usage_store import MemoryUsageStore
 from twisted_vllm.usage.interfaces import DatabaseUnavailable, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
+from twisted_vllm.usage.spool import batch_writer as batch_writer_module
 from twisted_vllm.usage.spool import writer as writer_module
+from twisted_vllm.usage.spool.batch_writer import quarantine
 from twisted_vllm.usage.spool.format import encode_rows, header_line
+from twisted_vllm.usage.spool.segments import Segment
 from twisted_vllm.usage.spool.spool import Spool
-from twisted_vllm.usage.spool.writer import LedgerWriter, quarantine
+from twisted_vllm.usage.spool.writer import LedgerWriter
 
 #: how long a test waits for the writer's thread, in seconds
 PATIENCE = 10.0
@@ -35,7 +38,7 @@ class Bench:
     def __init__(self, reactor: Any, directory: Path, **options: Any) -> None:
         self.reactor = reactor
         self.store = MemoryUsageStore()
-        self.spool = Spool(directory)
+        self.spool = Spool(directory, **options.pop("spool", {}))
         self.spent: list[SpendUpdate] = []
         self.now = float(NOON)
         self.writer = LedgerWriter(
@@ -118,7 +121,7 @@ async def test_a_backlog_goes_in_batches_of_a_bounded_size(
         bench.put(*usage_rows(10, start))
     bench.writer.start()
     await bench.until(lambda: len(bench.store.kept) == 2500)
-    assert {size for size, _ in bench.store.batches} == {100}
+    assert set(bench.store.batches) == {100}
 
 
 @pytest_twisted.ensureDeferred
@@ -150,6 +153,8 @@ async def test_an_outage_is_logged_once_and_nothing_is_lost(bench: Bench, monkey
         bench.store.unavailable = False
         await bench.until(lambda: len(bench.store.kept) == 5)
         await bench.until(lambda: bench.writer.batch_writer.reachable)
+        await bench.until(lambda: len(bench.store.counted) == 5)
+        await deferLater(bench.reactor, 0.0)
     told = [event["log_level"].name for event in events if event["log_level"].name != "debug"]
     assert told == ["error", "info"]
     assert sum(spent.amount for spent in bench.spent) == 35
@@ -165,6 +170,7 @@ async def test_a_row_that_the_database_refuses_is_set_aside_and_the_others_are_k
     damaged = bench.spool.directory / f"{bench.spool.name}.damaged"
     await bench.until(lambda: bench.writer.pending().rows == 0)
     assert damaged.read_bytes() == encode_rows([usage_row(7)]) + encode_rows([usage_row(8)])
+    await bench.until(lambda: bool(bench.spent))
     assert sum(spent.amount for spent in bench.spent) == 18 * 7
     assert (bench.writer.batch_writer.committed, bench.writer.batch_writer.quarantined) == (18, 2)
     logged_failures.flush()
@@ -182,10 +188,10 @@ async def test_what_is_set_aside_stands_there_once_however_often_its_batch_is_tr
     bench.store.rejected = {"request-1"}
     write, given_up = bench.store.write, [DatabaseUnavailable("it became unavailable")] * 3
 
-    def write_until_the_last(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
+    def write_until_the_last(rows: Sequence[UsageRow]) -> list[UsageRow]:
         if given_up and rows[-1].request_id == "request-7" and len(rows) < 8:
             raise given_up.pop()
-        return write(rows, own)
+        return write(rows)
 
     bench.store.write = write_until_the_last  # type: ignore[method-assign]
     bench.start()
@@ -209,7 +215,7 @@ async def test_a_disk_that_takes_nothing_aside_keeps_no_row_from_the_database_an
             raise OSError(errno.ENOSPC, "No space left on device")
         return quarantine(directory, name, lines)
 
-    monkeypatch.setattr(writer_module, "quarantine", set_aside_at_last)
+    monkeypatch.setattr(batch_writer_module, "quarantine", set_aside_at_last)
     bench.store.rejected = {"request-7"}
     with captured_logs() as events:
         bench.put(*usage_rows(20))
@@ -317,11 +323,11 @@ async def test_an_internal_error_of_the_writer_is_logged_and_it_continues(bench:
     original = bench.store.write
     failing = [True]
 
-    def write(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
+    def write(rows: Sequence[UsageRow]) -> list[UsageRow]:
         if failing:
             failing.pop()
             raise ZeroDivisionError
-        return original(rows, own)
+        return original(rows)
 
     bench.store.write = write  # type: ignore[method-assign]
     bench.put(usage_row(1))
@@ -345,3 +351,138 @@ async def test_the_spool_is_synced_while_the_database_is_away(bench: Bench, monk
     bench.put(usage_row(1))
     [segment] = bench.spool.directory.glob("*.spool")
     await bench.until(lambda: segment.stat().st_size in synced)
+
+
+# sums that come later than rows
+
+
+def take_turns(bench: Bench, *, force: bool = False) -> bool:
+    """Take a turn of the writer's thread in this one."""
+    return bench.writer.move_all(force=force)
+
+
+def segments(bench: Bench) -> list[str]:
+    return sorted(path.name for path in bench.spool.directory.glob("*.spool"))
+
+
+def test_segments_stay_until_the_sums_are_written(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.spool.open()
+    bench.store.flushes = False
+    bench.put(*usage_rows(3))
+    assert take_turns(bench)
+    assert (len(bench.store.kept), bench.store.counted) == (3, [])
+    pending = bench.writer.pending()
+    assert (pending.rows, pending.gathered) == (0, 3)
+    assert pending.gathered_seconds > 0
+    bench.spool.finish()
+    assert len(segments(bench)) == 1
+    bench.store.flushes = True
+    assert take_turns(bench)
+    assert (bench.store.counted, segments(bench)) == (usage_rows(3), [])
+    assert (bench.writer.pending().gathered, bench.writer.pending().gathered_seconds) == (0, 0)
+
+
+def test_no_more_rows_are_gathered_while_their_sums_cannot_be_written(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.spool.open()
+    bench.put(*usage_rows(3))
+    bench.store.sums_unavailable = True
+    assert not take_turns(bench)
+    bench.put(*usage_rows(3, 3))
+    for _ in range(3):
+        assert not take_turns(bench)
+    assert (len(bench.store.kept), bench.writer.pending().gathered) == (3, 3)
+    bench.store.sums_unavailable = False
+    assert take_turns(bench)
+    assert bench.store.counted == usage_rows(6)
+
+
+def test_a_batch_of_another_run_that_the_database_did_not_take_is_tried_again(
+    make_bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    (tmp_path / "a1-000001.spool").write_bytes(header_line() + b"".join(encode_rows([row]) for row in usage_rows(6)))
+    bench = make_bench()
+    bench.spool.open()
+    write, failures = bench.store.write, [DatabaseUnavailable("it became unavailable")] * 2
+
+    def fail_first(rows: Sequence[UsageRow]) -> list[UsageRow]:
+        if failures:
+            raise failures.pop()
+        return write(rows)
+
+    bench.store.write = fail_first  # type: ignore[method-assign]
+    assert [take_turns(bench) for _ in range(3)] == [False, False, True]
+    assert bench.store.counted == usage_rows(6)
+    assert [path.name for path in tmp_path.glob("a1*")] == []
+    assert bench.store.marks == {}
+
+
+@pytest.mark.parametrize("cached_rows", [0, 1000])
+def test_a_database_that_was_restored_gets_again_what_the_spool_still_has(
+    make_bench: Callable[..., Bench], cached_rows: int
+) -> None:
+    bench = make_bench(spool={"cached_rows": cached_rows})
+    bench.spool.open()
+    first = bench.spool.name
+    bench.put(*usage_rows(2))
+    assert take_turns(bench)
+    bench.put(*usage_rows(2, 2))
+    bench.store.was_restored = True
+    # an older state, in which nothing of these is
+    bench.store.kept, bench.store.counted, bench.store.marks = {}, [], {}
+    with captured_logs() as events:
+        assert not take_turns(bench)
+    assert [event["log_level"].name for event in events] == ["warn"]
+    bench.put(*usage_rows(2, 4))
+    assert take_turns(bench, force=True)
+    assert sorted(bench.store.counted, key=lambda row: row.time) == usage_rows(6)
+    assert set(bench.store.kept) == {row.id for row in usage_rows(6)}
+    assert bench.spool.name != first
+    assert bench.store.marks == {}
+
+
+def test_a_disk_that_takes_no_new_segments_does_not_let_the_old_ones_go(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    bench.spool.open()
+    bench.put(*usage_rows(2))
+    bench.store.was_restored = True
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.spool, "begin_anew", fail)
+        for _ in range(3):
+            assert not take_turns(bench)
+    assert bench.store.counted == []
+    assert take_turns(bench, force=True)
+    assert bench.store.counted == usage_rows(2)
+
+
+def test_rows_that_are_in_no_segment_are_added_up_at_once_and_once(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, logged_failures: Any
+) -> None:
+    bench = make_bench()
+    bench.spool.open()
+    bench.store.flushes = False
+    bench.put(*usage_rows(2))
+    assert take_turns(bench)
+
+    def write(segment: Segment, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Segment, "write", write)
+    bench.put(*usage_rows(3, 2))
+    bench.store.sums_unavailable = True
+    for _ in range(3):
+        assert not take_turns(bench)
+    # They are only in memory, so they are not given up before all is done.
+    assert bench.spool.unsaved == 3
+    bench.store.sums_unavailable = False
+    assert take_turns(bench)
+    assert bench.store.counted == usage_rows(5)
+    assert bench.spool.unsaved == 0
+    logged_failures.flush()

@@ -68,6 +68,8 @@ def drain(spool: Spool, size: int = 1000) -> list[UsageRow]:
     while (batch := spool.next_batch(size)) is not None:
         found += batch.rows
         spool.acknowledge(batch)
+        if batch.position is not None:
+            spool.release(batch.position)
     return found
 
 
@@ -146,16 +148,44 @@ def test_memory_beside_the_files_is_bounded_in_bytes(make_spool: Callable[..., S
     assert before < most
 
 
-def test_a_segment_goes_when_its_rows_are_committed_and_not_before(spool: Spool) -> None:
+def test_a_segment_goes_when_its_rows_are_committed_and_released_and_not_before(spool: Spool) -> None:
     for number in range(21):
         put(spool, usage_row(number))
     before = segments(spool)
-    batch = spool.next_batch(3)
-    assert batch is not None
-    assert segments(spool) == before
-    spool.acknowledge(batch)
-    drain(spool)
+    ends = []
+    while (batch := spool.next_batch(3)) is not None:
+        assert segments(spool) == before
+        assert batch.position is not None
+        ends.append(batch.position)
+        spool.acknowledge(batch)
+    assert spool.backlog().rows == 0
+    middle = next(end for end in ends if end.segment == 2)
+    spool.release(middle)
+    assert segments(spool) == before[1:]
+    spool.release(ends[-1])
     assert segments(spool) == before[-1:]
+
+
+def test_a_segment_that_was_removed_from_outside_waits_for_no_release(uncached: Spool) -> None:
+    put(uncached, usage_row(1))
+    (uncached.directory / segments(uncached)[0]).unlink()
+    with captured_logs():
+        assert uncached.next_batch(10) is None
+    assert uncached.finish()
+
+
+def test_a_spool_that_begins_anew_leaves_its_segments_and_counts_on(spool: Spool, tmp_path: Path) -> None:
+    put(spool, *usage_rows(3))
+    before, name = segments(spool), spool.name
+    former = spool.begin_anew()
+    assert former is not None
+    assert (former.name, [path.name for path in former.segments()]) == (name, before)
+    assert spool.name != name
+    put(spool, *usage_rows(2, 3))
+    assert drain(spool) == usage_rows(2, 3)
+    assert spool.written == 5
+    assert before[0] in segments(spool)
+    former.release()
 
 
 def test_a_segment_is_followed_by_another_when_it_is_old(spool: Spool, seconds: Seconds) -> None:

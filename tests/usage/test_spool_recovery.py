@@ -11,6 +11,7 @@ from twisted.logger import capturedLogs as captured_logs
 
 from tests.builders import usage_row, usage_rows
 from tests.conftest import LoggedFailures
+from twisted_vllm.usage.interfaces import BEGINNING, Position
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool import format as spool_format
 from twisted_vllm.usage.spool.format import encode_rows, header_line
@@ -41,12 +42,20 @@ def leave(directory: Path, rows: list[UsageRow]) -> None:
 
 
 def drain(recovery: OrphanRecovery) -> list[UsageRow]:
-    found: list[UsageRow] = []
     recovery.claim()
-    while (batch := recovery.next_batch(7)) is not None:
-        assert not batch.own
-        found += batch.rows
-        recovery.acknowledge(batch)
+    return drain_claimed(recovery)
+
+
+def drain_claimed(recovery: OrphanRecovery) -> list[UsageRow]:
+    """Read and remove all that is claimed."""
+    found: list[UsageRow] = []
+    while recovery.name:
+        while (batch := recovery.next_batch(7)) is not None:
+            assert not batch.own
+            found += batch.rows
+            recovery.acknowledge(batch)
+        recovery.remove_all()
+        recovery.next_name()
     return found
 
 
@@ -80,6 +89,70 @@ def test_what_was_not_committed_is_there_for_the_next(tmp_path: Path, recovery: 
     assert found[-10:] == usage_rows(10, 10)
 
 
+def test_a_batch_that_is_not_acknowledged_comes_again(tmp_path: Path, recovery: OrphanRecovery) -> None:
+    leave(tmp_path, usage_rows(20))
+    recovery.claim()
+    first = recovery.next_batch(5)
+    assert first is not None
+    assert recovery.next_batch(5) is first
+    recovery.acknowledge(first)
+    assert [*first.rows, *drain_claimed(recovery)] == usage_rows(20)
+
+
+def test_no_batch_spans_a_boundary(tmp_path: Path, recovery: OrphanRecovery) -> None:
+    line = encode_rows([usage_row(0)])
+    (tmp_path / "a1-000001.spool").write_bytes(header_line() + b"".join(encode_rows([row]) for row in usage_rows(6)))
+    middle = Position(1, len(header_line()) + 2 * len(line))
+    recovery.claim()
+    sizes = []
+    while (batch := recovery.next_batch(100, [BEGINNING, middle, Position(2, 7)])) is not None:
+        sizes.append(len(batch.rows))
+        recovery.acknowledge(batch)
+    assert sizes == [2, 4]
+
+
+def test_segments_go_as_far_as_they_are_released(tmp_path: Path, recovery: OrphanRecovery) -> None:
+    leave(tmp_path, usage_rows(20))
+    recovery.claim()
+    before = sorted(tmp_path.glob("*.spool"))
+    while (batch := recovery.next_batch(100)) is not None:
+        recovery.acknowledge(batch)
+    recovery.release(Position(2, 10))
+    assert sorted(tmp_path.glob("*.spool")) == before[1:]
+    recovery.release(Position(2, before[1].stat().st_size))
+    assert sorted(tmp_path.glob("*.spool")) == before[2:]
+
+
+def test_what_the_former_version_stored_is_not_read_again_however_often_it_is_begun(
+    tmp_path: Path, recovery: OrphanRecovery
+) -> None:
+    """Its rows were added up when they were stored; those of this version are not yet."""
+    segment, torn = tmp_path / "a1-000001.spool", b"12345678 torn"
+    segment.write_bytes(b"vllm-passthrough-spool 1\n" + b"".join(encode_rows([row]) for row in usage_rows(6)) + torn)
+    stored = {row.id for row in usage_rows(4)}
+    recovery.claim()
+    batch = recovery.next_batch(100, (), lambda rows: [row for row in rows if row.id not in stored])
+    assert batch is not None
+    assert (list(batch.rows), list(batch.damaged)) == (usage_rows(2, 4), [torn])
+    # The database has them, and the process ends before it has their sums.
+    stored |= {row.id for row in batch.rows}
+    recovery.close()
+    recovery.claim()
+    again = recovery.next_batch(100, (), lambda rows: [row for row in rows if row.id not in stored])
+    assert again is not None
+    assert list(again.rows) == usage_rows(2, 4)
+    assert segment.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_name_without_segments_is_taken_as_well(tmp_path: Path, recovery: OrphanRecovery) -> None:
+    """The database may have its marks."""
+    (tmp_path / "a1.lock").touch()
+    recovery.claim()
+    assert recovery.name
+    assert drain_claimed(recovery) == []
+    assert os.listdir(tmp_path) == []
+
+
 def test_two_that_look_at_once_do_not_take_the_same(tmp_path: Path, recovery: OrphanRecovery) -> None:
     leave(tmp_path, usage_rows(3))
     recovery.claim()
@@ -96,6 +169,7 @@ def test_a_torn_last_line_is_given_back_as_damaged(tmp_path: Path, recovery: Orp
     assert (list(batch.rows), list(batch.damaged)) == ([usage_row(1)], [line[:50]])
     recovery.acknowledge(batch)
     assert recovery.next_batch(10) is None
+    assert drain_claimed(recovery) == []
     assert os.listdir(tmp_path) == []
 
 
@@ -111,10 +185,7 @@ def test_a_line_that_is_longer_than_one_read_is_not_lost(
 @pytest.mark.parametrize("content", [b"", b"vllm-pass", header_line()])
 def test_a_file_without_a_row_is_removed(tmp_path: Path, recovery: OrphanRecovery, content: bytes) -> None:
     (tmp_path / "a1-000001.spool").write_bytes(content)
-    recovery.claim()
-    while (batch := recovery.next_batch(7)) is not None:
-        assert list(batch.rows) == []
-        recovery.acknowledge(batch)
+    assert drain(recovery) == []
     assert os.listdir(tmp_path) == []
 
 

@@ -23,6 +23,8 @@ from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrosse
 from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.refusals import dollars
 from twisted_vllm.storage.usage.database import UsageDatabase
+from twisted_vllm.storage.usage.known_partitions import Periods
+from twisted_vllm.storage.usage.retention import HeldFrom, nothing_held
 from twisted_vllm.usage.interfaces import SpendUpdate
 from twisted_vllm.usage.metrics import LedgerCollector
 from twisted_vllm.usage.pricing import PriceTable
@@ -76,6 +78,7 @@ class AccountingService:
         uncounted: UncountedRequests,
         client_of: Callable[[RequestContext], str],
         read_spend: ReadSpend,
+        held_from: HeldFrom = nothing_held,
     ) -> None:
         """Create them; nothing is opened yet.
 
@@ -87,6 +90,7 @@ class AccountingService:
             uncounted: limits the requests that the limiter does not count.
             client_of: returns the address of a request's client.
             read_spend: reads the spend of end users from the database.
+            held_from: from when on retention must keep rows.
         """
         self.on_soft_budget: SoftBudgetCrossed = ignore_soft_budget
         self._index = index
@@ -107,11 +111,13 @@ class AccountingService:
                 on_soft_budget=self._crossed,
             )
         ledger = settings.ledger
+        self._held_from = held_from
         self._reactor = reactor
         self._settings = settings
         self.spool: Spool | None = Spool(settings.spool_directory) if ledger.enabled else None
         self.writer: LedgerWriter | None = None
         self._store: UsageDatabase | None = None
+        self._periods = Periods(settings.ledger.usage_retention)
         self._budgets = EndUserBudgets(self.limiter, index, read_spend)
         self.observer = Accounting(
             limiter=self.limiter,
@@ -139,6 +145,7 @@ class AccountingService:
                 self._redis.reconfigure(settings.limits_on_redis_loss)
             if self.writer is not None:
                 self.writer.reconfigure(settings.ledger.usage_retention)
+            self._periods.reconfigure(settings.ledger.usage_retention)
             self._settings = settings
 
         return apply
@@ -159,7 +166,14 @@ class AccountingService:
         """
         spool = self.spool
         if spool is not None:
-            self._store = UsageDatabase(self._settings.database_url, self._period_start, also_pay=self._index.also_pay)
+            self._store = UsageDatabase(
+                self._settings.database_url,
+                self._period_start,
+                also_pay=self._index.also_pay,
+                periods=self._periods,
+                has_budget=self._has_budget,
+                held_from=self._held_from,
+            )
             self.writer = LedgerWriter(
                 self._reactor,
                 spool,
@@ -236,6 +250,9 @@ class AccountingService:
 
     def _period_start(self, kind: str, id: str, time: float) -> int:
         return period_of(self._index.allowance_of(kind, id).budget_duration, time)[0]
+
+    def _has_budget(self, kind: str, id: str) -> bool:
+        return self._index.allowance_of(kind, id).has_budget
 
     def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
         self._log.warn(

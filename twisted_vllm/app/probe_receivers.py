@@ -208,7 +208,7 @@ def _look_at_bucket(sink: SinkSettings) -> str:
     from twisted_vllm.observability.sinks.object_storage import look_at_bucket
 
     try:
-        look_at_bucket(sink)
+        look_at_bucket(sink.as_bucket)
     except DeliveryFailed as error:
         raise Unusable(str(error)) from None
     return f"the bucket {sink.bucket} is there; nothing was written"

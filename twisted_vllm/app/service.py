@@ -145,6 +145,7 @@ class GatewayService(Service):
         self.wiring.load_scraper.start()
         self.wiring.each_minute.start()
         self.wiring.accounting.start()
+        self.wiring.usage_export.start()
         self.wiring.background.start()
         self.wiring.telemetry.start()
         self.wiring.budgets.start()
@@ -223,6 +224,7 @@ class GatewayService(Service):
         if self.wiring.log_levels is not None:
             self.wiring.log_levels.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
+        yield self.wiring.usage_export.stop()
         yield self.wiring.telemetry.stop()
         # At the same time: each may wait a moment for a database that does not answer.
         yield gatherResults(

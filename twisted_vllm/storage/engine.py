@@ -87,7 +87,12 @@ def _postgresql_url(url: URL) -> URL:
 
 
 def make_engine(
-    url: URL, *, connections: int = 4, read_only: bool = False, lock_seconds: float | None = None
+    url: URL,
+    *,
+    connections: int = 4,
+    read_only: bool = False,
+    lock_seconds: float | None = None,
+    must_exist: bool = False,
 ) -> Engine:
     """Return an engine, which connects on first use.
 
@@ -96,6 +101,7 @@ def make_engine(
         connections: how many may be open at a time.
         read_only: whether the database refuses changes on these connections.
         lock_seconds: how long SQLite waits for a lock; None for `LOCK_SECONDS`.
+        must_exist: whether SQLite's file is not made if there is none; see `watch_file`.
 
     Raises:
         StoreError: the database's file cannot be created.
@@ -103,10 +109,16 @@ def make_engine(
     engine: Engine
     if url.get_backend_name() == "sqlite":
         assert url.database is not None
-        _make_private_file(Path(url.database))
+        if not must_exist:
+            _make_private_file(Path(url.database))
         timeout = LOCK_SECONDS if lock_seconds is None else lock_seconds
         engine = create_engine(
-            url, hide_parameters=True, pool_size=connections, max_overflow=0, connect_args={"timeout": timeout}
+            url,
+            hide_parameters=True,
+            pool_size=connections,
+            max_overflow=0,
+            # `uri` lets ATTACH name files by URI; `parse_url` refuses such a main file.
+            connect_args={"timeout": timeout, "uri": True},
         )
         event.listen(engine, "connect", _prepare_sqlite_reader if read_only else _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

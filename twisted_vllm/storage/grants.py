@@ -13,13 +13,11 @@ from sqlalchemy.sql.elements import Cast
 
 from twisted_vllm.auth.grants import (
     DEFAULT_ROLE,
-    NO_REVISION,
     Changes,
     EndUser,
     FormerKey,
     KeyGrant,
     OrganizationGrant,
-    Revision,
     Snapshot,
     TeamGrant,
     UserGrant,
@@ -41,13 +39,13 @@ from twisted_vllm.ratelimit.allowance import (
     member_id,
 )
 from twisted_vllm.storage.repository import in_chunks, spend_of
+from twisted_vllm.storage.revisions import last_revision
 from twisted_vllm.storage.tables import (
     BUDGET,
     FORMER_KEY,
     MODEL,
     SPEND,
     budgets,
-    changes,
     end_users,
     former_keys,
     keys,
@@ -251,15 +249,6 @@ _MODEL = select(
 def _model(row: Any) -> StoredModel:
     model_id, model_name, params, info, api_key, created_at = row
     return StoredModel(model_id, model_name, params, info, api_key, created_at.timestamp())
-
-
-_LAST_REVISION = select(changes.c.revision, changes.c.stamp).order_by(changes.c.revision.desc()).limit(1)
-
-
-def last_revision(connection: Connection) -> Revision:
-    """Return the last change."""
-    found = connection.execute(_LAST_REVISION).one_or_none()
-    return NO_REVISION if found is None else Revision(*found)
 
 
 def read_everything(connection: Connection) -> Snapshot:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
@@ -25,6 +25,7 @@ from twisted_vllm.storage.report_queue import ReportCaller, ReportLimits, Report
 from twisted_vllm.storage.sqlite_file import watch_file
 from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.partitions import detach_all
 from twisted_vllm.storage.write_ahead_log import WriteAheadLog
 
 T = TypeVar("T")
@@ -104,6 +105,8 @@ class ReportReader:
         url = parse_url(self._url)
         engine = make_engine(url, connections=self._threads, read_only=True, lock_seconds=1.0)
         watch_file(engine)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "checkin", _detach)
         self._engine, self._lane = engine, Lane(self._reactor, "reports", self._threads)
         if engine.dialect.name == "sqlite":
             self._log_file = WriteAheadLog(engine, self._reactor.seconds)
@@ -235,3 +238,9 @@ class ReportReader:
         waiting, report.waiting = report.waiting, None
         if waiting is not None:
             waiting.cancel()
+
+
+def _detach(connection: Any, record: Any) -> None:
+    """Close the files of partitions, whose space is free once a dropped one is closed."""
+    if connection is not None:
+        detach_all(connection, record.info)

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, insert, inspect, select, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    event,
+    insert,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
+from twisted.logger import Logger
 
 from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import LOCK_SECONDS, begin
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.tables import VERSION_TABLE
+from twisted_vllm.storage.usage.partitions import create_rows_tables
 from twisted_vllm.storage.usage.tables import metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0009_log_bodies"
+HEAD = "0010_partitions"
 
 #: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(
@@ -36,8 +52,13 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 #: PostgreSQL's advisory lock of the process that migrates
 _ADVISORY_LOCK = int.from_bytes(b"vllmpass", "big")
 
-#: seconds that a process waits for another one's migration
-_MIGRATION_SECONDS = 300
+#: Seconds that a migration, or the wait for another process's, may take. Ten million rows of the ledger take minutes.
+_MIGRATION_SECONDS = 6 * 3600.0
+
+#: the free space in SQLite's file, in bytes, and as a share of it, that is given back after a migration
+_FREE_BYTES, _FREE_SHARE = 16 * 1024 * 1024, 0.25
+
+_log = Logger()
 
 # Alembic keeps its environment in a module global: a process can run one migration at a time.
 _alembic_lock = threading.Lock()
@@ -51,12 +72,59 @@ def migrate(engine: Engine) -> None:
         SQLAlchemyError: the database failed.
     """
     sqlite = engine.dialect.name == "sqlite"
-    if sqlite:
-        _use_write_ahead_log(engine)
-    with _alembic_lock, begin(engine, Deadline(_MIGRATION_SECONDS), writes=True) as connection:
-        if not sqlite:
+    if not sqlite:
+        with _alembic_lock, begin(engine, Deadline(_MIGRATION_SECONDS), writes=True) as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-        _upgrade(connection)
+            _upgrade(connection)
+        return
+    _use_write_ahead_log(engine)
+    with begin(engine, None, writes=False) as connection:
+        is_older = _revision(connection) not in (None, HEAD)
+    with _alembic_lock, _patient(engine) if is_older else nullcontext():
+        with begin(engine, Deadline(_MIGRATION_SECONDS), writes=True) as connection:
+            _upgrade(connection)
+        if is_older:
+            _give_space_back(engine)
+
+
+@contextmanager
+def _patient(engine: Engine) -> Iterator[None]:
+    """Have SQLite wait for another process's migration, and sort in files what may be larger than the memory."""
+
+    def prepare(connection: Any, _record: object) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {int(_MIGRATION_SECONDS * 1000)}").fetchall()
+        connection.execute("PRAGMA temp_store = FILE")
+
+    engine.dispose()
+    event.listen(engine, "connect", prepare)
+    try:
+        yield
+    finally:
+        event.remove(engine, "connect", prepare)
+        engine.dispose()
+
+
+def _give_space_back(engine: Engine) -> None:
+    """Make SQLite's file smaller by what a migration freed. Without it the file would only be too large."""
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        (free,), (pages,), (size,) = (
+            cursor.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_count", "page_size")
+        )
+        if free * size < _FREE_BYTES or free < pages * _FREE_SHARE:
+            return
+        _log.info("The database's file has {free} bytes of free space, which are given back", free=free * size)
+        cursor.execute("VACUUM")
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except Exception as error:
+        _log.warn(
+            "The free space in the database's file stays in it: {reason}. The gateway uses it up by and by; "
+            "`VACUUM` in the sqlite3 shell gives it back while no gateway runs.",
+            reason=str(error),
+        )
+    finally:
+        connection.close()
 
 
 def _use_write_ahead_log(engine: Engine) -> None:
@@ -66,6 +134,8 @@ def _use_write_ahead_log(engine: Engine) -> None:
         try:
             connection = engine.raw_connection()
             try:
+                # Only an empty file takes this: its unused pages can then go back to the file system.
+                connection.cursor().execute("PRAGMA auto_vacuum = INCREMENTAL").close()
                 connection.cursor().execute("PRAGMA journal_mode = WAL").close()
             finally:
                 connection.close()
@@ -105,11 +175,16 @@ def _revision(connection: Connection) -> str | None:
 def _create_tables(connection: Connection) -> None:
     """Create the newest tables in an empty database."""
     if connection.dialect.name == "postgresql":
-        # The tables name the conditions of partial indexes for SQLite alone: see `usage.tables`.
+        # The tables name the conditions of partial indexes for SQLite alone, and partitions for none: to name something
+        # for PostgreSQL loads its dialect. See `usage.tables`.
         for table in metadata.tables.values():
+            table.dialect_options["postgresql"]["partition_by"] = table.info.get("partition_by")
             for index in table.indexes:
                 index.dialect_options["postgresql"]["where"] = index.dialect_options["sqlite"]["where"]
     metadata.create_all(connection, checkfirst=False)
+    if connection.dialect.name != "sqlite":
+        # SQLite's are in the files of the partitions.
+        create_rows_tables(connection)
     _version.create(connection, checkfirst=True)
     connection.execute(insert(_version).values(version_num=HEAD))
 

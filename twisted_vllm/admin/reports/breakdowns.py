@@ -19,10 +19,11 @@ from twisted_vllm.admin.reports.scope import UsageScope
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import InvalidRequest, ModelNotFound, NotFound
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.queries.days import names_used
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
-from twisted_vllm.storage.usage.queries.reports import Group, names_used, read_all, read_totals
+from twisted_vllm.storage.usage.queries.reports import Group, read_all, read_totals
 from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels
-from twisted_vllm.storage.usage.tables import DAY, END_USER, KEY, MONTH, SUMS, TAG, TEAM, USER
+from twisted_vllm.storage.usage.tables import DAY, END_USER, KEY, MONTH, OTHER, SUMS, TAG, TEAM, USER
 from twisted_vllm.usage.estimate import estimate_prompt
 from twisted_vllm.usage.pricing import PriceTable, cost_of
 from twisted_vllm.usage.readers.counts import UsageResponse, read_usage
@@ -146,7 +147,9 @@ def spend_per_tag(transaction: Transaction, tags: str, start: int, end: int) -> 
     return {
         "spend_per_tag": [
             {"name": group.values[0], "spend": money(group.sums[_COST]), "log_count": group.sums[_REQUESTS]}
-            for group in read_totals(transaction.connection, UsageQuery((TAG,), MONTH, start, end))
+            for group in read_totals(
+                transaction.connection, UsageQuery((TAG,), MONTH, start, end), wanted=("cost", "requests")
+            )
             if not wanted or "all-tags" in wanted or group.values[0] in wanted
         ]
     }
@@ -168,8 +171,8 @@ def tags(transaction: Transaction, days: tuple[int, int] | None) -> list[Json]:
     if days is None:
         names = names_used(connection, TAG, MAX_NAMES)
     else:
-        groups = read_totals(connection, UsageQuery((TAG,), MONTH, *days))
-        names = sorted({group.values[0] for group in groups} - {""})[:MAX_NAMES]
+        groups = read_totals(connection, UsageQuery((TAG,), MONTH, *days), wanted=("requests",))
+        names = sorted({group.values[0] for group in groups} - {"", OTHER})[:MAX_NAMES]
     return [_report_tag(name) for name in names]
 
 
@@ -219,7 +222,9 @@ def spend_of_end_users(transaction: Transaction, scope: UsageScope, api_key: str
             of_user[1] += group.sums[_COST]
         found = sorted(((name, requests, cost) for name, (requests, cost) in summed.items()), key=lambda each: -each[2])
     else:
-        groups = read_totals(connection, UsageQuery((END_USER,), MONTH, start, end), TOP_END_USERS)
+        groups = read_totals(
+            connection, UsageQuery((END_USER,), MONTH, start, end), TOP_END_USERS, wanted=("cost", "requests")
+        )
         found = [(group.values[0], group.sums[_REQUESTS], group.sums[_COST]) for group in groups]
     return [
         {"end_user": name, "total_count": requests, "total_spend": money(cost)}
@@ -229,7 +234,7 @@ def spend_of_end_users(transaction: Transaction, scope: UsageScope, api_key: str
 
 def spend_of_provider(transaction: Transaction, start: int, end: int) -> list[Json]:
     """Return the spend of vLLM, the only provider."""
-    groups = read_totals(transaction.connection, UsageQuery((), MONTH, start, end))
+    groups = read_totals(transaction.connection, UsageQuery((), MONTH, start, end), wanted=("cost",))
     return [{"provider": PROVIDER, "spend": money(group.sums[_COST])} for group in groups]
 
 

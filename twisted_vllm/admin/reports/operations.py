@@ -19,13 +19,14 @@ from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import PROXY, Allowance
+from twisted_vllm.storage.by_spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.queries.lookups import RowFilter
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
-from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, keys_by_spend, read_all, read_totals, users_by_spend
+from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, read_all, read_totals
 from twisted_vllm.storage.usage.queries.rows import (
     MAX_COUNTED,
     KeyLabel,
-    RowFilter,
     count_rows,
     key_labels,
     page_of_rows,
@@ -42,6 +43,7 @@ _TOP_TEAMS = 10
 _MAX_EMPTY_DAYS = 366
 
 _COST, _REQUESTS, _TOKENS = (SUMS.index(name) for name in ("cost", "requests", "total_tokens"))
+_OF_COSTS = ("cost", "prompt_tokens", "completion_tokens")
 _INPUT, _OUTPUT = SUMS.index("prompt_tokens"), SUMS.index("completion_tokens")
 
 
@@ -247,7 +249,9 @@ def spend_of_tags(transaction: Transaction, start: int, end: int) -> list[Json]:
             "log_count": group.sums[_REQUESTS],
             "total_spend": money(group.sums[_COST]),
         }
-        for group in read_totals(transaction.connection, UsageQuery((TAG,), MONTH, start, end))
+        for group in read_totals(
+            transaction.connection, UsageQuery((TAG,), MONTH, start, end), wanted=("cost", "requests")
+        )
     ]
 
 
@@ -283,7 +287,8 @@ def costs_by_key(transaction: Transaction, equals: Mapping[str, str], start: int
         start: the first microsecond since 1970.
         end: the first microsecond after the last.
     """
-    groups = read_totals(transaction.connection, UsageQuery((KEY, MODEL), MONTH, start, end, equals))
+    asked = UsageQuery((KEY, MODEL), MONTH, start, end, equals)
+    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS)
     rows = ((key_id, model, group.sums) for group in groups for key_id, model in [group.values])
     return _report_costs(transaction.connection, rows)
 
@@ -292,7 +297,8 @@ def costs_of_organization(transaction: Transaction, organization_id: str, start:
     """Return the cost and tokens of the keys and teams that are in an organization now, as `costs_by_key`."""
     keys = {record.key_id for record in transaction.keys.find(organization_id=organization_id)}
     teams = {record.team_id for record in transaction.teams.find(organization_id=organization_id)}
-    groups = read_totals(transaction.connection, UsageQuery((KEY, TEAM, MODEL), MONTH, start, end))
+    asked = UsageQuery((KEY, TEAM, MODEL), MONTH, start, end)
+    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS)
     rows = (
         (key_id, model, group.sums)
         for group in groups
@@ -347,7 +353,7 @@ def total_spend(transaction: Transaction, settings: Settings, start: int, end: i
         budget = Allowance(max_budget=from_dollars(settings.max_budget), budget_duration=settings.budget_duration)
         spend = transaction.spend.of(PROXY, [PROXY])[PROXY]
         return {"spend": money(current_spend(budget, spend, now)), "max_budget": float(settings.max_budget)}
-    groups = read_totals(transaction.connection, UsageQuery((), MONTH, start, end))
+    groups = read_totals(transaction.connection, UsageQuery((), MONTH, start, end), wanted=("cost",))
     return {"spend": money(sum(group.sums[_COST] for group in groups)), "max_budget": None}
 
 
@@ -368,7 +374,7 @@ def total_spend_by_day(transaction: Transaction, scope: UsageScope, api_key: str
 def top_keys(transaction: Transaction, limit: int, start: int, end: int) -> list[Json]:
     """Return the keys with the highest spend."""
     connection = transaction.connection
-    top = read_totals(connection, UsageQuery((KEY,), MONTH, start, end), limit)
+    top = read_totals(connection, UsageQuery((KEY,), MONTH, start, end), limit, wanted=("cost",))
     labels = key_labels(connection, [group.values[0] for group in top])
     found = []
     for group in top:
@@ -388,7 +394,8 @@ def top_keys(transaction: Transaction, limit: int, start: int, end: int) -> list
 def top_models(transaction: Transaction, limit: int, start: int, end: int) -> list[Json]:
     """Return the models with the highest spend."""
     # One more: requests without a model are none of them.
-    groups = read_totals(transaction.connection, UsageQuery((MODEL,), MONTH, start, end), limit + 1)
+    asked = UsageQuery((MODEL,), MONTH, start, end)
+    groups = read_totals(transaction.connection, asked, limit + 1, wanted=("cost", "total_tokens"))
     return [
         {
             "model": group.values[0],

@@ -1,12 +1,17 @@
-"""The ledger's tables: one row per request, and sums by day and month.
+"""The ledger's tables: one row per request, look-ups that find rows, and sums by day and month.
 
 What a client sends (an end user's name, a request id, a path) is `Text`, so that no length makes a row fail. The writer
-adds to the sums in the transaction of the rows. The sums outlive the rows, so they are tables and not views.
+adds to the sums after the rows (`twisted_vllm.storage.usage.gathered`). The sums outlive the rows, so they are tables
+and not views.
+
+Rows and look-ups grow with the requests and are kept for a time. They lie in partitions, which are dropped as a whole
+(`twisted_vllm.storage.usage.partitions`). The other tables grow with the names that are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from sqlalchemy import (
     JSON,
@@ -14,16 +19,16 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
-    Date,
-    Index,
     Integer,
+    MetaData,
     PrimaryKeyConstraint,
+    SmallInteger,
     String,
     Table,
     Text,
-    text,
     tuple_,
 )
+from sqlalchemy import Index as Index
 
 from twisted_vllm.ratelimit.allowance import END_USER as END_USER
 from twisted_vllm.ratelimit.allowance import KEY as KEY
@@ -31,13 +36,17 @@ from twisted_vllm.ratelimit.allowance import ORGANIZATION as ORGANIZATION
 from twisted_vllm.ratelimit.allowance import TEAM as TEAM
 from twisted_vllm.ratelimit.allowance import USER as USER
 from twisted_vllm.storage.tables import metadata as metadata
+from twisted_vllm.usage.days import DAY_US as DAY_US
 
-#: the values of ``dimension`` in `usage_totals`, besides the kinds of those who pay
-ALL, TAG = "all", "tag"
-#: the values of ``period`` in `usage_totals`
+#: dimensions of `usage_sums`, besides the kinds of those who pay
+ALL, PAYER, TAG = "all", "payer", "tag"
+#: periods of `usage_sums`
 DAY, MONTH = "day", "month"
 
-DAY_US = 86_400_000_000
+#: stands in SQL for the schema of a partition's tables; see `twisted_vllm.storage.usage.partitions`
+ROWS = "usage_rows"
+#: the tables of a partition
+rows_metadata = MetaData()
 
 #: Each `twisted_vllm.usage.records.Payer` once. Its id is a hash of its content: no database assigns it, and rows can
 #: be moved to another database.
@@ -80,10 +89,20 @@ usage_targets = Table(
     sqlite_with_rowid=False,
 )
 
+#: the partitions of the rows: from `start` to `end`, exclusive, in microseconds since 1970. They do not overlap.
+usage_partitions = Table(
+    "vllm_passthrough_usage_partitions",
+    metadata,
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("end", BigInteger, nullable=False),
+    Column("name", Text, nullable=False, unique=True),
+    sqlite_with_rowid=False,
+)
+
 #: one row per `twisted_vllm.usage.records.UsageRow`, whose fields are the columns in their order; NULL is empty
 usage = Table(
     "vllm_passthrough_usage",
-    metadata,
+    rows_metadata,
     Column("id", String(32), nullable=False),
     Column("time", BigInteger, nullable=False),
     Column("payer", BigInteger, nullable=False),
@@ -115,38 +134,36 @@ usage = Table(
     Column("request_tags", JSON(none_as_null=True)),
     Column("spend_metadata", Text),
     Column("response_id", Text),
-    # Clustered by time: rows of the same batch are in the same pages.
+    # Clustered by time: rows of the same batch are in the same pages. There is no other index: each would be changed
+    # in another page by each row. See `usage_lookups`.
     PrimaryKeyConstraint("time", "id"),
-    # An index costs every row, so those of optional columns are partial, and models, which many rows share, have none.
-    Index("vllm_passthrough_usage_payer", "payer", "time"),
-    *(
-        Index(
-            f"vllm_passthrough_usage_{name}",
-            *columns,
-            # `schema` adds PostgreSQL's: to name it here would load its dialect, 2 MB, into every process.
-            sqlite_where=text(f"{columns[0]} IS NOT NULL"),
-        )
-        for name, columns in (
-            ("end_user", ("end_user", "time")),
-            ("request", ("request_id",)),
-            ("response", ("response_id",)),
-        )
-    ),
+    schema=ROWS,
     sqlite_with_rowid=False,
 )
 
-#: which rows have a tag that their client gave them and their payer has not; they are deleted with the rows
-usage_request_tags = Table(
-    "vllm_passthrough_usage_request_tags",
-    metadata,
-    Column("tag", Text, nullable=False),
+#: When the requests of somebody, or with something, began: `value` is a `lookup_id`. It is written in the order of
+#: values, many rows at once. Hashes may collide, and two rows may have one time: whoever reads compares the row.
+usage_lookups = Table(
+    "vllm_passthrough_usage_lookups",
+    rows_metadata,
+    Column("value", BigInteger, nullable=False),
     Column("time", BigInteger, nullable=False),
-    Column("id", String(32), nullable=False),
-    # in the order of time, as rows of a tag are read
-    PrimaryKeyConstraint("tag", "time", "id"),
+    PrimaryKeyConstraint("value", "time"),
+    schema=ROWS,
     sqlite_with_rowid=False,
 )
 
+#: what rows are looked up by, besides their payers
+OF_END_USER, OF_REQUEST, OF_RESPONSE, OF_TAG, OF_FAILURE = "end_user", "request", "response", "tag", "failure"
+
+#: names in `usage_sums` by their `name_id`
+usage_names = Table(
+    "vllm_passthrough_usage_names",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
 
 #: what is added up, in this order; successful are rows with the outcome ``completed`` and a status below 400
 SUMS = (
@@ -154,51 +171,106 @@ SUMS = (
     *("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens"),
     *("audio_ms", "cost", "total_us"),
 )
+#: the columns of `usage_sums`; ``failed`` is what is not successful
+STORED_SUMS = tuple(name for name in SUMS if name != "failed")
 
+#: the sums that are kept; those of users by day, and of keys, follow from those of payers
+KINDS: dict[tuple[str, str], int] = {
+    (ALL, DAY): 0,
+    (ALL, MONTH): 1,
+    (PAYER, DAY): 2,
+    (PAYER, MONTH): 3,
+    (USER, MONTH): 5,
+    (TEAM, DAY): 6,
+    (TEAM, MONTH): 7,
+    (ORGANIZATION, DAY): 8,
+    (ORGANIZATION, MONTH): 9,
+    (END_USER, DAY): 10,
+    (END_USER, MONTH): 11,
+    (TAG, DAY): 12,
+    (TAG, MONTH): 13,
+}
 
-def _sums() -> list[Column[int]]:
-    return [Column(name, BigInteger, nullable=False) for name in SUMS]
-
-
-def _combined(name: str, start: str) -> Table:
-    """Return a table of sums by key, user, team and model together; ``""`` stands for none."""
-    return Table(
-        name,
-        metadata,
-        Column(start, Date, primary_key=True),
-        Column("key_id", Text, primary_key=True),
-        Column("user_id", Text, primary_key=True),
-        Column("team_id", Text, primary_key=True),
-        Column("model", Text, primary_key=True),
-        *_sums(),
-        *(Index(f"{name}_{each}", f"{each}_id", start) for each in (KEY, USER, TEAM)),
-        sqlite_with_rowid=False,
-    )
-
-
-#: sums by day (UTC), and by month, which is named by its first day
-usage_daily = _combined("vllm_passthrough_usage_daily", "day")
-usage_monthly = _combined("vllm_passthrough_usage_monthly", "month")
-
-#: Sums by day and by month, of the model with one other dimension: a million end users do not multiply the rows of the
-#: keys, and a report over a year reads months. ``start`` is the period's first day (UTC). The values of each dimension
-#: add up to ``all``, whose value is ``""``; not so for ``tag``, as a request may have several, and ``organization``, as
-#: most have none.
-usage_totals = Table(
-    "vllm_passthrough_usage_totals",
+#: Sums by day and by month (UTC), of the model with one other dimension: a million end users do not multiply the rows
+#: of the keys, and a report over a year reads months. ``start`` is the period's first day, in days since 1970.
+#: ``value`` is the id of a payer, or the `name_id` of a user, team, organization, end user or tag, and 0 for ``all``.
+#: The values of each dimension add up to ``all``; not so for ``tag``, as a request may have several, and
+#: ``organization``, as most have none. Of end users and tags, those with most usage in a period have sums of their own,
+#: and `OTHER` has the rest.
+usage_sums = Table(
+    "vllm_passthrough_usage_sums",
     metadata,
-    Column("dimension", String(16), primary_key=True),
-    Column("period", String(8), primary_key=True),
-    Column("start", Date, primary_key=True),
-    Column("value", Text, primary_key=True),
-    Column("model", Text, primary_key=True),
-    *_sums(),
-    Index("vllm_passthrough_usage_totals_value", "dimension", "value", "period", "start"),
+    Column("kind", SmallInteger, nullable=False),
+    Column("start", Integer, nullable=False),
+    Column("value", BigInteger, nullable=False),
+    Column("model", BigInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False) for name in STORED_SUMS),
+    # In the order in which they are written. Whoever reads one value over many days names the days.
+    PrimaryKeyConstraint("kind", "start", "value", "model"),
     sqlite_with_rowid=False,
+)
+
+#: stands in the sums for all end users, or tags, that have none of their own
+OTHER = "(other)"
+
+#: How far the rows of a spool, by its name, were added up. See `twisted_vllm.storage.usage.marks`.
+usage_marks = Table(
+    "vllm_passthrough_usage_marks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("what", Text, primary_key=True),
+    Column("serial", BigInteger, nullable=False),
+    Column("segment", BigInteger, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("to_segment", BigInteger, nullable=False),
+    Column("to_offset", BigInteger, nullable=False),
+    Column("done", Text, nullable=False),
+    Column("moved_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: Which days (UTC, days since 1970) are exported, and who does it. Times are microseconds since 1970. ``requests`` is
+#: what the sums counted when the files began: more of them mean rows that came late.
+usage_exports = Table(
+    "vllm_passthrough_usage_exports",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(8), nullable=False),
+    Column("files", Integer, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("times_written", Integer, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("claimed_by", Text),
+    Column("claimed_until", BigInteger),
+    Column("failures", Integer, nullable=False),
+    Column("retry_at", BigInteger),
+    Column("error", Text),
 )
 
 #: a row's time and id
 RowKey = tuple[int, str]
+
+
+def hash_id(content: bytes) -> int:
+    """Return 63 bits of the hash of a content, which no database need assign."""
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+def name_id(name: str) -> int:
+    """Return the id of a name in the sums; 0 is that of no name."""
+    return hash_id(name.encode("utf-8", "surrogatepass")) if name else 0
+
+
+def lookup_id(what: str, text: str) -> int:
+    """Return the value by which rows are looked up in `usage_lookups`.
+
+    Args:
+        what: `OF_END_USER`, `OF_REQUEST`, `OF_RESPONSE`, `OF_TAG` or `OF_FAILURE`.
+        text: its name or id; empty for a failure. Rows are looked up by payer with the payer's id itself.
+    """
+    return hash_id(f"{what}:{text}".encode("utf-8", "surrogatepass"))
 
 
 def has_row_key(keys: Sequence[RowKey]) -> list[ColumnElement[bool]]:

@@ -17,8 +17,9 @@ import msgspec
 
 from twisted_vllm.usage.records import UsageRow, clean_struct, payer_of, refer, target_of
 
-#: the version of the format; fields with defaults may be added at the end of `UsageRow` without a new one
-VERSION = 1
+#: The version of the format; fields with defaults may be added at the end of `UsageRow` without a new one. Version 1
+#: had the same lines. Its rows were stored and added up in one transaction, so those that are stored are added up.
+VERSION = 2
 #: the maximum number of rows in a line
 LINE_ROWS = 256
 #: bytes to read at once
@@ -54,6 +55,17 @@ class Lines(Generic[Row]):
 def header_line() -> bytes:
     """Return the first line of a file."""
     return b"vllm-passthrough-spool %d\n" % VERSION
+
+
+def version_of(path: Path) -> int:
+    """Return the version of a file's format; `VERSION` if its header is damaged.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        header = _HEADER.fullmatch(file.readline(64).rstrip(b"\n"))
+    return VERSION if header is None else int(header[1])
 
 
 def encode_rows(rows: Sequence[UsageRow]) -> bytes:

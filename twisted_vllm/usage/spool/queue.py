@@ -18,6 +18,7 @@ import msgspec
 from twisted.logger import Logger
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
+from twisted_vllm.usage.interfaces import BEGINNING, Position
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.format import header_line, read_lines
 from twisted_vllm.usage.spool.segments import Segment
@@ -40,7 +41,7 @@ class Batch:
         damaged: lines that could not be decoded.
         segment: the number of the segment in which they end; None for rows that are in memory alone.
         end: where in the segment they end, in bytes.
-        own: whether this process wrote them.
+        own: whether they come from the segments that this process writes.
     """
 
     rows: Sequence[UsageRow]
@@ -48,6 +49,11 @@ class Batch:
     segment: int | None = None
     end: int = 0
     own: bool = True
+
+    @property
+    def position(self) -> Position | None:
+        """Where they end in the spool; None for rows that are in memory alone."""
+        return None if self.segment is None else Position(self.segment, self.end)
 
 
 @attrs.frozen
@@ -75,7 +81,10 @@ class _Cached(msgspec.Struct, frozen=True, gc=False):
 
 
 class SegmentQueue:
-    """The segments with rows that are not acknowledged, oldest first.
+    """The segments, oldest first: those with rows that are not acknowledged, and those that are not released yet.
+
+    Rows are acknowledged once the database has them. A segment is removed once it is released as well: what its rows
+    add up to may be written later.
 
     Attributes:
         lock: guards what the threads share.
@@ -91,15 +100,18 @@ class SegmentQueue:
 
     _log = Logger()
 
-    def __init__(self, directory: Path, monotonic: Callable[[], float], max_cached: int) -> None:
+    def __init__(
+        self, directory: Path, monotonic: Callable[[], float], max_cached: int, lock: threading.Lock | None = None
+    ) -> None:
         """Set up an empty queue.
 
         Args:
             directory: where the segments are.
             monotonic: the clock, in seconds.
             max_cached: how many rows to keep in memory.
+            lock: the lock of the queue that this one takes the place of; None for a new one.
         """
-        self.lock = threading.Lock()
+        self.lock = threading.Lock() if lock is None else lock
         self.current: Segment | None = None
         self.pending = 0
         self.unsaved = 0
@@ -113,6 +125,9 @@ class SegmentQueue:
         self._monotonic = monotonic
         self._max_cached = max_cached
         self._segments: deque[Segment] = deque()
+        #: acknowledged segments that are not released, and the position before which all are
+        self._kept: deque[Segment] = deque()
+        self._released_to = BEGINNING
         #: segments that are no longer written to, for the thread that syncs them
         self._closing: list[Segment] = []
         self._is_directory_dirty = False
@@ -152,6 +167,14 @@ class SegmentQueue:
             self.cached_rows = self._cached_bytes = 0
         if before < self.notify_at <= before + count:
             self.notify()
+
+    def successor(self) -> SegmentQueue:
+        """Return an empty queue that goes on counting, and has the same lock."""
+        queue = SegmentQueue(self._directory, self._monotonic, self._max_cached, self.lock)
+        queue.lost, queue.written, queue.notify_at, queue.notify = self.lost, self.written, self.notify_at, self.notify
+        # A directory's new entry is synced with any of its files.
+        queue._is_directory_dirty = self._is_directory_dirty
+        return queue
 
     def backlog(self) -> Backlog:
         """Return what is not acknowledged. Call it with the lock held."""
@@ -203,6 +226,7 @@ class SegmentQueue:
         )
         with self.lock:
             self.lost += segment.rows
+            segment.is_lost = True
             if segment is self.current:
                 self.close_segment()
             self._read_to = self._acknowledged_to = segment.end
@@ -233,8 +257,20 @@ class SegmentQueue:
                 self.unsaved -= len(batch.rows)
         self.remove_finished()
 
+    def release(self, position: Position) -> None:
+        """Note that nothing before a position is needed any more."""
+        with self.lock:
+            self._released_to = max(self._released_to, position)
+        self.remove_finished()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no segment is left."""
+        with self.lock:
+            return not (self._segments or self._kept)
+
     def remove_finished(self) -> None:
-        """Remove segments from the front that are acknowledged and no longer written to.
+        """Remove segments from the front that are acknowledged, released and no longer written to.
 
         An old current segment is removed as well: otherwise the next start would read its rows again, and insert them
         again if retention has deleted them meanwhile.
@@ -247,13 +283,19 @@ class SegmentQueue:
                     if segment.end == _BEGIN or self._monotonic() - segment.opened < SEGMENT_SECONDS:
                         break
                     self.close_segment()
-                finished.append(self._segments.popleft())
+                self._kept.append(self._segments.popleft())
                 # the rows of damaged lines
                 self.pending -= segment.rows
                 self._read_to = self._acknowledged_to = _BEGIN
+            while self._kept and self._is_released(self._kept[0]):
+                finished.append(self._kept.popleft())
         # Without the lock: removing a file may take milliseconds, and the reactor's thread must be able to flush.
         for segment in finished:
             segment.remove()
+
+    def _is_released(self, segment: Segment) -> bool:
+        # one without a row needs no release
+        return segment.end == _BEGIN or segment.is_lost or Position(segment.number, segment.end) <= self._released_to
 
     # the thread that syncs
 
@@ -264,19 +306,25 @@ class SegmentQueue:
             OSError: the disk failed; the next call tries again.
         """
         with self.lock:
-            current, closing = self.current, list(self._closing)
+            current = self.current
+            # taken, since two threads may sync
+            closing, self._closing = self._closing, []
             is_directory_dirty, self._is_directory_dirty = self._is_directory_dirty, False
-        if is_directory_dirty:
-            _sync_directory(self._directory)
-        if current is not None:
-            current.sync()
-        for segment in closing:
-            try:
-                segment.sync()
-            finally:
+        try:
+            if is_directory_dirty:
+                _sync_directory(self._directory)
+            if current is not None:
+                current.sync()
+        finally:
+            failure: OSError | None = None
+            for segment in closing:
+                try:
+                    segment.sync()
+                except OSError as error:
+                    failure = error
                 segment.close()
-                with self.lock:
-                    self._closing.remove(segment)
+        if failure is not None:
+            raise failure
 
 
 def _ignore() -> None:

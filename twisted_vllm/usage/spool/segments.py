@@ -33,6 +33,7 @@ class Segment:
         opened: when it was created, in seconds of the caller's clock.
         is_open: whether it is open.
         is_dirty: whether a part of it may not be synced yet.
+        is_lost: whether it was removed from outside.
     """
 
     def __init__(self, number: int, path: Path, opened: float) -> None:
@@ -48,6 +49,7 @@ class Segment:
         self.opened = opened
         self.is_open = True
         self.is_dirty = False
+        self.is_lost = False
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self.write(header_line())
@@ -159,6 +161,13 @@ class Claim:
                     (self.directory / f"{self.name}.lock").unlink(missing_ok=True)
             finally:
                 os.close(descriptor)
+
+
+def number_of(path: Path) -> int:
+    """Return the number of a segment."""
+    found = _SEGMENT.fullmatch(path.name)
+    assert found is not None
+    return int(found[2])
 
 
 def claim(directory: Path, name: str) -> Claim | None:

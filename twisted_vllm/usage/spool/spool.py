@@ -17,6 +17,7 @@ import attrs
 from twisted.logger import Logger
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
+from twisted_vllm.usage.interfaces import Position
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.format import encode_rows
 from twisted_vllm.usage.spool.queue import CACHED_ROWS, SEGMENT_SECONDS, Backlog, Batch, SegmentQueue, ended
@@ -247,6 +248,37 @@ class Spool:
             with self._queue.lock:
                 self._queue.unsaved_requeued(batch.rows)
                 self._buffer[:0] = batch.rows
+
+    def release(self, position: Position) -> None:
+        """Note that nothing before a position of the segments is needed any more. They are removed up to it."""
+        self._queue.release(position)
+
+    def finish(self) -> bool:
+        """Write no more to the current segment; return whether no segment is left, and no row."""
+        with self._queue.lock:
+            self._queue.close_segment()
+        self._queue.remove_finished()
+        return self._queue.is_empty and not self._buffer
+
+    def begin_anew(self) -> Claim | None:
+        """Leave all segments to be taken over like those of another run, and write others under a new name.
+
+        Returns:
+            The right to the former segments; None if there were none.
+
+        Raises:
+            OSError: the directory cannot be written to. Nothing was changed.
+        """
+        claim = claim_new(self.directory, self._randbytes)
+        with self._queue.lock:
+            former, self._claim = self._claim, claim
+            old = self._queue
+            old.close_segment()
+            self._queue = old.successor()
+            self._number = 0
+        with contextlib.suppress(OSError):
+            old.sync()
+        return former
 
     # the thread that syncs
 

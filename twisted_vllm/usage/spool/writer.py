@@ -2,15 +2,16 @@
 
 It shares only the database's locks with admin requests, and holds them for milliseconds. While the database is
 unavailable, rows wait in the spool and nothing else is affected.
+
+Rows are stored at once. What they add up to is gathered, and written when enough time has passed; until then the spool
+keeps the rows, so that a crash loses nothing.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -18,10 +19,16 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
-from twisted_vllm.histogram import Histogram
-from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
-from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.spool.format import clean, encode_rows
+from twisted_vllm.usage.interfaces import (
+    BEGINNING,
+    DatabaseUnavailable,
+    HistoryChanged,
+    ISpoolAccounts,
+    IUsageStore,
+    Position,
+    SpendUpdate,
+)
+from twisted_vllm.usage.spool.batch_writer import BatchWriter
 from twisted_vllm.usage.spool.queue import Batch
 from twisted_vllm.usage.spool.recovery import OrphanRecovery
 from twisted_vllm.usage.spool.spool import Spool
@@ -37,147 +44,11 @@ PAUSE_SHARE = 0.33
 #: the first and the longest wait after the database was unavailable, in seconds
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 2.0
-#: seconds between two searches for orphaned segments, and between two deletions of old rows
+#: seconds between two searches for orphaned segments, and between two looks for old rows
 RECOVERY_SECONDS = 5.0
 RETENTION_SECONDS = 600.0
-#: old rows that one transaction deletes
-DELETED_ROWS = 500
 #: how long the process waits at its end for the last rows to reach the database, in seconds
 STOP_SECONDS = 2.0
-
-#: upper bounds of the seconds of a batch
-BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-QUARANTINE_SUFFIX = ".damaged"
-
-
-def quarantine(directory: Path, name: str, lines: Sequence[bytes]) -> Path:
-    """Append lines that no database accepts to the quarantine file, and sync it; return its path.
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    path = directory / f"{name}{QUARANTINE_SUFFIX}"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "ab") as file:
-        file.write(b"".join(line + b"\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
-    return path
-
-
-@attrs.frozen
-class _Rejected:
-    """A row that the database rejects, and why."""
-
-    row: UsageRow
-    reason: str
-
-
-class BatchWriter:
-    """Writes batches to the database, and quarantines what it rejects. It belongs to one thread.
-
-    Attributes:
-        committed: how many rows the database took.
-        quarantined: how many damaged lines and rejected rows were quarantined.
-        reachable: whether the database took the last batch.
-        durations: seconds of batches, those that failed included.
-    """
-
-    _log = Logger()
-
-    def __init__(self, spool: Spool, store: IUsageStore) -> None:
-        """Set up.
-
-        Args:
-            spool: provides the directory and the name of the quarantine file.
-            store: the database.
-        """
-        self.committed = self.quarantined = 0
-        self.reachable = True
-        self.durations = Histogram(BUCKETS)
-        self._quarantine_failed = False
-        self._spool = spool
-        self._store = store
-
-    def write(self, batch: Batch) -> list[SpendUpdate] | None:
-        """Write a batch; return the new spend of its payers, or None if it must be retried.
-
-        However often a batch is retried, its rows are counted once and quarantined once.
-        """
-        rejected: list[_Rejected] = []
-        began = time.monotonic()
-        try:
-            updates = self._write(batch.rows, batch.own, rejected)
-        except DatabaseUnavailable as error:
-            level = self._log.error if self.reachable else self._log.debug
-            level(
-                "The database does not take the ledger's rows, they wait in the spool: {reason}",
-                reason=str(error),
-                **LEDGER_ALERT,
-            )
-            self.reachable = False
-            return None
-        finally:
-            self.durations.observe(time.monotonic() - began)
-        if not self.reachable:
-            self.reachable = True
-            self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)
-        # Only now: until the database has all other rows, the whole batch may be retried.
-        if (batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected):
-            return None
-        self.committed += len(batch.rows) - len(rejected)
-        return updates
-
-    def _write(self, rows: Sequence[UsageRow], own: bool, rejected: list[_Rejected]) -> list[SpendUpdate]:
-        """Write rows; find those that the database rejects by bisection."""
-        if not rows:
-            return []
-        try:
-            return self._store.write(rows, own)
-        except RowsRejected as error:
-            if len(rows) == 1:
-                return self._write_cleaned(rows[0], own, rejected, str(error))
-        half = len(rows) // 2
-        return self._write(rows[:half], own, rejected) + self._write(rows[half:], own, rejected)
-
-    def _write_cleaned(self, row: UsageRow, own: bool, rejected: list[_Rejected], reason: str) -> list[SpendUpdate]:
-        try:
-            return self._store.write([clean(row)], own)
-        except RowsRejected:
-            rejected.append(_Rejected(row, reason))
-            return []
-
-    def _quarantine(self, damaged: Sequence[bytes], rejected: Sequence[_Rejected]) -> bool:
-        """Quarantine lines and rows; return whether that succeeded."""
-        lines = [*damaged, *(encode_rows([each.row])[:-1] for each in rejected)]
-        try:
-            path = str(quarantine(self._spool.directory, self._spool.name, lines))
-        except OSError as error:
-            level = self._log.debug if self._quarantine_failed else self._log.critical
-            level(
-                "The ledger cannot set aside what is damaged or unfit: {reason}", reason=error.strerror, **LEDGER_ALERT
-            )
-            self._quarantine_failed = True
-            return False
-        self._quarantine_failed = False
-        self.quarantined += len(lines)
-        if damaged:
-            self._log.critical(
-                "Lines of the ledger's spool are damaged: {count}, kept in {path}",
-                count=len(damaged),
-                path=path,
-                **LEDGER_ALERT,
-            )
-        if rejected:
-            self._log.critical(
-                "Rows of the ledger are refused by the database ({reason}): {count}, kept in {path}",
-                count=len(rejected),
-                **LEDGER_ALERT,
-                reason=rejected[0].reason,
-                path=path,
-            )
-        return True
 
 
 @attrs.frozen
@@ -188,11 +59,15 @@ class Pending:
         rows: how many of this process's own rows.
         bytes: how many bytes of segments, those taken over from other processes included.
         seconds: the age of the oldest of the own rows; 0 without any.
+        gathered: how many rows the database has whose sums it lacks.
+        gathered_seconds: how long the oldest of these waits; 0 without any.
     """
 
     rows: int
     bytes: int
     seconds: float
+    gathered: int
+    gathered_seconds: float
 
 
 class LedgerWriter:
@@ -243,7 +118,17 @@ class LedgerWriter:
         self._deadline = float("inf")
         #: a batch that was taken and is not acknowledged
         self._batch: Batch | None = None
+        #: what the rows of this process's spool add up to, and those of the name that is recovered
+        self._accounts: ISpoolAccounts | None = None
+        self._orphans: ISpoolAccounts | None = None
+        #: whether the batch, which is in no segment, is gathered already
+        self._is_gathered = False
+        #: names under which this process wrote before, and how far the spend of each was told
+        self._former_names: dict[str, Position] = {}
+        self._must_begin_anew = False
         self._next_recovery = self._next_deletion = 0.0
+        #: how many parts of the work were done
+        self._moved = 0
 
     def reconfigure(self, retention: float | None) -> None:
         """Keep rows for another time from now on; the argument is the constructor's."""
@@ -257,11 +142,9 @@ class LedgerWriter:
         """
         deadline = time.monotonic() + seconds
         self._claim_orphans()
-        while time.monotonic() < deadline:
-            self._batch = self._batch or self._recovery.next_batch(BATCH_ROWS)
-            if self._batch is None or not self._move(self._batch):
+        while time.monotonic() < deadline and self._recovery.name:
+            if not self._guarded(self._recover_part):
                 break
-            self._batch = None
         # The writer's thread opens a connection of its own.
         self._store.close()
 
@@ -277,7 +160,15 @@ class LedgerWriter:
         """Return what the database does not have yet."""
         own = self._spool.backlog()
         age = max(self._now() - own.oldest / 1e6, 0.0) if own.oldest is not None else 0.0
-        return Pending(own.rows, own.bytes + self._recovery.bytes_left, age)
+        waiting = [each.waiting for each in (self._accounts, self._orphans) if each is not None]
+        since = min((each.since for each in waiting if each.since is not None), default=None)
+        return Pending(
+            own.rows,
+            own.bytes + self._recovery.bytes_left,
+            age,
+            sum(each.rows for each in waiting),
+            0.0 if since is None else max(time.monotonic() - since, 0.0),
+        )
 
     def stop(self) -> Deferred[None]:
         """Try once to move the rest, for at most `STOP_SECONDS`, and close the spool, which keeps the remaining rows.
@@ -321,7 +212,7 @@ class LedgerWriter:
         while True:
             is_last = self._stopping.is_set()
             try:
-                succeeded = self.move_all()
+                succeeded = self.move_all(force=is_last)
             except Exception:
                 # The rows are in the spool, and the next turn retries.
                 self._log.failure("The ledger's writer failed")
@@ -339,27 +230,206 @@ class LedgerWriter:
         self._recovery.close()
         self._store.close()
 
-    def move_all(self) -> bool:
-        """Run one turn of the writer's thread: move the pending rows; return whether the database accepted them."""
+    def move_all(self, *, force: bool = False) -> bool:
+        """Run one turn of the writer's thread: move the pending rows, and write what is due of what they add up to.
+
+        Args:
+            force: whether everything is due: nothing stays in the spool.
+
+        Returns:
+            Whether the database took it.
+        """
+        if self._must_begin_anew and not self._begin_anew():
+            return False
         if self._batch is None and time.monotonic() >= self._next_recovery:
             self._next_recovery = time.monotonic() + RECOVERY_SECONDS
             self._claim_orphans()
         # Rows that arrive meanwhile wait for the next turn, to avoid an endless series of small transactions.
         left = self._spool.backlog().rows
         while time.monotonic() < self._deadline:
-            batch = self._batch or (self._spool.next_batch(BATCH_ROWS) if left > 0 else None)
-            batch = batch or self._recovery.next_batch(BATCH_ROWS)
-            if batch is None:
-                return self._delete_old()
-            self._batch = batch
             began = time.monotonic()
-            if not self._move(batch):
+            moved = self._moved
+            # First: while the sums cannot be written, no more rows are gathered.
+            if not self._guarded(lambda: self._flush_own(force=force)):
                 return False
-            self._batch = None
-            left -= len(batch.rows) if batch.own else 0
+            if left > 0:
+                before = self._spool.backlog().rows
+                if not self._guarded(self._move_own):
+                    return False
+                left -= max(before - self._spool.backlog().rows, 1)
+            elif self._recovery.name and not self._guarded(self._recover_part):
+                return False
+            if moved == self._moved:
+                return self._finish() if force else self._delete_old()
             if not self._stopping.is_set():
                 share = PAUSE_SHARE if self._store.single_writer else 0.0
                 self._stopping.wait(max(PAUSE, share * (time.monotonic() - began)))
+        return True
+
+    def _guarded(self, part: Callable[[], bool]) -> bool:
+        """Do a part of a turn; return whether the database took it."""
+        try:
+            return part()
+        except HistoryChanged as error:
+            self._log.warn(
+                "The database is not as the ledger left it, so the rows that are left in the spool are read again: "
+                "{reason}",
+                reason=str(error),
+                **LEDGER_ALERT,
+            )
+            self._must_begin_anew = True
+            self._begin_anew()
+            return False
+
+    def _move_own(self) -> bool:
+        """Move a batch of this process's rows."""
+        batch = self._batch or self._spool.next_batch(BATCH_ROWS)
+        if batch is None:
+            return True
+        self._batch = batch
+        if self._accounts is None:
+            self._accounts = self._open_accounts(self._spool.name, BEGINNING)
+        if self._accounts is None:
+            return False
+        if batch.segment is None:
+            if not self._move_unsaved(batch, self._accounts):
+                return False
+        elif not self._move(batch, self._accounts):
+            return False
+        self._batch, self._is_gathered = None, False
+        self._spool.acknowledge(batch)
+        return True
+
+    def _move_unsaved(self, batch: Batch, accounts: ISpoolAccounts) -> bool:
+        """Move rows that are in no segment, which would keep them for the sums: write these at once, and alone."""
+        if not self._is_gathered:
+            if not self._flush_all(accounts) or not self._move(batch, accounts):
+                return False
+            self._is_gathered = True
+        return self._flush_all(accounts)
+
+    def _flush_all(self, accounts: ISpoolAccounts) -> bool:
+        """Write all that was gathered; return whether the database took it."""
+        while (more := self._flush(accounts, force=True)) is not False:
+            if more is None:
+                return False
+        return True
+
+    def _flush_own(self, *, force: bool) -> bool:
+        """Write a part of what this process's rows add up to, if it is due."""
+        accounts = self._accounts
+        if accounts is None:
+            return True
+        if self._flush(accounts, force=force) is None:
+            return False
+        self._spool.release(accounts.kept_from)
+        return True
+
+    def _recover_part(self) -> bool:
+        """Move a batch of the rows that another process left, or write a part of what they add up to."""
+        recovery, accounts = self._recovery, self._orphans
+        if accounts is None:
+            accounts = self._open_accounts(recovery.name, self._former_names.get(recovery.name))
+            if accounts is None:
+                return False
+            self._orphans = accounts
+        more = self._flush(accounts, force=False)
+        if more is None:
+            return False
+        recovery.release(accounts.kept_from)
+        if more:
+            return True
+        batch = self._next_orphans(accounts)
+        if batch is None:
+            return False
+        if batch:
+            if not self._move(batch[0], accounts):
+                return False
+            recovery.acknowledge(batch[0])
+            return True
+        more = self._flush(accounts, force=True)
+        if more is None:
+            return False
+        if more:
+            return True
+        recovery.remove_all()
+        # Last: without its marks, a segment that is left would be added up again.
+        if not recovery.is_skipped and self.batch_writer.reach(lambda: accounts.close() or True) is None:
+            return False
+        self._former_names.pop(recovery.name, None)
+        self._orphans = None
+        recovery.next_name()
+        self._moved += 1
+        return True
+
+    def _next_orphans(self, accounts: ISpoolAccounts) -> list[Batch] | None:
+        """Return the next batch of the name that is recovered, if there is one; None if it must be retried."""
+
+        def read() -> list[Batch]:
+            found = self._recovery.next_batch(BATCH_ROWS, accounts.boundaries, self._store.missing)
+            return [] if found is None else [found]
+
+        return self.batch_writer.reach(read)
+
+    def _open_accounts(self, name: str, told_to: Position | None) -> ISpoolAccounts | None:
+        """Open accounts; `told_to` is None for those of another process, None is returned for a retry."""
+        own, told_to = told_to is not None, told_to or BEGINNING
+        return self.batch_writer.reach(lambda: self._store.open_accounts(name, own=own, told_to=told_to))
+
+    def _move(self, batch: Batch, accounts: ISpoolAccounts) -> bool:
+        written = self.batch_writer.write(batch)
+        if written is None:
+            return False
+        accounts.add(written, batch.position)
+        self._moved += 1
+        return True
+
+    def _flush(self, accounts: ISpoolAccounts, *, force: bool) -> bool | None:
+        """Write a part of what was gathered; return whether there is more, or None if it must be retried."""
+        result = self.batch_writer.reach(lambda: accounts.flush(force=force))
+        if result is None:
+            return None
+        more, updates = result
+        if more:
+            self._moved += 1
+        if updates:
+            self._reactor.callFromThread(self._on_committed, updates)
+        return more
+
+    def _begin_anew(self) -> bool:
+        """Write under a new name, and have what is left in the spool taken over, like the rows of another run.
+
+        Returns:
+            Whether that succeeded; if not, call it again before anything else.
+        """
+        batch, self._batch, self._is_gathered = self._batch, None, False
+        if batch is not None:
+            self._spool.requeue(batch)
+        name, accounts, orphans = self._spool.name, self._accounts, self._orphans
+        try:
+            former = self._spool.begin_anew()
+        except OSError as error:
+            self._log.error("The ledger's spool cannot be begun anew: {reason}", reason=error.strerror, **LEDGER_ALERT)
+            return False
+        self._must_begin_anew = False
+        self._former_names[name] = BEGINNING if accounts is None else accounts.told_to
+        if orphans is not None and orphans.name in self._former_names:
+            self._former_names[orphans.name] = max(self._former_names[orphans.name], orphans.told_to)
+        self._orphans = self._accounts = None
+        # What was read of others is read again too.
+        self._recovery.begin_again()
+        if former is not None:
+            self._recovery.take(former)
+        return True
+
+    def _finish(self) -> bool:
+        """Remove the marks of this process's spool, if nothing is left in it."""
+        accounts = self._accounts
+        if accounts is None or not self._spool.finish():
+            return True
+        self._spool.release(accounts.kept_from)
+        self._accounts = None
+        self.batch_writer.reach(accounts.close)
         return True
 
     def _claim_orphans(self) -> None:
@@ -368,24 +438,14 @@ class LedgerWriter:
         except OSError as error:
             self._log.error("The ledger's spool cannot be searched: {reason}", reason=error.strerror, **LEDGER_ALERT)
 
-    def _move(self, batch: Batch) -> bool:
-        updates = self.batch_writer.write(batch)
-        if updates is None:
-            return False
-        (self._spool if batch.own else self._recovery).acknowledge(batch)
-        if updates:
-            self._reactor.callFromThread(self._on_committed, updates)
-        return True
-
     def _delete_old(self) -> bool:
         if self._retention is None or time.monotonic() < self._next_deletion or self._stopping.is_set():
             return True
         try:
-            deleted = self._store.delete_before(int((self._now() - self._retention) * 1e6), DELETED_ROWS)
+            self._store.drop_before(int((self._now() - self._retention) * 1e6))
         except DatabaseUnavailable:
             return False
-        # After a full transaction there are probably more: they go in the next turn.
-        self._next_deletion = time.monotonic() + (0.0 if deleted == DELETED_ROWS else RETENTION_SECONDS)
+        self._next_deletion = time.monotonic() + RETENTION_SECONDS
         return True
 
     # the thread that syncs

@@ -1,0 +1,145 @@
+"""Old rows on SQLite, whose partitions are files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from twisted.logger import capturedLogs as captured_logs
+from twisted.logger import eventAsText
+
+from tests.builders import usage_row
+from tests.conftest import LoggedFailures
+from tests.storage.retention_contract import RetentionContract, Store, at
+from tests.storage.retention_contract import test_partitions_are_found_by_their_names as test_names  # noqa: F401
+from twisted_vllm.storage.sqlite_file import DatabaseFileLost
+from twisted_vllm.storage.usage import retention
+from twisted_vllm.storage.usage.partitions import partitions_of, rows_in
+from twisted_vllm.storage.usage.tables import usage
+from twisted_vllm.usage.interfaces import DatabaseUnavailable
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(f"sqlite:///{tmp_path}/keys.sqlite")
+    yield store
+    store.close()
+
+
+class TestOnSqlite(RetentionContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[Store]:
+        store = Store(f"sqlite:///{tmp_path}/keys.sqlite")
+        yield store
+        store.close()
+
+
+def files_of(store: Store) -> list[str]:
+    directory = Path(f"{store.engine.url.database}-usage")
+    return sorted(each.name for each in directory.iterdir() if each.suffix == ".db" or "dropped" in each.name)
+
+
+def test_the_files_go_with_their_logs(store: Store) -> None:
+    store.write("2026-02-02", "2026-06-15")
+    store.database.drop_before(at("2026-03-01"))
+    directory = Path(f"{store.engine.url.database}-usage")
+    assert {each.name.partition(".")[0] for each in directory.iterdir()} == {"2026-06"}
+
+
+@pytest.mark.parametrize("left", ["2026-02.db", "2026-02.db-wal", "2026-02.db.dropped", "2026-02.db-shm.dropped"])
+def test_what_a_crash_left_goes_with_the_next_call(store: Store, left: str) -> None:
+    store.write("2026-06-15")
+    directory = Path(f"{store.engine.url.database}-usage")
+    (directory / left).write_bytes(b"rest")
+    (directory / "notes.txt").write_bytes(b"an operator's")
+    store.database.drop_before(at("2026-03-01"))
+    assert not (directory / left).exists()
+    assert (directory / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("step", ["_set_aside", "_names_of_files", "check_file"])
+def test_a_drop_that_failed_is_done_by_the_next_call(store: Store, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write("2026-02-02", "2026-06-15")
+
+    def fail(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retention, step, fail)
+        with pytest.raises(DatabaseUnavailable, match="Input/output error"):
+            store.database.drop_before(at("2026-03-01"))
+    store.database.drop_before(at("2026-03-01"))
+    assert store.partitions == ["2026-06"]
+    assert files_of(store) == ["2026-06.db"]
+    assert len(store.rows) == 1
+
+
+def test_newer_files_that_a_restored_main_file_does_not_know_stay(store: Store) -> None:
+    """They are known again with the next row of their time."""
+    store.write("2026-06-15")
+    with store.engine.begin() as connection:
+        retention._forget(connection, 2**62)
+    store.database.close()
+    store.database.drop_before(at("2026-03-01"))
+    assert files_of(store) == ["2026-06.db"]
+    store.write_rows([usage_row(3, time=at("2026-06-16"))])
+    assert len(store.rows) == 2
+
+
+def test_a_log_without_its_file_is_not_applied_to_a_new_one(store: Store) -> None:
+    store.write("2026-05-05")
+    directory = Path(f"{store.engine.url.database}-usage")
+    log = directory / "2026-06.db-wal"
+    log.write_bytes((directory / "2026-05.db-wal").read_bytes())
+    store.write("2026-06-15")
+    assert sorted(store.rows) == [at("2026-05-05"), at("2026-06-15")]
+
+
+def test_a_file_that_somebody_removed_is_reported_and_not_made_anew(store: Store) -> None:
+    store.write("2026-06-15")
+    path = Path(f"{store.engine.url.database}-usage/2026-06.db")
+    aside = path.with_name("aside")
+    os.rename(path, aside)
+    with pytest.raises(DatabaseUnavailable, match=r"2026-06\.db was removed while the gateway runs"):
+        store.database.write([usage_row(5, time=at("2026-06-16"))])
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable, match=r"2026-06\.db.*is missing\. Put it back, or restart"):
+            store.database.write([usage_row(5, time=at("2026-06-16"))])
+    with store.engine.connect() as connection, pytest.raises(DatabaseFileLost, match="is missing"):
+        rows_in(connection, partitions_of(connection)[0]).execute(select(usage)).all()
+    assert not path.exists()
+    os.rename(aside, path)
+    store.write_rows([usage_row(5, time=at("2026-06-16"))])
+    assert len(store.rows) == 2
+
+
+def test_a_restart_goes_on_without_a_file_that_is_lost(store: Store, logged_failures: LoggedFailures) -> None:
+    store.write("2026-06-15")
+    store.database.close()
+    path = Path(f"{store.engine.url.database}-usage/2026-06.db")
+    for each in path.parent.iterdir():
+        each.unlink()
+    other = store.another()
+    with captured_logs() as events:
+        store.write_rows([usage_row(5, time=at("2026-06-16"))], other)
+    assert store.rows == [at("2026-06-16")]
+    [told] = [event for event in events if event["log_level"].name == "critical"]
+    assert logged_failures.flush() == [None]
+    assert "2026-06.db is missing, and is made anew" in eventAsText(told)
+    other.close()
+
+
+def test_a_partition_on_another_disk_is_dropped_there(store: Store, tmp_path: Path) -> None:
+    store.write("2026-02-02", "2026-06-15")
+    store.database.close()
+    path = Path(f"{store.engine.url.database}-usage/2026-02.db")
+    (tmp_path / "slow").mkdir()
+    os.rename(path, tmp_path / "slow" / "february.db")
+    path.symlink_to(tmp_path / "slow" / "february.db")
+    store.database.drop_before(at("2026-03-01"))
+    assert not path.is_symlink()
+    assert list((tmp_path / "slow").iterdir()) == []

@@ -1,0 +1,242 @@
+"""The partitions of the ledger's rows: by month, or by day where rows are kept for a short time.
+
+A partition has the tables of `rows_metadata`. On PostgreSQL it is a range partition of each. On SQLite it is a file
+beside the main one, ``FILE-usage/2026-11.db``. So rows and admin changes do not wait for each other's locks, and what
+is too old is dropped as a whole: at once, and the space is free.
+"""
+
+from __future__ import annotations
+
+import calendar
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import attrs
+from sqlalchemy import Connection, insert, select
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
+
+from twisted_vllm.storage.sqlite_file import DatabaseFileLost
+from twisted_vllm.storage.usage.tables import DAY_US, ROWS, rows_metadata, usage_partitions
+
+#: files that a connection attaches at most; SQLite's own limit is 10
+MAX_ATTACHED = 8
+
+#: the execution option of a connection to SQLite or PostgreSQL on which the tables of the rows have no schema
+UNQUALIFIED = {"schema_translate_map": {ROWS: None}}
+
+#: Partitions that there may be. A machine's clock that jumps about makes one for each month that it is in.
+MAX_PARTITIONS = 1_000
+
+#: before and after all rows
+_NO_START, _NO_END = -(2**62), 2**62
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@attrs.frozen(order=True)
+class Partition:
+    """A part of the time.
+
+    Attributes:
+        start: where it begins, in microseconds since 1970.
+        end: where it ends, exclusive.
+        name: ``2026-11`` or ``2026-11-30``.
+    """
+
+    start: int
+    end: int
+    name: str
+
+    def has(self, time: int) -> bool:
+        """Return whether a time belongs to it."""
+        return self.start <= time < self.end
+
+
+class PartitionGone(Exception):
+    """A partition was dropped meanwhile: it has no rows."""
+
+
+#: stands for all partitions of PostgreSQL, which finds the right ones by itself
+EVERYTHING = Partition(_NO_START, _NO_END, "")
+
+
+def new_partition(time: int, existing: Sequence[Partition], *, by_day: bool) -> Partition:
+    """Return a partition for a time that belongs to none of the existing ones.
+
+    Args:
+        time: in microseconds since 1970.
+        existing: those that exist.
+        by_day: whether it has a day and not a month.
+    """
+    moment = _EPOCH + timedelta(microseconds=time)
+    first = datetime(moment.year, moment.month, 1, tzinfo=UTC)
+    start = (first - _EPOCH) // timedelta(microseconds=1)
+    end = start + calendar.monthrange(moment.year, moment.month)[1] * DAY_US
+    # A month of which some days exist already goes on by day.
+    if not by_day and not any(each.start < end and start < each.end for each in existing):
+        return Partition(start, end, f"{moment:%Y-%m}")
+    start = time // DAY_US * DAY_US
+    return Partition(start, start + DAY_US, f"{moment:%Y-%m-%d}")
+
+
+def partition_named(name: str) -> Partition | None:
+    """Return the partition with a name; None if no partition is called so."""
+    for pattern, by_day in (("%Y-%m-%d", True), ("%Y-%m", False)):
+        try:
+            moment = datetime.strptime(name, pattern).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+        found = new_partition((moment - _EPOCH) // timedelta(microseconds=1), [], by_day=by_day)
+        return found if found.name == name else None
+    return None
+
+
+def all_partitions(connection: Connection) -> list[Partition]:
+    """Return the partitions that exist, newest first."""
+    columns = (usage_partitions.c.start, usage_partitions.c.end, usage_partitions.c.name)
+    found = connection.execute(select(*columns).order_by(usage_partitions.c.start.desc()))
+    return [Partition(*row) for row in found]
+
+
+# reading
+
+
+def partitions_of(connection: Connection) -> list[Partition]:
+    """Return the partitions to read one by one, newest first; on PostgreSQL one that stands for all."""
+    return all_partitions(connection) if connection.dialect.name == "sqlite" else [EVERYTHING]
+
+
+def rows_in(connection: Connection, partition: Partition) -> Connection:
+    """Have `usage` and `usage_lookups` mean those of a partition on a connection; return the connection.
+
+    On SQLite it attaches the partition's file. If too many are attached, it ends the reading transaction, detaches the
+    oldest, and begins another. Call `detach_all` when the connection is given back.
+
+    Raises:
+        PartitionGone: it was dropped meanwhile.
+        DatabaseFileLost: somebody else removed its file.
+    """
+    if connection.dialect.name != "sqlite":
+        return connection.execution_options(**UNQUALIFIED)
+    attached: dict[str, None] = connection.info.setdefault("attached", {})
+    schema = f"p{partition.name.replace('-', '_')}"
+    if schema not in attached:
+        if len(attached) >= MAX_ATTACHED:
+            connection.exec_driver_sql("COMMIT")
+            _detach(connection.connection.driver_connection, attached)
+            connection.exec_driver_sql("BEGIN")
+        path = file_of(main_file(connection.engine), partition)
+        try:
+            # The mode: SQLite would make an empty file where there is none.
+            connection.exec_driver_sql(f'ATTACH ? AS "{schema}"', (f"file:{quote(str(path))}?mode=rw",))
+        except OperationalError:
+            if path.exists():
+                raise
+            connection.exec_driver_sql("COMMIT")
+            connection.exec_driver_sql("BEGIN")
+            if partition not in all_partitions(connection):
+                raise PartitionGone(partition.name) from None
+            raise partition_lost(path) from None
+        attached[schema] = None
+    return connection.execution_options(schema_translate_map={ROWS: schema})
+
+
+def detach_all(driver_connection: Any, info: dict[str, Any]) -> None:
+    """Detach all files of partitions from a SQLite connection that is in no transaction: they may be dropped."""
+    attached: dict[str, None] = info.get("attached", {})
+    _detach(driver_connection, attached)
+
+
+def _detach(driver_connection: Any, attached: dict[str, None]) -> None:
+    while attached:
+        schema, _ = attached.popitem()
+        driver_connection.execute(f'DETACH "{schema}"')
+
+
+# files of SQLite
+
+
+def directory_of(main: Path) -> Path:
+    """Return the directory with the files of partitions that belong to a main file."""
+    # Whoever opens the file by a link, or from another directory, means the same files.
+    real = Path(os.path.realpath(main))
+    return real.with_name(f"{real.name}-usage")
+
+
+def file_of(main: Path, partition: Partition) -> Path:
+    """Return the file of a partition."""
+    return directory_of(main) / f"{partition.name}.db"
+
+
+def files_beside(path: Path) -> tuple[Path, Path]:
+    """Return the files that SQLite keeps beside a file: its write-ahead log, and the log's index."""
+    return path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
+
+
+def main_file(engine: Engine) -> Path:
+    """Return the main file of an engine of SQLite."""
+    assert engine.url.database is not None
+    return Path(engine.url.database)
+
+
+def partition_lost(path: Path) -> DatabaseFileLost:
+    """Return the error that says that a file is missing which the database knows."""
+    return DatabaseFileLost(
+        f"{path}, which has rows of the ledger, is missing. Put it back, or restart the gateway to go on without its "
+        "rows; sums are in the main file. Until then new rows of that time wait in the spool.",
+        moved=False,
+    )
+
+
+# making them
+
+
+def create_rows_tables(connection: Connection) -> None:
+    """Create the tables of the rows: in a partition's file, or PostgreSQL's parents of all partitions."""
+    if connection.dialect.name == "postgresql":
+        # Not where the tables are declared: it would load PostgreSQL's dialect, 2 MB, into every process.
+        for table in rows_metadata.tables.values():
+            table.dialect_options["postgresql"]["partition_by"] = "RANGE (time)"
+    rows_metadata.create_all(connection.execution_options(**UNQUALIFIED), checkfirst=True)
+
+
+def add_partition(connection: Connection, partition: Partition) -> None:
+    """Add a partition to the database's list, and on PostgreSQL make its tables. Another process may have done it."""
+    sqlite = connection.dialect.name == "sqlite"
+    values = insert(usage_partitions).values(start=partition.start, end=partition.end, name=partition.name)
+    if sqlite:
+        connection.execute(values.prefix_with("OR IGNORE"))
+        return
+    from sqlalchemy.dialects.postgresql import insert as insert_postgresql
+
+    added = (
+        insert_postgresql(usage_partitions)
+        .values(start=partition.start, end=partition.end, name=partition.name)
+        .on_conflict_do_nothing()
+        .returning(usage_partitions.c.name)
+    )
+    # Whoever comes second waits here for the first one's commit. The count of an insert's rows is not reliable.
+    if connection.execute(added).first() is None:
+        return
+    for table in rows_metadata.sorted_tables:
+        child = f"{table.name}_{partition.name.replace('-', '_')}"
+        # ATTACH takes a weaker lock on the parent than CREATE TABLE … PARTITION OF.
+        connection.exec_driver_sql(f'CREATE TABLE "{child}" (LIKE "{table.name}" INCLUDING ALL)')
+        connection.exec_driver_sql(
+            f'ALTER TABLE "{table.name}" ATTACH PARTITION "{child}" '
+            f"FOR VALUES FROM ({partition.start}) TO ({partition.end})"
+        )
+
+
+def make_directory(main: Path) -> None:
+    """Make the directory of the partitions' files.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    os.makedirs(directory_of(main), mode=0o700, exist_ok=True)
