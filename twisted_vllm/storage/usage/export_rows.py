@@ -8,17 +8,18 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, func, select, tuple_
 
 from twisted_vllm.storage.repository import in_chunks
+from twisted_vllm.storage.usage.partitions import PartitionGone, all_partitions, partitions_of, rows_in
 from twisted_vllm.storage.usage.tables import (
     ALL,
     DAY,
     DAY_US,
+    KINDS,
     RowKey,
     usage,
     usage_payers,
+    usage_sums,
     usage_targets,
-    usage_totals,
 )
-from twisted_vllm.usage.days import date_of, number_of
 
 
 def rows_of_day(connection: Connection, day: int, after: RowKey | None, limit: int) -> list[Row[Any]]:
@@ -30,6 +31,13 @@ def rows_of_day(connection: Connection, day: int, after: RowKey | None, limit: i
         after: the key of the last row of the page before; None for the first page.
         limit: the most rows.
     """
+    partition = next((each for each in partitions_of(connection) if each.has(day * DAY_US)), None)
+    if partition is None:
+        return []
+    try:
+        rows_in(connection, partition)
+    except PartitionGone:
+        return []
     begin = day * DAY_US if after is None else after[0]
     found = select(usage).where(usage.c.time >= begin, usage.c.time < (day + 1) * DAY_US)
     if after is not None:
@@ -38,22 +46,29 @@ def rows_of_day(connection: Connection, day: int, after: RowKey | None, limit: i
 
 
 def first_day(connection: Connection, since: int = 0) -> int | None:
-    """Return the first day with a row, from a day on; None if no such row is kept."""
-    found = select(usage.c.time).where(usage.c.time >= since * DAY_US).order_by(usage.c.time).limit(1)
-    time = connection.execute(found).scalar()
-    return None if time is None else time // DAY_US
+    """Return the first day of which rows are kept, from a day on; None if there is none."""
+    kept = all_partitions(connection)
+    if not kept:
+        return None
+    sums = usage_sums.c
+    # The sums say on which days there were requests, so no row need be looked for.
+    found: int | None = connection.execute(
+        select(func.min(sums.start)).where(
+            sums.kind == KINDS[ALL, DAY], sums.start >= max(since, kept[-1].start // DAY_US)
+        )
+    ).scalar()
+    return found
 
 
 def requests_of_days(connection: Connection, first: int, last: int) -> dict[int, int]:
     """Return how many requests the sums count of each day, of those from `first` to `last` that have any."""
-    totals = usage_totals.c
+    sums = usage_sums.c
     found = (
-        select(totals.start, func.sum(totals.requests))
-        .where(totals.dimension == ALL, totals.period == DAY, totals.value == "")
-        .where(totals.start >= date_of(first), totals.start <= date_of(last))
-        .group_by(totals.start)
+        select(sums.start, func.sum(sums.requests))
+        .where(sums.kind == KINDS[ALL, DAY], sums.start >= first, sums.start <= last)
+        .group_by(sums.start)
     )
-    return {number_of(start): int(count) for start, count in connection.execute(found)}
+    return {start: int(count) for start, count in connection.execute(found)}
 
 
 def payers_of(connection: Connection, ids: Iterable[int]) -> dict[int, Row[Any]]:

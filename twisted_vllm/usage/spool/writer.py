@@ -354,7 +354,7 @@ class LedgerWriter:
             return True
         recovery.remove_all()
         # Last: without its marks, a segment that is left would be added up again.
-        if not recovery.is_skipped and self.batch_writer.reach(lambda: accounts.close() or True) is None:
+        if not recovery.is_skipped and not self.batch_writer.reach(lambda: _closed(accounts)):
             return False
         self._former_names.pop(recovery.name, None)
         self._orphans = None
@@ -462,3 +462,8 @@ class LedgerWriter:
                 self._sync_failed = True
             else:
                 self._sync_failed = False
+
+
+def _closed(accounts: ISpoolAccounts) -> bool:
+    accounts.close()
+    return True

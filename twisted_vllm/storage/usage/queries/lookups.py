@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,7 +15,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     CompoundSelect,
-    Connection,
     Select,
     Text,
     and_,
@@ -31,7 +29,6 @@ from sqlalchemy import (
     union_all,
 )
 
-from twisted_vllm.storage.usage.partitions import Partition, file_of, rows_in
 from twisted_vllm.storage.usage.queries.plan import MODEL, ROUTE, SERVER
 from twisted_vllm.storage.usage.queries.sums import EMPTY, payers_with
 from twisted_vllm.storage.usage.tables import (
@@ -99,23 +96,6 @@ class RowFilter:
     successful: bool | None = None
     error: str = ""
     costs: tuple[int, int] | None = None
-
-
-class PartitionGone(Exception):
-    """The rows of a partition were deleted meanwhile."""
-
-
-def open_partition(connection: Connection, partition: Partition) -> Connection:
-    """Have the tables of rows mean those of a partition, as `rows_in`.
-
-    Raises:
-        PartitionGone: its file was deleted.
-    """
-    file = connection.engine.url.database if connection.dialect.name == "sqlite" else None
-    # SQLite would make an empty file in its place.
-    if file and not file_of(Path(file), partition).exists():
-        raise PartitionGone(partition.name)
-    return rows_in(connection, partition)
 
 
 @attrs.frozen(eq=False)

@@ -26,14 +26,19 @@ from sqlalchemy import (
 )
 
 from twisted_vllm.errors import InvalidRequest, StoreUnavailable
-from twisted_vllm.storage.usage.partitions import EVERYTHING, Partition, all_partitions, partitions_of
+from twisted_vllm.storage.usage.partitions import (
+    EVERYTHING,
+    Partition,
+    PartitionGone,
+    all_partitions,
+    partitions_of,
+    rows_in,
+)
 from twisted_vllm.storage.usage.queries.lookups import (
     COLUMNS,
     SUCCESSFUL,
-    PartitionGone,
     joined,
     looked_up,
-    open_partition,
     row_conditions,
     tags_of_rows,
 )
@@ -192,7 +197,7 @@ def _partition_from(connection: Connection, low: int, high: int) -> Partition | 
     for partition in reversed(partitions_of(connection)):
         if partition.end > low and partition.start < high:
             try:
-                open_partition(connection, partition)
+                rows_in(connection, partition)
             except PartitionGone:
                 raise _rows_deleted() from None
             return partition

@@ -20,16 +20,14 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, func,
 from twisted_vllm.storage.repository import in_chunks
 from twisted_vllm.storage.tables import former_keys, keys
 from twisted_vllm.storage.usage.marks import SUMS as SUMS_MARK
-from twisted_vllm.storage.usage.partitions import Partition, partitions_of
+from twisted_vllm.storage.usage.partitions import Partition, PartitionGone, partitions_of, rows_in
 from twisted_vllm.storage.usage.queries.lookups import (
     LookUp,
-    PartitionGone,
     RowFilter,
     conditions_of,
     is_own_id,
     joined,
     look_ups,
-    open_partition,
     own_ids,
 )
 from twisted_vllm.storage.usage.queries.plan import MODEL
@@ -158,7 +156,7 @@ def first_row(connection: Connection) -> int | None:
 
 def _opened(connection: Connection, partition: Partition) -> bool:
     try:
-        open_partition(connection, partition)
+        rows_in(connection, partition)
     except PartitionGone:
         return False
     return True
