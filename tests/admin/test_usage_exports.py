@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from twisted_vllm.storage.usage.writes import write
 
 from tests.admin.admin_harness import NOW, Gateway, value_of
 from tests.builders import usage_row
+from tests.storage.ledger_filler import keep
 from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.storage.store import Store
-from twisted_vllm.storage.usage.batch import References
 from twisted_vllm.storage.usage.exports import Schedule, Written, fail, finish, take_work
 from twisted_vllm.usage.days import DAY_US, date_of
 
@@ -40,7 +39,7 @@ def gateway(export: FakeExport) -> tuple[Gateway, MemoryDatabase]:
 
 def store(database: MemoryDatabase, *days: int) -> None:
     rows = [usage_row(number, id=f"{number:032x}", time=day * DAY_US) for number, day in enumerate(days)]
-    database.run_now(lambda connection: write(connection, rows, lambda *_: 0, 0.0, True, References()))
+    database.run_now(lambda connection: keep(connection, rows))
 
 
 def take(database: MemoryDatabase) -> Any:

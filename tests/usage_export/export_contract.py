@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 
 import attrs
 import pytest
-from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from tests.builders import NOON, usage_row
+from tests.storage.ledger_filler import keep
 from tests.usage_export.reading import ask_duckdb, files_of, rows_by_pyarrow
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import Conflict
@@ -37,6 +39,7 @@ from twisted_vllm.storage.usage.exports import (
     state_of,
     take_work,
 )
+from twisted_vllm.storage.usage.partitions import partitions_of, rows_in
 from twisted_vllm.storage.usage.tables import usage, usage_exports
 from twisted_vllm.usage.days import DAY_US, date_of
 from twisted_vllm.usage.records import UsageRow
@@ -70,7 +73,8 @@ class Exporting:
         self.store_rows(rows)
 
     def store_rows(self, rows: Sequence[UsageRow]) -> None:
-        self.ledger.write(rows, True)
+        with begin(self.engine, None, writes=True) as connection:
+            keep(connection, rows, by_day=True)
 
     def take(self, now: int, schedule: Schedule = SCHEDULE) -> Work | None:
         self.owners += 1
@@ -113,7 +117,7 @@ class Exporting:
     def cost(self, day: int) -> Decimal:
         """The cost of a day's rows in US dollars."""
         rows = select(func.sum(usage.c.cost)).where(usage.c.time >= day * DAY_US, usage.c.time < (day + 1) * DAY_US)
-        with begin(self.engine, None, writes=False) as connection:
+        with self.partition(day) as connection:
             return Decimal(int(connection.execute(rows).scalar_one())) / 10**12
 
     def let_claims_lapse(self) -> None:
@@ -121,8 +125,19 @@ class Exporting:
         with begin(self.engine, None, writes=True) as connection:
             connection.execute(update(usage_exports).values(claimed_until=0))
 
-    def delete_rows(self, until: int) -> None:
+    @contextmanager
+    def partition(self, day: int) -> Iterator[Connection]:
+        """Give a connection on which `usage` means that of a day's partition."""
         with begin(self.engine, None, writes=True) as connection:
+            [found] = [each for each in partitions_of(connection) if each.has(day * DAY_US)]
+            yield rows_in(connection, found)
+
+    def delete_rows(self, until: int) -> None:
+        """Delete the rows before a time: whole days as retention does."""
+        if until % DAY_US == 0:
+            self.ledger.drop_before(until)
+            return
+        with self.partition(until // DAY_US) as connection:
             connection.execute(delete(usage).where(usage.c.time < until))
 
 
@@ -212,8 +227,7 @@ def test_a_day_whose_rows_were_deleted_before_their_turn_is_passed_over(exportin
     assert work is not None
     with begin(exporting.engine, None, writes=True) as connection:
         fail(connection, work, after(DAY), "the disk is full")
-        in_day = (usage.c.time >= DAY * DAY_US) & (usage.c.time < (DAY + 1) * DAY_US)
-        connection.execute(delete(usage).where(in_day))
+    exporting.delete_rows((DAY + 1) * DAY_US)
     assert [day for day, _ in exporting.export_all(after(DAY + 1))] == [DAY + 1]
     assert exporting.until() == date_of(DAY + 1)
     assert exporting.state().error is None
@@ -291,14 +305,14 @@ def test_retention_keeps_what_is_not_exported(exporting: Exporting) -> None:
     assert held_from(date_of(DAY + 1)) == (DAY + 1) * DAY_US
     holding = UsageDatabase(exporting.url, lambda *_: 0, held_from=lambda connection: keeps_from(connection))
     try:
-        assert holding.delete_before((DAY + 2) * DAY_US, 1_000) == 0
+        assert holding.drop_before((DAY + 2) * DAY_US) == 0
         exporting.export_all(after(DAY))
         assert held_from() == (DAY + 1) * DAY_US
-        assert holding.delete_before((DAY + 2) * DAY_US, 1_000) == 10
+        assert holding.drop_before((DAY + 2) * DAY_US) == 1
         # the day before the first that is kept is exported
         assert exporting.until() == date_of(DAY)
         exporting.export_all(after(DAY + 2))
-        assert holding.delete_before((DAY + 3) * DAY_US, 1_000) == 20
+        assert holding.drop_before((DAY + 3) * DAY_US) == 2
         assert exporting.until() == date_of(DAY + 2)
         assert held_from() is None
         # and nothing is overdue where nothing is kept

@@ -13,14 +13,13 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.python.failure import Failure
-from twisted_vllm.storage.usage.writes import write
 
 from tests.builders import usage_row
+from tests.storage.ledger_filler import keep
 from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.config.s3 import Bucket
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.usage_export import UsageExportSettings
-from twisted_vllm.storage.usage.batch import References
 from twisted_vllm.storage.usage.exports import Schedule, Work, Written, ask, days_before, finish
 from twisted_vllm.usage.days import DAY_US, date_of
 from twisted_vllm.usage_export.job import DONE, FAILED, KEPT, Report, encode, job_of
@@ -58,7 +57,7 @@ class Running:
 
     def store(self, day: int, count: int = 1) -> None:
         rows = [usage_row(number, id=f"{number:032x}", time=day * DAY_US + number) for number in range(count)]
-        self.database.run_now(lambda connection: write(connection, rows, lambda *_: 0, 0.0, True, References()))
+        self.database.run_now(lambda connection: keep(connection, rows))
 
     def end(self, report: Report | None, *, status: int = 0, killed: int | None = None) -> None:
         """Let the process end that was started last; what it reports is in the database before."""
