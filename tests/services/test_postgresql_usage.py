@@ -59,7 +59,10 @@ def test_a_server_that_stopped_is_away_and_takes_the_rows_when_it_is_back(
     postgresql.stop()
     try:
         for _ in range(2):
-            for work in (lambda: ledger.database.write(usage_rows(2, 1)), lambda: ledger.database.open_accounts("a", own=True)):
+            for work in (
+                lambda: ledger.database.write(usage_rows(2, 1)),
+                lambda: ledger.database.open_accounts("a", own=True),
+            ):
                 with pytest.raises(DatabaseUnavailable) as away:
                     work()
                 assert postgresql.password not in str(away.value)
