@@ -64,7 +64,8 @@ class Failing:
         if self.lost is not None:
             self.lost -= 1
             if self.lost < 0:
-                connection.connection.driver_connection.commit()
+                driver: Any = connection.connection.driver_connection
+                driver.commit()
                 raise _failure("the connection broke after the commit")
 
 
