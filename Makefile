@@ -18,7 +18,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -31,6 +31,7 @@ help:
 	@echo 'make bench     compare the gateway with nginx and vLLM'\''s router: make bench ARGS=--help'
 	@echo 'make bench-routing  compare routing policies over your vLLM servers: make bench-routing ARGS=--help'
 	@echo 'make bench-telemetry  what metrics, traces and sinks cost: make bench-telemetry ARGS=--help'
+	@echo 'make bench-growth  what a request costs with many keys, end users and rows: make bench-growth ARGS=--help'
 	@echo 'make wheel     build dist/*.whl'
 	@echo 'make clean     remove what make made'
 
@@ -99,6 +100,9 @@ bench-routing: $(VENV)/installed-dev
 
 bench-telemetry: $(VENV)/installed
 	@exec $(BIN)/python -m benchmarks.telemetry $(ARGS)
+
+bench-growth: $(VENV)/installed
+	@exec $(BIN)/python -m benchmarks.growth $(ARGS)
 
 wheel: $(VENV)/installed
 	rm -rf build dist

@@ -21,10 +21,12 @@ class Stat:
     Attributes:
         parent: the parent's process id.
         ticks: CPU time of all its threads, user and system, in clock ticks.
+        ended_ticks: likewise of its children that ended.
     """
 
     parent: int
     ticks: int
+    ended_ticks: int = 0
 
 
 def parse_stat(line: str) -> Stat:
@@ -34,9 +36,10 @@ def parse_stat(line: str) -> Stat:
         ValueError: it is not such a line.
     """
     fields = line.rpartition(")")[2].split()
-    if len(fields) < 13:
+    if len(fields) < 15:
         raise ValueError("not a line of /proc/PID/stat")
-    return Stat(parent=int(fields[1]), ticks=int(fields[11]) + int(fields[12]))
+    user, system, ended_user, ended_system = map(int, fields[11:15])
+    return Stat(parent=int(fields[1]), ticks=user + system, ended_ticks=ended_user + ended_system)
 
 
 def parse_memory(status: str, name: str) -> int | None:
@@ -59,10 +62,10 @@ class ProcessTree:
         self._proc = proc
         self._hertz = ticks_per_second or os.sysconf("SC_CLK_TCK")
 
-    def cpu_seconds(self) -> float | None:
-        """CPU time that the processes which run now have used."""
+    def cpu_seconds(self, *, ended: bool = False) -> float | None:
+        """CPU time that the processes which run now have used, and with `ended` also their children that ended."""
         stats = self._stats()
-        ticks = [stats[pid].ticks for pid in self._below(stats)]
+        ticks = [stats[pid].ticks + (stats[pid].ended_ticks if ended else 0) for pid in self._below(stats)]
         return sum(ticks) / self._hertz if ticks else None
 
     def resident_bytes(self) -> int | None:

@@ -77,21 +77,21 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
     add("--url", metavar="URL", help="your vLLM server, as in http://127.0.0.1:8000")
     add("--model", metavar="NAME", help="the model to ask for; default: the first that the server lists")
     add("--key", metavar="KEY", help="your server's own key; VLLM_API_KEY keeps it out of the list of processes")
-    add("--seconds", type=_number(0.1, 600), default=5.0, metavar="S", help="length of each load [%(default)s]")
-    add("--connections", type=_whole(1, 1000), default=32, metavar="N", help="requests at once [%(default)s]")
-    add("--streams", type=_whole(1, 2000), default=100, metavar="N", help="streams at once [%(default)s]")
-    add("--events", type=_whole(1, 10_000), default=64, metavar="N", help="chunks of a stream [%(default)s]")
-    add("--interval", type=_number(0, 10), default=0.02, metavar="S", help="seconds between two [%(default)s]")
+    add("--seconds", type=number(0.1, 600), default=5.0, metavar="S", help="length of each load [%(default)s]")
+    add("--connections", type=whole(1, 1000), default=32, metavar="N", help="requests at once [%(default)s]")
+    add("--streams", type=whole(1, 2000), default=100, metavar="N", help="streams at once [%(default)s]")
+    add("--events", type=whole(1, 10_000), default=64, metavar="N", help="chunks of a stream [%(default)s]")
+    add("--interval", type=number(0, 10), default=0.02, metavar="S", help="seconds between two [%(default)s]")
     add(
         "--open-streams",
-        type=_whole(0, MAX_OPEN_STREAMS),
+        type=whole(0, MAX_OPEN_STREAMS),
         default=1000,
         metavar="N",
         help="streams held open to see their memory; 0: none [%(default)s]",
     )
     add(
         "--transfer-mib",
-        type=_whole(0, MAX_TRANSFER_MIB),
+        type=whole(0, MAX_TRANSFER_MIB),
         default=256,
         metavar="N",
         help="MiB of one upload and one download; 0: none [%(default)s]",
@@ -145,7 +145,9 @@ def server_at(url: str, key: str | None) -> Target:
     return Target(parts.hostname, port, base, key)
 
 
-def _number(least: float, most: float) -> Callable[[str], float]:
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Return a reader of numbers between two limits, for `argparse`."""
+
     def read(text: str) -> float:
         try:
             value = float(text)
@@ -158,7 +160,9 @@ def _number(least: float, most: float) -> Callable[[str], float]:
     return read
 
 
-def _whole(least: int, most: int) -> Callable[[str], int]:
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers between two limits, likewise."""
+
     def read(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")

@@ -55,6 +55,7 @@ pytest.register_assert_rewrite(
     "tests.storage",
     "tests.upstreams",
     "tests.usage",
+    "tests.usage_export",
 )
 
 #: turns of the reactor after which a closing connection counts as left behind

@@ -50,13 +50,15 @@ MAY_IMPORT = {
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     # it waits for the database and for an issuer
     "identification": PLAIN | {"auth", "ratelimit", "storage", "upstreams"},
+    # the S3 client is that of the sinks
+    "usage_export": PLAIN | {"observability", "storage", "usage"},
     "proxy": SERVICES,
-    "admin": SERVICES,
+    "admin": SERVICES | {"usage_export"},
     # a stand-in for vLLM must not share the gateway's reading of HTTP, or their errors would agree
     "simulator": PLAIN - {"api_routes", "field_policy", "histogram", "http.headers", "mounts"},
     # it takes what the admin API takes, and calls its checks
     "litellm_import": SERVICES | {"admin"},
-    "app": SERVICES | {"proxy", "admin", "litellm_import", "simulator"},
+    "app": SERVICES | {"proxy", "admin", "litellm_import", "simulator", "usage_export"},
 }
 
 #: what decides: no reactor, no clock, no I/O
@@ -77,7 +79,7 @@ PURE = (
     *("upstreams.recent_requests", "upstreams.rendezvous", "upstreams.resolv_conf", "upstreams.response_places"),
     *("upstreams.retry_budget", "upstreams.router", "upstreams.service_rate"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
-    "usage.repeated_rows",
+    *("usage.days", "usage.repeated_rows"),
 )
 
 #: paths of one person's machine

@@ -38,13 +38,15 @@ class Peer:
     Attributes:
         host: its address; empty on a UNIX socket.
         secure: whether the connection is TLS.
+        written: its address as ``X-Forwarded-For`` has it; ``unknown`` on a UNIX socket (RFC 7239 §6.2).
     """
 
-    __slots__ = ("host", "secure")
+    __slots__ = ("host", "secure", "written")
 
     def __init__(self, host: str, secure: bool) -> None:
         self.host = host
         self.secure = secure
+        self.written = host.encode("latin-1") or b"unknown"
 
 
 class Authorization(msgspec.Struct, frozen=True, gc=False):
@@ -52,12 +54,12 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         principal: the caller.
+        payer: the caller in the ledger's form. What follows depends on what the caller may do, and not on who it is.
         route: the requested route.
         path: the raw path for the server, without the query.
         forwarded: the raw path and query for the server, below its base path.
         needs_body: whether the body must be buffered before a server is chosen.
         wants_body: whether to buffer the body if possible, because the ledger reads it.
-        payer: the caller in the ledger's form.
         stores: whether the request makes a response that the server may store.
         response_id: the id of the stored response that the path names; None if it names none.
         response_server: the server that has that response; None if its id does not tell.
@@ -73,12 +75,12 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     """
 
     principal: Principal
+    payer: msgspec.Raw
     route: Route
     path: bytes
     forwarded: bytes
     needs_body: bool
     wants_body: bool
-    payer: msgspec.Raw
     reads: bool = False
     restricted: bool = False
     stores: bool = False

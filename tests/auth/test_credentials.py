@@ -7,13 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twisted_vllm.auth.credentials import (
-    CREDENTIAL_HEADERS,
     carried,
     credential_of,
     decoded,
     strike_out,
     without_keys,
 )
+from twisted_vllm.http.headers import CREDENTIAL_HEADERS
 
 OTHERS = [b"x-litellm-api-key", b"api-key", b"x-api-key"]
 

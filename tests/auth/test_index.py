@@ -53,9 +53,14 @@ def test_a_change_acts_on_a_key_that_was_used_before() -> None:
     assert (found.principal.name, found.blocked) == ("new", True)
 
 
-def test_a_key_is_joined_once() -> None:
-    index = KeyIndex([made()])
-    assert index.find(TOKEN) is index.find(TOKEN)
+def test_a_key_stays_current_while_others_change() -> None:
+    index = KeyIndex([made(user_id="ada", team_id="x")])
+    found = indexed(index)
+    index.add(made(token="1" * 64, user_id="bob", team_id="y"))
+    index.apply(Changes(users={"bob": UserGrant(models=("a",))}, teams={"y": TeamGrant(blocked=True)}))
+    index.apply(Changes(members={member_id("x", "bob"): Allowance(rpm=1), member_id("y", "ada"): Allowance(rpm=1)}))
+    index.apply(Changes(organizations={"acme": OrganizationGrant()}, former={"2" * 64: None}))
+    assert index.is_current(found)
 
 
 def test_replacing_all_forgets_what_is_not_there_any_more() -> None:
@@ -155,11 +160,11 @@ def test_who_has_no_limits_is_not_looked_at() -> None:
 
 def test_an_end_user_is_known_while_there_is_something_to_know() -> None:
     index = KeyIndex([made()])
-    kept = index.find(TOKEN)
+    kept = indexed(index)
     eve = EndUser(Limited("end_user", "eve", UNLIMITED), blocked=True)
     index.apply(Changes(end_users={"eve": eve}))
     assert (index.end_user("eve"), index.end_user("ada")) == (eve, None)
-    assert index.find(TOKEN) is kept
+    assert index.is_current(kept)
     index.apply(Changes(end_users={"eve": None}))
     assert index.end_user("eve") is None
     index.replace_all(Snapshot(end_users={"eve": eve}))

@@ -42,7 +42,7 @@ def proc(tmp_path: Path) -> FakeProc:
 @pytest.mark.parametrize("command", ["nginx", "tmux: server", "a) S 1 (b", "x)"])
 def test_a_command_may_hold_spaces_and_parentheses(command: str) -> None:
     stat = parse_stat(stat_line(42, 17, 120, 34, command))
-    assert (stat.parent, stat.ticks) == (17, 154)
+    assert (stat.parent, stat.ticks, stat.ended_ticks) == (17, 154, 11)
 
 
 @pytest.mark.parametrize("line", ["", "42 (x) S 1", "no such line"])
@@ -66,6 +66,14 @@ def test_a_process_counts_with_everything_below_it_and_nothing_else(proc: FakePr
     assert tree.cpu_seconds() == 1.0
     assert tree.resident_bytes() == 111 * 1024
     assert tree.peak_bytes() == 333 * 1024
+
+
+def test_children_that_ended_count_where_that_is_asked_for(proc: FakeProc) -> None:
+    proc.add(10, 1, ticks=50)
+    proc.add(11, 10, ticks=50)
+    tree = proc.tree(10)
+    # each line says 11 ticks of its ended children
+    assert (tree.cpu_seconds(), tree.cpu_seconds(ended=True)) == (1.0, 1.22)
 
 
 def test_a_new_peak_begins_for_the_whole_tree(proc: FakeProc) -> None:

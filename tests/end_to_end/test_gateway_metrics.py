@@ -32,7 +32,9 @@ DOCUMENTED = {
     for name, labels, kind in re.findall(r"^\| `(\w+)(?:\{(\w+(?:,\w+)*)\})?` \| (\w+) \|", PAGE, re.MULTILINE)
 }
 #: there only where it is configured
-CONFIGURED = {"vllm_passthrough_limits_redis_up"}
+CONFIGURED = {"vllm_passthrough_limits_redis_up"} | {
+    name for name in DOCUMENTED if name.startswith("vllm_passthrough_usage_export_")
+}
 OF_THE_LEDGER = {name for name in DOCUMENTED if name.startswith("vllm_passthrough_ledger_")}
 #: what only administrators get, if it is switched on
 OF_CALLERS = {

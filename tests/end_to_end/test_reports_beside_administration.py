@@ -46,13 +46,6 @@ def fill(connection: Connection) -> None:
     connection.execute(
         text("UPDATE vllm_passthrough_usage_payers SET key_id = (SELECT key_id FROM vllm_passthrough_keys)")
     )
-    for table in ("daily", "monthly"):
-        connection.execute(
-            text(
-                f"UPDATE vllm_passthrough_usage_{table} SET key_id = (SELECT key_id FROM vllm_passthrough_keys) "
-                "WHERE key_id = 'key-7'"
-            )
-        )
     analyse(connection)
 
 

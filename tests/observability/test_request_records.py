@@ -50,7 +50,7 @@ def forwarded(made: RequestContext, model: str = "m", outcome: str = "completed"
     """Say of a request that it was forwarded."""
     where = target(made.head.target.removeprefix(b"/vllm"))
     made.authorization = Authorization(
-        TENANT, classify(b"POST", where.path), where.path, where.forwarded, False, False, refer(Payer())
+        TENANT, refer(Payer()), classify(b"POST", where.path), where.path, where.forwarded, False, False
     )
     made.principal, made.model, made.server, made.outcome = TENANT, model, server(), outcome
     return made

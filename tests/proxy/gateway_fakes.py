@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import ANONYMOUS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server, Timeouts
@@ -254,8 +255,12 @@ class FakeAuthenticator:
 
     def __init__(self, principal: Any = ANONYMOUS) -> None:
         self.changes = 0
+        self.index = KeyIndex()
         self.principal = principal
         self.asked: list[tuple[Any, float]] = []
+
+    def known(self, credential: bytes) -> None:
+        return None
 
     def authenticate(self, headers: Any, now: float) -> Any:
         self.asked.append((headers, now))

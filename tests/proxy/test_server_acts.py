@@ -14,7 +14,7 @@ def finished(method: bytes, path: bytes, *, sent: bool = True) -> list[str]:
     called: list[str] = []
     acts = ServerActs(lambda: called.append("acted"), lambda: called.append("emptied"))
     context = RequestContext(Peer("192.0.2.1", False), 0.0)
-    context.authorization = Authorization(MASTER, classify(method, path), path, path, False, False, b"")  # type: ignore[arg-type]  # no payer is needed
+    context.authorization = Authorization(MASTER, b"", classify(method, path), path, path, False, False)  # type: ignore[arg-type]  # no payer is needed
     context.sent = sent
     acts.finished(context)
     return called

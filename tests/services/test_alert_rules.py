@@ -205,6 +205,13 @@ CASES = [
         gauge("ledger_spool_oldest_row_seconds", 2),
         says=("1m 30s",),
     ),
+    Case(
+        "UsageExportLate",
+        gauge("usage_export_overdue_seconds", 4 * 3_600),
+        gauge("usage_export_overdue_seconds", 2 * 3_600),
+        minutes=40,
+        says=("4h 0m 0s overdue", "GET /usage/exports"),
+    ),
     Case("DatabaseAway", gauge("database_up", 0), gauge("database_up", 1), says=("does not answer",)),
     Case(
         "DatabaseSlow",

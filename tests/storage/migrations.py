@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, inspect
 
 import twisted_vllm.storage
-from twisted_vllm.storage.tables import VERSION_TABLE
+from twisted_vllm.storage.tables import VERSION_TABLE, audit
 from twisted_vllm.storage.usage.tables import metadata, rows_metadata
 
 _MIGRATIONS = Path(twisted_vllm.storage.__file__).parent / "migrations"
@@ -37,7 +37,13 @@ def downgrade(connection: Connection) -> list[str]:
 
 def differences(connection: Connection) -> list[Any]:
     """Return how the database's schema differs from the tables that the code knows."""
-    options = {"version_table": VERSION_TABLE, "compare_type": True, "compare_server_default": True}
+    options = {
+        "version_table": VERSION_TABLE,
+        "compare_type": True,
+        "compare_server_default": True,
+        # months of the audit log
+        "include_name": lambda name, kind, _parents: kind != "table" or not str(name).startswith(f"{audit.name}_"),
+    }
     known = [metadata]
     if connection.dialect.name == "postgresql":
         # SQLite's are in other files.

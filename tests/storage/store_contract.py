@@ -31,6 +31,7 @@ from twisted_vllm.field_policy.rules import NO_RULES, rules_of
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited, member_id
 from twisted_vllm.storage.errors import AliasExists, KeyExists
 from twisted_vllm.storage.interfaces import IStore
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import (
     AuditRecord,
     BudgetRecord,
@@ -43,7 +44,6 @@ from twisted_vllm.storage.records import (
     TeamRecord,
     UserRecord,
 )
-from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import KEPT_CHANGES, Transaction
 
 MADE = datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)

@@ -26,7 +26,9 @@ def test_a_copy_that_is_put_back_counts_nothing_twice_and_forgets_nothing_that_i
     accounts = store.database.open_accounts("spool", own=True)
 
     def write(database: UsageDatabase, rows: list[UsageRow], end: int) -> None:
-        accounts.add([database.write(rows)], Position(1, end))
+        written = database.write(rows)
+        assert written is not None
+        accounts.add([written], Position(1, end))
         while accounts.flush(force=True)[0]:
             pass
 

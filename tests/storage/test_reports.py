@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
 from tests.admin.admin_harness import StoreReports
+from tests.builders import usage_row
+from tests.storage.ledger_filler import keep
 from tests.storage.memory_database import MemoryDatabase
 from tests.storage.store_contract import all_keys, key_record, put
 from twisted_vllm.auth.records import MASTER, Principal
@@ -29,6 +32,9 @@ from twisted_vllm.storage.report_queue import ReportCaller, ReportLimits
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.queries.lookups import RowFilter
+from twisted_vllm.storage.usage.queries.rows import count_rows
+from twisted_vllm.storage.usage.tables import DAY_US
 
 ADMINISTRATOR = ReportCaller.of(MASTER)
 TENANT = ReportCaller.of(Principal("key", "name", key_id="key-1"))
@@ -100,6 +106,28 @@ async def test_a_report_sees_what_was_committed_and_cannot_change_it(database: D
 
     await reports.read(ADMINISTRATOR, change)
     assert await all_keys(Store(database)) == [key_record(1)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_file_of_a_partition_stays_open_after_a_report(database: Database, make: Make, tmp_path: Path) -> None:
+    rows = [usage_row(number, time=DAY_US * 31 * number) for number in range(12)]
+    await database.run(lambda connection: keep(connection, rows), writes=True)
+    reports = make()
+
+    def read(transaction: Transaction) -> tuple[int, int]:
+        return count_rows(transaction.connection, RowFilter()), len(open_partitions(tmp_path))
+
+    before = len(open_partitions(tmp_path))
+    found, opened = await reports.read(ADMINISTRATOR, read)
+    assert found == len(rows)
+    assert opened > before
+    assert len(open_partitions(tmp_path)) == before
+
+
+def open_partitions(directory: Path) -> list[str]:
+    """Return the files of partitions that this process has open."""
+    files = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return [file for file in files if file.startswith(f"{directory}/keys.sqlite-usage/")]
 
 
 @pytest_twisted.ensureDeferred

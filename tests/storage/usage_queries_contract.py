@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,28 +12,27 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event
-from twisted_vllm.storage.usage.writes import write
+from sqlalchemy import Connection, event, update
 
 from tests.builders import usage_row
+from tests.storage.ledger_filler import keep
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.by_spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
+from twisted_vllm.storage.usage.queries.days import Entities, names_used, page_of_days
+from twisted_vllm.storage.usage.queries.lookups import RowFilter
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Plan, Unanswerable, UsageQuery, plan
 from twisted_vllm.storage.usage.queries.reports import (
     Cursor,
-    Entities,
     Group,
-    keys_by_spend,
-    page_of_days,
     read_all,
     read_page,
     read_totals,
-    users_by_spend,
 )
-from twisted_vllm.storage.usage.queries.rows import RowFilter, count_rows, page_of_rows, rows_of
-from twisted_vllm.storage.usage.tables import DAY_US, SUMS
+from twisted_vllm.storage.usage.queries.rows import count_rows, first_row, page_of_rows, rows_of
+from twisted_vllm.storage.usage.tables import DAY_US, OTHER, SUMS, usage_marks
 from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 START = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
@@ -54,17 +54,17 @@ def some_rows(count: int = 200) -> list[UsageRow]:
             tags=chance.choice(((), ("a",), ("a", "b"))),
             model=chance.choice(("qwen", "llama")),
             server=chance.choice(("gpu-1", "gpu-2")),
-            outcome=chance.choice(("completed", "client_disconnected")),
+            **chance.choice(
+                ({"outcome": "completed"}, *({"outcome": "refused", "error": each} for each in ("", "busy")))
+            ),
             cost=chance.randrange(10**13),
             requests=chance.choice((1, 1, 590)),
+            request_tags=chance.choice(((), ("c",), ("a", "c"))),
+            status=chance.choice((200, 200, 429)),
+            response_id=chance.choice(("", f"answer-{number}")),
         )
         for number in range(count)
     ]
-
-
-def keep(connection: Connection, rows: list[UsageRow]) -> None:
-    """Write rows."""
-    write(connection, rows, lambda _kind, _id, _time: 0, 0.0)
 
 
 def groups_of(connection: Connection, planned: Plan, limit: int) -> Iterator[Group]:
@@ -77,13 +77,18 @@ def groups_of(connection: Connection, planned: Plan, limit: int) -> Iterator[Gro
         cursor = page.cursor
 
 
+def has_succeeded(row: UsageRow) -> bool:
+    """Return whether a row counts as successful."""
+    return row.outcome == "completed" and row.status < 400
+
+
 def check_that_pages_make_up_the_whole(connection: Connection) -> None:
     """Every report is the same in pages of three, has each group once, in order, and adds up to the rows."""
     rows = some_rows()
     keep(connection, rows)
     whole = sum(row.cost for row in rows)
     requests = sum(row.requests for row in rows)
-    successful = sum(row.requests for row in rows if row.outcome == "completed" and row.status < 400)
+    successful = sum(row.requests for row in rows if has_succeeded(row))
     for size in (0, 1, 2):
         for group_by in combinations(DIMENSIONS, size):
             for interval in ("hour", "day", "month") if size < 2 else ("day", "month"):
@@ -139,11 +144,12 @@ def check_that_rows_come_in_pages(connection: Connection) -> None:
             {"tag": "b", "team": "red"},
             lambda row: "b" in payer_of(row.payer).tags and payer_of(row.payer).team_id == "red",
         ),
+        ({"tag": "a"}, lambda row: "a" in (*payer_of(row.payer).tags, *row.request_tags)),
         ({"end_user": "tom%"}, lambda row: row.end_user == "tom%"),
     ):
         start, end = START + 10**12, END - 10**12
         asked = RowFilter(start, end, equals, successful=True)
-        inside = [row for row in rows if start <= row.time < end and row.outcome == "completed"]
+        inside = [row for row in rows if start <= row.time < end and has_succeeded(row)]
         wanted = sorted((row for row in inside if matches(row)), key=lambda row: (-row.time, row.id))
         got: list[Any] = []
         while page := page_of_rows(connection, asked, len(got), 20):
@@ -194,6 +200,150 @@ def check_that_days_come_in_pages(connection: Connection) -> None:
     assert users_by_spend(connection, 0, 10) == []
 
 
+def check_that_filters_leave_the_same_rows(connection: Connection) -> None:
+    """Whatever is asked, and whichever look-ups answer it, come the rows that a look at each would leave."""
+    rows = some_rows(300)
+    # a user with more payers than are looked up one by one, and two rows of one payer in the same microsecond
+    rows += [
+        usage_row(1000 + number, time=START + number, key_id=f"many-{number % 12}", user_id="many")
+        for number in range(40)
+    ]
+    rows += [usage_row(number, time=rows[-1].time, key_id="many-3", user_id="many") for number in (2000, 2001)]
+    new = [row for row in rows if row.time >= (START + END) // 2][::2]
+    keep(connection, [row for row in rows if row not in new])
+    # Their look-ups are not written yet.
+    keep(connection, new, summed=False)
+    unsettle(connection)
+    chance = random.Random(5)
+    choices: dict[str, tuple[str, ...]] = {
+        "key": ("k1", "", "many-3", "none"),
+        "user": ("many", "Ada", "É"),
+        "team": ("red",),
+        "end_user": ("eve", "tom%"),
+        "tag": ("a", "b", "c"),
+        "model": ("qwen",),
+        "server": ("gpu-2",),
+    }
+    for _ in range(150):
+        equals = {name: chance.choice(choices[name]) for name in chance.sample(sorted(choices), chance.randrange(3))}
+        start, end = sorted(chance.randrange(START, END) for _ in range(2))
+        asked = RowFilter(
+            chance.choice((None, start)),
+            chance.choice((None, end)),
+            equals,
+            successful=chance.choice((None, None, True, False)),
+            error=chance.choice(("", "", "429", "200", "busy")),
+            costs=chance.choice((None, None, (10**12, 10**13))),
+        )
+        wanted = sorted(((row.time, row.id) for row in rows if matches(row, asked)), reverse=True)
+        skip, limit = chance.choice((0, 3, 40)), chance.choice((1, 7, 100))
+        found = page_of_rows(connection, asked, skip, limit)
+        assert [(row.time, row.id) for row in found] == wanted[skip : skip + limit], asked
+        assert count_rows(connection, asked) == len(wanted), asked
+
+
+def unsettle(connection: Connection) -> None:
+    """Have rows from the middle of the time on be too new to be looked up."""
+    connection.execute(update(usage_marks).values(moved_at=(START + END) // 2))
+
+
+def matches(row: UsageRow, asked: RowFilter) -> bool:
+    """Return whether a filter leaves a row."""
+    payer, target = payer_of(row.payer), target_of(row.target)
+    values = {
+        "key": (payer.key_id,),
+        "user": (payer.user_id or "",),
+        "team": (payer.team_id or "",),
+        "end_user": (row.end_user or "",),
+        "tag": (*payer.tags, *row.request_tags),
+        "model": (target.model,),
+        "server": (target.server,),
+    }
+    return (
+        all(value in values[name] for name, value in asked.equals.items())
+        and (asked.start or 0) <= row.time < (asked.end or END)
+        and asked.successful in (None, has_succeeded(row))
+        and asked.error in ("", str(row.status), row.error)
+        and (asked.costs is None or asked.costs[0] <= row.cost <= asked.costs[1])
+    )
+
+
+def check_that_many_partitions_are_one(connection: Connection) -> None:
+    """A report reads more partitions than are attached at once, and adds up to the rows."""
+    rows = [
+        usage_row(number, time=START + number * DAY_US // 4 + number, server=f"gpu-{number % 3}", cost=number)
+        for number in range(100)
+    ]
+    keep(connection, rows, by_day=True)
+    for interval in ("hour", "day"):
+        planned = plan(UsageQuery(("server",), interval, START - DAY_US, END))
+        found = list(groups_of(connection, planned, 7))
+        assert sum(group.sums[_COST] for group in found) == sum(row.cost for row in rows)
+        assert len({(group.start, group.values) for group in found}) == len(found)
+    found_rows = page_of_rows(connection, RowFilter(equals={"server": "gpu-1"}), 3, 1000)
+    assert [row.id for row in found_rows] == [row.id for row in rows[::-1] if row.cost % 3 == 1][3:]
+    assert count_rows(connection, RowFilter(equals={"key": "k1"})) == len(rows)
+    assert first_row(connection) == START
+
+
+def check_that_sums_tell_of_rows(connection: Connection) -> None:
+    """What is added up from rows, with a filter or without, is what the sums have."""
+    rows = some_rows()
+    keep(connection, rows)
+    for name, value in (
+        ("user", "Ada"),
+        ("team", "red"),
+        ("key", "k2"),
+        ("end_user", "eve"),
+        ("tag", "a"),
+        ("model", "qwen"),
+    ):
+        for group_by in ((), (name,), ("model",)):
+            span = START + 3 * DAY_US, END - 2 * DAY_US
+            summed = {
+                group.values: group.sums
+                for group in read_totals(connection, UsageQuery(group_by, "month", *span, {name: value}))
+            }
+            by_rows: dict[tuple[str, ...], list[int]] = {}
+            for group in groups_of(connection, plan(UsageQuery(group_by, "hour", *span, {name: value})), 50):
+                sums = by_rows.setdefault(group.values, [0] * len(SUMS))
+                by_rows[group.values] = [a + b for a, b in zip(sums, group.sums, strict=True)]
+            assert {values: tuple(sums) for values, sums in by_rows.items()} == summed, (name, group_by)
+
+
+def check_that_the_rest_has_a_name(connection: Connection) -> None:
+    """Only some end users have sums of their own; all sums together are those of all rows."""
+    rows = [usage_row(number, end_user=f"e{number % 10}", cost=number % 10) for number in range(100)]
+    keep(connection, rows, top=4)
+    span = rows[0].time // DAY_US * DAY_US, rows[0].time // DAY_US * DAY_US + DAY_US
+    found = read_totals(connection, UsageQuery(("end_user",), "month", *span))
+    assert len(found) == 5
+    assert OTHER in {group.values[0] for group in found}
+    assert sum(group.sums[_COST] for group in found) == sum(row.cost for row in rows)
+    assert OTHER not in names_used(connection, "end_user", 100)
+    assert names_used(connection, "end_user", 100, ["e0", "e1", "none", OTHER]) == names_used(connection, "end_user", 2)
+    page, total = page_of_days(connection, Entities("end_user"), {}, *span, 0, 100)
+    assert {row[1] for row in page} == {group.values[0] for group in found}
+    assert total == 5
+
+
+def check_that_counts_of_days_stay_true(connection: Connection) -> None:
+    """Counts that are kept are not used for days that have more requests meanwhile."""
+    rows = some_rows()
+    for some in (rows[:50], rows[50:51], rows[51:]):
+        keep(connection, some)
+        for entities in (
+            Entities("user"),
+            Entities("team", ("red",)),
+            Entities("user", None, ("Ada",)),
+            Entities("tag"),
+        ):
+            page, total = page_of_days(connection, entities, {}, START, END, 0, 10_000)
+            assert total == len(page)
+            again, counted = page_of_days(connection, entities, {}, START, END, 2, 3)
+            assert ([tuple(row) for row in again], counted) == ([tuple(row) for row in page[2:5]], total)
+
+
 def plans_of(connection: Connection, work: Any) -> list[str]:
     """Return how the database would run each statement of some work."""
     statements: list[tuple[str, Any]] = []
@@ -236,14 +386,36 @@ def check_that_indexes_are_used(connection: Connection) -> None:
     plans += plans_of(connection, lambda: page_of_days(connection, Entities("user", ("Ada",)), {}, START, END, 0, 10))
     assert len(plans) > 40
     for found in plans:
-        lines = [line for line in found.splitlines() if "vllm_passthrough" in line or "usage" in line]
-        assert lines
-        for line in lines:
-            # SQLite: a table is scanned only along an index; PostgreSQL: not at all
-            assert "Seq Scan" not in line, found
-            # and along the rows themselves where they are in the order that is asked for
-            in_order = line == "SCAN vllm_passthrough_usage" and "TEMP B-TREE" not in found and "limited" in found
-            assert not line.startswith("SCAN") or "USING" in line or in_order, found
+        check_plan(found)
+
+
+#: tables that grow with requests or with names
+_LARGE = ("usage", "usage_lookups", "usage_sums", "usage_payers", "usage_payer_tags", "usage_names")
+_TABLE = re.compile(r"\bvllm_passthrough_(\w+?)(?:_[0-9]{4}_[0-9]{2})?(?:_pkey)?\b")
+
+
+def in_order_of(lines: list[str]) -> bool:
+    """Return whether rows are read in the order that is asked for, and only as many as are."""
+    return lines[0] == "limited" and not any("TEMP B-TREE" in line or "Sort" in line for line in lines)
+
+
+def check_plan(found: str) -> None:
+    """Check that a statement reads no large table as a whole."""
+    lines = found.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        table = _TABLE.search(line)
+        if table is None or table[1] not in _LARGE:
+            continue
+        # the rows themselves are read in the order of time where that order is asked for
+        in_order = table[1] == "usage" and in_order_of(lines)
+        assert "Seq Scan" not in line, found
+        assert not line.startswith("SCAN") or in_order, found
+        if table[1] in ("usage_sums", "usage_lookups") and "Scan" in line:
+            assert following.strip().startswith("Index Cond") or "Bitmap Heap Scan" in line, found
+        if line.startswith("SEARCH") and table[1] == "usage_sums":
+            assert "(kind=? AND start" in line or in_order_of(lines), found
+        if line.startswith("SEARCH") and table[1] == "usage_lookups":
+            assert "(value=?" in line, found
 
 
 #: what the queries promise on every database
@@ -253,6 +425,11 @@ CHECKS = (
     check_that_rows_come_in_pages,
     check_that_a_request_is_found_by_its_id,
     check_that_days_come_in_pages,
+    check_that_filters_leave_the_same_rows,
+    check_that_many_partitions_are_one,
+    check_that_sums_tell_of_rows,
+    check_that_the_rest_has_a_name,
+    check_that_counts_of_days_stay_true,
     check_that_indexes_are_used,
 )
 

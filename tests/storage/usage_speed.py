@@ -9,9 +9,10 @@ import attrs
 from sqlalchemy import Connection
 
 from tests.storage.usage_year import END, REQUESTS, START, analyse, fill_rare, fill_rows, fill_sums
+from twisted_vllm.storage.usage.queries.lookups import RowFilter
 from twisted_vllm.storage.usage.queries.plan import UsageQuery, plan
 from twisted_vllm.storage.usage.queries.reports import Cursor, read_page
-from twisted_vllm.storage.usage.queries.rows import RowFilter, count_rows, page_of_rows
+from twisted_vllm.storage.usage.queries.rows import count_rows, page_of_rows
 from twisted_vllm.storage.usage.tables import DAY_US
 
 #: ten million requests and more, or a few

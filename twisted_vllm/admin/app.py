@@ -29,14 +29,17 @@ from twisted_vllm.admin import (
     model_lists,
     storage,
     upstream_metrics,
+    usage_exports,
 )
 from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, first_headers
 from twisted_vllm.admin.budgets import routes as budgets
 from twisted_vllm.admin.context import (
     DATABASE_TIMEOUT,
     AdminContext,
+    Exports,
     ModelLists,
     ModelSource,
+    NoExports,
     NoModels,
     Readiness,
     cannot_reload,
@@ -86,6 +89,7 @@ WELCOME = {
         "/organization/new, /organization/info, /organization/list …": "organizations: a level above teams",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
         "/usage/storage": "what takes room in the database",
+        "/usage/exports": "which days of the ledger are exported as files",
         "/audit/list": "what administrators did",
         "/config/reload": "the configuration, read again",
         "/config/log_level": "the level of the log",
@@ -175,6 +179,7 @@ ROUTES: tuple[Route, ...] = (
     *configuration.routes,
     *log_level.routes,
     *reports.routes,
+    *usage_exports.routes,
     *health.routes,
     *upstream_metrics.routes,
     *storage.routes,
@@ -261,6 +266,7 @@ class AdminApp:
         database_timeout: float = DATABASE_TIMEOUT,
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
         log_levels: LogLevels | None = None,
+        exports: Exports | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -294,6 +300,7 @@ class AdminApp:
             database_timeout: seconds that a client waits for the database.
             reload: reads the configuration again.
             log_levels: changes the level of the log; None if the log is not the gateway's own.
+            exports: exports the ledger; None if nothing does.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -329,6 +336,7 @@ class AdminApp:
             database_timeout=database_timeout,
             reload=reload,
             log_levels=log_levels,
+            exports=NoExports() if exports is None else exports,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map

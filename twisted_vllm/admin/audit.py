@@ -15,19 +15,20 @@ from twisted_vllm.admin.lists import place_of
 from twisted_vllm.admin.models import (
     MOMENT_SCHEMA,
     MOMENT_WORDS,
+    After,
     Json,
-    NumberedPage,
     PageNumber,
     PageSize,
     Query,
     Response,
     SortOrder,
+    WalkedPage,
 )
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.paging import Page, PageQuery
 from twisted_vllm.storage.records import AuditRecord
-from twisted_vllm.storage.repository import Page, PageQuery
 
 _DATE_LENGTH = len("2026-03-01")
 
@@ -58,6 +59,7 @@ class AuditQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /audit/list``."""
 
     page: PageNumber = 1
+    after: After = ""
     page_size: PageSize = 25
     actor: Annotated[
         str, msgspec.Meta(description="Who did it: `master`, or a key, its hash, or the first digits of its hash.")
@@ -83,9 +85,10 @@ class AuditQuery(Query, frozen=True, kw_only=True):
                 equals[name] = _prefix_of(equals[name])
         return PageQuery(
             page=self.page,
+            after=self.after,
             size=self.page_size,
             equals=equals,
-            sort_by="id",
+            sort_by="at",
             descending=self.sort_order == "desc",
         )
 
@@ -106,7 +109,7 @@ class AuditEntry(Response, kw_only=True):
     client: str
 
 
-class AuditList(NumberedPage, kw_only=True):
+class AuditList(WalkedPage, kw_only=True):
     """A page of the audit log."""
 
     audit_logs: tuple[AuditEntry, ...]
@@ -121,6 +124,7 @@ class ChangesQuery(Query, frozen=True, kw_only=True):
     }
 
     page: PageNumber = 1
+    after: After = ""
     page_size: PageSize = 10
     changed_by: Annotated[str, msgspec.Meta(description="The name of a key, or `master`.")] = ""
     changed_by_api_key: Annotated[str, msgspec.Meta(description="As `actor` of ``/audit/list``.")] = ""
@@ -140,9 +144,10 @@ class ChangesQuery(Query, frozen=True, kw_only=True):
         }
         return PageQuery(
             page=self.page,
+            after=self.after,
             size=self.page_size,
             equals={name: value for name, value in equals.items() if value},
-            sort_by="id",
+            sort_by="at",
             descending=self.sort_order == "desc",
         )
 
@@ -161,7 +166,7 @@ class Change(Response, kw_only=True):
     updated_values: Json | None
 
 
-class ChangeList(NumberedPage, kw_only=True):
+class ChangeList(WalkedPage, kw_only=True):
     """A page of changes."""
 
     audit_logs: tuple[Change, ...]

@@ -14,7 +14,7 @@ from twisted_vllm.admin.access import Access, check_access
 from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.auth.authenticator import Authenticator, hash_key
 from twisted_vllm.auth.change_limits import ChangeLimits
-from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of
+from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.roles import reads_everything
@@ -22,6 +22,7 @@ from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TEAM_HEADER
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.errors import GatewayError, MissingApiKey, RouteNotAllowed, TokenNotAllowed
+from twisted_vllm.http.headers import CREDENTIAL_HEADERS
 
 #: finds out about a caller who is about to be refused, as `Identifier.before_refusal`
 BeforeRefusal = Callable[[Mapping[bytes, bytes], GatewayError, str], Deferred[None] | None]

@@ -38,6 +38,7 @@ from twisted_vllm.storage.records import AuditRecord
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.report_queue import ReportCaller
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.exports import Schedule
 from twisted_vllm.upstreams.health_report import EndpointHealth
 from twisted_vllm.upstreams.listed_entries import ListedEntry
 
@@ -121,6 +122,36 @@ class NoModels:
         return succeed([])
 
 
+class Exports(Protocol):
+    """The export of the ledger: `twisted_vllm.usage_export.service.UsageExport`."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is exported."""
+
+    @property
+    def target(self) -> str:
+        """Where the files go, in words."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """When days are exported."""
+
+    def look_soon(self) -> None:
+        """Look for a day to export."""
+
+
+class NoExports:
+    """The export of an app that exports nothing."""
+
+    enabled = False
+    target = ""
+    schedule = Schedule()
+
+    def look_soon(self) -> None:
+        """Do nothing."""
+
+
 def cannot_reload() -> Deferred[Reloaded]:
     """Refuse: there is nothing to read again."""
     return fail(InvalidRequest("This gateway was started without a configuration that can be read again."))
@@ -152,6 +183,7 @@ class AdminContext:
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
+        exports: exports the ledger.
     """
 
     authenticator: AdminAuthenticator
@@ -175,6 +207,7 @@ class AdminContext:
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
     log_levels: LogLevels | None = None
+    exports: Exports = attrs.field(factory=NoExports)
 
     def scope_of(self, request: IRequest, principal: Principal, now: datetime) -> IScope:
         """Return what the caller of a request may see and change."""

@@ -21,16 +21,27 @@ from twisted_vllm.admin.budget_references import (
 from twisted_vllm.admin.context import AdminCall, AuditContext
 from twisted_vllm.admin.fields import MAX_ITEMS, Alias, Reference, check_alias, redacted
 from twisted_vllm.admin.limits import LimitFields, Spent, report_usage
-from twisted_vllm.admin.lists import asked_page
-from twisted_vllm.admin.models import MAX_LISTED, Body, BudgetTable, Json, Limits, ListSize, PageNumber, Query, Response
+from twisted_vllm.admin.lists import asked_page, link_next, reported
+from twisted_vllm.admin.models import (
+    MAX_LISTED,
+    After,
+    Body,
+    BudgetTable,
+    Json,
+    Limits,
+    ListSize,
+    PageNumber,
+    Query,
+    Response,
+)
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.spending import set_given_spend
 from twisted_vllm.admin.unsupported import ON_CUSTOMERS
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import Conflict, NotFound
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import EndUserRecord
-from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
 
 #: what the audit log and the spend table call a customer
@@ -102,6 +113,7 @@ class CustomerListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /customer/list``."""
 
     page: PageNumber = 1
+    after: After = ""
     page_size: ListSize = MAX_LISTED
 
 
@@ -320,16 +332,18 @@ async def delete(call: AdminCall, body: CustomersRequest) -> Json:
 
 
 @routes.get("/customer/list", "/end_user/list", query=CustomerListQuery, response=tuple[CustomerReport, ...])
-async def list_customers(call: AdminCall, query: CustomerListQuery) -> list[Json]:
+async def list_customers(call: AdminCall, query: CustomerListQuery) -> msgspec.Raw:
     """Return all customers that were created. If there are more than 1000, ask for them by page."""
 
-    def work(transaction: Transaction) -> list[Json]:
-        page = transaction.end_users.page(
-            PageQuery(page=query.page, size=query.page_size, sort_by="user_id", descending=False)
-        )
-        return report_customers(transaction, asked_page(page, call.given, "customers", "/customer/list"), call.now)
+    def work(transaction: Transaction) -> tuple[msgspec.Raw, str | None]:
+        asked = PageQuery(query.page, query.page_size, query.after, sort_by="user_id", descending=False)
+        page = transaction.end_users.page(asked)
+        customers = asked_page(page, call.given, "customers", "/customer/list")
+        return reported(customers, lambda some: report_customers(transaction, some, call.now)), page.next
 
-    return await call.read(work)
+    found, following = await call.read(work)
+    link_next(call, following)
+    return found
 
 
 @routes.post("/customer/block", "/end_user/block", body=CustomersRequest, response=BlockedCustomers)

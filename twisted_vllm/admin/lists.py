@@ -1,21 +1,28 @@
 """What lists have in common.
 
-LiteLLM sends some as bare arrays. An array cannot say that it is incomplete, so a long one must be paged.
+LiteLLM sends some as bare arrays. An array cannot say that it is incomplete, so a long one must be paged, and the
+header ``link`` names its next page (RFC 8288).
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
 from typing import TypeVar
+from urllib.parse import urlencode
 
+import msgspec
 from attrs import AttrsInstance
 
+from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import MAX_LISTED, Json
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.storage.repository import Page
+from twisted_vllm.storage.paging import Page
 
 RecordT = TypeVar("RecordT", bound=AttrsInstance)
 
+
+#: records that are read, described and encoded together
+_REPORTED_AT_ONCE = 100
 
 #: ids in one parameter
 MAX_IDS = 500
@@ -47,7 +54,7 @@ def asked_page(page: Page[RecordT], given: Container[str], what: str, path: str)
     Raises:
         InvalidRequest: there are more, and the caller did not ask for a page.
     """
-    if page.total_pages > 1 and not ("page" in given or "page_size" in given):
+    if page.total_pages > 1 and not ("page" in given or "page_size" in given or "after" in given):
         raise InvalidRequest(
             f"There are {page.total_count} {what}: ask for one page after the other, as in "
             f"{path}?page=1&page_size={MAX_LISTED}.",
@@ -57,7 +64,7 @@ def asked_page(page: Page[RecordT], given: Container[str], what: str, path: str)
 
 
 def place_of(page: Page[RecordT], size: int) -> Json:
-    """Return the place of a page among all pages, as `NumberedPage` describes it.
+    """Return the place of a page among all pages, as `WalkedPage` describes it.
 
     Args:
         page: the page.
@@ -68,4 +75,33 @@ def place_of(page: Page[RecordT], size: int) -> Json:
         "page": page.current_page,
         "page_size": size,
         "total_pages": page.total_pages,
+        "next": page.next,
     }
+
+
+def reported(records: Sequence[RecordT], report: Callable[[Sequence[RecordT]], Sequence[Json]]) -> msgspec.Raw:
+    """Return records as a JSON array. Called in the database's thread, so that the reactor only sends it.
+
+    Some records at a time: to encode all in one call would keep every other thread waiting for as long.
+
+    Args:
+        records: the records.
+        report: returns what is shown of each.
+    """
+    parts = []
+    for start in range(0, len(records), _REPORTED_AT_ONCE):
+        parts += [msgspec.json.encode(each) for each in report(records[start : start + _REPORTED_AT_ONCE])]
+    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
+
+
+def link_next(call: AdminCall, following: str | None) -> None:
+    """Name the next page of an array in a header.
+
+    Args:
+        call: whose response the array is.
+        following: the cursor; None for the last page.
+    """
+    if following is not None:
+        kept = {name: value for name, value in call.given.items() if name != "page"}
+        target = call.request.path + b"?" + urlencode({**kept, "after": following}).encode("ascii")
+        call.request.setHeader(b"link", b'<%b>; rel="next"' % target)

@@ -20,6 +20,23 @@ MAX_PAGE_SIZE = 100
 #: entries in one response of a list that LiteLLM sends whole
 MAX_LISTED = 1000
 
+#: members and keys of one team, organization or user that a response shows, unless the request asks for others
+MAX_SHOWN = 500
+
+#: members of a team or of an organization that a list shows of each; `members_count` says how many there are
+LISTED_MEMBERS = 100
+
+#: the parameter of a list that is read to its end, page by page
+After = Annotated[
+    str,
+    msgspec.Meta(
+        description="What the page before gave as `next`, in place of `page`: the page after it. So each record comes "
+        "once, whatever is added and deleted meanwhile."
+    ),
+]
+#: the place of the page after
+Next = Annotated[str | None, msgspec.Meta(description="`after` of the next page; null on the last one.")]
+
 #: a page's number; the limit keeps the number of skipped rows within 64 bits
 PageNumber = Annotated[int, msgspec.Meta(ge=1, le=999_999_999, description="The number of the page, from 1.")]
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE_SIZE, description="Entries per page.")]
@@ -148,9 +165,15 @@ class Record(Limits, kw_only=True):
 
 
 class NumberedPage(Response, kw_only=True):
-    """The place of a page of users, requests or audit entries among all pages."""
+    """The place of a page among all pages."""
 
     total: int
     page: int
     page_size: int
     total_pages: int
+
+
+class WalkedPage(NumberedPage, kw_only=True):
+    """The place of a page of teams, users or audit entries among all pages."""
+
+    next: Next

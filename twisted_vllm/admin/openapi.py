@@ -13,8 +13,8 @@ from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.fields import PRINTABLE
 from twisted_vllm.admin.models import Body, Error, Json, Query
 from twisted_vllm.admin.routing import PATH_PARAMETER, Route
-from twisted_vllm.auth.credentials import KEY_HEADERS
 from twisted_vllm.errors import ERROR_HEADER
+from twisted_vllm.http.headers import KEY_HEADERS
 
 _REF = "#/components/schemas/{name}"
 

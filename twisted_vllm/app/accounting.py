@@ -24,6 +24,7 @@ from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.refusals import dollars
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.known_partitions import Periods
+from twisted_vllm.storage.usage.retention import HeldFrom, nothing_held
 from twisted_vllm.usage.interfaces import SpendUpdate
 from twisted_vllm.usage.metrics import LedgerCollector
 from twisted_vllm.usage.pricing import PriceTable
@@ -77,6 +78,7 @@ class AccountingService:
         uncounted: UncountedRequests,
         client_of: Callable[[RequestContext], str],
         read_spend: ReadSpend,
+        held_from: HeldFrom = nothing_held,
     ) -> None:
         """Create them; nothing is opened yet.
 
@@ -88,6 +90,7 @@ class AccountingService:
             uncounted: limits the requests that the limiter does not count.
             client_of: returns the address of a request's client.
             read_spend: reads the spend of end users from the database.
+            held_from: from when on retention must keep rows.
         """
         self.on_soft_budget: SoftBudgetCrossed = ignore_soft_budget
         self._index = index
@@ -108,6 +111,7 @@ class AccountingService:
                 on_soft_budget=self._crossed,
             )
         ledger = settings.ledger
+        self._held_from = held_from
         self._reactor = reactor
         self._settings = settings
         self.spool: Spool | None = Spool(settings.spool_directory) if ledger.enabled else None
@@ -130,6 +134,10 @@ class AccountingService:
     def shares_limits(self) -> bool | None:
         """Whether limits are counted in Redis at present; None if it is not configured."""
         return None if self._redis is None else self._redis.is_ready
+
+    def kept_from(self) -> int | None:
+        """Return from when on rows of the ledger are kept, in microseconds since 1970; None for ever."""
+        return self._periods.kept_from()
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Return what puts other settings into effect from the next request on. In any thread: it may take long."""
@@ -169,6 +177,8 @@ class AccountingService:
                 self._period_start,
                 also_pay=self._index.also_pay,
                 periods=self._periods,
+                has_budget=self._has_budget,
+                held_from=self._held_from,
                 top_end_users=self._settings.ledger.top_end_users,
                 top_tags=self._settings.ledger.top_tags,
             )
@@ -248,6 +258,9 @@ class AccountingService:
 
     def _period_start(self, kind: str, id: str, time: float) -> int:
         return period_of(self._index.allowance_of(kind, id).budget_duration, time)[0]
+
+    def _has_budget(self, kind: str, id: str) -> bool:
+        return self._index.allowance_of(kind, id).has_budget
 
     def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
         self._log.warn(

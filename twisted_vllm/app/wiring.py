@@ -105,6 +105,7 @@ from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
+from twisted_vllm.storage.audit_retention import AuditRetention
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import AuditCollector, DatabaseCollector
 from twisted_vllm.storage.registry import Registry
@@ -127,6 +128,8 @@ from twisted_vllm.upstreams.served_models import ServedModels
 from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
+from twisted_vllm.usage_export.metrics import UsageExportCollector
+from twisted_vllm.usage_export.service import UsageExport
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
@@ -143,8 +146,10 @@ class Wiring:
         load_scraper: asks the servers for their load.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
+        audit_retention: drops old entries of the audit log.
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
+        usage_export: exports the ledger's rows of closed days.
         background: follows responses that servers generate in the background.
         inquiry: asks the database before a caller is refused.
         index: the keys in memory; `registry` synchronizes them with the database.
@@ -246,6 +251,10 @@ class Wiring:
             settings.database_url,
             report_limits_of(limits),
             settings.timeouts.report,
+            lambda: self.accounting.kept_from(),
+        )
+        self.audit_retention = AuditRetention(
+            self.database, reactor, lambda: datetime.now(UTC), settings.audit_retention
         )
         self.store = Store(self.database)
         self.index = KeyIndex()
@@ -254,6 +263,16 @@ class Wiring:
         self.metrics.add(StaleConnectionCollector(self.agent))
         self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
+        self.usage_export = UsageExport(
+            reactor,
+            self.database,
+            settings.database_url,
+            settings.ledger.export,
+            settings.ledger.usage_retention,
+            now=time,
+            randbytes=os.urandom,
+        )
+        self.metrics.add(UsageExportCollector(self.usage_export))
         self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
         self._changes = ChangeLimits(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
         self.accounting = accounting = AccountingService(
@@ -264,6 +283,7 @@ class Wiring:
             uncounted,
             client_of,
             lambda end_users: self.store.read(lambda transaction: transaction.spend.of(END_USER, end_users)),
+            self.usage_export.held_from,
         )
         self.models = ModelList(
             settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
@@ -325,6 +345,7 @@ class Wiring:
         self.lifecycle = Lifecycle(observers)
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
+        self.each_minute.add(authenticator.sweep)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
         self._tokens = TokenIndex(self.index)
         self._key_sets: KeySets | None = None
@@ -436,6 +457,7 @@ class Wiring:
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
             models=listing,
             settings_in_effect=lambda: self.models.current,
+            exports=self.usage_export,
             **admin_of(settings),
         )
         self.litellm_headers = LitellmHeaders()
@@ -566,7 +588,9 @@ class Wiring:
         self._admin.reconfigure(**admin_of(settings))
         self.database.reconfigure(timeouts.database)
         self.reports.reconfigure(report_limits_of(limits), timeouts.report)
+        self.audit_retention.reconfigure(settings.audit_retention)
         self.registry.reconfigure(timeouts.database)
+        self.usage_export.reconfigure(settings.ledger.export, settings.ledger.usage_retention)
         self.site.reconfigure(
             attrs.evolve(limits, max_connections=descriptors.clients),
             timeouts,
@@ -578,6 +602,11 @@ class Wiring:
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
         self.index.reconfigure(gateway_limits_of(settings))
+
+    @property
+    def keys_in_use(self) -> int:
+        """The number of keys whose credential is known."""
+        return self._authenticator.keys_in_use
 
     def _use_tokens(self, settings: Settings) -> None:
         """Take the tokens that the settings say, beside keys."""

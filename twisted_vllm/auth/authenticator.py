@@ -11,6 +11,7 @@ import attrs
 
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.known_keys import KnownKeys
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.tokens import is_token
@@ -51,6 +52,10 @@ class Authenticator:
 
     Without a master key the gateway is open: a request acts as anonymous, whatever credential it carries. A virtual key
     keeps its own permissions even then, so a tenant's expired key stays expired.
+
+    Attributes:
+        index: the virtual keys.
+        known: returns the key in use with a credential, as `KnownKeys.get`: ask `KeyIndex.is_current` about it.
     """
 
     def __init__(self, master_key: Secret | None, index: KeyIndex, tokens: TokenIndex | None = None) -> None:
@@ -61,19 +66,32 @@ class Authenticator:
             index: the virtual keys.
             tokens: the JSON Web Tokens that were verified; None takes none.
         """
-        self._index = index
+        self.index = index
+        self._known = KnownKeys()
+        self.known = self._known.get
         self._master_token: str | None = None
         self.reconfigure(master_key, tokens)
 
     def reconfigure(self, master_key: Secret | None, tokens: TokenIndex | None = None) -> None:
         """Use another master key and other tokens from now on; the arguments are the constructor's."""
         self._tokens = tokens
+        # a key in use may be the master key now
+        self.index.settings_changed()
         self._master_token = None if master_key is None else hash_of(master_key) or hash_key(master_key.reveal())
 
     @property
     def changes(self) -> int:
         """The number of changes of keys, users, teams and settings."""
-        return self._index.changes
+        return self.index.changes
+
+    @property
+    def keys_in_use(self) -> int:
+        """The number of keys that are kept with their credential."""
+        return len(self._known)
+
+    def sweep(self) -> None:
+        """Forget keys that are not in use any more; call it once a minute."""
+        self._known.sweep()
 
     @property
     def is_open(self) -> bool:
@@ -106,11 +124,16 @@ class Authenticator:
             if master_token is None:
                 return self._limited(ANONYMOUS)
             raise MissingApiKey(_missing_message(headers))
+        if credential.isascii():
+            known = self.known(credential.encode("ascii"))
+            if known is not None and self.index.is_current(known) and now < known.principal.expires:
+                known.used = True
+                return known.principal
         token = hash_key(credential)
         if master_token is not None and compare_digest(token, master_token):
             return self._limited(MASTER)
-        key = self._index.find(token)
-        if key is None:
+        sources = self.index.sources_of(token)
+        if sources is None:
             if master_token is None:
                 return self._limited(ANONYMOUS)
             if self._tokens is not None and (token in self._tokens or is_token(credential)):
@@ -118,17 +141,21 @@ class Authenticator:
             raise InvalidApiKey(
                 "This API key is not known. Check that it was copied whole, or ask an administrator for a new one."
             )
-        if key.blocked:
+        # before it is joined: a refusal takes as long whether or not there is such a key
+        if sources.grant.blocked:
             raise BlockedApiKey("This API key was blocked. Ask an administrator to unblock it.")
-        if key.team_blocked:
+        if sources.team_blocked:
             raise BlockedApiKey("The team of this API key was blocked. Ask an administrator to unblock the team.")
-        if now >= key.principal.expires:
-            raise ExpiredApiKey(_REPLACED if key.replaced else _EXPIRED)
+        if now >= sources.expires:
+            raise ExpiredApiKey(_EXPIRED if sources.former is None else _REPLACED)
+        key = self.index.joined(sources)
+        key.used = True
+        self._known.keep(credential, key)
         return key.principal
 
     def _limited(self, principal: Principal) -> Principal:
         """Return a caller without a key of its own, held to the limits of the gateway as a whole."""
-        limited = self._index.of_everybody
+        limited = self.index.of_everybody
         return attrs.evolve(principal, limited=limited) if limited else principal
 
 

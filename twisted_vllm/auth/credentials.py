@@ -11,13 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
+from twisted_vllm.http.headers import KEY_HEADERS
+
 AUTHORIZATION = b"authorization"
-
-#: the other headers that may hold a key, in order of precedence
-KEY_HEADERS = (b"x-litellm-api-key", b"api-key", b"x-api-key")
-
-#: all headers that may hold a key, in lower case. They are never forwarded to a server.
-CREDENTIAL_HEADERS: frozenset[bytes] = frozenset((AUTHORIZATION, *KEY_HEADERS))
 
 #: the header with the subprotocols that a WebSocket's client offers (RFC 6455 §11.3.4)
 SUBPROTOCOLS = b"sec-websocket-protocol"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
+import msgspec
 
 from twisted_vllm.auth.grants import (
     DEFAULT_ROLE,
     Changes,
     EndUser,
+    FormerKey,
     KeyGrant,
     OrganizationGrant,
     Snapshot,
@@ -60,42 +62,108 @@ class GatewayLimits:
 
 NO_GATEWAY_LIMITS = GatewayLimits()
 
+#: shared by all principals that have none: an empty set for each key would take a fifth of what is kept for it
+_NO_ALIASES: Mapping[str, str] = {}
+_NO_HEADERS: frozenset[bytes] = frozenset()
 
-@attrs.frozen
-class IndexedKey:
-    """A key, joined with its user and team.
+
+class Sources(msgspec.Struct, frozen=True, gc=False):
+    """The records that a key is joined from; None for each that is not there.
 
     Attributes:
-        token: the key's token; for a former value, the token of the current one.
-        principal: the principal of its requests.
-        blocked: whether the key is blocked.
-        team_blocked: whether its team is blocked.
-        replaced: whether this is the former value of a key that was regenerated.
+        grant: the key.
+        former: its former value, if that was presented.
+        user: its user.
+        team: its team.
+        member: the limits of the user in the team.
+        organization: its organization, or that of its team.
     """
 
-    token: str
+    grant: KeyGrant
+    former: FormerKey | None
+    user: UserGrant | None
+    team: TeamGrant | None
+    member: Allowance | None
+    organization: OrganizationGrant | None
+
+    @property
+    def team_blocked(self) -> bool:
+        """Whether its team is blocked."""
+        return self.team is not None and self.team.blocked
+
+    @property
+    def expires(self) -> float:
+        """When what was presented stops working, in Unix seconds; infinity means never."""
+        expires = self.grant.expires
+        return expires if self.former is None else min(expires, self.former.works_until)
+
+
+class IndexedKey(msgspec.Struct, gc=False, eq=False):
+    """A key, joined with its user and team. It is small, because a hundred thousand may be in use.
+
+    Attributes:
+        principal: the principal of its requests.
+        sources: the records that it was joined from.
+        changes: the state of the index for which it holds; see `KeyIndex.is_current`.
+        epoch: likewise.
+        used: whether it was used since somebody last set this to False.
+        caller: what the data path keeps with it; None before it was used there.
+    """
+
     principal: Principal
-    blocked: bool
-    team_blocked: bool = False
-    replaced: bool = False
+    sources: Sources
+    changes: int
+    epoch: int
+    used: bool = False
+    caller: Any = None
+
+    def __repr__(self) -> str:
+        return f"<IndexedKey {self.principal.hash_prefix}>"
+
+    @property
+    def token(self) -> str:
+        """The key's token; for a former value, the token of the current one."""
+        return self.sources.grant.token
+
+    @property
+    def presented(self) -> str:
+        """The token by which it was found."""
+        former = self.sources.former
+        return self.sources.grant.token if former is None else former.token
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the key is blocked."""
+        return self.sources.grant.blocked
+
+    @property
+    def team_blocked(self) -> bool:
+        """Whether its team is blocked."""
+        return self.sources.team_blocked
+
+    @property
+    def replaced(self) -> bool:
+        """Whether this is the former value of a key that was regenerated."""
+        return self.sources.former is not None
 
 
 class KeyIndex:
     """All keys, users, teams, organizations and end users. Only the reactor's thread may change it.
 
-    A key is joined with its user, team and organization at its first use. Every change drops all joined keys, because a
-    team's change may affect any key.
+    A key is joined with its user, team and organization when it is looked up. Whoever keeps the result asks
+    `is_current` before each use: it holds as long as the records are the same that it was joined from, whatever else
+    changes.
 
     Attributes:
         changes: the number of changes of keys, users, teams and settings; a change may invalidate earlier decisions.
+        epoch: the number of those changes that concern all keys: of the settings, and of everything at once.
         limits_strangers: whether end users without limits of their own have some.
         on_existence: called for each user, team and organization that changes, with its kind, its id and whether it
             exists; with no id when all may have changed. None by default.
     """
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
-        self.changes = 0
-        self._joined: dict[str, IndexedKey] = {}
+        self.changes = self.epoch = 0
         self._shared: dict[str, Allowance] = {}
         self._gateway = NO_GATEWAY_LIMITS
         self.on_existence: Callable[[str, str | None, bool], None] | None = None
@@ -110,7 +178,6 @@ class KeyIndex:
     def __repr__(self) -> str:
         tables: dict[str, Sized] = {
             "keys": self._grants,
-            "joined": self._joined,
             "limited": self._by_key_id,
             "former": self._former,
             "users": self._users,
@@ -135,9 +202,8 @@ class KeyIndex:
         self._members = dict(snapshot.members)
         self._organizations = dict(snapshot.organizations)
         self._shared = dict(snapshot.shared)
-        self._joined.clear()
         self._limit_strangers()
-        self.changes += 1
+        self.settings_changed()
         if self.on_existence is not None:
             self.on_existence("", None, False)
 
@@ -160,7 +226,6 @@ class KeyIndex:
         _apply(self._shared, changes.shared)
         self._limit_strangers()
         if changes.concerns_keys:
-            self._joined.clear()
             self.changes += 1
         if self.on_existence is not None:
             named: tuple[tuple[str, Mapping[str, object | None]], ...] = (
@@ -175,9 +240,8 @@ class KeyIndex:
     def reconfigure(self, limits: GatewayLimits) -> None:
         """Use other limits of the settings from now on."""
         self._gateway = limits
-        self._joined.clear()
         self._limit_strangers()
-        self.changes += 1
+        self.settings_changed()
 
     def _limit_strangers(self) -> None:
         """Set the limits of end users without limits of their own."""
@@ -192,8 +256,9 @@ class KeyIndex:
         return () if proxy.is_unlimited else (Limited(PROXY, PROXY, proxy),)
 
     def settings_changed(self) -> None:
-        """Invalidate earlier decisions: they depend on settings that changed."""
+        """Invalidate all earlier decisions: they depend on settings that changed."""
         self.changes += 1
+        self.epoch += 1
 
     def add(self, record: KeyRecord) -> None:
         """Add a key, or replace the one with its token."""
@@ -201,7 +266,17 @@ class KeyIndex:
 
     def find(self, token: str) -> IndexedKey | None:
         """Return a key, joined with its user and team; ``None`` if it is unknown."""
-        return self._joined.get(token) or self._join(token)
+        sources = self.sources_of(token)
+        return None if sources is None else self.joined(sources)
+
+    def is_current(self, key: IndexedKey) -> bool:
+        """Return whether a key that `find` returned would be found again just so."""
+        if key.changes == self.changes:
+            return True
+        if key.epoch != self.epoch or self.sources_of(key.presented) != key.sources:
+            return False
+        key.changes = self.changes
+        return True
 
     def grants(self) -> list[KeyGrant]:
         """Return all keys. A hundred thousand take milliseconds to look through: do it in steps."""
@@ -325,29 +400,39 @@ class KeyIndex:
             organizations={id: self._organizations.get(id) for id in changes.organizations},
         )
 
-    def _join(self, token: str) -> IndexedKey | None:
-        grant = self._grants.get(token)
+    def sources_of(self, token: str) -> Sources | None:
+        """Return the records that a key would be joined from; ``None`` if it is unknown."""
         former = None
+        grant = self._grants.get(token)
         if grant is None:
             former = self._former.get(token)
             grant = None if former is None else self._grants.get(former.successor)
             if grant is None:
                 return None
-        joined = self._joined[token] = self.join(grant, None if former is None else former.works_until)
-        return joined
+        return self._records_of(grant, former)
 
-    def join(self, grant: KeyGrant, works_until: float | None = None) -> IndexedKey:
-        """Join a key with its user, its team and its organization.
-
-        Args:
-            grant: the key; the index need not know it.
-            works_until: when this former value of it stops working, in Unix seconds; None for its current value.
-        """
-        user = self._users.get(grant.user_id) if grant.user_id is not None else None
-        team = self._teams.get(grant.team_id) if grant.team_id is not None else None
+    def _records_of(self, grant: KeyGrant, former: FormerKey | None = None) -> Sources:
+        user_id, team_id = grant.user_id, grant.team_id
+        user = None if user_id is None else self._users.get(user_id)
+        team = None if team_id is None else self._teams.get(team_id)
+        member = None
+        if self._members and user_id is not None and team_id is not None:
+            member = self._members.get(member_id(team_id, user_id))
         organization_id = grant.organization_id or (None if team is None else team.organization_id)
         organization = None if organization_id is None else self._organizations.get(organization_id)
-        granted = frozenset(name.encode() for name in grant.granted_headers)
+        return Sources(grant, former, user, team, member, organization)
+
+    def join(self, grant: KeyGrant) -> IndexedKey:
+        """Join a key that the index need not know with its user, its team and its organization."""
+        return self.joined(self._records_of(grant))
+
+    def joined(self, sources: Sources) -> IndexedKey:
+        """Return a key joined from the records that `sources_of` returned."""
+        grant, user, team, organization = sources.grant, sources.user, sources.team, sources.organization
+        organization_id = grant.organization_id or (None if team is None else team.organization_id)
+        granted = _NO_HEADERS
+        if grant.granted_headers:
+            granted = frozenset(name.encode() for name in grant.granted_headers)
         if granted and any(each is not None and each.models for each in (grant, user, team, organization)):
             # These headers replace the body's model, which would evade the restriction.
             granted -= ADAPTER_HEADERS
@@ -365,8 +450,8 @@ class KeyIndex:
             aliases={**team.aliases, **grant.aliases} if team is not None and team.aliases else grant.aliases,
             priority=grant.priority,
             granted_headers=granted,
-            expires=grant.expires if works_until is None else min(grant.expires, works_until),
-            limited=self._limited(grant, user, team, organization_id, organization),
+            expires=sources.expires,
+            limited=self._limited(sources, organization_id),
             tags=grant.tags,
             cache_salt=grant.cache_salt or "",
             key_fields=grant.fields,
@@ -374,34 +459,22 @@ class KeyIndex:
             organization_id=organization_id,
             organization_models=() if organization is None else organization.models,
             role=_role(grant, user),
-            team_aliases={} if team is None else team.aliases,
+            team_aliases=_NO_ALIASES if team is None else team.aliases,
             log_bodies=grant.log_bodies,
             team_log_bodies=None if team is None else team.log_bodies,
         )
-        return IndexedKey(
-            token=grant.token,
-            principal=principal,
-            blocked=grant.blocked,
-            team_blocked=team is not None and team.blocked,
-            replaced=works_until is not None,
-        )
+        return IndexedKey(principal, sources, self.changes, self.epoch)
 
-    def _limited(
-        self,
-        grant: KeyGrant,
-        user: UserGrant | None,
-        team: TeamGrant | None,
-        organization_id: str | None,
-        organization: OrganizationGrant | None,
-    ) -> tuple[Limited, ...]:
+    def _limited(self, sources: Sources, organization_id: str | None) -> tuple[Limited, ...]:
+        grant, user, team = sources.grant, sources.user, sources.team
+        member, organization = sources.member, sources.organization
         found = [(KEY, grant.key_id, grant.allowance)]
         if user is not None and grant.user_id is not None:
             found.append((USER, grant.user_id, user.allowance))
         if team is not None and grant.team_id is not None:
             found.append((TEAM, grant.team_id, team.allowance))
-        if self._members and grant.user_id is not None and grant.team_id is not None:
-            id = member_id(grant.team_id, grant.user_id)
-            found.append((MEMBER, id, self._members.get(id, UNLIMITED)))
+        if member is not None and grant.user_id is not None and grant.team_id is not None:
+            found.append((MEMBER, member_id(grant.team_id, grant.user_id), member))
         if organization is not None and organization_id is not None:
             found.append((ORGANIZATION, organization_id, organization.allowance))
         limited = (Limited(*each) for each in found if not each[2].is_unlimited)

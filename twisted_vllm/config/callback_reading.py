@@ -15,6 +15,7 @@ from twisted_vllm.config.callbacks import Callbacks, mapping_of
 from twisted_vllm.config.checks import checker, text
 from twisted_vllm.config.litellm import names
 from twisted_vllm.config.problems import Place, shown, suggestion
+from twisted_vllm.config.s3 import bucket_name, check_s3_installed, s3_endpoint
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.sinks import (
     FAILURES,
@@ -22,10 +23,7 @@ from twisted_vllm.config.sinks import (
     SUCCESSES,
     SinkQueue,
     SinkSettings,
-    bucket_name,
-    check_s3_installed,
     dotted_name,
-    s3_endpoint,
     secret_url,
 )
 from twisted_vllm.config.tracing_destinations import TraceDestination
@@ -74,7 +72,8 @@ INSTEAD: Mapping[str, str] = {
         names("azure_storage dynamodb aws_sqs gcs_pubsub azure_sentinel clickhouse pointfive zerobus supabase"),
         "write a sink of type webhook or s3 in passthrough.sinks, and load from there",
     ),
-    **dict.fromkeys(names("lago openmeter cloudzero focus vantage ternary mavvrik"), f"{_WEBHOOK}; {_REPORTS}"),
+    "focus": "write passthrough.ledger.usage_export: parquet, whose files hold each request with its cost",
+    **dict.fromkeys(names("lago openmeter cloudzero vantage ternary mavvrik"), f"{_WEBHOOK}; {_REPORTS}"),
     **dict.fromkeys(
         names("galileo argilla deepeval literalai agentops athina lunary posthog sentry wandb promptlayer"), _OTLP
     ),

@@ -151,6 +151,18 @@ def _ledger(settings: Settings) -> Iterator[str]:
     yield f"spool in {settings.spool_directory}, {kept}{failing}"
 
 
+def _export(settings: Settings) -> Iterator[str]:
+    found = settings.ledger.export
+    if found.enabled:
+        begin = "" if found.begin is None else f", from {found.begin} on"
+        yield f"{found.format} of each day to {found.target}, {found.delay / 3600:g} h after midnight (UTC){begin}"
+
+
+def _audit_log(settings: Settings) -> Iterator[str]:
+    if settings.audit_retention is not None:
+        yield f"entries kept for {settings.audit_retention / 86_400:g} days"
+
+
 def _stream_usage(settings: Settings) -> Iterator[str]:
     if settings.ledger.count_stream_usage == "passive":
         yield "passive: a stream whose client does not ask for usage is estimated by its chunks"
@@ -362,6 +374,15 @@ LINES = (
             "passthrough.ledger.on_spool_failure",
         ),
     ),
+    Line(
+        "usage export",
+        _export,
+        (
+            *(f"passthrough.ledger.usage_export.{name}" for name in ("format", "directory", "begin", "delay")),
+            *("passthrough.ledger.usage_export.s3", "passthrough.ledger.usage_export_directory"),
+        ),
+    ),
+    Line("audit log", _audit_log, ("passthrough.audit_retention",)),
     Line("stream usage", _stream_usage, ("passthrough.ledger.count_stream_usage",)),
     Line("usage header", lambda settings: settings.ledger.usage_headers, ("passthrough.ledger.usage_headers",)),
     Line("default prices", _default_prices, ("passthrough.default_prices",)),

@@ -64,6 +64,7 @@ from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls, TlsParams
 from twisted_vllm.config.sinks import SINK_ITEMS, SinkSettings, sinks
 from twisted_vllm.config.tracing import TracingSettings
 from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
+from twisted_vllm.config.usage_export import EXPORT_DIRECTORY, EXPORT_SECTION, UsageExportSettings
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
 DEFAULT_DATABASE_URL = "sqlite:///twisted_vllm.sqlite3"
@@ -392,6 +393,17 @@ class LedgerSettings:
         "Whether a row keeps what its client says of the request: tags (x-litellm-tags, metadata.tags) and metadata "
         "(x-litellm-spend-logs-metadata). The tags also count in the reports by tag.",
     )
+    usage_export: UsageExportSettings = setting(
+        UsageExportSettings(),
+        EXPORT_SECTION,
+        "Files for DuckDB, ClickHouse or BigQuery: the rows of each closed day (UTC). See docs/export.md.",
+    )
+    usage_export_directory: str | None = setting(
+        None,
+        optional(text, f"{EXPORT_DIRECTORY} in the run directory"),
+        "The directory of the files where usage_export names none.",
+    )
+
     top_end_users: int = setting(
         10_000,
         whole(0, 100_000),
@@ -403,6 +415,15 @@ class LedgerSettings:
         whole(0, 100_000),
         "Likewise tags that clients give their requests. Tags of keys always have sums of their own.",
     )
+
+    @property
+    def export(self) -> UsageExportSettings:
+        """The export, with its directory."""
+        found = self.usage_export
+        if not self.enabled:
+            return UsageExportSettings()
+        directory = found.directory or self.usage_export_directory or EXPORT_DIRECTORY
+        return attrs.evolve(found, directory=directory)
 
 
 @attrs.frozen
@@ -843,6 +864,11 @@ class Settings:
         block="general_settings",
         environment=("VLLM_PASSTHROUGH_DATABASE_URL", "DATABASE_URL"),
         reload=False,
+    )
+    audit_retention: float | None = setting(
+        None,
+        optional(duration("1d"), "for ever"),
+        "How long an entry of the audit log is kept, such as 730d. PostgreSQL drops a month once all of it is older.",
     )
     enable_jwt_auth: bool | None = setting(
         False,
@@ -1288,6 +1314,7 @@ class Settings:
         found += self.tracing.secrets
         found += [secret for sink in self.all_sinks for secret in sink.secrets]
         found += self.otlp_metrics.secrets
+        found += self.ledger.usage_export.s3.secrets
         return found
 
     @property

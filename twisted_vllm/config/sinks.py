@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib.util import find_spec
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import attrs
@@ -18,6 +17,7 @@ from twisted_vllm.config.declaration import Items, Required, section, setting, s
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
 from twisted_vllm.config.named_items import item_name, named_items
 from twisted_vllm.config.problems import Place, Rejected, suggestion
+from twisted_vllm.config.s3 import Bucket, check_key_pair, check_s3_installed, of_bucket
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.tracing import check_installed, headers, protocol
 from twisted_vllm.config.web_urls import web_url
@@ -31,8 +31,6 @@ FORMATS = ("json", "event", "litellm", "text")
 
 #: how many sinks there may be: each has a queue, and some a thread
 MOST_SINKS = 32
-#: what must be installed for the type ``s3``, and how
-S3_EXTRA = "pip install 'twisted-vllm[s3]'"
 #: where spools are unless the settings say so, below the run directory
 SPOOL_DIRECTORY = "vllm_passthrough.sinks"
 
@@ -45,7 +43,6 @@ FACILITIES = (
 
 _APP_NAME = re.compile(r"[\x21-\x7e]{1,48}")
 _DOTTED = re.compile(r"(?:[^\W\d]\w*\.)+[^\W\d]\w*")
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 #: shorter parts of a URL are hardly a token, and would be struck out of every line
 _SHORTEST_TOKEN = 16
 
@@ -64,12 +61,6 @@ def secret_url(value: object, place: Place) -> Secret:
     """Check for the URL of a webhook, which may hold a token; no message shows it."""
     example, instead = "https://logs.example.com/in", "write headers: {Authorization: ...}"
     return Secret(web_url(text(value, place), place, example, instead=instead))
-
-
-@checker("URL", "http:// or https://")
-def s3_endpoint(value: object, place: Place) -> str:
-    """Check for the URL of an S3 service."""
-    return secret_url(value, place).reveal()
 
 
 @attrs.frozen
@@ -124,26 +115,6 @@ def dotted_name(value: object, place: Place) -> str:
     found = text(value, place)
     if not _DOTTED.fullmatch(found):
         raise Rejected("must be an importable module and an attribute of it (such as my_package.loggers.audit)")
-    return found
-
-
-@checker("bucket")
-def bucket_name(value: object, place: Place) -> str:
-    """Check for the name of a bucket (Amazon's rules of names)."""
-    found = text(value, place)
-    if not _BUCKET.fullmatch(found):
-        raise Rejected("must be the name of a bucket: 3 to 63 lower-case letters, digits, '.' and '-'")
-    return found
-
-
-@checker("prefix", "without a leading slash")
-def key_prefix(value: object, place: Place) -> str:
-    """Check for what the keys of objects begin with."""
-    if value == "":
-        return ""
-    found = text(value, place)
-    if found.startswith("/") or len(found.encode()) > 512:
-        raise Rejected("must not begin with a slash, and have 512 bytes at most (such as gateway/eu/)")
     return found
 
 
@@ -277,27 +248,18 @@ class SinkSettings:
         "webhook, otlp, s3, and syslog by TLS: the file, in PEM, with the authorities that the certificate is checked "
         "against.",
     )
-    bucket: str | None = setting(None, optional(bucket_name, "none"), "s3: the bucket.")
-    prefix: str = setting(
-        "",
-        key_prefix,
-        "s3: what the keys of objects begin with. The date, the time and a random name follow: "
+    bucket: str | None = of_bucket("bucket")
+    prefix: str = of_bucket(
+        "prefix",
+        "what the keys of objects begin with. The date, the time and a random name follow: "
         "PREFIX2026-11-30/17-05-09-0f3a….jsonl.gz.",
     )
-    endpoint_url: str | None = setting(
-        None, optional(s3_endpoint, "Amazon's"), "s3: the URL of the service, such as http://minio:9000."
-    )
-    region: str | None = setting(None, optional(text, "AWS_DEFAULT_REGION"), "s3: the region.")
-    access_key_id: Secret | None = setting(
-        None,
-        optional(credential, "AWS_ACCESS_KEY_ID, a profile, or the role of the machine"),
-        "s3: the id of the access key.",
-    )
-    secret_access_key: Secret | None = setting(None, optional(credential, "likewise"), "s3: the access key.")
-    session_token: Secret | None = setting(None, optional(credential, "none"), "s3: the token of a temporary key.")
-    path_style: bool = setting(
-        False, flag, "s3: whether the bucket stands in the path of URLs, as services other than Amazon's often need."
-    )
+    endpoint_url: str | None = of_bucket("endpoint_url")
+    region: str | None = of_bucket("region")
+    access_key_id: Secret | None = of_bucket("access_key_id")
+    secret_access_key: Secret | None = of_bucket("secret_access_key")
+    session_token: Secret | None = of_bucket("session_token")
+    path_style: bool = of_bucket("path_style")
     object: str | None = setting(
         None,
         optional(dotted_name, "none"),
@@ -317,10 +279,16 @@ class SinkSettings:
         return self.spool.directory or f"{SPOOL_DIRECTORY}/{self.name}"
 
     @property
+    def as_bucket(self) -> Bucket:
+        """The bucket of a sink of type ``s3``."""
+        return Bucket(**{each.attribute: getattr(self, each.attribute) for each in settings_of(Bucket)})
+
+    @property
     def secrets(self) -> list[str]:
         """What the log must not show."""
-        given = (self.secret, self.access_key_id, self.secret_access_key, self.session_token)
-        found = [each.reveal() for each in given if each is not None]
+        found = self.as_bucket.secrets
+        if self.secret is not None:
+            found.append(self.secret.reveal())
         for value in self.headers.values():
             whole_value = value.reveal()
             found += [each for each in (whole_value, whole_value.rpartition(" ")[2]) if len(each) >= 8]
@@ -409,18 +377,11 @@ def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Plac
         place.key("format").refuse(f"must be one of {', '.join(kind.formats)} for a sink of type {sink.type}")
     if not sink.events and not place.report.refused_below(place.key("events").path):
         place.key("events").refuse("is empty, so that it would be told nothing (remove the sink, or name some)")
-    if (sink.access_key_id is None) != (sink.secret_access_key is None):
-        place.refuse("needs access_key_id and secret_access_key together, or none of them")
+    check_key_pair(sink.as_bucket, place)
     if sink.type == "s3":
         check_s3_installed(place)
     if sink.type == "otlp":
         check_installed(place)
-
-
-def check_s3_installed(place: Place) -> None:
-    """Refuse a sink of type ``s3`` where the extra ``s3`` is not installed."""
-    if find_spec("boto3") is None:
-        place.refuse(f"needs boto3 ({S3_EXTRA})")
 
 
 def _tokens(url: str) -> list[str]:

@@ -48,7 +48,15 @@ BODILESS = frozenset((204, 304))
 JOINED_HEADERS = frozenset((b"connection", b"sec-websocket-protocol"))
 
 #: headers whose values differ from request to request of one client
-PER_REQUEST_HEADERS = frozenset((b"content-length", b"traceparent", b"tracestate", b"x-request-id"))
+PER_REQUEST_HEADERS = frozenset(
+    (b"content-length", b"traceparent", b"tracestate", b"baggage", b"sentry-trace", b"x-request-id")
+)
+
+#: the headers that may hold a key besides ``Authorization``, in order of precedence
+KEY_HEADERS = (b"x-litellm-api-key", b"api-key", b"x-api-key")
+
+#: all headers that may hold a key, in lower case. They are never forwarded to a server.
+CREDENTIAL_HEADERS: frozenset[bytes] = frozenset((b"authorization", *KEY_HEADERS))
 
 #: the headers of W3C Trace Context, which a span of the gateway's replaces
 TRACE_HEADERS = frozenset((b"traceparent", b"tracestate"))
@@ -139,11 +147,14 @@ class RequestHead:
         length: the body's declared size in bytes, 0 without a body, None for a chunked one.
         keep_alive: whether the client keeps the connection after the response.
         protocols: the protocols, in lower case, to one of which the connection may switch if a server agrees.
-        template: what all heads have in common that differ from this one in `PER_REQUEST_HEADERS` alone; None where the
-            header cache does not hold it.
+        template: what all heads have in common that differ from this one in `PER_REQUEST_HEADERS` and
+            `CREDENTIAL_HEADERS` alone; None where the header cache does not hold it.
+        credential: in a head with a template, what stands in its `CREDENTIAL_HEADERS` without the scheme: one word, or
+            one in each line; empty without any.
     """
 
     __slots__ = (
+        "credential",
         "first",
         "headers",
         "keep_alive",
@@ -174,6 +185,7 @@ class RequestHead:
         self.keep_alive = True
         self.protocols: frozenset[bytes] = NO_PROTOCOLS
         self.template: object = None
+        self.credential = b""
 
     def value(self, name: bytes) -> bytes | None:
         """Return the value of a header as in `first`, also of ``Content-Length``; None without the header."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-from twisted_vllm.auth.credentials import carried, decoded, strike_out
+from twisted_vllm.auth.credentials import SHORTEST_SECRET, carried, decoded, strike_out
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.context import RequestContext
+from twisted_vllm.http.headers import CREDENTIAL_HEADERS, RequestHead
 from twisted_vllm.observability.logging.redaction import MASK
 from twisted_vllm.observability.route_templates import RouteTemplates
 
@@ -35,7 +36,7 @@ class ClientText:
         show = RouteTemplates().show if templates is None else templates.show
         self._clean = lru_cache(maxsize=MAX_TEXTS)(lambda text: _encodable(redact(text)))
         self._clean_path = lru_cache(maxsize=MAX_TEXTS)(lambda path: self._without_spelled(show(path)))
-        #: by the name and the head's template: heads that are alike carry the same credential
+        #: by the name and the head's template, which differ in their credentials alone
         self._models: BoundedCache[tuple[str, object], str] = BoundedCache(MAX_HEADS, MAX_HEAD)
         self._carried: BoundedCache[object, tuple[str, ...]] = BoundedCache(MAX_HEADS, MAX_HEAD)
 
@@ -47,13 +48,20 @@ class ClientText:
 
     def model(self, context: RequestContext) -> str:
         """Return the name of the model that a request names."""
-        name, template = context.model[:READ_LIMIT], context.head.template
+        name, head = context.model[:READ_LIMIT], context.head
+        template = head.template
+        if template is None:
+            return self.text(context, name)
         found = self._models.get((name, template))
         if found is None:
-            found = self.text(context, name)
-            if template is not None:
-                self._models.keep((name, template), found, len(name) + len(found))
-        return found
+            found = self._clean(name)
+            for secret in self._common(head):
+                found = found.replace(secret, MASK)
+            self._models.keep((name, template), found, len(name) + len(found))
+        if len(found) >= SHORTEST_SECRET:
+            for secret in _own(head):
+                found = found.replace(secret, MASK)
+        return found[:TEXT_LIMIT]
 
     def route(self, context: RequestContext) -> str:
         """Return the route that a request asked for, or its path if there is no such route.
@@ -78,11 +86,7 @@ class ClientText:
         if b"x-request-id" not in context.head.first:
             return request_id
         head = context.head
-        secrets = self._carried.get(head.template)
-        if secrets is None:
-            secrets = carried(head.first)
-            if head.template is not None:
-                self._carried.keep(head.template, secrets, sum(map(len, secrets)))
+        secrets = carried(head.first) if head.template is None else self._common(head) + _own(head)
         return strike_out(self._without_spelled(request_id), secrets, MASK)
 
     def text(self, context: RequestContext, text: str) -> str:
@@ -97,6 +101,14 @@ class ClientText:
         """Return a text of bounded size that must not be cut."""
         return strike_out(self._redact(text), carried(context.head.first), MASK) if text else ""
 
+    def _common(self, head: RequestHead) -> tuple[str, ...]:
+        """Return what all heads of a template carry where a credential may stand, besides credentials of their own."""
+        secrets = self._carried.get(head.template)
+        if secrets is None:
+            secrets = carried({name: b"" if name in CREDENTIAL_HEADERS else each for name, each in head.first.items()})
+            self._carried.keep(head.template, secrets, sum(map(len, secrets)))
+        return secrets
+
     def _without_spelled(self, text: str) -> str:
         """Return a text of segments without secrets, in whatever spelling."""
         text = self._redact(text)
@@ -106,6 +118,14 @@ class ClientText:
             segment if "%" not in segment or self._redact(plain := decoded(segment)) == plain else MASK
             for segment in text.split("/")
         )
+
+
+def _own(head: RequestHead) -> tuple[str, ...]:
+    """Return the credentials of a head with a template."""
+    credential = head.credential
+    if not credential:
+        return ()
+    return tuple(each for each in credential.decode("ascii").split("\n") if len(each) >= SHORTEST_SECRET)
 
 
 def _encodable(text: str) -> str:

@@ -162,6 +162,8 @@ class Admission:
         self._reads_bodies = reads_bodies
         self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
+        #: as of `Authenticator`
+        self.known, self.index = authenticator.known, authenticator.index
         self._serving = ServingChooser(policy, router, base_models)
         self._response_ids = response_ids
         self._places = places
@@ -207,6 +209,9 @@ class Admission:
 
     def authorize(self, principal: Principal, method: bytes, raw: bytes, path_model: str = "") -> Authorization:
         """Authorize a request by its head.
+
+        Of the principal, the decision depends on what `Permissions` tells apart, and on the key where the path names a
+        stored response.
 
         Args:
             principal: the caller.
@@ -258,12 +263,12 @@ class Admission:
         )
         return Authorization(
             principal,
+            _payer_of(principal),
             route,
             resolved.path,
             resolved.forwarded,
             needs_body,
             takes_model and self._reads_bodies,
-            _payer_of(principal),
             takes_model or may_name,
             restricted,
             stores,

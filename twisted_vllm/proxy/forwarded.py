@@ -12,7 +12,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from twisted_vllm.client_address import is_loopback
-from twisted_vllm.context import RequestContext
+from twisted_vllm.context import Peer, RequestContext
 
 Network = IPv4Network | IPv6Network
 HeaderPairs = list[tuple[bytes, bytes]]
@@ -123,6 +123,7 @@ class ClientAddresses:
 
     Attributes:
         trusted: the networks of trusted proxies.
+        restricts: whether clients of some networks only are served.
     """
 
     trusted: tuple[Network, ...]
@@ -140,6 +141,7 @@ class ClientAddresses:
         """Use other settings from now on; the arguments are the constructor's."""
         self.trusted = tuple(trusted)
         self._allowed = tuple(allowed)
+        self.restricts = bool(self._allowed)
 
     def of(self, context: RequestContext) -> str:
         """Return the client's address of a request; see `client_address`."""
@@ -159,6 +161,10 @@ class ClientAddresses:
         A client on a UNIX socket has no address: it is in no network.
         """
         return not self._allowed or _is_trusted(self.of(context), self._allowed)
+
+    def kind_of(self, peer: Peer) -> object:
+        """Return what the ``X-Forwarded-*`` headers of equal heads depend on, besides the peer's address at the end."""
+        return (peer.secure, _is_trusted(peer.host, self.trusted)) if self.trusted else peer.secure
 
     def may_take_all_connections(self, host: str) -> bool:
         """Return whether an address stands for many clients: this machine, where proxies run, or a trusted proxy."""

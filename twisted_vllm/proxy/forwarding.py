@@ -498,16 +498,18 @@ class Forwarding:
         tracer = forwarder.tracer
         trace = None if tracer is None else tracer.attempt(context)
         if cached is not None and prepared.body is not None:
-            key: object = server if trace is None else (server, bool(trace.state))
+            kind, peer = forwarder.addresses.kind_of(context.peer), context.peer.written
+            # most are neither traced nor secure nor from a trusted proxy
+            key: object = server if kind is False and trace is None else (server, kind, trace and bool(trace.state))
             form = cached.formats.get(key)
             if form is None:
                 framing = (b"Content-Length", b"") if b"content-length" in first else None
                 pairs = forwarder.headers(context, server, framing, expects_continue=False, trace=trace)
-                form = HeaderFormat(server.url + admitted.path, pairs)
+                form = HeaderFormat(server.url + admitted.path, pairs, peer)
                 cached.formats.keep(key, form, len(admitted.path))
             url = form.url
-            varying = first if trace is None or tracer is None else dict(tracer.headers(trace))
-            headers = form.write(len(prepared.body), context.request_id, varying)
+            varying = first if trace is None or tracer is None else {**first, **dict(tracer.headers(trace))}
+            headers = form.write(len(prepared.body), context.request_id, varying, peer)
         else:
             waits = isinstance(body, RequestBody) and request.awaits_continue()
             pairs = forwarder.headers(context, server, framing_of(body, first), expects_continue=waits, trace=trace)

@@ -141,7 +141,7 @@ class PassThroughResource:
         self._mounts = Mounts() if mounts is None else mounts
         self._listing = listing
         self._now = now
-        self._cache = AuthorizationCache()
+        self._cache = AuthorizationCache(admission)
         self.reconfigure(limits)
 
     def reconfigure(self, limits: Limits) -> None:
@@ -259,16 +259,20 @@ class PassThroughResource:
             _NotYetKnown: the caller may be known in a moment; never with `for_good`.
         """
         context = request.context
-        template = context.head.template
-        cached = None if template is None else self._cache.get(template)
-        changes = self._admission.changes
-        if cached is not None and cached.holds(changes, self._now(), context.peer):
-            context.authorization = cached.authorization
-            context.principal = cached.authorization.principal
-            return cached
+        head = context.head
+        template = head.template
+        if template is not None:
+            caller = self._cache.caller(template, head.credential, self._now())
+            cached = None if caller is None else self._cache.find(template, caller)
+            if caller is not None and cached is not None:
+                if self._addresses.restricts and not self._addresses.allows(context):
+                    raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
+                context.authorization = cached.of(caller)
+                context.principal = caller.principal
+                return cached
         if not self._addresses.allows(context):
             raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
-        self._web_pages.check(context.head.first)
+        self._web_pages.check(head.first)
         principal = context.principal = self._identify(context, for_good)
         path, mark, query = request.uri.partition(b"?")
         mount = self._mounts.find(path)
@@ -277,11 +281,9 @@ class PassThroughResource:
             raise NotFound("The gateway has no such route. vLLM's are below /vllm.")
         authorization = self._admission.authorize(principal, request.method, mount.path + mark + query, mount.model)
         context.authorization = authorization
-        if template is None or MAX_FORWARDS in context.head.first:
+        if template is None or MAX_FORWARDS in head.first:
             return None
-        cached = CachedAuthorization(authorization, changes, context.peer)
-        self._cache.keep(template, cached, len(authorization.forwarded))
-        return cached
+        return self._cache.keep(template, head.credential, authorization)
 
     def _identify(self, context: RequestContext, for_good: bool) -> Principal:
         now = self._now()

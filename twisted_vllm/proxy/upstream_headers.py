@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, SUBPROTOCOLS
+from twisted_vllm.auth.credentials import SUBPROTOCOLS
 from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.steering_headers import ADAPTER_HEADERS, GATEWAYS_HEADERS, OPERATORS_HEADERS
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.headers import HOP_BY_HOP, TRACE_HEADERS, HeaderList, nominated, without_twins
+from twisted_vllm.http.headers import (
+    CREDENTIAL_HEADERS,
+    HOP_BY_HOP,
+    TRACE_HEADERS,
+    HeaderList,
+    nominated,
+    without_twins,
+)
 from twisted_vllm.proxy.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PREFIX, FORWARDED_PROTO
 
 PRIORITY = b"x-vllm-priority"

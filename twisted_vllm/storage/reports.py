@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
@@ -25,6 +25,7 @@ from twisted_vllm.storage.report_queue import ReportCaller, ReportLimits, Report
 from twisted_vllm.storage.sqlite_file import watch_file
 from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.partitions import SHOWN_FROM, detach_all
 from twisted_vllm.storage.write_ahead_log import WriteAheadLog
 
 T = TypeVar("T")
@@ -65,7 +66,14 @@ class ReportReader:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, url: Secret, limits: ReportLimits, seconds: float) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        url: Secret,
+        limits: ReportLimits,
+        seconds: float,
+        shown_from: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """Set up; `open` makes the threads.
 
         Args:
@@ -73,6 +81,8 @@ class ReportReader:
             url: of the database, which is migrated already.
             limits: how many reports may run and wait.
             seconds: how long a report may wait, and then how long it may take.
+            shown_from: returns from when on rows are shown, in microseconds since 1970; None for all. Any thread calls
+                it.
         """
         self.queue: ReportQueue[_Report[Any]] = ReportQueue(limits)
         self.stopped = 0
@@ -80,6 +90,7 @@ class ReportReader:
         self._url = url
         self._threads = limits.running
         self._seconds = seconds
+        self._shown_from = shown_from
         self._running: set[_Report[Any]] = set()
         self._engine: Engine | None = None
         self._lane: Lane | None = None
@@ -104,6 +115,9 @@ class ReportReader:
         url = parse_url(self._url)
         engine = make_engine(url, connections=self._threads, read_only=True, lock_seconds=1.0)
         watch_file(engine)
+        engine.update_execution_options(**{SHOWN_FROM: self._shown_from})
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "checkin", _detach)
         self._engine, self._lane = engine, Lane(self._reactor, "reports", self._threads)
         if engine.dialect.name == "sqlite":
             self._log_file = WriteAheadLog(engine, self._reactor.seconds)
@@ -235,3 +249,9 @@ class ReportReader:
         waiting, report.waiting = report.waiting, None
         if waiting is not None:
             waiting.cancel()
+
+
+def _detach(connection: Any, record: Any) -> None:
+    """Close the files of partitions, whose space is free once a dropped one is closed."""
+    if connection is not None:
+        detach_all(connection, record.info)

@@ -28,7 +28,10 @@ from sqlalchemy.dialects import sqlite
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.ratelimit.allowance import KEY, MEMBER, MODEL_BUDGET, SEPARATOR
 from twisted_vllm.storage import tables
+from twisted_vllm.storage.by_spend import keys_by_spend
+from twisted_vllm.storage.counts import Counts, count_of
 from twisted_vllm.storage.errors import AliasExists, KeyExists
+from twisted_vllm.storage.paging import Page, PageQuery, Pager
 from twisted_vllm.storage.records import Member, OrganizationMember
 
 T = TypeVar("T")
@@ -44,43 +47,6 @@ def in_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
     return (values[start : start + _MAX_VALUES] for start in range(0, len(values), _MAX_VALUES))
 
 
-@attrs.frozen
-class PageQuery:
-    """Which records to list, in which order, and which page of them.
-
-    Attributes:
-        page: the page's number, from 1.
-        size: records on a page.
-        equals: values that columns must have.
-        contains: texts that columns must contain, in upper or lower case.
-        among: values of which a column must have one.
-        search: a text that one of some columns must contain, likewise; empty for any.
-        search_in: these columns.
-        sort_by: the column to sort by; for ties, and where there is no such column, the record's identity.
-        descending: whether the largest comes first; ``None`` counts as larger than any value.
-    """
-
-    page: int = 1
-    size: int = 10
-    equals: Mapping[str, Any] = attrs.field(factory=dict)
-    contains: Mapping[str, str] = attrs.field(factory=dict)
-    among: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
-    search: str = ""
-    search_in: tuple[str, ...] = ()
-    sort_by: str = "created_at"
-    descending: bool = True
-
-
-@attrs.frozen
-class Page(Generic[RecordT]):
-    """One page of records, and how many there are in all."""
-
-    records: list[RecordT]
-    total_count: int
-    current_page: int
-    total_pages: int
-
-
 class Repository(Generic[RecordT]):
     """Records by their identity, the one column of the table's primary key.
 
@@ -89,12 +55,19 @@ class Repository(Generic[RecordT]):
         table: where the records are.
         record: their class, whose attributes are the table's columns.
         on_change: called with the identity of each record that changes.
+        counts: how many records lists have; None to count them each time.
     """
 
     def __init__(
-        self, connection: Connection, table: Table, record: type[RecordT], on_change: Callable[[str], None]
+        self,
+        connection: Connection,
+        table: Table,
+        record: type[RecordT],
+        on_change: Callable[[str], None],
+        counts: Counts | None = None,
     ) -> None:
         self._connection = connection
+        self._counts = counts
         self._table = table
         self._record = record
         self._on_change = on_change
@@ -122,35 +95,36 @@ class Repository(Generic[RecordT]):
             found += self._read(self._table.c[column].in_(chunk))
         return found
 
+    def values_of(self, column: str, identities: Iterable[str]) -> dict[str, Any]:
+        """Return the values that one column has for some records, by their identities."""
+        found: dict[str, Any] = {}
+        for chunk in in_chunks(list(dict.fromkeys(identities))):
+            values = select(self._identity, self._table.c[column]).where(self._identity.in_(chunk))
+            found.update((row[0], row[1]) for row in self._connection.execute(values))
+        return found
+
     def _read(self, *conditions: ColumnElement[bool]) -> list[RecordT]:
         statement = select(self._table).where(*conditions).order_by(self._identity)
         return [self._record_of(row) for row in self._connection.execute(statement)]
 
-    def page(self, query: PageQuery, *conditions: ColumnElement[bool]) -> Page[RecordT]:
-        """Return the requested page; a page after the last is empty."""
-        columns = self._table.c
-        wanted = [columns[name] == value for name, value in query.equals.items()]
-        wanted += [columns[name].icontains(value, autoescape=True) for name, value in query.contains.items()]
-        wanted += [columns[name].in_(values) for name, values in query.among.items()]
-        if query.search:
-            wanted.append(or_(*(columns[name].icontains(query.search, autoescape=True) for name in query.search_in)))
-        wanted += conditions
-        count = self._connection.execute(select(func.count()).select_from(self._table).where(*wanted)).scalar_one()
-        sort_column = self._sort_column(query.sort_by)
-        order = [self._identity] if sort_column is None else [sort_column, self._identity]
-        statement = (
-            select(self._table)
-            .where(*wanted)
-            .order_by(*(each.desc().nulls_first() if query.descending else each.asc().nulls_last() for each in order))
-            .limit(query.size)
-            .offset((query.page - 1) * query.size)
-        )
-        return Page(
-            records=[self._record_of(row) for row in self._connection.execute(statement)],
-            total_count=count,
-            current_page=query.page,
-            total_pages=-(-count // query.size),
-        )
+    def page(self, query: PageQuery, *conditions: ColumnElement[bool], total: int | None = None) -> Page[RecordT]:
+        """Return the requested page; a page after the last is empty.
+
+        Args:
+            query: which page.
+            conditions: what the records must meet besides.
+            total: how many records there are in all, where that is known.
+
+        Raises:
+            InvalidRequest: the cursor cannot be used.
+        """
+        pager = Pager(self._connection, self._table, self._identity, self._counts)
+        rows, count, following = pager.read(query, conditions, self._sort_column(query.sort_by), total)
+        return self._page_of([self._record_of(row) for row in rows], query, count, following)
+
+    @staticmethod
+    def _page_of(records: list[RecordT], query: PageQuery, count: int, following: str | None) -> Page[RecordT]:
+        return Page(records, count, query.page, -(-count // query.size), following)
 
     def _sort_column(self, name: str) -> ColumnElement[Any] | None:
         return self._table.c.get(name)
@@ -261,6 +235,20 @@ class KeyRepository(Repository[KeyRecord]):
             conditions.append(columns.team_id.in_(team_ids))
         return or_(*conditions)
 
+    def page(self, query: PageQuery, *conditions: ColumnElement[bool], total: int | None = None) -> Page[KeyRecord]:
+        """Return the requested page; a page after the last is empty.
+
+        Raises:
+            InvalidRequest: the cursor cannot be used.
+        """
+        if query.sort_by != "spend" or query.after or conditions or query.conditions(self._table):
+            return super().page(query, *conditions, total=total)
+        skip = (query.page - 1) * query.size
+        tokens = keys_by_spend(self._connection, skip, query.size, descending=query.descending)
+        found = {record.token: record for record in self.among("token", tokens)}
+        count = count_of(self._connection, self._table, (), self._counts)
+        return self._page_of([found[token] for token in tokens], query, count, None)
+
     def page_of_status(
         self, query: PageQuery, status: str | None, now: datetime, *conditions: ColumnElement[bool]
     ) -> Page[KeyRecord]:
@@ -315,13 +303,46 @@ class _Memberships(Generic[MemberT]):
     def _grouped_by(self, column: Column[Any], ids: Sequence[str], order: Column[Any]) -> dict[str, list[MemberT]]:
         found: dict[str, list[MemberT]] = {each: [] for each in ids}
         for chunk in in_chunks(ids):
-            for member in self._read(column.in_(chunk), order=order):
+            # The group first, as the index has it: by the other alone, SQLite would read every membership.
+            for member in self._read(column.in_(chunk), order=(column, order)):
                 found[getattr(member, column.name)].append(member)
         return found
 
-    def _read(self, *conditions: ColumnElement[bool], order: Column[Any] | None = None) -> list[MemberT]:
-        statement = select(self._table).where(*conditions).order_by(self._user if order is None else order)
+    def _read(
+        self, *conditions: ColumnElement[bool], order: tuple[Column[Any], ...] = (), limit: int | None = None
+    ) -> list[MemberT]:
+        statement = select(self._table).where(*conditions).order_by(*(order or (self._user,))).limit(limit)
         return [self._record(**row._mapping) for row in self._connection.execute(statement)]
+
+    def these(self, group_id: str, user_ids: Sequence[str]) -> list[MemberT]:
+        """Return the memberships of some users in a group, sorted by user."""
+        found: list[MemberT] = []
+        for chunk in in_chunks(sorted(set(user_ids))):
+            found += self._read(self._group == group_id, self._user.in_(chunk))
+        return found
+
+    def count_in(self, group_ids: Sequence[str]) -> dict[str, int]:
+        """Return how many members each of some groups has."""
+        found = dict.fromkeys(group_ids, 0)
+        for chunk in in_chunks(group_ids):
+            counted = select(self._group, func.count()).where(self._group.in_(chunk)).group_by(self._group)
+            found.update((row[0], row[1]) for row in self._connection.execute(counted))
+        return found
+
+    def first_in(self, counts: Mapping[str, int], most: int, after: str = "") -> dict[str, list[MemberT]]:
+        """Return the first members of each of some groups, sorted by user.
+
+        Args:
+            counts: how many members each has, as `count_in` returns it.
+            most: how many members of a group to return at most.
+            after: the user after whom they begin; empty for the first.
+        """
+        whole = [group_id for group_id, count in counts.items() if count <= most and not after]
+        found = self._grouped_by(self._group, whole, self._user)
+        for group_id in counts:
+            if group_id not in found:
+                found[group_id] = self._read(self._group == group_id, self._user > after, limit=most)
+        return found
 
     def put(self, member: MemberT) -> None:
         """Add a membership, or replace it."""

@@ -134,6 +134,8 @@ def _use_write_ahead_log(engine: Engine) -> None:
         try:
             connection = engine.raw_connection()
             try:
+                # Only an empty file takes this: its unused pages can then go back to the file system.
+                connection.cursor().execute("PRAGMA auto_vacuum = INCREMENTAL").close()
                 connection.cursor().execute("PRAGMA journal_mode = WAL").close()
             finally:
                 connection.close()
@@ -172,6 +174,13 @@ def _revision(connection: Connection) -> str | None:
 
 def _create_tables(connection: Connection) -> None:
     """Create the newest tables in an empty database."""
+    if connection.dialect.name == "postgresql":
+        # The tables name the conditions of partial indexes for SQLite alone, and partitions for none: to name something
+        # for PostgreSQL loads its dialect. See `usage.tables`.
+        for table in metadata.tables.values():
+            table.dialect_options["postgresql"]["partition_by"] = table.info.get("partition_by")
+            for index in table.indexes:
+                index.dialect_options["postgresql"]["where"] = index.dialect_options["sqlite"]["where"]
     metadata.create_all(connection, checkfirst=False)
     if connection.dialect.name != "sqlite":
         # SQLite's are in the files of the partitions.

@@ -12,9 +12,11 @@ from zope.interface import implementer
 
 from twisted_vllm.auth.grants import NO_REVISION, Changes, Revision, Snapshot
 from twisted_vllm.auth.records import Spend
-from twisted_vllm.storage.grants import last_revision, read_changed, read_everything
+from twisted_vllm.storage.counts import Counts
+from twisted_vllm.storage.grants import read_changed, read_everything
 from twisted_vllm.storage.interfaces import IDatabase, IStore
 from twisted_vllm.storage.repository import all_spend
+from twisted_vllm.storage.revisions import last_revision
 from twisted_vllm.storage.tables import changes
 from twisted_vllm.storage.transaction import Transaction
 
@@ -63,10 +65,12 @@ class Store:
         """
         self._database = database
         self._randbytes = randbytes
+        self._counts = Counts()
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run work that only reads."""
-        return self._database.run(lambda connection: work(Transaction(connection)), writes=False)
+        counts = self._counts
+        return self._database.run(lambda connection: work(Transaction(connection, counts=counts)), writes=False)
 
     def change(self, work: Callable[[Transaction], T]) -> Deferred[tuple[T, Changes]]:
         """Run work that changes something, one change at a time."""

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     Text,
@@ -144,11 +145,23 @@ keys = Table(
     Column("log_bodies", String(8)),
     UniqueConstraint("key_alias", name="vllm_passthrough_keys_alias"),
     Index("vllm_passthrough_keys_id", "key_id", unique=True),
-    Index("vllm_passthrough_keys_user", "user_id"),
-    Index("vllm_passthrough_keys_team", "team_id"),
-    Index("vllm_passthrough_keys_organization", "organization_id"),
+    # A page of the keys of one of these, the newest first, is a range of the index.
+    Index("vllm_passthrough_keys_user", "user_id", "created_at", "token"),
+    Index("vllm_passthrough_keys_team", "team_id", "created_at", "token"),
+    Index("vllm_passthrough_keys_organization", "organization_id", "created_at", "token"),
     Index("vllm_passthrough_keys_budget", "budget_id"),
     Index("vllm_passthrough_keys_created", "created_at", "token"),
+    Index("vllm_passthrough_keys_named", "key_alias", "token"),
+    Index("vllm_passthrough_keys_updated", "updated_at", "token"),
+    Index("vllm_passthrough_keys_expires", "expires", "token", "blocked"),
+)
+
+#: blocked keys are few, and are listed on their own
+Index(
+    "vllm_passthrough_keys_blocked",
+    keys.c.created_at,
+    keys.c.token,
+    sqlite_where=keys.c.blocked.is_(True),
 )
 
 #: the values of keys before they were regenerated, which are valid until ``works_until``
@@ -175,6 +188,8 @@ users = Table(
     Column("budget_id", String(255)),
     UniqueConstraint("user_email", name="vllm_passthrough_users_email"),
     Index("vllm_passthrough_users_created", "created_at", "user_id"),
+    Index("vllm_passthrough_users_alias", "user_alias", "user_id"),
+    Index("vllm_passthrough_users_role", "user_role", "created_at", "user_id"),
     Index("vllm_passthrough_users_budget", "budget_id"),
 )
 
@@ -278,11 +293,11 @@ changes = Table(
     Column("stamp", BigInteger),
 )
 
-#: the audit log
+#: The audit log. On PostgreSQL it has a partition for each month, and its key would have to have the time in it.
 audit = Table(
     "vllm_passthrough_audit",
     metadata,
-    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), autoincrement=True, nullable=False),
     Column("at", UtcDateTime, nullable=False),
     Column("actor", String(64), nullable=False),
     Column("actor_name", String(255), nullable=False),
@@ -293,9 +308,21 @@ audit = Table(
     Column("after", JSON(none_as_null=True)),
     Column("request_id", String(128), nullable=False),
     Column("client", String(64), nullable=False),
-    Index("vllm_passthrough_audit_object", "object_id"),
-    Index("vllm_passthrough_audit_actor", "actor", "id"),
-    Index("vllm_passthrough_audit_request", "request_id"),
+    PrimaryKeyConstraint("id").ddl_if(dialect="sqlite"),
+    *(
+        # Each is in the order of the list, so that a page of what it finds is a range of it.
+        Index(f"vllm_passthrough_audit_{name}", *columns, "at", "id")
+        for name, columns in (
+            ("time", ()),
+            ("object", ("object_id",)),
+            ("actor", ("actor",)),
+            ("name", ("actor_name",)),
+            ("action", ("action",)),
+            ("type", ("object_type",)),
+            ("request", ("request_id",)),
+        )
+    ),
+    info={"located_by": "at", "partition_by": "RANGE (at)"},
 )
 
 #: what everybody with limits spent (`twisted_vllm.ratelimit.allowance.Limited`), in picodollars: in the budget period

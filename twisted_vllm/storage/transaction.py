@@ -12,7 +12,10 @@ from twisted_vllm.auth.grants import Changes
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.ratelimit.allowance import END_USER, KEY, MEMBER, ORGANIZATION, TEAM, USER, member_id
 from twisted_vllm.storage import tables
-from twisted_vllm.storage.grants import last_revision, read_changed, spend_name
+from twisted_vllm.storage.audit_months import make_month, month_of
+from twisted_vllm.storage.counts import Counts
+from twisted_vllm.storage.grants import read_changed, spend_name
+from twisted_vllm.storage.paging import Page, PageQuery
 from twisted_vllm.storage.records import (
     AuditRecord,
     BudgetRecord,
@@ -29,11 +32,10 @@ from twisted_vllm.storage.repository import (
     KeyRepository,
     MemberRepository,
     OrganizationMemberRepository,
-    Page,
-    PageQuery,
     Repository,
     SpendRepository,
 )
+from twisted_vllm.storage.revisions import last_revision
 
 #: changes to store for other processes; a process that missed more reads everything again
 KEPT_CHANGES = 10_000
@@ -57,36 +59,39 @@ class Transaction:
         spend: what everybody with limits spent.
     """
 
-    def __init__(self, connection: Connection, stamp: int | None = None) -> None:
+    def __init__(self, connection: Connection, stamp: int | None = None, counts: Counts | None = None) -> None:
         """Make the tables of a transaction.
 
         Args:
             connection: the transaction's connection.
             stamp: the random number that its changes get; None for a transaction that only reads.
+            counts: how many records lists have, for a transaction that only reads; None to count them each time.
         """
         self._connection = connection
         self._stamp = stamp
         self.audited = 0
+        self._months: set[datetime] = set()
+        self._counts = counts
         # a dictionary as an ordered set
         self._changed: dict[tuple[str, str], None] = {}
-        self.keys = KeyRepository(connection, tables.keys, KeyRecord, partial(self._mark, KEY))
+        self.keys = KeyRepository(connection, tables.keys, KeyRecord, partial(self._mark, KEY), counts)
         self.former = Repository(
             connection, tables.former_keys, FormerKeyRecord, partial(self._mark, tables.FORMER_KEY)
         )
-        self.users = Repository(connection, tables.users, UserRecord, partial(self._mark, USER))
-        self.teams = Repository(connection, tables.teams, TeamRecord, partial(self._mark, TEAM))
+        self.users = Repository(connection, tables.users, UserRecord, partial(self._mark, USER), counts)
+        self.teams = Repository(connection, tables.teams, TeamRecord, partial(self._mark, TEAM), counts)
         self.members = MemberRepository(
             connection, tables.members, Member, lambda team_id, user_id: self._mark(MEMBER, member_id(team_id, user_id))
         )
         self.organizations = Repository(
-            connection, tables.organizations, OrganizationRecord, partial(self._mark, ORGANIZATION)
+            connection, tables.organizations, OrganizationRecord, partial(self._mark, ORGANIZATION), counts
         )
         # nothing in memory depends on them
         self.organization_members = OrganizationMemberRepository(
             connection, tables.organization_members, OrganizationMember, lambda _organization_id, _user_id: None
         )
-        self.budgets = Repository(connection, tables.budgets, BudgetRecord, partial(self._mark, tables.BUDGET))
-        self.end_users = Repository(connection, tables.end_users, EndUserRecord, partial(self._mark, END_USER))
+        self.budgets = Repository(connection, tables.budgets, BudgetRecord, partial(self._mark, tables.BUDGET), counts)
+        self.end_users = Repository(connection, tables.end_users, EndUserRecord, partial(self._mark, END_USER), counts)
         self.models = Repository(connection, tables.models, ModelRecord, partial(self._mark, tables.MODEL))
         self.spend = SpendRepository(
             connection, lambda kind, identity: self._mark(tables.SPEND, spend_name(kind, identity))
@@ -122,6 +127,11 @@ class Transaction:
     def write_audit(self, record: AuditRecord) -> None:
         """Add an entry to the audit log."""
         self.audited += 1
+        month = month_of(record.at)
+        if month not in self._months:
+            # The month is made before it begins, unless nothing of this ran then.
+            make_month(self._connection, month)
+            self._months.add(month)
         values = {column.name: getattr(record, column.name) for column in tables.audit.columns if column.name != "id"}
         self._connection.execute(insert(tables.audit).values(values))
 
@@ -134,7 +144,10 @@ class Transaction:
         if until is not None:
             conditions.append(at < until)
         entries: Repository[AuditRecord] = Repository(self._connection, tables.audit, AuditRecord, lambda _: None)
-        return entries.page(query, *conditions)
+        total = None
+        if self._counts is not None:
+            total = self._counts.of_log(self._connection, [*conditions, *query.conditions(tables.audit)])
+        return entries.page(query, *conditions, total=total)
 
     def finish(self) -> Changes:
         """Store the changes for other processes, and return them for this process's key index."""

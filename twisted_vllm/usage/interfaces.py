@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import attrs
+import msgspec
 from zope.interface import Attribute, Interface
 
 from twisted_vllm.usage.records import UsageRow
 
 
-@attrs.frozen
-class SpendUpdate:
+class SpendUpdate(msgspec.Struct, frozen=True, gc=False):
     """The spend of one scope after a batch of rows was committed.
 
     Attributes:

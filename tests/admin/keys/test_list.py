@@ -28,7 +28,7 @@ def aliases(gateway: Gateway, query: str) -> str:
 
 
 def test_no_keys_are_no_pages(gateway: Gateway) -> None:
-    assert listed(gateway, "") == {"keys": [], "total_count": 0, "current_page": 1, "total_pages": 0}
+    assert listed(gateway, "") == {"keys": [], "total_count": 0, "current_page": 1, "total_pages": 0, "next": None}
 
 
 def test_a_list_is_of_hashes_the_newest_first(gateway: Gateway) -> None:
@@ -118,6 +118,7 @@ def test_the_aliases_come_in_their_order_by_page_and_by_what_they_hold(gateway: 
         "current_page": 1,
         "total_pages": 2,
         "size": 2,
+        "next": answer["next"],
     }
     assert gateway.get("/key/aliases?size=2&page=2").json["aliases"] == ["gamma"]
     assert gateway.get("/key/aliases?search=AM").json["aliases"] == ["gamma"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.admin.admin_harness import Gateway, value_of
 from tests.builders import usage_row
-from twisted_vllm.storage.usage.writes import write
+from tests.storage import ledger_filler
 from twisted_vllm.usage.records import UsageRow
 
 
@@ -43,9 +43,7 @@ def row_at(number: int, time: str, **fields: Any) -> UsageRow:
 
 def keep(gateway: Gateway, rows: Sequence[UsageRow]) -> None:
     """Write rows into the gateway's database."""
-    value_of(
-        gateway.store.read(lambda transaction: write(transaction.connection, rows, lambda _kind, _id, _time: 0, 0.0))
-    )
+    value_of(gateway.store.read(lambda transaction: ledger_filler.keep(transaction.connection, rows)))
 
 
 def id_of(gateway: Gateway, made: dict[str, Any]) -> str:

@@ -9,9 +9,9 @@ import msgspec
 
 from twisted_vllm.admin.fields import Label, Labels, Reference, check_alias
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import MAX_LISTED, Body, ListSize, OwnLimits, PageNumber, Query, Response
+from twisted_vllm.admin.models import MAX_LISTED, After, Body, ListSize, OwnLimits, PageNumber, Query, Response
 from twisted_vllm.admin.unsupported import ON_BUDGETS
-from twisted_vllm.storage.repository import PageQuery
+from twisted_vllm.storage.paging import PageQuery
 
 #: the fields that LiteLLM's dashboard can change, with their types in its words
 SETTINGS = {
@@ -68,12 +68,13 @@ class BudgetListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /budget/list``."""
 
     page: PageNumber = 1
+    after: After = ""
     page_size: ListSize = MAX_LISTED
 
     @property
     def page_query(self) -> PageQuery:
         """The page that is asked for."""
-        return PageQuery(page=self.page, size=self.page_size, sort_by="budget_id", descending=False)
+        return PageQuery(self.page, self.page_size, self.after, sort_by="budget_id", descending=False)
 
 
 class BudgetReport(OwnLimits, kw_only=True):

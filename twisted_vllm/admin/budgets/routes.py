@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.budget_references import find_budget
 from twisted_vllm.admin.budgets import operations
@@ -17,7 +19,7 @@ from twisted_vllm.admin.budgets.models import (
 )
 from twisted_vllm.admin.budgets.operations import report_budget_record, report_settings
 from twisted_vllm.admin.context import AdminCall
-from twisted_vllm.admin.lists import asked_page
+from twisted_vllm.admin.lists import asked_page, link_next, reported
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.storage.transaction import Transaction
@@ -65,14 +67,17 @@ async def settings(call: AdminCall, query: BudgetSettingsQuery) -> list[Json]:
 
 
 @routes.get("/budget/list", query=BudgetListQuery, response=tuple[BudgetReport, ...])
-async def list_budgets(call: AdminCall, query: BudgetListQuery) -> list[Json]:
+async def list_budgets(call: AdminCall, query: BudgetListQuery) -> msgspec.Raw:
     """Return all budgets. If there are more than 1000, ask for them by page."""
 
-    def work(transaction: Transaction) -> list[Json]:
-        budgets = asked_page(transaction.budgets.page(query.page_query), call.given, "budgets", "/budget/list")
-        return [report_budget_record(budget, call.now) for budget in budgets]
+    def work(transaction: Transaction) -> tuple[msgspec.Raw, str | None]:
+        page = transaction.budgets.page(query.page_query)
+        budgets = asked_page(page, call.given, "budgets", "/budget/list")
+        return reported(budgets, lambda some: [report_budget_record(each, call.now) for each in some]), page.next
 
-    return await call.read(work)
+    found, following = await call.read(work)
+    link_next(call, following)
+    return found
 
 
 @routes.post("/budget/delete", body=DeleteBudgetRequest, response=BudgetReport, errors=(404, 409))

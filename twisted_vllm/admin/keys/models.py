@@ -39,9 +39,11 @@ from twisted_vllm.admin.fields import (
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import Dollars, LimitFields, Spent
 from twisted_vllm.admin.models import (
+    After,
     Body,
     BudgetTable,
     Json,
+    Next,
     PageNumber,
     PageSize,
     Query,
@@ -59,7 +61,7 @@ from twisted_vllm.config.log_bodies import keep_opt_out
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES
 from twisted_vllm.ratelimit.allowance import UNLIMITED
-from twisted_vllm.storage.repository import PageQuery
+from twisted_vllm.storage.paging import PageQuery
 
 #: keys that one bulk update may name
 MAX_BULK_KEYS = 500
@@ -321,6 +323,7 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     }
 
     page: PageNumber = 1
+    after: After = ""
     size: PageSize = 10
     user_id: str = ""
     team_id: str = ""
@@ -365,6 +368,7 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
             equals["token"] = token_of(self.key_hash)
         return PageQuery(
             page=self.page,
+            after=self.after,
             size=self.size,
             equals=equals,
             sort_by=self.sort_by,
@@ -376,6 +380,7 @@ class AliasesQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /key/aliases``."""
 
     page: PageNumber = 1
+    after: After = ""
     size: PageSize = 50
     search: Annotated[str, msgspec.Meta(description="Text that the alias contains, in any case.")] = ""
     team_id: str = ""
@@ -384,6 +389,7 @@ class AliasesQuery(Query, frozen=True, kw_only=True):
         """Return the page that is asked for."""
         return PageQuery(
             page=self.page,
+            after=self.after,
             size=self.size,
             equals={"team_id": self.team_id} if self.team_id else {},
             contains={"key_alias": self.search} if self.search else {},
@@ -512,6 +518,7 @@ class _KeyPage(Response, kw_only=True):
     total_count: int
     current_page: int
     total_pages: int
+    next: Next
 
 
 class FoundUser(Response, kw_only=True):

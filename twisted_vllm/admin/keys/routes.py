@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from twisted_vllm.admin.access import Access
@@ -36,6 +38,7 @@ from twisted_vllm.admin.keys.models import (
     ResetSpendRequest,
     UpdateRequest,
 )
+from twisted_vllm.admin.lists import reported
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.auth.authenticator import generate_key
@@ -43,7 +46,7 @@ from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import InvalidRequest, NotFound
 from twisted_vllm.money import from_dollars
 from twisted_vllm.storage.errors import KeyExists
-from twisted_vllm.storage.repository import Page
+from twisted_vllm.storage.paging import Page
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
@@ -264,14 +267,17 @@ async def info_of_several(call: AdminCall, body: InfoRequest) -> Json:
 async def list_keys(call: AdminCall, query: KeyListQuery) -> Json:
     """Return a page of the keys that the caller may see, as hashes or whole."""
 
+    def report(transaction: Transaction, records: Sequence[KeyRecord]) -> list[Json]:
+        reports = operations.report_keys(transaction, records, call.now)
+        if query.expand:
+            operations.expand_users(transaction, reports)
+        return reports
+
     def work(transaction: Transaction) -> Json:
         own = call.scope.own_keys(transaction)
         page = transaction.keys.page_of_status(query.page_query(), query.state, call.now, *own)
         if query.wants_records:
-            reports = operations.report_keys(transaction, page.records, call.now)
-            if query.expand:
-                operations.expand_users(transaction, reports)
-            return {"keys": reports, **_place(page)}
+            return {"keys": reported(page.records, lambda some: report(transaction, some)), **_place(page)}
         return {"keys": [record.token for record in page.records], **_place(page)}
 
     return await call.read(work)
@@ -286,10 +292,11 @@ async def list_aliases(call: AdminCall, query: AliasesQuery) -> Json:
     return {"aliases": [record.key_alias for record in page.records], **_place(page), "size": query.size}
 
 
-def _place(page: Page[KeyRecord]) -> dict[str, int]:
+def _place(page: Page[KeyRecord]) -> Json:
     """Return the place of a page among all pages, as ``/key/list`` writes it."""
     return {
         "total_count": page.total_count,
         "current_page": page.current_page,
         "total_pages": page.total_pages,
+        "next": page.next,
     }

@@ -24,7 +24,10 @@ from twisted_vllm.admin.fields import (
 )
 from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.models import (
+    LISTED_MEMBERS,
     MAX_LISTED,
+    MAX_SHOWN,
+    After,
     Body,
     BudgetTable,
     Json,
@@ -38,8 +41,8 @@ from twisted_vllm.admin.models import (
 from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
 from twisted_vllm.admin.users.models import NamedUser, OwnTeam, UserReport
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import OrganizationRecord
-from twisted_vllm.storage.repository import PageQuery
 
 OrganizationRole = Literal["org_admin", "internal_user", "internal_user_viewer"]
 
@@ -222,6 +225,7 @@ class OrganizationListQuery(Query, frozen=True, kw_only=True):
     org_id: str = ""
     org_alias: Annotated[str, msgspec.Meta(description="Text that the name contains, in any case.")] = ""
     page: PageNumber = 1
+    after: After = ""
     page_size: ListSize = MAX_LISTED
 
     @property
@@ -229,6 +233,7 @@ class OrganizationListQuery(Query, frozen=True, kw_only=True):
         """The page that is asked for."""
         return PageQuery(
             page=self.page,
+            after=self.after,
             size=self.page_size,
             equals={"organization_id": self.org_id} if self.org_id else {},
             contains={"organization_alias": self.org_alias} if self.org_alias else {},
@@ -257,7 +262,14 @@ class OrganizationReport(Record, kw_only=True):
     metadata: Json
     budget_id: str | None
     litellm_budget_table: BudgetTable
-    members: tuple[OrganizationMembership, ...]
+    members: Annotated[
+        tuple[OrganizationMembership, ...],
+        msgspec.Meta(
+            description=f"By their ids: the first {LISTED_MEMBERS} in a list of organizations, else the first "
+            f"{MAX_SHOWN}."
+        ),
+    ]
+    members_count: Annotated[int, msgspec.Meta(description="How many members the organization has.")]
     teams: tuple[OwnTeam, ...]
 
 

@@ -20,7 +20,7 @@ from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_organization, put_organization_members, roles_in_organization
 from twisted_vllm.admin.model_limits import check_limits_over_keys
-from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.models import MAX_SHOWN, Json
 from twisted_vllm.admin.organizations.models import (
     AddOrganizationMembersRequest,
     NewOrganizationRequest,
@@ -195,7 +195,11 @@ def _find_member(
 
 
 def visible_organizations(
-    transaction: Transaction, scope: IScope, organizations: Sequence[OrganizationRecord], now: datetime
+    transaction: Transaction,
+    scope: IScope,
+    organizations: Sequence[OrganizationRecord],
+    now: datetime,
+    most: int = MAX_SHOWN,
 ) -> list[Json]:
     """Return those organizations that a caller may see.
 
@@ -203,24 +207,33 @@ def visible_organizations(
     """
     own, teams = scope.own_organizations(transaction), scope.own_teams(transaction)
     if own is None or teams is None:
-        return report_organizations(transaction, organizations, now)
-    reports = report_organizations(transaction, [each for each in organizations if each.organization_id in own], now)
+        return report_organizations(transaction, organizations, now, most)
+    visible = [each for each in organizations if each.organization_id in own]
+    reports = report_organizations(transaction, visible, now, most)
     for report in reports:
         membership = own[report["organization_id"]]
         if membership is None or membership.role != ORG_ADMIN:
-            user_id = None if membership is None else membership.user_id
-            report["members"] = [each for each in report["members"] if each["user_id"] == user_id]
+            report["members"] = [] if membership is None else report_memberships(transaction, [membership])
+            report["members_count"] = len(report["members"])
             report["teams"] = [each for each in report["teams"] if each["team_id"] in teams]
     return reports
 
 
 def report_organizations(
-    transaction: Transaction, organizations: Sequence[OrganizationRecord], now: datetime
+    transaction: Transaction, organizations: Sequence[OrganizationRecord], now: datetime, most: int = MAX_SHOWN
 ) -> list[Json]:
-    """Return organizations as `OrganizationReport` describes them."""
+    """Return organizations as `OrganizationReport` describes them.
+
+    Args:
+        transaction: the transaction.
+        organizations: the organizations.
+        now: the time.
+        most: how many members of each to show at most.
+    """
     ids = [each.organization_id for each in organizations]
     spend, budgets = transaction.spend.of(ORGANIZATION, ids), budgets_of(transaction, organizations)
-    members = transaction.organization_members.of_organizations(ids)
+    counts = transaction.organization_members.count_in(ids)
+    members = transaction.organization_members.first_in(counts, most)
     memberships: dict[str, list[Json]] = {each: [] for each in ids}
     for membership in report_memberships(transaction, [member for each in members.values() for member in each]):
         memberships[membership["organization_id"]].append(membership)
@@ -238,6 +251,7 @@ def report_organizations(
             "models": each.models,
             "metadata": each.metadata,
             "members": memberships[each.organization_id],
+            "members_count": counts[each.organization_id],
             "teams": of_organization[each.organization_id],
             "created_at": each.created_at,
             "created_by": each.created_by,
@@ -250,8 +264,7 @@ def report_organizations(
 
 def report_memberships(transaction: Transaction, members: Sequence[OrganizationMember]) -> list[Json]:
     """Return memberships as `OrganizationMembership` describes them."""
-    known = transaction.users.among("user_id", [member.user_id for member in members])
-    emails = {user.user_id: user.user_email for user in known}
+    emails = transaction.users.values_of("user_email", (member.user_id for member in members))
     return [
         {
             "organization_id": member.organization_id,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import msgspec
+
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.fields import NAMES_USER
-from twisted_vllm.admin.lists import asked_page
-from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.lists import asked_page, link_next, reported
+from twisted_vllm.admin.models import LISTED_MEMBERS, Json
 from twisted_vllm.admin.organizations import operations
 from twisted_vllm.admin.organizations.models import (
     AddedOrganizationMembers,
@@ -115,17 +119,20 @@ async def info_of_several(call: AdminCall, body: OrganizationsRequest) -> list[J
     query=OrganizationListQuery,
     response=tuple[OrganizationReport, ...],
 )
-async def list_organizations(call: AdminCall, query: OrganizationListQuery) -> list[Json]:
+async def list_organizations(call: AdminCall, query: OrganizationListQuery) -> msgspec.Raw:
     """Return all organizations, or those of the caller. If there are more than 1000, ask for them by page."""
 
-    def work(transaction: Transaction) -> list[Json]:
+    def work(transaction: Transaction) -> tuple[msgspec.Raw, str | None]:
         own = call.scope.own_organizations(transaction)
         conditions = () if own is None else (transaction.organizations.are(sorted(own)),)
         page = transaction.organizations.page(query.page_query, *conditions)
         found = asked_page(page, call.given, "organizations", "/organization/list")
-        return visible_organizations(transaction, call.scope, found, call.now)
+        report = partial(visible_organizations, transaction, call.scope, now=call.now, most=LISTED_MEMBERS)
+        return reported(found, report), page.next
 
-    return await call.read(work)
+    found, following = await call.read(work)
+    link_next(call, following)
+    return found
 
 
 @routes.delete(

@@ -12,8 +12,9 @@ from twisted_vllm.admin.reports.operations import PROVIDER, name_of_key
 from twisted_vllm.admin.reports.scope import UsageScope
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.queries.days import NO_KEY, Entities, day_of, page_of_days
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
-from twisted_vllm.storage.usage.queries.reports import NO_KEY, Entities, Group, page_of_days, read_all
+from twisted_vllm.storage.usage.queries.reports import Group, read_all
 from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels
 from twisted_vllm.storage.usage.tables import DAY, SUMS, TEAM
 
@@ -190,7 +191,7 @@ def _add(one: Sequence[int], other: Sequence[int]) -> Sums:
 def _report_days(rows: Sequence[Any], labels: Mapping[str, KeyLabel], metadata: Mapping[str, Json]) -> list[Json]:
     days: dict[str, _Day] = {}
     for row in rows:
-        days.setdefault(row[0].isoformat(), _Day()).add(row[1], row[2], row[3], row[4:])
+        days.setdefault(day_of(row), _Day()).add(row[1], row[2], row[3], row[4:])
     found = []
     for name, day in days.items():
         models = {model: part.report(labels) for model, part in day.models.items()}

@@ -19,10 +19,11 @@ from twisted_vllm.admin.reports.scope import UsageScope
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import InvalidRequest, ModelNotFound, NotFound
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.queries.days import names_used
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
-from twisted_vllm.storage.usage.queries.reports import Group, names_used, read_all, read_totals
+from twisted_vllm.storage.usage.queries.reports import Group, read_all, read_totals
 from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels
-from twisted_vllm.storage.usage.tables import DAY, END_USER, KEY, MONTH, SUMS, TAG, TEAM, USER
+from twisted_vllm.storage.usage.tables import DAY, END_USER, KEY, MONTH, OTHER, SUMS, TAG, TEAM, USER
 from twisted_vllm.usage.estimate import estimate_prompt
 from twisted_vllm.usage.pricing import PriceTable, cost_of
 from twisted_vllm.usage.readers.counts import UsageResponse, read_usage
@@ -34,6 +35,7 @@ TOP_END_USERS = 100
 MAX_NAMES = 10_000
 
 _COST, _REQUESTS, _TOKENS = (SUMS.index(name) for name in ("cost", "requests", "total_tokens"))
+_OF_PARTS = ("cost", "total_tokens")
 _UNASSIGNED_TEAM = "Unassigned Team"
 
 _encode = msgspec.json.Encoder().encode
@@ -106,7 +108,9 @@ def _spent(parts: _Parts, labels: dict[str, KeyLabel], *, has_keys: bool = True)
 
 def _by_team(transaction: Transaction, team_id: str, start: int, end: int) -> list[Json]:
     equals = {TEAM: team_id} if team_id else {}
-    groups = list(read_all(transaction.connection, UsageQuery((KEY, TEAM, MODEL), DAY, start, end, equals)))
+    groups = list(
+        read_all(transaction.connection, UsageQuery((KEY, TEAM, MODEL), DAY, start, end, equals), wanted=_OF_PARTS)
+    )
     labels = _labels(transaction, (group.values[0] for group in groups))
     names = team_names(transaction, sorted({group.values[1] for group in groups}), _UNASSIGNED_TEAM)
     days: dict[str, dict[str, _Parts]] = {}
@@ -126,7 +130,9 @@ def _by_customer(transaction: Transaction, customer_id: str, start: int, end: in
     """Return the spend of customers. Their sums are not kept by key."""
     equals = {END_USER: customer_id} if customer_id else {}
     days: dict[str, dict[str, _Parts]] = {}
-    for group in read_all(transaction.connection, UsageQuery((END_USER, MODEL), DAY, start, end, equals)):
+    for group in read_all(
+        transaction.connection, UsageQuery((END_USER, MODEL), DAY, start, end, equals), wanted=_OF_PARTS
+    ):
         customer, model = group.values
         days.setdefault(group.start, {}).setdefault(customer, []).append((group, ("", model)))
     return [
@@ -146,7 +152,9 @@ def spend_per_tag(transaction: Transaction, tags: str, start: int, end: int) -> 
     return {
         "spend_per_tag": [
             {"name": group.values[0], "spend": money(group.sums[_COST]), "log_count": group.sums[_REQUESTS]}
-            for group in read_totals(transaction.connection, UsageQuery((TAG,), MONTH, start, end))
+            for group in read_totals(
+                transaction.connection, UsageQuery((TAG,), MONTH, start, end), wanted=("cost", "requests")
+            )
             if not wanted or "all-tags" in wanted or group.values[0] in wanted
         ]
     }
@@ -168,8 +176,8 @@ def tags(transaction: Transaction, days: tuple[int, int] | None) -> list[Json]:
     if days is None:
         names = names_used(connection, TAG, MAX_NAMES)
     else:
-        groups = read_totals(connection, UsageQuery((TAG,), MONTH, *days))
-        names = sorted({group.values[0] for group in groups} - {""})[:MAX_NAMES]
+        groups = read_totals(connection, UsageQuery((TAG,), MONTH, *days), wanted=("requests",))
+        names = sorted({group.values[0] for group in groups} - {"", OTHER})[:MAX_NAMES]
     return [_report_tag(name) for name in names]
 
 
@@ -219,7 +227,9 @@ def spend_of_end_users(transaction: Transaction, scope: UsageScope, api_key: str
             of_user[1] += group.sums[_COST]
         found = sorted(((name, requests, cost) for name, (requests, cost) in summed.items()), key=lambda each: -each[2])
     else:
-        groups = read_totals(connection, UsageQuery((END_USER,), MONTH, start, end), TOP_END_USERS)
+        groups = read_totals(
+            connection, UsageQuery((END_USER,), MONTH, start, end), TOP_END_USERS, wanted=("cost", "requests")
+        )
         found = [(group.values[0], group.sums[_REQUESTS], group.sums[_COST]) for group in groups]
     return [
         {"end_user": name, "total_count": requests, "total_spend": money(cost)}
@@ -229,7 +239,7 @@ def spend_of_end_users(transaction: Transaction, scope: UsageScope, api_key: str
 
 def spend_of_provider(transaction: Transaction, start: int, end: int) -> list[Json]:
     """Return the spend of vLLM, the only provider."""
-    groups = read_totals(transaction.connection, UsageQuery((), MONTH, start, end))
+    groups = read_totals(transaction.connection, UsageQuery((), MONTH, start, end), wanted=("cost",))
     return [{"provider": PROVIDER, "spend": money(group.sums[_COST])} for group in groups]
 
 

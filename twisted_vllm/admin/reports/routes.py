@@ -70,7 +70,7 @@ from twisted_vllm.admin.reports.usage_report import send_report
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.storage.transaction import Transaction
-from twisted_vllm.storage.usage.queries.reports import Entities
+from twisted_vllm.storage.usage.queries.days import Entities
 from twisted_vllm.storage.usage.tables import END_USER, ORGANIZATION, TAG, TEAM, USER
 
 routes = Routes()

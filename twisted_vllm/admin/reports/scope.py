@@ -19,9 +19,10 @@ from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
 from twisted_vllm.storage.tables import members
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.queries.days import Entities
+from twisted_vllm.storage.usage.queries.lookups import RowFilter
 from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
-from twisted_vllm.storage.usage.queries.reports import Entities
-from twisted_vllm.storage.usage.queries.rows import RowFilter, key_id_of
+from twisted_vllm.storage.usage.queries.rows import key_id_of
 from twisted_vllm.storage.usage.tables import DAY_US, END_USER, KEY, TAG, TEAM, USER
 
 #: days of LiteLLM's reports without dates, besides today

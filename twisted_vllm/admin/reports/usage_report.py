@@ -40,8 +40,8 @@ from twisted_vllm.storage.usage.queries.plan import (
     moment_of,
     plan,
 )
-from twisted_vllm.storage.usage.queries.reports import Cursor, Group, first_row, read_page
-from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels
+from twisted_vllm.storage.usage.queries.reports import Cursor, Group, read_page
+from twisted_vllm.storage.usage.queries.rows import KeyLabel, first_row, key_labels
 from twisted_vllm.storage.usage.tables import DAY_US, KEY, MONTH, SUMS
 
 #: the days of a report without a start, before today

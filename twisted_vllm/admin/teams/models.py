@@ -38,12 +38,14 @@ from twisted_vllm.admin.limits import (
     check_model_budgets,
 )
 from twisted_vllm.admin.models import (
+    LISTED_MEMBERS,
     MAX_LISTED,
+    MAX_SHOWN,
+    After,
     Body,
     BudgetTable,
     Json,
     ListSize,
-    NumberedPage,
     PageNumber,
     PageSize,
     Query,
@@ -52,6 +54,7 @@ from twisted_vllm.admin.models import (
     Response,
     SortOrder,
     Strings,
+    WalkedPage,
 )
 from twisted_vllm.admin.unsupported import ON_MEMBERS, ON_TEAMS
 from twisted_vllm.admin.users.models import NamedUser, UserReport
@@ -59,7 +62,7 @@ from twisted_vllm.config.log_bodies import keep_opt_out
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
-from twisted_vllm.storage.repository import PageQuery
+from twisted_vllm.storage.paging import PageQuery
 
 TeamRole = Literal["user", "admin"]
 
@@ -306,6 +309,13 @@ class TeamInfoQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /team/info``."""
 
     team_id: Annotated[str, msgspec.Meta(description="The team. Default: the team of the caller's key.")] = ""
+    members_after: Annotated[
+        str, msgspec.Meta(description="The id of the last member that the answer before showed: the members after it.")
+    ] = ""
+    key_limit: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=MAX_LISTED, description="The most keys to show. /key/list?team_id=… shows all by page."),
+    ] = MAX_SHOWN
 
 
 class TeamListQuery(Query, frozen=True, kw_only=True):
@@ -314,6 +324,7 @@ class TeamListQuery(Query, frozen=True, kw_only=True):
     user_id: Annotated[str, msgspec.Meta(description="Only the teams of this user. Default: all teams.")] = ""
     organization_id: Annotated[str, msgspec.Meta(description="Only the teams of this organization.")] = ""
     page: PageNumber = 1
+    after: After = ""
     page_size: ListSize = MAX_LISTED
 
     @property
@@ -321,6 +332,7 @@ class TeamListQuery(Query, frozen=True, kw_only=True):
         """The page that is asked for."""
         return PageQuery(
             page=self.page,
+            after=self.after,
             size=self.page_size,
             equals={"organization_id": self.organization_id} if self.organization_id else {},
             sort_by="team_id",
@@ -338,6 +350,7 @@ class TeamPageQuery(Query, frozen=True, kw_only=True):
     team_id: str = ""
     team_alias: Annotated[str, msgspec.Meta(description="Text that the name contains, in any case.")] = ""
     page: PageNumber = 1
+    after: After = ""
     page_size: PageSize = 10
     sort_by: Literal["team_id", "team_alias", "created_at", "updated_at"] = "team_id"
     sort_order: SortOrder = "asc"
@@ -347,6 +360,7 @@ class TeamPageQuery(Query, frozen=True, kw_only=True):
         """The page that is asked for."""
         return PageQuery(
             page=self.page,
+            after=self.after,
             size=self.page_size,
             equals={name: getattr(self, name) for name in ("team_id", "organization_id") if getattr(self, name)},
             contains={"team_alias": self.team_alias} if self.team_alias else {},
@@ -401,17 +415,22 @@ class TeamReport(Record, kw_only=True):
     forbidden_fields: Strings
     field_limits: dict[str, int]
     log_bodies: LogMode | None
-    members_with_roles: tuple[MemberRole, ...]
+    members_with_roles: Annotated[
+        tuple[MemberRole, ...],
+        msgspec.Meta(
+            description=f"By their ids: the first {LISTED_MEMBERS} in a list of teams, else the first {MAX_SHOWN}."
+        ),
+    ]
+    members_count: Annotated[int, msgspec.Meta(description="How many members the team has.")]
 
 
 class ListedTeam(TeamReport, kw_only=True):
-    """A team, with the number of its members and keys."""
+    """A team, with the number of its keys."""
 
-    members_count: int
     keys_count: int
 
 
-class TeamPage(NumberedPage, kw_only=True):
+class TeamPage(WalkedPage, kw_only=True):
     """A page of teams."""
 
     teams: tuple[ListedTeam, ...]
@@ -458,7 +477,8 @@ class TeamInfo(Response, kw_only=True):
 
     team_id: str
     team_info: TeamReport
-    keys: tuple[KeyReport, ...]
+    keys: Annotated[tuple[KeyReport, ...], msgspec.Meta(description="The newest keys, up to `key_limit`.")]
+    keys_count: Annotated[int, msgspec.Meta(description="How many keys of the team the caller may see.")]
     team_memberships: tuple[Membership, ...]
 
 

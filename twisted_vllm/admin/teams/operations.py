@@ -29,7 +29,7 @@ from twisted_vllm.admin.model_limits import (
     check_limits_over_keys,
     with_names_of_team,
 )
-from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.models import LISTED_MEMBERS, MAX_SHOWN, Json
 from twisted_vllm.admin.scope import IScope
 from twisted_vllm.admin.teams.models import (
     MAX_BULK_MEMBERS,
@@ -46,8 +46,8 @@ from twisted_vllm.admin.users import operations as users
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, member_id, members_budget_id
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import BudgetRecord, Member, TeamRecord, UserRecord
-from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
 
 
@@ -396,12 +396,27 @@ def remove_member(
     return team
 
 
-def report_teams(transaction: Transaction, teams: Sequence[TeamRecord], now: datetime) -> list[Json]:
-    """Return teams as `TeamReport` describes them."""
+def report_teams(
+    transaction: Transaction,
+    teams: Sequence[TeamRecord],
+    now: datetime,
+    most: int = LISTED_MEMBERS,
+    after: str = "",
+) -> list[Json]:
+    """Return teams as `TeamReport` describes them.
+
+    Args:
+        transaction: the transaction.
+        teams: the teams.
+        now: the time.
+        most: how many members of each to show at most.
+        after: the user after whom they begin; empty for the first.
+    """
     ids = [team.team_id for team in teams]
-    spend, members = transaction.spend.of("team", ids), transaction.members.of_teams(ids)
-    known = transaction.users.among("user_id", (member.user_id for each in members.values() for member in each))
-    emails = {user.user_id: user.user_email for user in known}
+    counts = transaction.members.count_in(ids)
+    spend, members = transaction.spend.of("team", ids), transaction.members.first_in(counts, most, after)
+    shown = (member.user_id for each in members.values() for member in each)
+    emails = transaction.users.values_of("user_email", shown)
     budgets = budgets_of(transaction, teams)
     of_members = {
         budget.budget_id: report_budget(budget_holder(budget), {})["litellm_budget_table"]
@@ -425,6 +440,7 @@ def report_teams(transaction: Transaction, teams: Sequence[TeamRecord], now: dat
                 {"role": member.role, "user_id": member.user_id, "user_email": emails.get(member.user_id)}
                 for member in members[team.team_id]
             ],
+            "members_count": counts[team.team_id],
             "created_at": team.created_at,
             "created_by": team.created_by,
             "updated_at": team.updated_at,
@@ -434,9 +450,19 @@ def report_teams(transaction: Transaction, teams: Sequence[TeamRecord], now: dat
     ]
 
 
+def report_role(transaction: Transaction, team_id: str, user_id: str | None) -> list[Json]:
+    """Return a user's own entry among the members of a team, as `MemberRole` describes it; none if it is no member."""
+    member = None if user_id is None else transaction.members.get(team_id, user_id)
+    if member is None:
+        return []
+    user = transaction.users.get(member.user_id)
+    email = None if user is None else user.user_email
+    return [{"role": member.role, "user_id": member.user_id, "user_email": email}]
+
+
 def report_team(transaction: Transaction, team: TeamRecord, now: datetime) -> Json:
     """Return a team as `TeamReport` describes it."""
-    [report] = report_teams(transaction, [team], now)
+    [report] = report_teams(transaction, [team], now, MAX_SHOWN)
     return report
 
 

@@ -13,9 +13,9 @@ from twisted_vllm.admin.defaults import with_team_defaults
 from twisted_vllm.admin.fields import NAMES_USER
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import report_limits
-from twisted_vllm.admin.lists import asked_page, place_of
+from twisted_vllm.admin.lists import asked_page, link_next, place_of, reported
 from twisted_vllm.admin.memberships import find_team
-from twisted_vllm.admin.models import Json, NoQuery
+from twisted_vllm.admin.models import LISTED_MEMBERS, MAX_SHOWN, Json, NoQuery
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.self_service import NOT_OWN_TEAM
 from twisted_vllm.admin.teams import operations
@@ -46,6 +46,7 @@ from twisted_vllm.admin.teams.models import (
 from twisted_vllm.admin.teams.operations import report_memberships, report_team, report_teams
 from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import TeamRecord
 from twisted_vllm.storage.transaction import Transaction
 
@@ -87,31 +88,47 @@ async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
         own = call.scope.own_teams(transaction)
         if own is not None and team_id not in own:
             raise RouteNotAllowed(NOT_OWN_TEAM)
-        [report] = _reports(transaction, call, [find_team(transaction, team_id)])
-        keys = call.scope.visible_keys(transaction, transaction.keys.find(team_id=team_id))
-        shown = {member["user_id"] for member in report["members_with_roles"]}
-        members = transaction.members.of_teams([team_id])[team_id]
+        team = find_team(transaction, team_id)
+        [report] = _reports(transaction, call, [team], MAX_SHOWN, query.members_after)
+        newest = PageQuery(size=query.key_limit, equals={"team_id": team_id})
+        keys = transaction.keys.page(newest, *call.scope.own_keys(transaction))
+        shown = [member["user_id"] for member in report["members_with_roles"]]
+        members = transaction.members.these(team_id, shown)
         return {
             "team_id": team_id,
             "team_info": report,
-            "keys": report_keys(transaction, keys, call.now),
-            "team_memberships": report_memberships(
-                transaction, [member for member in members if member.user_id in shown], call.now
-            ),
+            "keys": reported(keys.records, lambda some: report_keys(transaction, some, call.now)),
+            "keys_count": keys.total_count,
+            "team_memberships": reported(members, lambda some: report_memberships(transaction, some, call.now)),
         }
 
     return await call.read(work)
 
 
-def _reports(transaction: Transaction, call: AdminCall, teams: Sequence[TeamRecord]) -> list[Json]:
-    """Return teams as a caller may see them: who administers a team sees its other members, and its metadata."""
-    reports = report_teams(transaction, teams, call.now)
+def _reports(
+    transaction: Transaction,
+    call: AdminCall,
+    teams: Sequence[TeamRecord],
+    most: int = LISTED_MEMBERS,
+    after: str = "",
+) -> list[Json]:
+    """Return teams as a caller may see them: who administers a team sees its other members, and its metadata.
+
+    Args:
+        transaction: the transaction.
+        call: who asks.
+        teams: the teams.
+        most: as in `report_teams`.
+        after: likewise.
+    """
     administered = call.scope.administered_teams(transaction)
+    if administered is None:
+        return report_teams(transaction, teams, call.now, most, after)
+    reports = report_teams(transaction, teams, call.now, most, after)
     for report in reports:
-        if administered is not None and report["team_id"] not in administered:
-            user_id = call.principal.user_id
-            own = [member for member in report["members_with_roles"] if member["user_id"] == user_id]
-            report.update(metadata={}, members_with_roles=own)
+        if report["team_id"] not in administered:
+            own = operations.report_role(transaction, report["team_id"], call.principal.user_id)
+            report.update(metadata={}, members_with_roles=own, members_count=len(own))
     return reports
 
 
@@ -133,14 +150,17 @@ async def delete(call: AdminCall, body: DeleteTeamsRequest) -> Json:
 
 
 @routes.get("/team/list", access=Access.ANY_KEY, query=TeamListQuery, response=tuple[TeamReport, ...])
-async def list_teams(call: AdminCall, query: TeamListQuery) -> list[Json]:
+async def list_teams(call: AdminCall, query: TeamListQuery) -> msgspec.Raw:
     """Return all teams that the caller may see, or those of one user. If they are more than 1000, ask by page."""
 
-    def work(transaction: Transaction) -> list[Json]:
+    def work(transaction: Transaction) -> tuple[msgspec.Raw, str | None]:
         page = transaction.teams.page(query.page_query, *_conditions(transaction, call, query.user_id))
-        return _reports(transaction, call, asked_page(page, call.given, "teams", "/team/list"))
+        teams = asked_page(page, call.given, "teams", "/team/list")
+        return reported(teams, lambda some: _reports(transaction, call, some)), page.next
 
-    return await call.read(work)
+    found, following = await call.read(work)
+    link_next(call, following)
+    return found
 
 
 @routes.get("/v2/team/list", access=Access.ANY_KEY, query=TeamPageQuery, response=TeamPage)
@@ -151,18 +171,13 @@ async def list_page(call: AdminCall, query: TeamPageQuery) -> Json:
         page = transaction.teams.page(query.page_query, *_conditions(transaction, call, query.user_id))
         ids = [team.team_id for team in page.records]
         counts = transaction.keys.count_by("team_id", ids)
-        counted = {team_id: len(members) for team_id, members in transaction.members.of_teams(ids).items()}
-        return {
-            "teams": [
-                {
-                    **report,
-                    "members_count": counted[report["team_id"]],
-                    "keys_count": counts.get(report["team_id"], 0),
-                }
-                for report in _reports(transaction, call, page.records)
-            ],
-            **place_of(page, query.page_size),
-        }
+
+        def report(teams: Sequence[TeamRecord]) -> list[Json]:
+            return [
+                {**each, "keys_count": counts.get(each["team_id"], 0)} for each in _reports(transaction, call, teams)
+            ]
+
+        return {"teams": reported(page.records, report), **place_of(page, query.page_size)}
 
     return await call.read(work)
 
@@ -259,15 +274,12 @@ async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
     def work(transaction: Transaction) -> Json:
         team = operations.administered_team(transaction, call.scope, body.team_id, call.given)
         users = operations.add_members(transaction, call.audit, team, body.members, body.allowance)
-        added = {user.user_id for user in users}
-        members = transaction.members.of_teams([team.team_id])[team.team_id]
+        members = transaction.members.these(team.team_id, [user.user_id for user in users])
         return {
             **report_team(transaction, team, call.now),
             # what users have besides the team concerns administrators only
             "updated_users": report_users(transaction, users, call.now) if call.scope.sees_all else (),
-            "updated_team_memberships": report_memberships(
-                transaction, [member for member in members if member.user_id in added], call.now
-            ),
+            "updated_team_memberships": report_memberships(transaction, members, call.now),
         }
 
     return await call.change(work)

@@ -31,10 +31,10 @@ from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.limits import Dollars, LimitFields, Spent
 from twisted_vllm.admin.lists import ids_of
 from twisted_vllm.admin.models import (
+    After,
     Body,
     BudgetTable,
     Json,
-    NumberedPage,
     PageNumber,
     PageSize,
     Query,
@@ -43,13 +43,14 @@ from twisted_vllm.admin.models import (
     SortOrder,
     Strings,
     Token,
+    WalkedPage,
 )
 from twisted_vllm.admin.unsupported import ON_CHANGED_USERS, ON_NEW_USERS, ON_USERS
 from twisted_vllm.auth.records import PROXY_ADMIN
 from twisted_vllm.auth.roles import INTERNAL_USER, INTERNAL_USER_VIEWER, PROXY_ADMIN_VIEWER
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
-from twisted_vllm.storage.repository import PageQuery
+from twisted_vllm.storage.paging import PageQuery
 
 #: columns that a search for users looks at
 SEARCHED = ("user_id", "user_email")
@@ -249,6 +250,7 @@ class UserListQuery(Query, frozen=True, kw_only=True):
     user_email: Annotated[str, msgspec.Meta(description="Text that the address contains.")] = ""
     user_alias: Annotated[str, msgspec.Meta(description="Text that the name contains.")] = ""
     page: PageNumber = 1
+    after: After = ""
     page_size: PageSize = 25
     sort_by: Literal["created_at", "user_id", "user_email", "user_alias", "user_role"] = "created_at"
     sort_order: SortOrder = "desc"
@@ -257,6 +259,7 @@ class UserListQuery(Query, frozen=True, kw_only=True):
         """Return the page that is asked for."""
         return PageQuery(
             page=self.page,
+            after=self.after,
             size=self.page_size,
             equals={"user_role": self.role} if self.role else {},
             contains={name: getattr(self, name) for name in ("user_email", "user_alias") if getattr(self, name)},
@@ -331,7 +334,8 @@ class UserInfo(Response, kw_only=True):
 
     user_id: str
     user_info: UserReport
-    keys: tuple[KeyReport, ...]
+    keys: Annotated[tuple[KeyReport, ...], msgspec.Meta(description="The newest keys, up to 500. /key/list shows all.")]
+    keys_count: Annotated[int, msgspec.Meta(description="How many keys the user has.")]
     teams: Annotated[
         tuple[Json, ...], msgspec.Meta(description="As `TeamReport` for administrators, as `OwnTeam` for others.")
     ]
@@ -369,7 +373,7 @@ class CountedUser(UserReport, kw_only=True):
     key_count: int
 
 
-class UserList(NumberedPage, kw_only=True):
+class UserList(WalkedPage, kw_only=True):
     """A page of users."""
 
     users: tuple[CountedUser, ...]

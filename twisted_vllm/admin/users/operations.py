@@ -26,8 +26,8 @@ from twisted_vllm.admin.spending import set_given_spend
 from twisted_vllm.admin.users.models import MAX_BULK_USERS, BulkUpdateUsersRequest, NewUserRequest, UpdateUserRequest
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import Member, OrganizationMember, UserRecord
-from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
 
 

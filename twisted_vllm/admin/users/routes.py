@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.authorization import check_sees_user
 from twisted_vllm.admin.context import AdminCall
@@ -11,8 +13,8 @@ from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.keys.models import FoundUser
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.lists import ids_of, place_of
-from twisted_vllm.admin.models import Json, NoQuery
+from twisted_vllm.admin.lists import ids_of, place_of, reported
+from twisted_vllm.admin.models import MAX_SHOWN, Json, NoQuery
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.teams.operations import report_teams
 from twisted_vllm.admin.users import operations
@@ -37,6 +39,7 @@ from twisted_vllm.admin.users.operations import report_user, report_users
 from twisted_vllm.auth.authenticator import generate_key
 from twisted_vllm.errors import NotFound
 from twisted_vllm.ratelimit.allowance import UNLIMITED
+from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
@@ -102,12 +105,14 @@ async def info(call: AdminCall, query: UserInfoQuery) -> Json:
     def work(transaction: Transaction) -> Json:
         report = report_user(transaction, _user_of(transaction, user_id), call.now)
         teams = transaction.teams.among("team_id", report["teams"])
+        owned = transaction.keys.page(PageQuery(size=MAX_SHOWN, equals={"user_id": user_id}))
         return {
             "user_id": user_id,
             "user_info": {**report, "teams": [team.team_id for team in teams]},
-            "keys": keys.report_keys(transaction, transaction.keys.find(user_id=user_id), call.now),
+            "keys": reported(owned.records, lambda some: keys.report_keys(transaction, some, call.now)),
+            "keys_count": owned.total_count,
             # Only administrators see the other members of a team, and its metadata.
-            "teams": report_teams(transaction, teams, call.now)
+            "teams": reported(teams, lambda some: report_teams(transaction, some, call.now))
             if sees_all
             else [{"team_id": team.team_id, "team_alias": team.team_alias, "models": team.models} for team in teams],
         }
@@ -226,11 +231,15 @@ async def list_users(call: AdminCall, query: UserListQuery) -> Json:
             conditions.append(transaction.organization_members.are_in(ids))
         page = transaction.users.page(query.page_query(), *conditions)
         counts = transaction.keys.count_by("user_id", [user.user_id for user in page.records])
+
+        def report(users: Sequence[UserRecord]) -> list[Json]:
+            return [
+                {**each, "key_count": counts.get(each["user_id"], 0)}
+                for each in report_users(transaction, users, call.now)
+            ]
+
         return {
-            "users": [
-                {**report, "key_count": counts.get(report["user_id"], 0)}
-                for report in report_users(transaction, page.records, call.now)
-            ],
+            "users": reported(page.records, report),
             **place_of(page, query.page_size),
         }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
+from weakref import ReferenceType
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import BodyTooLarge, GatewayError, HeadTooLarge, MalformedHttp
-from twisted_vllm.http.header_cache import RequestHeaderCache
+from twisted_vllm.http.header_cache import RequestHeaderCache, RequestTemplate
 from twisted_vllm.http.headers import FRAMING, HeaderList, RequestHead
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.http.server.request_line import asked_protocols, closes, origin_form
@@ -53,6 +54,8 @@ class RequestParser:
         self._limited = limited
         self._limits = limited.limits
         self._header_cache = header_cache
+        # the template of the last head that was recalled; the connection does not keep it
+        self._like: ReferenceType[RequestTemplate] | None = None
         # the request that ended in the segment that is being parsed
         self._last: GatewayRequest | None = None
         self._parser = HttpRequestParser(self)
@@ -73,9 +76,12 @@ class RequestParser:
     def feed(self, data: bytes) -> GatewayError | None:
         """Parse `data`; return the error that ends parsing, or None."""
         begins = self.current is None and not self.final
-        if begins and (recalled := self._header_cache.recall(data)) is not None:
-            self._take_recalled(*recalled)
-            return None
+        if begins:
+            like = self._like
+            recalled = self._header_cache.recall(data, None if like is None else like())
+            if recalled is not None:
+                self._take_recalled(*recalled)
+                return None
         if self._line or OTHER_PROTOCOL in data:
             return self._parse_lines(data)
         error = self._parse(data)
@@ -88,6 +94,8 @@ class RequestParser:
         return error
 
     def _take_recalled(self, head: RequestHead, body: bytes) -> None:
+        if isinstance(head.template, RequestTemplate):
+            self._like = head.template.reference
         request = self._begin()
         request.begin(head)
         if body:

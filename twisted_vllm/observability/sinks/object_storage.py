@@ -9,6 +9,7 @@ from typing import Any
 
 from zope.interface import implementer
 
+from twisted_vllm.config.s3 import Bucket
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.sinks import SinkSettings
 from twisted_vllm.observability.delivery.interfaces import DeliveryFailed, IBlockingDestination
@@ -39,7 +40,7 @@ class S3Destination:
         self._now = now
         self._randbytes = randbytes
         try:
-            self._client = _client(sink)
+            self._client = s3_client(sink.as_bucket)
         except Exception as error:
             raise DeliveryFailed(_words(error), retryable=True) from None
 
@@ -55,31 +56,31 @@ class S3Destination:
                 ContentEncoding="gzip",
             )
         except Exception as error:
-            raise _failure(error) from None
+            raise failure_of(error) from None
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
 
-def look_at_bucket(sink: SinkSettings) -> None:
-    """Ask whether the bucket of a sink is there, and write nothing.
+def look_at_bucket(bucket: Bucket) -> None:
+    """Ask whether a bucket is there, and write nothing.
 
     Raises:
         DeliveryFailed: it is not, or may not be used.
     """
     try:
-        client = _client(sink)
+        client = s3_client(bucket)
         try:
-            client.head_bucket(Bucket=sink.bucket)
+            client.head_bucket(Bucket=bucket.bucket)
         finally:
             client.close()
     except Exception as error:
-        failure = _failure(error)
+        failure = failure_of(error)
         # the answer to a HEAD has no body, and so no code
         words = {
-            "404": f"there is no bucket {sink.bucket}",
-            "403": f"the key may not use the bucket {sink.bucket}, or is not accepted",
+            "404": f"there is no bucket {bucket.bucket}",
+            "403": f"the key may not use the bucket {bucket.bucket}, or is not accepted",
         }
         raise DeliveryFailed(words.get(str(failure)[-3:], str(failure)), retryable=True) from None
 
@@ -96,7 +97,8 @@ def object_key(prefix: str, seconds: float, randbytes: Callable[[int], bytes]) -
     return f"{prefix}{when:%Y-%m-%d}/{when:%H-%M-%S}-{randbytes(8).hex()}.jsonl.gz"
 
 
-def _client(sink: SinkSettings) -> Any:
+def s3_client(bucket: Bucket) -> Any:
+    """Return boto3's client of a bucket's service. It tries nothing a second time."""
     import boto3
     from botocore.config import Config
 
@@ -108,24 +110,25 @@ def _client(sink: SinkSettings) -> Any:
         read_timeout=READ_SECONDS,
         # the queue tries again
         retries={"total_max_attempts": 1},
-        s3={"addressing_style": "path" if sink.path_style else "auto"},
+        s3={"addressing_style": "path" if bucket.path_style else "auto"},
         # services other than Amazon's may not know the newer checksums
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
     return boto3.session.Session().client(
         "s3",
-        endpoint_url=sink.endpoint_url,
-        region_name=sink.region,
-        aws_access_key_id=revealed(sink.access_key_id),
-        aws_secret_access_key=revealed(sink.secret_access_key),
-        aws_session_token=revealed(sink.session_token),
-        verify=sink.ca_file,
+        endpoint_url=bucket.endpoint_url,
+        region_name=bucket.region,
+        aws_access_key_id=revealed(bucket.access_key_id),
+        aws_secret_access_key=revealed(bucket.secret_access_key),
+        aws_session_token=revealed(bucket.session_token),
+        verify=bucket.ca_file,
         config=config,
     )
 
 
-def _failure(error: Exception) -> DeliveryFailed:
+def failure_of(error: Exception) -> DeliveryFailed:
+    """Return why the service failed, in words without URLs and keys."""
     from botocore.exceptions import ClientError
 
     if not isinstance(error, ClientError):

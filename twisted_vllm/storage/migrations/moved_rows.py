@@ -48,7 +48,7 @@ _COLUMNS = (
 )
 
 
-def _columns() -> list[sa.Column[Any]]:
+def _columns() -> list[sa.schema.SchemaItem]:
     return [
         sa.Column("id", sa.String(32), nullable=False),
         *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("time", "payer", "target")),
@@ -232,7 +232,7 @@ def _create_tables(target: sqlite3.Connection) -> None:
     from sqlalchemy.schema import CreateTable
 
     for table in rows_tables.sorted_tables:
-        statement = CreateTable(table, if_not_exists=True).compile(dialect=sqlite.dialect())  # type: ignore[no-untyped-call]
+        statement = CreateTable(table, if_not_exists=True).compile(dialect=sqlite.dialect())
         target.execute(str(statement))
 
 

@@ -177,11 +177,15 @@ class Account(Generic[G]):
         """Whether the cut has rows of no spool alone: if it were half written, nobody could go on after a crash."""
         return self.cut is not None and self.cut.to <= self.mark.at
 
-    def after(self, done: int) -> Mark:
-        """Return the mark after a transaction with which so many steps of the cut are done."""
+    def after(self, done: str | None) -> Mark:
+        """Return the mark after a transaction.
+
+        Args:
+            done: the last step of the cut that is done; None if all are.
+        """
         assert self.cut is not None
         serial = self.mark.serial + 1
-        if done >= self.cut.steps.count:
+        if done is None:
             return Mark(serial, self.cut.to, self.cut.to)
         return Mark(serial, self.mark.at, self.cut.to, done)
 
@@ -190,8 +194,9 @@ class Account(Generic[G]):
         assert self.cut is not None
         if self.sent is None or found.serial != self.mark.serial + 1:
             return False
-        done = found.done or self.cut.steps.count
-        return found == self.after(done) and done > self.mark.done
+        # It had other steps than the cut has left only if another process made it.
+        known = not found.done or found.done in self.cut.steps.after(self.mark.done)
+        return known and found == self.after(found.done or None)
 
     def committed(self, mark: Mark) -> None:
         """Note that the database has a mark."""

@@ -13,7 +13,7 @@ import msgspec
 
 from twisted_vllm.storage.usage.references import References
 from twisted_vllm.storage.usage.tables import DAY_US, STORED_SUMS
-from twisted_vllm.usage.records import Payer, Target, UsageRow
+from twisted_vllm.usage.records import UsageRow, target_of
 
 _json = msgspec.json.Encoder().encode
 _astuple = msgspec.structs.astuple
@@ -32,8 +32,8 @@ class UsageBatch:
         days: the same in days.
         payers: the id of each row's payer.
         targets: likewise.
-        payer_of: the payers by id.
-        target_of: the targets by id.
+        payer_texts: the payers' JSON by id.
+        models: the model of each target, by the target's id.
         end_users: the end user of each row, or None.
         request_ids: the client's id of each row's request, or empty.
         response_ids: likewise of the answer.
@@ -46,8 +46,8 @@ class UsageBatch:
     days: Sequence[int]
     payers: Sequence[int]
     targets: Sequence[int]
-    payer_of: Mapping[int, Payer]
-    target_of: Mapping[int, Target]
+    payer_texts: Mapping[int, bytes]
+    models: Mapping[int, str]
     end_users: Sequence[str | None]
     request_ids: Sequence[str]
     response_ids: Sequence[str]
@@ -70,9 +70,9 @@ class UsageBatch:
             count if outcome == "completed" and status < 400 else 0
             for outcome, status, count in zip(column["outcome"], column["status"], requests, strict=True)
         ]
-        payers = [references.payers[bytes(text)] for text in column["payer"]]
-        targets = [references.targets[bytes(text)] for text in column["target"]]
-        payer_of, target_of = references.payers.referents, references.targets.referents
+        payer_texts, target_texts = list(map(bytes, column["payer"])), list(map(bytes, column["target"]))
+        payers = list(map(references.payers.__getitem__, payer_texts))
+        targets = list(map(references.targets.__getitem__, target_texts))
         measures = [requests, successes, *(column[name] for name in STORED_SUMS[2:])]
         end_users, request_ids, response_ids = column["end_user"], column["request_id"], column["response_id"]
         request_tags = column["request_tags"]
@@ -88,9 +88,8 @@ class UsageBatch:
             days=[time // DAY_US for time in column["time"]],
             payers=payers,
             targets=targets,
-            # of these rows alone: the references may be forgotten while the rows are kept
-            payer_of={id: payer_of[id] for id in set(payers)},
-            target_of={id: target_of[id] for id in set(targets)},
+            payer_texts=dict(zip(payers, payer_texts, strict=True)),
+            models={id: target_of(text).model for id, text in dict(zip(targets, target_texts, strict=True)).items()},
             end_users=end_users,
             request_ids=request_ids,
             response_ids=response_ids,

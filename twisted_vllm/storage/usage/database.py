@@ -16,6 +16,7 @@ from zope.interface import implementer
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.deadline import Deadline, WorkStopped
 from twisted_vllm.storage.engine import begin, make_engine, parse_url, reason_of
+from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.sqlite_file import check_file, watch_file
 from twisted_vllm.storage.usage.accepted import is_broken_deadlock, is_rejection
 from twisted_vllm.storage.usage.batch import UsageBatch
@@ -27,7 +28,7 @@ from twisted_vllm.storage.usage.references import References
 from twisted_vllm.storage.usage.retention import HeldFrom, drop_partitions, nothing_held
 from twisted_vllm.storage.usage.row_store import make_row_store, use_pragmas
 from twisted_vllm.storage.usage.spool_accounts import Accounting, SpoolAccounts
-from twisted_vllm.storage.usage.steps import SpendSteps, SumsSteps
+from twisted_vllm.storage.usage.steps import HasBudget, SpendSteps, SumsSteps
 from twisted_vllm.storage.usage.tables import name_id, usage_payer_tags
 from twisted_vllm.storage.usage.top_names import MAX_NAMES, TopNames
 from twisted_vllm.usage.interfaces import BEGINNING, DatabaseUnavailable, IUsageStore, Position, RowsRejected
@@ -59,6 +60,7 @@ class UsageDatabase:
         now: Callable[[], float] = time.time,
         also_pay: AlsoPay = nobody_else,
         *,
+        has_budget: HasBudget = lambda _kind, _id: True,
         monotonic: Callable[[], float] = time.monotonic,
         top_end_users: int = MAX_NAMES,
         top_tags: int = MAX_NAMES,
@@ -72,6 +74,7 @@ class UsageDatabase:
             period_start: when the budget period of a scope began; called in the writer's thread.
             now: Unix seconds.
             also_pay: whose budgets pay besides those of the payers; called in the writer's thread.
+            has_budget: whether somebody has a budget, so that its new spend is told; called in the writer's thread.
             monotonic: a clock, in seconds.
             top_end_users: how many end users have sums of their own in a day, and in a month.
             top_tags: likewise tags.
@@ -95,7 +98,7 @@ class UsageDatabase:
         self._accounting = Accounting(
             transact=self.transact,
             write_lookups=self._write_lookups,
-            spend_steps=lambda gathered: SpendSteps(gathered, also_pay, period_start, now()),
+            spend_steps=lambda gathered: SpendSteps(gathered, also_pay, period_start, has_budget, now()),
             sums_steps=lambda gathered: SumsSteps(gathered, self._references, self._end_users, self._tags),
             monotonic=monotonic,
         )
@@ -181,10 +184,6 @@ class UsageDatabase:
             return list(rows) if len(unique) == 1 else [each for row in unique.values() for each in self.missing([row])]
         return [row for key, row in unique.items() if key not in existing]
 
-    def delete_before(self, time: int, limit: int) -> int:
-        """Delete nothing yet."""
-        return 0
-
     def open_accounts(self, name: str, *, own: bool, told_to: Position = BEGINNING) -> SpoolAccounts:
         """Return the accounts of a spool, from where the database is; see `IUsageStore`.
 
@@ -257,8 +256,10 @@ class UsageDatabase:
     def _problem_of(self, error: BaseException) -> RowsRejected | DatabaseUnavailable | None:
         if isinstance(error, WorkStopped):
             return DatabaseUnavailable(f"a batch took longer than {_SECONDS:g} s")
+        if isinstance(error, StoreError):
+            return DatabaseUnavailable(str(error))
         if isinstance(error, OSError):
-            return DatabaseUnavailable(f"{error.strerror}")
+            return DatabaseUnavailable(": ".join(str(each) for each in (error.filename, error.strerror) if each))
         if isinstance(error, SQLAlchemyError):
             reason = reason_of(error, self._url)
             if is_broken_deadlock(error):

@@ -9,9 +9,8 @@ Ids are hashes, so their first six bits divide them evenly into shards that are 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import add
-from zlib import crc32
 
 import attrs
 
@@ -32,7 +31,7 @@ from twisted_vllm.storage.usage.tables import (
     lookup_id,
     name_id,
 )
-from twisted_vllm.usage.records import Payer
+from twisted_vllm.usage.records import payer_of
 
 #: the shards of ids of 63 bits
 SHARDS = 64
@@ -94,7 +93,7 @@ class GatheredSums:
         end_users: sums by shard of the end user.
         tags: sums by shard of the tag, of the tags that clients gave.
         lookups: look-ups by shard of the value.
-        payer_of: the payers by id.
+        payer_texts: the payers' JSON by id.
         models: the models' names by `name_id`.
         first: the time of the oldest row, in microseconds since 1970.
         last: that of the newest.
@@ -107,7 +106,7 @@ class GatheredSums:
         self.end_users: list[NameSums] = [{} for _ in range(SHARDS)]
         self.tags: list[NameSums] = [{} for _ in range(SHARDS)]
         self.lookups: list[Lookups] = [{} for _ in range(SHARDS)]
-        self.payer_of: dict[int, Payer] = {}
+        self.payer_texts: dict[int, bytes] = {}
         self.models: dict[int, str] = {}
         self.first, self.last = 2**62, 0
 
@@ -115,11 +114,11 @@ class GatheredSums:
         """Add rows."""
         self.rows += len(batch.times)
         self.first, self.last = min(self.first, *batch.times), max(self.last, *batch.times)
-        self.payer_of.update(batch.payer_of)
+        self.payer_texts.update(batch.payer_texts)
         model_ids: dict[int, int] = {}
-        for id, target in batch.target_of.items():
-            model_ids[id] = model = name_id(target.model)
-            self.models[model] = target.model
+        for id, name in batch.models.items():
+            model_ids[id] = model = name_id(name)
+            self.models[model] = name
         models = [model_ids[id] for id in batch.targets]
         self._add_payers(batch, models)
         if any(batch.end_users):
@@ -131,7 +130,7 @@ class GatheredSums:
     def _add_payers(self, batch: UsageBatch, models: Sequence[int]) -> None:
         first = (batch.days[0], batch.payers[0], models[0])
         values: Iterable[tuple[tuple[int, int, int], Sums]]
-        if len(set(batch.days)) == len(batch.payer_of) == len(set(models)) == 1:
+        if len(set(batch.days)) == len(batch.payer_texts) == len(set(models)) == 1:
             # Where one key uses one model, this saves most of a row's time.
             values = [(first, tuple(map(sum, batch.measures)))]
         else:
@@ -153,7 +152,7 @@ class GatheredSums:
             batch.days, batch.payers, batch.end_users, models, values, strict=True
         ):
             if name:
-                self._add_named(self.end_users, (day, name, model), batch.payer_of[payer].key_id, sums)
+                self._add_named(self.end_users, (day, name, model), payer_of(batch.payer_texts[payer]).key_id, sums)
 
     def _add_tags(self, batch: UsageBatch, models: Sequence[int]) -> None:
         """Add the tags that the clients gave, but those that the payer has, whose sums follow from the payer's."""
@@ -162,7 +161,7 @@ class GatheredSums:
             batch.days, batch.payers, batch.request_tags, models, values, strict=True
         ):
             if tags:
-                payer = batch.payer_of[id]
+                payer = payer_of(batch.payer_texts[id])
                 for tag in dict.fromkeys(tags):
                     if tag not in payer.tags:
                         self._add_named(self.tags, (day, tag, model), payer.key_id, sums)
@@ -178,7 +177,7 @@ class GatheredSums:
             found.sums = tuple(map(add, found.sums, sums))
 
     def _add_lookups(self, batch: UsageBatch) -> None:
-        if len(batch.payer_of) == 1:
+        if len(batch.payer_texts) == 1:
             self._look_up(batch.payers[0], batch.times)
         else:
             shards = self.lookups
@@ -220,25 +219,9 @@ class GatheredSums:
             found.extend(times)
 
 
-@attrs.frozen
-class Spent:
-    """What a scope has to pay.
-
-    Attributes:
-        start: when the last budget period with rows began, in Unix seconds.
-        amount: the cost of the rows of that period, in picodollars.
-        cost: the cost of all its rows.
-    """
-
-    start: int
-    amount: int
-    cost: int
-
-    def __add__(self, other: Spent) -> Spent:
-        """Return both together: what was spent in an older period counts in the total alone."""
-        late, early = (self, other) if self.start >= other.start else (other, self)
-        amount = late.amount + (early.amount if early.start == late.start else 0)
-        return Spent(late.start, amount, late.cost + early.cost)
+#: What a scope has to pay: when the last budget period with rows began, in Unix seconds; the cost of the rows of that
+#: period, in picodollars; and the cost of all its rows.
+Spent = tuple[int, int, int]
 
 
 class GatheredSpend:
@@ -255,7 +238,7 @@ class GatheredSpend:
         #: the times and costs of the rows by payer and model, and by end user and model
         self._by_payer: dict[tuple[int, str], tuple[list[int], list[int]]] = {}
         self._by_end_user: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        self._payer_of: dict[int, Payer] = {}
+        self._payer_texts: dict[int, bytes] = {}
 
     @property
     def entries(self) -> int:
@@ -267,9 +250,9 @@ class GatheredSpend:
         costs = batch.measures[_COST]
         if not any(costs):
             return
-        self._payer_of.update(batch.payer_of)
-        models = {id: target.model for id, target in batch.target_of.items()}
-        if len(batch.payer_of) == len(batch.target_of) == 1 and not any(batch.end_users):
+        self._payer_texts.update(batch.payer_texts)
+        models = batch.models
+        if len(batch.payer_texts) == len(batch.models) == 1 and not any(batch.end_users):
             key = (batch.payers[0], models[batch.targets[0]])
             times, spent = self._by_payer.setdefault(key, ([], []))
             times += batch.times
@@ -288,46 +271,75 @@ class GatheredSpend:
                     times.append(time)
                     spent.append(cost)
 
-    def by_scope(self, also_pay: AlsoPay, period_start: PeriodStart) -> list[dict[Scope, Spent]]:
-        """Return what each scope has to pay, by shard of the scope."""
-        found: list[dict[Scope, Spent]] = [{} for _ in range(SHARDS)]
-        for scopes, times, costs in self._paid(also_pay):
-            cost, first, last = sum(costs), min(times), max(times) / _MICROSECONDS
+    def by_scope(self, also_pay: AlsoPay, period_start: PeriodStart) -> dict[Scope, Spent]:
+        """Return what each scope has to pay."""
+        costs: dict[Scope, int] = {}
+        paid = list(self._paid(also_pay))
+        for scopes, _, spent in paid:
+            cost = sum(spent)
             for scope in scopes:
+                costs[scope] = costs.get(scope, 0) + cost
+        found: dict[Scope, Spent] = {}
+        if not paid:
+            return found
+        first = min(min(times) for _, times, _ in paid)
+        last = max(max(times) for _, times, _ in paid) / _MICROSECONDS
+        changing: dict[Scope, None] = {}
+        for scope, cost in costs.items():
+            start = period_start(*scope, last)
+            if start * _MICROSECONDS <= first:
+                # all rows began in one period, as nearly always
+                found[scope] = (start, cost, cost)
+            else:
+                changing[scope] = None
+        if changing:
+            found |= _by_period(paid, changing, period_start)
+        return found
+
+    def _paid(self, also_pay: AlsoPay) -> Iterator[tuple[list[Scope], list[int], list[int]]]:
+        for (id, model), (times, costs) in self._by_payer.items():
+            payer = payer_of(self._payer_texts[id])
+            payers: list[Scope] = []
+            if payer.key_id:
+                payers.append((KEY, payer.key_id))
+            if payer.user_id:
+                payers.append((USER, payer.user_id))
+            if payer.team_id:
+                payers.append((TEAM, payer.team_id))
+            if payer.organization_id:
+                payers.append((ORGANIZATION, payer.organization_id))
+            payers.extend(also_pay(payers.copy(), model))
+            yield payers, times, costs
+        for (end_user, model), (times, costs) in self._by_end_user.items():
+            payers = [(END_USER, end_user)]
+            payers.extend([each for each in also_pay(payers.copy(), model) if each[0] != PROXY])
+            yield payers, times, costs
+
+
+def _by_period(
+    paid: Iterable[tuple[list[Scope], list[int], list[int]]], among: Mapping[Scope, object], period_start: PeriodStart
+) -> dict[Scope, Spent]:
+    """Return what some scopes have to pay, whose rows began in several periods."""
+    found: dict[Scope, Spent] = {}
+    for scopes, times, costs in paid:
+        cost, first, last = sum(costs), min(times), max(times) / _MICROSECONDS
+        for scope in scopes:
+            if scope in among:
                 start = period_start(*scope, last)
                 start_us = start * _MICROSECONDS
                 amount = cost
                 if start_us > first:
                     amount = sum(each for each, began in zip(costs, times, strict=True) if began >= start_us)
-                spent = Spent(start, amount, cost)
-                shard = found[scope_shard(scope)]
-                former = shard.get(scope)
-                shard[scope] = spent if former is None else former + spent
-        return found
-
-    def _paid(self, also_pay: AlsoPay) -> Iterator[tuple[list[Scope], list[int], list[int]]]:
-        for (id, model), (times, costs) in self._by_payer.items():
-            payers = list(_payers(self._payer_of[id]))
-            yield [*payers, *also_pay(payers, model)], times, costs
-        for (end_user, model), (times, costs) in self._by_end_user.items():
-            payers = [(END_USER, end_user)]
-            yield [*payers, *(each for each in also_pay(payers, model) if each[0] != PROXY)], times, costs
+                found[scope] = _together(found.get(scope), (start, amount, cost))
+    return found
 
 
-def scope_shard(scope: Scope) -> int:
-    """Return the shard of a scope, which is the same in all processes."""
-    return crc32(f"{scope[0]}:{scope[1]}".encode("utf-8", "surrogatepass")) % SHARDS
-
-
-def _payers(payer: Payer) -> Iterator[Scope]:
-    if payer.key_id:
-        yield KEY, payer.key_id
-    if payer.user_id:
-        yield USER, payer.user_id
-    if payer.team_id:
-        yield TEAM, payer.team_id
-    if payer.organization_id:
-        yield ORGANIZATION, payer.organization_id
+def _together(one: Spent | None, other: Spent) -> Spent:
+    """Return what was spent twice together: what was spent in an older period counts in the total alone."""
+    if one is None:
+        return other
+    late, early = (one, other) if one[0] >= other[0] else (other, one)
+    return late[0], late[1] + (early[1] if early[0] == late[0] else 0), late[2] + early[2]
 
 
 @attrs.frozen
@@ -354,7 +366,7 @@ def derive(gathered: GatheredSums) -> DerivedSums:
     users, teams, organizations, tags = _shards(), _shards(), _shards(), _shards()
     for shard in gathered.payers:
         for (day, id, model), sums in shard.items():
-            payer = gathered.payer_of[id]
+            payer = payer_of(gathered.payer_texts[id])
             _merge(everything, (day, "", model), sums)
             for shards, name in ((users, payer.user_id), (teams, payer.team_id)):
                 _merge(shards[name_id(name or "") >> _SHIFT], (day, name or "", model), sums)

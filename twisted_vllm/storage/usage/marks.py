@@ -5,7 +5,7 @@ to the sums or to the spend also moves a mark, which says up to which position o
 a crash, or where it is unknown whether a transaction was committed, the mark tells what is missing.
 
 A large amount is added in several transactions, each of some steps of a fixed order. Meanwhile the mark also says where
-the amount ends and how many steps are done; whoever continues makes the same steps from the same rows.
+the amount ends and which step was done last; whoever continues makes the other steps from the same rows.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Mark:
         serial: how many transactions moved it; 0 before the first.
         at: all rows before this position are included.
         to: where the rows end that are being added; `at` if none are.
-        done: how many steps of these are done.
+        done: the name of the last step of these that is done; empty before the first.
     """
 
     serial: int = 0
     at: Position = BEGINNING
     to: Position = BEGINNING
-    done: int = 0
+    done: str = ""
 
     @property
     def is_between(self) -> bool:

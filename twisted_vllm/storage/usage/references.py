@@ -21,9 +21,11 @@ from twisted_vllm.storage.usage.tables import (
 )
 from twisted_vllm.usage.records import Payer, Target, payer_of, target_of
 
-#: payers, and targets, to cache as stored, besides those of one batch, and the bytes of their JSON; callers choose the
-#: names in it. As objects they take three times these bytes.
+#: payers, and targets, whose ids are remembered, besides those of one batch, and the bytes of their JSON; callers
+#: choose the names in it
 MAX_REMEMBERED, MAX_REMEMBERED_BYTES = 20_000, 8_000_000
+#: ids that are known to be stored, 80 bytes each
+MAX_STORED = 200_000
 #: names in the sums that are known to be stored
 MAX_NAMES = 50_000
 
@@ -39,24 +41,25 @@ _insert_names = BulkInsert(usage_names, "ON CONFLICT DO NOTHING")
 
 
 class _ReferenceIds(dict[bytes, int], Generic[V]):
-    """The ids of payers or targets by their JSON: those that are stored, or will be with this transaction.
+    """The ids of payers or targets by their JSON, as far as they are remembered.
 
     Attributes:
-        referents: the payers or targets by id.
         size: the bytes of their JSON.
     """
 
     def __init__(self, decode: Callable[[bytes], V]) -> None:
         super().__init__()
         self.size = 0
-        self.referents: dict[int, V] = {}
         self._decode: Callable[[bytes], V] = decode
-        self._new: dict[int, V] = {}
+        #: those that are stored, or will be with this transaction, and of these the new ones
+        self._stored: set[int] = set()
+        self._new: dict[int, bytes] = {}
 
     def __missing__(self, text: bytes) -> int:
         id = self[text] = hash_id(text)
         self.size += len(text)
-        self.referents[id] = self._new[id] = self._decode(text)
+        if id not in self._stored:
+            self._new[id] = text
         return id
 
     @property
@@ -65,13 +68,22 @@ class _ReferenceIds(dict[bytes, int], Generic[V]):
 
     def take_new(self) -> list[tuple[int, V]]:
         """Return those that may not be stored yet, sorted, so that all processes lock in the same order."""
-        found, self._new = sorted(self._new.items()), {}
+        found = [(id, self._decode(text)) for id, text in sorted(self._new.items())]
+        self._stored.update(self._new)
+        self._new.clear()
         return found
+
+    def trim(self) -> None:
+        if len(self) > MAX_REMEMBERED or self.size > MAX_REMEMBERED_BYTES:
+            self.clear()
+            self.size = 0
+        if len(self._stored) > MAX_STORED:
+            self._stored.clear()
 
     def forget(self) -> None:
         self.clear()
         self.size = 0
-        self.referents.clear()
+        self._stored.clear()
         self._new.clear()
 
 
@@ -90,9 +102,8 @@ class References:
 
     def trim(self) -> None:
         """Bound the memory; for the beginning of a transaction."""
-        for ids in (self.payers, self.targets):
-            if len(ids) > MAX_REMEMBERED or ids.size > MAX_REMEMBERED_BYTES:
-                ids.forget()
+        self.payers.trim()
+        self.targets.trim()
 
     def forget(self) -> None:
         """Assume that nothing is stored."""

@@ -78,9 +78,8 @@ def drop_partitions(engine: Engine, time: int, held_from: HeldFrom, now: int) ->
 
 
 def _server_time(connection: Connection) -> int:
-    return connection.execute(
-        text("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)")
-    ).scalar_one()
+    statement = text("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)")
+    return int(connection.execute(statement).scalar_one())
 
 
 def _warn_of_held(partitions: Iterable[Partition]) -> None:
@@ -165,8 +164,8 @@ def _drop_tables(engine: Engine, time: int) -> list[str]:
     with begin(engine, None, writes=True) as connection:
         names = _forget(connection, time)
     # A partition is detached outside of a transaction, and this engine's one connection has no other work now.
-    connection = engine.raw_connection()
-    driver: Any = connection.driver_connection
+    pooled = engine.raw_connection()
+    driver: Any = pooled.driver_connection
     try:
         driver.autocommit = True
         driver.deadline = Deadline(_PATIENCE)
@@ -184,7 +183,7 @@ def _drop_tables(engine: Engine, time: int) -> list[str]:
         )
     finally:
         # Not back to the pool: it may be broken, or hold the lock.
-        connection.invalidate()
+        pooled.invalidate()
     return names
 
 

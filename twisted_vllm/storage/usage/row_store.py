@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, select
 from sqlalchemy.engine import Engine
@@ -40,6 +40,9 @@ _OPEN_FILES = 3
 
 #: PostgreSQL's state of an error for a row that belongs to no partition
 _NO_PARTITION = "23514"
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 #: rows of a statement's columns, as `SparseInsert.run` and `BulkInsert.run` take them
 Columns = Sequence[Sequence[object]]
@@ -104,7 +107,7 @@ class SqliteRows:
             check_file(self._main)
         for partition, some in self._split(times):
             chosen = columns if some is None else [[column[at] for at in some] for column in columns]
-            self._in(partition, lambda connection, rows=chosen: _insert_sqlite.run(connection, rows), writes=True)
+            self._in(partition, _insert_sqlite.run, chosen, writes=True)
         coming = self._partitions.coming(max(times))
         if coming is not None:
             self._partition(coming)
@@ -113,14 +116,14 @@ class SqliteRows:
         """Store pairs of value and time."""
         for partition, some in self._split([time for _, time in lookups]):  # type: ignore[misc]
             chosen = lookups if some is None else [lookups[at] for at in some]
-            self._in(partition, lambda connection, pairs=chosen: _insert_lookups.run(connection, pairs), writes=True)
+            self._in(partition, _insert_lookups.run, chosen, writes=True)
 
     def existing(self, keys: Sequence[RowKey]) -> set[RowKey]:
         """Return the keys of rows that exist."""
         found: set[RowKey] = set()
         for partition, some in self._split([time for time, _ in keys]):
             chosen = keys if some is None else [keys[at] for at in some]
-            self._in(partition, lambda connection, keys=chosen: found.update(_existing(connection, keys)), writes=False)
+            found |= self._in(partition, _existing, chosen, writes=False) or set()
         return found
 
     def close(self) -> None:
@@ -142,18 +145,19 @@ class SqliteRows:
                 known = {each.name for each in all_partitions(connection)}
             self.forget(set(self._engines) - known)
 
-    def _in(self, partition: Partition, work: Callable[[Connection], object], *, writes: bool) -> None:
-        """Work in a transaction of a partition's file; do nothing if the partition was dropped meanwhile."""
+    def _in(self, partition: Partition, work: Callable[[Connection, A], R], values: A, *, writes: bool) -> R | None:
+        """Work in a transaction of a partition's file; return None if the partition was dropped meanwhile."""
         try:
             engine = self._engine(partition)
             with begin(engine, None, writes=writes) as connection:
-                work(connection.execution_options(**UNQUALIFIED))
+                result = work(connection.execution_options(**UNQUALIFIED), values)
             check_file(engine)
+            return result
         except (DatabaseFileLost, FileNotFoundError) as error:
             self.forget([partition.name])
             with begin(self._main, None, writes=False) as connection:
                 if partition not in all_partitions(connection):
-                    return
+                    return None
             if isinstance(error, FileNotFoundError):
                 raise partition_lost(file_of(self._file, partition)) from None
             raise

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import attrs
+import msgspec
 from sqlalchemy import Connection
 
 from twisted_vllm.storage.usage.accepted import insert_accepted, insert_all
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 #: When spend, and sums, are written. Other processes learn of a budget's spend through the database. Each gathered
 #: thing takes about half a kilobyte, and each row some tens of bytes.
-SPEND_RHYTHM = Rhythm(2.0, 0.001, 50_000, 200_000)
+SPEND_RHYTHM = Rhythm(5.0, 0.001, 50_000, 200_000)
 SUMS_RHYTHM = Rhythm(30.0, 0.01, 100_000, 200_000)
 
 #: rows of the sums, of the spend or look-ups in one transaction: some milliseconds of SQLite's lock
@@ -178,13 +179,17 @@ class SpoolAccounts(ISpoolAccounts):
 
         def work(connection: Connection) -> Mark:
             updates.clear()
-            written, step = 0, old.done
-            while step < cut.steps.count and written < most:
+            written = 0
+            done: str | None = old.done
+            for step in cut.steps.after(old.done):
+                if written >= most:
+                    break
                 count, changed = cut.steps.write(connection, step, insert)
-                written += count
+                written, done = written + count, step
                 updates.extend(changed)
-                step += 1
-            account.sent = account.after(step)
+            else:
+                done = None
+            account.sent = account.after(done)
             move_mark(connection, self.name, account.what, old, account.sent)
             return account.sent
 
@@ -212,7 +217,11 @@ class SpoolAccounts(ISpoolAccounts):
             return None
         if not account.follows(found):
             raise HistoryChanged("its marks are others than this process made")
-        steps = range(account.mark.done, found.done or cut.steps.count)
+        steps: list[str] = []
+        for step in cut.steps.after(account.mark.done):
+            steps.append(step)
+            if step == found.done:
+                break
         updates = transact(
             lambda connection: [each for step in steps for each in cut.steps.written(connection, step)], writes=False
         )
@@ -221,7 +230,7 @@ class SpoolAccounts(ISpoolAccounts):
 
     def _with_amounts(self, updates: list[SpendUpdate]) -> list[SpendUpdate]:
         """Return updates with the amounts that are this process's own and that nobody was told."""
-        return updates if self._is_own else [attrs.evolve(each, amount=0) for each in updates]
+        return updates if self._is_own else [msgspec.structs.replace(each, amount=0) for each in updates]
 
     def _write_lookups(self) -> bool:
         """Write some look-ups; return whether there were any. They are idempotent, so they need no mark."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import lru_cache
 from operator import add
@@ -23,7 +24,6 @@ from twisted_vllm.storage.usage.gathered import (
     NameSums,
     PeriodStart,
     Scope,
-    Spent,
     Sums,
     derive,
 )
@@ -47,6 +47,12 @@ from twisted_vllm.storage.usage.tables import (
 from twisted_vllm.storage.usage.top_names import TopNames
 from twisted_vllm.usage.interfaces import SpendUpdate
 
+#: how many a step of the spend has
+_SPEND_OF_STEP = 500
+
+#: ``has_budget(kind, id)`` returns whether somebody has a budget
+HasBudget = Callable[[str, str], bool]
+
 _MICROSECONDS = 1_000_000
 #: how far the clocks of two processes may be apart, in seconds
 _CLOCK_SKEW = 300.0
@@ -57,24 +63,21 @@ _TOP_NAMES_LOCK = 0x5C0E_61A7_2B9D_4F03
 
 
 class Steps(Protocol):
-    """Something to write in steps.
+    """Something to write in steps, which have names and an order."""
 
-    Attributes:
-        count: how many steps there are.
-    """
+    def after(self, done: str) -> Iterator[str]:
+        """Return the names of the steps after one; all for an empty name."""
 
-    count: int
-
-    def write(self, connection: Connection, number: int, insert: Insert) -> tuple[int, Iterable[SpendUpdate]]:
+    def write(self, connection: Connection, step: str, insert: Insert) -> tuple[int, Iterable[SpendUpdate]]:
         """Make a step; return how many rows it wrote, and the new spend of those whose spend it changed.
 
         Args:
             connection: in the transaction that moves the mark.
-            number: which step.
+            step: which step.
             insert: inserts rows, all of them or those that the database accepts.
         """
 
-    def written(self, connection: Connection, number: int) -> Iterable[SpendUpdate]:
+    def written(self, connection: Connection, step: str) -> Iterable[SpendUpdate]:
         """Return the new spend of those whose spend a step changed that was committed already."""
 
 
@@ -87,15 +90,13 @@ def _adding_insert() -> BulkInsert:
 
 _add_sums = _adding_insert()
 
-#: Dimensions in the order in which their shards are written. The numbers of the steps are in the database: a further
-#: dimension comes last.
+#: Dimensions in the order in which their shards are written. The numbers of the steps are in the database, as names: a
+#: further dimension comes last.
 _DIMENSIONS = (ALL, PAYER, USER, TEAM, ORGANIZATION, END_USER, TAG)
 
 
 class SumsSteps:
-    """Adds to the sums, in the order of dimensions, and shards of each."""
-
-    count = len(_DIMENSIONS) * SHARDS
+    """Adds to the sums, in the order of dimensions, and shards of each. A step's name is its number."""
 
     def __init__(self, gathered: GatheredSums, references: References, end_users: TopNames, tags: TopNames) -> None:
         """Prepare.
@@ -110,43 +111,65 @@ class SumsSteps:
         self._references = references
         self._top = {END_USER: end_users, TAG: tags}
         self._derived: DerivedSums = derive(gathered)
+        self._numbers = [number for number in range(len(_DIMENSIONS) * SHARDS) if self._has(number)]
+
+    def after(self, done: str) -> Iterator[str]:
+        """Return the names of the steps after one."""
+        first = int(done) + 1 if done else 0
+        return (str(number) for number in self._numbers if number >= first)
 
     def write(
-        self, connection: Connection, number: int, insert: Insert = insert_all
+        self, connection: Connection, step: str, insert: Insert = insert_all
     ) -> tuple[int, Iterable[SpendUpdate]]:
         """Make a step.
 
         Raises:
             SQLAlchemyError, UnicodeError, OverflowError: as `BulkInsert.run`.
         """
-        index, shard = divmod(number, SHARDS)
+        index, shard = divmod(int(step), SHARDS)
         dimension = _DIMENSIONS[index]
         derived = self._derived
         models = self._gathered.models
         if dimension == PAYER:
             values = _by_period(dimension, self._gathered.payers[shard].items())
         elif dimension == ALL:
-            self._references.write_names(connection, models.values() if not shard else (), insert)
-            values = _by_period(dimension, _by_value(derived.all) if not shard else ())
+            self._references.write_names(connection, models.values(), insert)
+            values = _by_period(dimension, _by_value(derived.all))
         elif dimension == END_USER:
             values = self._named(connection, dimension, self._gathered.end_users[shard], insert)
             if not shard:
                 values += _by_period(dimension, _by_value(derived.no_end_user))
         else:
-            shards = {
-                USER: derived.users,
-                TEAM: derived.teams,
-                ORGANIZATION: derived.organizations,
-                TAG: derived.tags,
-            }[dimension]
-            self._references.write_names(connection, {name for _, name, _ in shards[shard]}, insert)
-            values = _by_period(dimension, _by_value(shards[shard]))
+            sums = self._shards(dimension)[shard]
+            self._references.write_names(connection, {name for _, name, _ in sums}, insert)
+            values = _by_period(dimension, _by_value(sums))
             if dimension == TAG:
                 values += self._named(connection, dimension, self._gathered.tags[shard], insert)
         insert(_add_sums, connection, _sorted(values))
         return len(values), ()
 
-    def written(self, connection: Connection, number: int) -> Iterable[SpendUpdate]:
+    def _has(self, number: int) -> bool:
+        """Return whether a step has anything to write."""
+        index, shard = divmod(number, SHARDS)
+        dimension, derived = _DIMENSIONS[index], self._derived
+        if dimension == PAYER:
+            return bool(self._gathered.payers[shard])
+        if dimension == ALL:
+            return not shard and bool(derived.all)
+        if dimension == END_USER:
+            return bool(self._gathered.end_users[shard]) or (not shard and bool(derived.no_end_user))
+        return bool(self._shards(dimension)[shard]) or (dimension == TAG and bool(self._gathered.tags[shard]))
+
+    def _shards(self, dimension: str) -> list[dict[tuple[int, str, int], Sums]]:
+        derived = self._derived
+        return {
+            USER: derived.users,
+            TEAM: derived.teams,
+            ORGANIZATION: derived.organizations,
+            TAG: derived.tags,
+        }[dimension]
+
+    def written(self, connection: Connection, step: str) -> Iterable[SpendUpdate]:
         """Return nothing: sums are nobody's spend."""
         return ()
 
@@ -214,69 +237,111 @@ def _month(day: int) -> int:
 # spend
 
 _SPEND = spend.name
-_add_spend = BulkInsert(
-    spend,
+_ADD_SPEND = (
     # A row of a newer period starts from zero. One of an older period is too late for it, and counts in the total.
     "ON CONFLICT (kind, id) DO UPDATE SET "
     f"spend = CASE WHEN excluded.period_start > {_SPEND}.period_start THEN excluded.spend "
     f"WHEN excluded.period_start = {_SPEND}.period_start THEN {_SPEND}.spend + excluded.spend ELSE {_SPEND}.spend END, "
     f"period_start = CASE WHEN excluded.period_start > {_SPEND}.period_start "
     f"THEN excluded.period_start ELSE {_SPEND}.period_start END, "
-    f"total_spend = {_SPEND}.total_spend + excluded.total_spend "
-    f"RETURNING {_SPEND}.kind, {_SPEND}.id, {_SPEND}.period_start, {_SPEND}.spend",
+    f"total_spend = {_SPEND}.total_spend + excluded.total_spend"
+)
+_add_spend = BulkInsert(spend, _ADD_SPEND)
+_add_and_tell_spend = BulkInsert(
+    spend, f"{_ADD_SPEND} RETURNING {_SPEND}.kind, {_SPEND}.id, {_SPEND}.period_start, {_SPEND}.spend"
 )
 
 
 class SpendSteps:
-    """Adds the cost of rows to the spend of those who pay, shard by shard."""
+    """Adds the cost of rows to the spend of those who pay, in the order of the table.
 
-    count = SHARDS
+    A step has some of them; its name is the last one's kind and id.
+    """
 
-    def __init__(self, gathered: GatheredSpend, also_pay: AlsoPay, period_start: PeriodStart, now: float) -> None:
+    def __init__(
+        self,
+        gathered: GatheredSpend,
+        also_pay: AlsoPay,
+        period_start: PeriodStart,
+        has_budget: HasBudget,
+        now: float,
+    ) -> None:
         """Prepare.
 
         Args:
             gathered: what to add; nothing is gathered in it any more.
             also_pay: who pays besides keys, users, teams, organizations and end users.
             period_start: when the budget period of a scope began.
+            has_budget: whether anybody waits for the new spend of a scope.
             now: Unix seconds.
         """
-        self._shards = gathered.by_scope(also_pay, period_start)
+        self._has_budget = has_budget
+        self._spent = gathered.by_scope(also_pay, period_start)
+        # Sorted, so that all processes lock in the same order, and pages are changed one after the other.
+        self._scopes = sorted(self._spent)
+        #: where the scopes of a step begin and end, by its name
+        self._steps: dict[str, tuple[int, int]] = {}
         self._period_start = period_start
         self._now = now
 
+    def after(self, done: str) -> Iterator[str]:
+        """Return the names of the steps after one."""
+        start, count = bisect_right(self._scopes, _scope_of(done)) if done else 0, len(self._scopes)
+        while start < count:
+            end = min(start + _SPEND_OF_STEP, count)
+            name = _name_of(self._scopes[end - 1])
+            self._steps[name] = (start, end)
+            yield name
+            start = end
+
     def write(
-        self, connection: Connection, number: int, insert: Insert = insert_all
+        self, connection: Connection, step: str, insert: Insert = insert_all
     ) -> tuple[int, Iterable[SpendUpdate]]:
-        """Make a step; the amounts of the updates are the costs that were added.
+        """Make a step. The updates are those of who has a budget; their amounts are the costs that were added.
 
         Raises:
             SQLAlchemyError, UnicodeError, OverflowError: as `BulkInsert.run`.
         """
-        shard = self._shards[number]
-        # Sorted, so that all processes lock in the same order.
-        values: list[Values] = [
-            (*scope, spent.start * _MICROSECONDS, spent.amount, spent.cost) for scope, spent in sorted(shard.items())
-        ]
+        told: list[Values] = []
+        untold: list[Values] = []
+        scopes = self._in(step)
+        for scope in scopes:
+            start, amount, cost = self._spent[scope]
+            values = (*scope, start * _MICROSECONDS, amount, cost)
+            (told if self._has_budget(*scope) else untold).append(values)
+        insert(_add_spend, connection, untold)
         updates: list[SpendUpdate] = []
-        for kind, id, stored_us, total in insert(_add_spend, connection, values):
-            stored, spent = stored_us // _MICROSECONDS, shard[kind, id]
-            start = spent.start
+        for kind, id, stored_us, total in insert(_add_and_tell_spend, connection, told):
+            stored, (start, amount, cost) = stored_us // _MICROSECONDS, self._spent[kind, id]
             if stored > start and stored > self._period_start(kind, id, self._now + _CLOCK_SKEW):
                 # No period begins in the future, so the stored one has a length that the budget had before.
                 stored = max(start, self._period_start(kind, id, self._now))
-                total += spent.amount if stored == start else 0
+                total += amount if stored == start else 0
                 _set_spend(connection, (kind, id), stored, total)
-            updates.append(SpendUpdate(kind, id, spent.cost, total, stored))
-        return len(values), updates
+            updates.append(SpendUpdate(kind, id, cost, total, stored))
+        return len(scopes), updates
 
-    def written(self, connection: Connection, number: int) -> list[SpendUpdate]:
+    def written(self, connection: Connection, step: str) -> list[SpendUpdate]:
         """Return what `write` returned for a step that was committed already."""
-        shard = self._shards[number]
-        found = read_spend(connection, shard)
+        scopes = [scope for scope in self._in(step) if self._has_budget(*scope)]
+        found = read_spend(connection, scopes)
         # Those that were deleted meanwhile have no spend.
-        stored = {scope: found.get(scope, (spent.start, 0)) for scope, spent in shard.items()}
-        return [SpendUpdate(*scope, shard[scope].cost, total, start) for scope, (start, total) in stored.items()]
+        stored = {scope: found.get(scope, (self._spent[scope][0], 0)) for scope in scopes}
+        return [SpendUpdate(*scope, self._spent[scope][2], total, start) for scope, (start, total) in stored.items()]
+
+    def _in(self, step: str) -> list[Scope]:
+        """Return whose spend a step changes."""
+        start, end = self._steps[step]
+        return self._scopes[start:end]
+
+
+def _name_of(scope: Scope) -> str:
+    return f"{scope[0]} {scope[1]}"
+
+
+def _scope_of(name: str) -> Scope:
+    kind, _, id = name.partition(" ")
+    return kind, id
 
 
 def _set_spend(connection: Connection, scope: Scope, start: int, amount: int) -> None:
@@ -284,7 +349,7 @@ def _set_spend(connection: Connection, scope: Scope, start: int, amount: int) ->
     connection.execute(statement.values(period_start=start * _MICROSECONDS, spend=amount))
 
 
-def read_spend(connection: Connection, scopes: Mapping[Scope, Spent]) -> dict[Scope, tuple[int, int]]:
+def read_spend(connection: Connection, scopes: Iterable[Scope]) -> dict[Scope, tuple[int, int]]:
     """Return the start of each scope's period and the spend in it; scopes without spend are omitted."""
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for kind, id in scopes:

@@ -36,13 +36,12 @@ from twisted_vllm.ratelimit.allowance import ORGANIZATION as ORGANIZATION
 from twisted_vllm.ratelimit.allowance import TEAM as TEAM
 from twisted_vllm.ratelimit.allowance import USER as USER
 from twisted_vllm.storage.tables import metadata as metadata
+from twisted_vllm.usage.days import DAY_US as DAY_US
 
 #: dimensions of `usage_sums`, besides the kinds of those who pay
 ALL, PAYER, TAG = "all", "payer", "tag"
 #: periods of `usage_sums`
 DAY, MONTH = "day", "month"
-
-DAY_US = 86_400_000_000
 
 #: stands in SQL for the schema of a partition's tables; see `twisted_vllm.storage.usage.partitions`
 ROWS = "usage_rows"
@@ -225,9 +224,29 @@ usage_marks = Table(
     Column("offset", BigInteger, nullable=False),
     Column("to_segment", BigInteger, nullable=False),
     Column("to_offset", BigInteger, nullable=False),
-    Column("done", Integer, nullable=False),
+    Column("done", Text, nullable=False),
     Column("moved_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+#: Which days (UTC, days since 1970) are exported, and who does it. Times are microseconds since 1970. ``requests`` is
+#: what the sums counted when the files began: more of them mean rows that came late.
+usage_exports = Table(
+    "vllm_passthrough_usage_exports",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(8), nullable=False),
+    Column("files", Integer, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("times_written", Integer, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("claimed_by", Text),
+    Column("claimed_until", BigInteger),
+    Column("failures", Integer, nullable=False),
+    Column("retry_at", BigInteger),
+    Column("error", Text),
 )
 
 #: a row's time and id

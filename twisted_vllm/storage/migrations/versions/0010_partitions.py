@@ -1,10 +1,16 @@
-"""Partitions for the ledger's rows, look-ups in place of their indexes, and one narrow table of sums."""
+"""Partitions of the ledger's rows and of the audit log, one narrow table of sums, and indexes in the order of lists."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
+from twisted_vllm.storage.migrations.lists_and_audit import (
+    downgrade_audit,
+    downgrade_lists,
+    upgrade_audit,
+    upgrade_lists,
+)
 from twisted_vllm.storage.migrations.moved_rows import move_rows, move_rows_back, rows_tables
 from twisted_vllm.storage.migrations.moved_sums import move_sums, move_sums_back
 
@@ -25,6 +31,9 @@ _SUMS = tuple(name for name in _FORMER_SUMS if name != "failed")
 def upgrade() -> None:
     """Create the tables, move rows and sums, and drop the former tables."""
     connection = op.get_bind()
+    upgrade_lists()
+    upgrade_audit()
+    _create_exports()
     _create_sums()
     _create_partitions()
     move_rows(connection)
@@ -40,11 +49,31 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Move rows and sums back. On SQLite the files of the partitions stay, for whoever upgrades again."""
     connection = op.get_bind()
+    downgrade_audit()
+    downgrade_lists()
     _create_former_sums()
     move_sums_back(connection)
     move_rows_back(connection)
-    for name in ("usage_sums", "usage_names", "usage_marks", "usage_partitions"):
+    for name in ("usage_sums", "usage_names", "usage_marks", "usage_partitions", "usage_exports"):
         op.drop_table(f"{_PREFIX}{name}")
+
+
+def _create_exports() -> None:
+    """Create the table of exported days, without any: all that the ledger keeps is exported."""
+    op.create_table(
+        f"{_PREFIX}usage_exports",
+        sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("state", sa.String(8), nullable=False),
+        sa.Column("files", sa.Integer, nullable=False),
+        *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("rows", "bytes", "requests")),
+        sa.Column("times_written", sa.Integer, nullable=False),
+        sa.Column("finished_at", sa.BigInteger),
+        sa.Column("claimed_by", sa.Text),
+        sa.Column("claimed_until", sa.BigInteger),
+        sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("retry_at", sa.BigInteger),
+        sa.Column("error", sa.Text),
+    )
 
 
 def _create_sums() -> None:
@@ -70,7 +99,7 @@ def _create_sums() -> None:
         sa.Column("what", sa.Text, primary_key=True),
         *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("serial", "segment", "offset")),
         *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("to_segment", "to_offset")),
-        sa.Column("done", sa.Integer, nullable=False),
+        sa.Column("done", sa.Text, nullable=False),
         sa.Column("moved_at", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
     )

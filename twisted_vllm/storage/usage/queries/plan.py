@@ -1,7 +1,7 @@
 """Chooses the tables for a report. No I/O.
 
-Sums by day and month are stored for the model with one other dimension, and for key, user, team and model together.
-Everything else is summed from the rows, as far back as they are stored.
+Sums by day and month are stored for the model with one other dimension, and for the model with the payer, from which
+those of key, user and team together follow. Everything else is summed from the rows, as far back as they are stored.
 """
 
 from __future__ import annotations

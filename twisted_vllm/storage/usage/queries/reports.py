@@ -6,35 +6,43 @@ continues after the last group of the previous page, which new rows do not move.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
 from sqlalchemy import (
     BigInteger,
-    Column,
     ColumnElement,
     Connection,
-    Row,
     Select,
-    String,
     Subquery,
-    Table,
     and_,
     case,
     cast,
     func,
-    literal,
     literal_column,
     select,
     tuple_,
-    type_coerce,
-    union_all,
 )
 
-from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.storage.tables import keys, spend, users
+from twisted_vllm.errors import InvalidRequest, StoreUnavailable
+from twisted_vllm.storage.usage.partitions import (
+    EVERYTHING,
+    Partition,
+    PartitionGone,
+    all_partitions,
+    partitions_of,
+    rows_in,
+    shown_from,
+)
+from twisted_vllm.storage.usage.queries.lookups import (
+    COLUMNS,
+    SUCCESSFUL,
+    joined,
+    looked_up,
+    row_conditions,
+    tags_of_rows,
+)
 from twisted_vllm.storage.usage.queries.plan import (
     DAILY,
     HOUR,
@@ -49,39 +57,22 @@ from twisted_vllm.storage.usage.queries.plan import (
     month_start,
     plan,
 )
-from twisted_vllm.storage.usage.queries.rows import COLUMNS, SUCCESSFUL, joined, row_conditions, tags_of_rows
-from twisted_vllm.storage.usage.tables import (
-    DAY,
-    DAY_US,
-    END_USER,
-    KEY,
-    MONTH,
-    SUMS,
-    TAG,
-    TEAM,
-    USER,
-    usage,
-    usage_daily,
-    usage_monthly,
-    usage_totals,
-)
-
-#: stands for the key where sums are not kept by key
-NO_KEY = "-"
+from twisted_vllm.storage.usage.queries.sums import groups_at_least, highest_cost, iso_day, page_of_sums, whole_months
+from twisted_vllm.storage.usage.tables import ALL, DAY_US, KEY, MONTH, SUMS, TAG, usage
 
 #: groups per page
 PAGE = 5_000
 
 #: rows to sum per page, if a report is made from rows
 _PAGE_ROWS = 50_000
+#: groups to read at once for a report that is built in memory
+_LARGE_PAGE = 50_000
 #: groups of a report that is built in memory
 MAX_GROUPS = 200_000
 
 _COST = SUMS.index("cost")
 _MAX_WIDTH = 64 * DAY_US
-_EPOCH = date(1970, 1, 1).toordinal()
-
-_COMBINED = {KEY: "key_id", USER: "user_id", TEAM: "team_id", MODEL: "model"}
+_YEAR = 366 * DAY_US
 
 
 class Group(NamedTuple):
@@ -107,12 +98,14 @@ class Cursor:
         low: the position in the segment, in microseconds since 1970; None for its beginning.
         width: the time span to read at once, in microseconds.
         after: the last group read: its interval, if the segment has several, and its values.
+        rows_since: of a report on rows, where the oldest partition began when it was begun; None for none.
     """
 
     segment: int = 0
     low: int | None = None
     width: int = HOUR_US
     after: tuple[Any, ...] | None = None
+    rows_since: int | None = None
 
 
 @attrs.frozen
@@ -123,7 +116,9 @@ class ReportPage:
     cursor: Cursor | None
 
 
-def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int = PAGE) -> ReportPage:
+def read_page(
+    connection: Connection, planned: Plan, cursor: Cursor, limit: int = PAGE, wanted: Collection[str] = SUMS
+) -> ReportPage:
     """Return the next groups of a report, sorted by interval and values. A page before the end may be empty.
 
     Args:
@@ -131,50 +126,137 @@ def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int 
         planned: the report.
         cursor: where it continues.
         limit: the maximum number of groups.
+        wanted: which of `SUMS` are needed; the others may be 0.
+
+    Raises:
+        StoreUnavailable: rows that it has not read yet were deleted.
     """
+    groups: list[Group] = []
+    following: Cursor | None = cursor
+    while following is not None:
+        page = _read_slice(connection, planned, following, limit - len(groups), wanted)
+        groups += page.groups
+        following = page.cursor
+        # Sums are read soon: a small page takes some more slices of time.
+        if planned.source == ROWS or len(groups) > limit // 2:
+            break
+    return ReportPage(groups, following)
+
+
+def _read_slice(
+    connection: Connection, planned: Plan, cursor: Cursor, limit: int, wanted: Collection[str]
+) -> ReportPage:
     if cursor.segment >= len(planned.segments):
         return ReportPage([], None)
     segment = planned.segments[cursor.segment]
     low = segment.low if cursor.low is None else cursor.low
     high = segment.high
+    if planned.source == ROWS:
+        cursor = _with_oldest(connection, cursor, low)
+        partition = _partition_from(connection, low, high)
+        if partition is None:
+            return ReportPage([], None)
+        low = max(low, partition.start)
+        high = min(high, partition.end)
     has_intervals = segment.label is None
-    if has_intervals and planned.source != TOTALS:
-        # These tables are not in the report's order, so each page is sorted: read one slice of time at once.
-        high = min(high, _end_of_slice(planned, segment, low, cursor.width))
-    rows = connection.execute(_page_statement(planned, segment, low, high, cursor.after, limit)).all()
+    if has_intervals:
+        # The tables are not in the report's order, so each page is sorted: read one slice of time at once.
+        high = min(high, _end_of_slice(planned, segment, low, _width(planned, cursor.width)))
+    if planned.source == ROWS:
+        statement = _page_of_rows(planned, connection.dialect.name, low, high, cursor.after, limit)
+    else:
+        statement = page_of_sums(planned, segment, low, high, cursor.after, limit, {*wanted, "requests"})
+    rows = connection.execute(statement).all()
     first, count = int(has_intervals), int(has_intervals) + len(planned.query.group_by)
     name = _interval_namer(planned, segment)
     # Sums without GROUP BY return a row even without input.
-    groups = [Group(name(row[0]), row[first:count], row[count:]) for row in rows if row[count]]
+    groups = [Group(name(row[0]), tuple(row[first:count]), tuple(row[count:])) for row in rows if row[count]]
     if len(rows) == limit:
-        last = rows[-1][:count]
+        last = tuple(rows[-1][:count])
         # The next page begins in the interval of the last group.
-        low = _start_of(last[0]) if has_intervals else low
+        low = last[0] * (1 if planned.source == ROWS else DAY_US) if has_intervals else low
         return ReportPage(groups, attrs.evolve(cursor, low=low, after=last))
     if high < segment.high:
-        return ReportPage(groups, Cursor(cursor.segment, high, _next_width(planned, groups, cursor.width)))
+        width = _next_width(planned, groups, cursor.width)
+        return ReportPage(groups, attrs.evolve(cursor, low=high, width=width, after=None))
     following = cursor.segment + 1
     return ReportPage(groups, Cursor(following) if following < len(planned.segments) else None)
 
 
-def read_all(connection: Connection, query: UsageQuery, limit: int = MAX_GROUPS) -> Iterator[Group]:
+def _with_oldest(connection: Connection, cursor: Cursor, low: int) -> Cursor:
+    """Return a cursor that knows the oldest partition.
+
+    Raises:
+        StoreUnavailable: partitions that it has not read yet were dropped.
+    """
+    partitions = all_partitions(connection)
+    if cursor.rows_since is None:
+        return (
+            attrs.evolve(cursor, rows_since=max(partitions[-1].start, shown_from(connection))) if partitions else cursor
+        )
+    oldest = partitions[-1].start if partitions else EVERYTHING.end
+    if max(low, cursor.rows_since) < oldest:
+        raise _rows_deleted()
+    return cursor
+
+
+def _partition_from(connection: Connection, low: int, high: int) -> Partition | None:
+    """Return the oldest partition with a time from `low` on and before `high`, opened; None if there is none.
+
+    Raises:
+        StoreUnavailable: its rows were deleted meanwhile.
+    """
+    for partition in reversed(partitions_of(connection)):
+        if partition.end > low and partition.start < high:
+            try:
+                rows_in(connection, partition)
+            except PartitionGone:
+                raise _rows_deleted() from None
+            return partition
+    return None
+
+
+def _rows_deleted() -> StoreUnavailable:
+    return StoreUnavailable("Rows that the report needs were deleted while it was read (usage_retention). Ask again.")
+
+
+def read_all(
+    connection: Connection, query: UsageQuery, limit: int = MAX_GROUPS, *, wanted: Collection[str] = SUMS
+) -> Iterator[Group]:
     """Return all groups of a small report.
+
+    Args:
+        connection: of a transaction that reads.
+        query: the query.
+        limit: the most groups.
+        wanted: which of `SUMS` are needed; the others may be 0.
 
     Raises:
         Unanswerable: nothing that is kept answers it.
         InvalidRequest: there are more than `limit`.
     """
     planned = plan(query)
+    if planned.source == DAILY and KEY in query.group_by:
+        for segment in planned.segments:
+            most = connection.execute(groups_at_least(planned, segment, limit + 1, by_start=True)).scalar_one()
+            _check_size(limit - most)
     cursor: Cursor | None = Cursor()
     while cursor is not None:
-        page = read_page(connection, planned, cursor)
+        page = read_page(connection, planned, cursor, _LARGE_PAGE, wanted)
         limit -= len(page.groups)
         _check_size(limit)
         yield from page.groups
         cursor = page.cursor
 
 
-def read_totals(connection: Connection, query: UsageQuery, top: int | None = None) -> list[Group]:
+def read_totals(
+    connection: Connection,
+    query: UsageQuery,
+    top: int | None = None,
+    *,
+    wanted: Collection[str] = SUMS,
+    payers: Select[Any] | None = None,
+) -> list[Group]:
     """Return the sums of each group over the whole time, the highest cost first; their `start` is ``""``.
 
     The database adds them up, as Python would hold up the process.
@@ -183,21 +265,33 @@ def read_totals(connection: Connection, query: UsageQuery, top: int | None = Non
         connection: of a transaction that reads.
         query: of whole days, which the sums by day and month answer.
         top: how many to return; None for all.
+        wanted: which of `SUMS` are needed; the others may be 0.
+        payers: the ids of the only payers, of a query by key; None for all that the query leaves.
 
     Raises:
         Unanswerable: nothing that is kept answers it.
         InvalidRequest: there are more than `MAX_GROUPS`.
     """
-    planned = plan(query)
-    together = union_all(*(_sums_of_segment(planned, segment) for segment in planned.segments)).subquery()
-    names = [together.c[name] for name in query.group_by]
-    sums = _added(together.c)
-    statement = select(*names, *sums).group_by(*names).order_by(sums[_COST].desc(), *names)
-    rows = connection.execute(statement.limit(MAX_GROUPS + 1 if top is None else top)).all()
-    _check_size(MAX_GROUPS - len(rows))
-    count = len(names)
-    # Sums without GROUP BY return a row even without input.
-    return [Group("", row[:count], row[count:]) for row in rows if row[count]]
+    planned = plan(whole_months(connection, query))
+    if not planned.segments:
+        return []
+    if (
+        top is None
+        and payers is None
+        and not query.equals
+        and planned.source == DAILY
+        and {KEY, MODEL} <= {*query.group_by}
+    ):
+        # one month alone may be too much
+        months = [each for each in planned.segments if each.period == MONTH][-1:]
+        for segment in months:
+            last = attrs.evolve(segment, low=month_start(segment.high, -1))
+            most = connection.execute(groups_at_least(planned, last, MAX_GROUPS + 1, by_start=False)).scalar_one()
+            _check_size(MAX_GROUPS - most)
+    rows = connection.execute(highest_cost(planned, wanted, top, MAX_GROUPS + 1, payers)).all()
+    _check_size(MAX_GROUPS - len(rows) if top is None else 0)
+    count = len(query.group_by)
+    return [Group("", tuple(row[:count]), tuple(row[count:])) for row in rows]
 
 
 def _check_size(left: int) -> None:
@@ -205,119 +299,6 @@ def _check_size(left: int) -> None:
         raise InvalidRequest(
             "This is too much to add up in one answer: ask for fewer days, or /usage/report.", param="start_date"
         )
-
-
-@attrs.frozen
-class Entities:
-    """Whose usage a report by day shows, one by one.
-
-    Attributes:
-        dimension: ``user``, ``team``, ``organization``, ``end_user`` or ``tag``.
-        among: the only values of it to show; None for all.
-        without: values of it to leave out.
-    """
-
-    dimension: str
-    among: Sequence[str] | None = None
-    without: Sequence[str] = ()
-
-    @property
-    def has_keys(self) -> bool:
-        """Whether their sums are kept by key."""
-        return self.dimension in _COMBINED
-
-
-def page_of_days(
-    connection: Connection,
-    entities: Entities,
-    equals: Mapping[str, str],
-    start: int,
-    end: int,
-    skip: int,
-    limit: int,
-) -> tuple[Sequence[Row[Any]], int]:
-    """Return a page of the sums of each day, entity, key and model, newest first, and their number over all pages.
-
-    Args:
-        connection: of a transaction that reads.
-        entities: the entities.
-        equals: values that ``model`` must have, and, if `Entities.has_keys`, ``key``, ``user`` and ``team``.
-        start: the start of the first day, in microseconds since 1970.
-        end: the end of the last day.
-        skip: how many to leave out.
-        limit: how many to return at most.
-
-    Returns:
-        Rows of the day, the entity, the key's lasting id, the model and `SUMS`.
-    """
-    columns: Mapping[str, ColumnElement[Any]]
-    if entities.has_keys:
-        table: Any = usage_daily.c
-        day, columns = table.day, {name: table[column] for name, column in _COMBINED.items()}
-        conditions = []
-    else:
-        table = usage_totals.c
-        day, columns = table.start, {entities.dimension: table.value, MODEL: table.model}
-        conditions = [table.dimension == entities.dimension, table.period == DAY]
-        if entities.dimension == END_USER:
-            # what nobody's end users used is no customer's
-            conditions.append(table.value != "")
-    entity = columns[entities.dimension]
-    groups = [day, entity, *([columns[KEY]] if entities.has_keys else []), columns[MODEL]]
-    conditions += [day >= _date_of(start), day < _date_of(end)]
-    conditions += [columns[name] == value for name, value in equals.items()]
-    if entities.among is not None:
-        conditions.append(entity.in_(entities.among))
-    if entities.without:
-        conditions.append(entity.not_in(entities.without))
-    counted = select(*groups).where(*conditions).group_by(*groups).subquery()
-    total = connection.execute(select(func.count()).select_from(counted)).scalar_one()
-    shown = [day, entity, columns[KEY] if entities.has_keys else literal(NO_KEY).label("key_id"), columns[MODEL]]
-    found = select(*shown, *_added(table)).where(*conditions).group_by(*groups)
-    found = found.order_by(*(column.desc() for column in groups)).offset(skip).limit(limit)
-    return connection.execute(found).all(), total
-
-
-def names_used(connection: Connection, dimension: str, limit: int, among: Sequence[str] | None = None) -> list[str]:
-    """Return the values of a dimension that ever had usage, in order, but ``""``; at most so many.
-
-    Args:
-        connection: of a transaction that reads.
-        dimension: as in `Entities`.
-        limit: how many to return at most.
-        among: the only values to look for, as many as one statement takes; None for all.
-    """
-    totals = usage_totals.c
-    wanted = [totals.dimension == dimension, totals.period == MONTH, totals.value != ""]
-    if among is not None:
-        wanted.append(totals.value.in_(among))
-    found = select(totals.value).where(*wanted).distinct().order_by(totals.value).limit(limit)
-    return list(connection.execute(found).scalars())
-
-
-def first_row(connection: Connection) -> int | None:
-    """Return when the request of the oldest row began, in microseconds since 1970."""
-    found: int | None = connection.execute(select(func.min(usage.c.time))).scalar()
-    return found
-
-
-def keys_by_spend(connection: Connection, skip: int, limit: int) -> list[str]:
-    """Return tokens of keys, those that spent most in their budgets' periods first."""
-    return _by_spend(connection, keys, "token", "key_id", KEY, skip, limit)
-
-
-def users_by_spend(connection: Connection, skip: int, limit: int) -> list[str]:
-    """Return ids of users, those that spent most in their budgets' periods first."""
-    return _by_spend(connection, users, "user_id", "user_id", USER, skip, limit)
-
-
-def _by_spend(
-    connection: Connection, table: Table, identity: str, spender: str, kind: str, skip: int, limit: int
-) -> list[str]:
-    of_spender = and_(spend.c.kind == kind, spend.c.id == table.c[spender])
-    found = select(table.c[identity]).join_from(table, spend, of_spender, isouter=True)
-    found = found.order_by(func.coalesce(spend.c.spend, 0).desc(), table.c[identity]).offset(skip).limit(limit)
-    return list(connection.execute(found).scalars())
 
 
 # intervals
@@ -331,6 +312,12 @@ def _end_of_slice(planned: Plan, segment: Segment, low: int, width: int) -> int:
     return (low + max(width, unit)) // unit * unit
 
 
+def _width(planned: Plan, width: int) -> int:
+    """Return the time span of a page: a year of sums, if there are few in a day."""
+    few = planned.source == TOTALS and (planned.dimension == ALL or planned.dimension in planned.query.equals)
+    return _YEAR if few else width
+
+
 def _next_width(planned: Plan, groups: Sequence[Group], width: int) -> int:
     """Return the time span of the next page, based on the size of this one."""
     rows = sum(group.sums[0] for group in groups) if planned.source == ROWS else len(groups) * 10
@@ -341,138 +328,53 @@ def _next_width(planned: Plan, groups: Sequence[Group], width: int) -> int:
     return min(max(width, HOUR_US), _MAX_WIDTH)
 
 
-def _start_of(interval: Any) -> int:
-    """Return when an interval began, from the value that the database gives."""
-    if isinstance(interval, int):
-        return interval
-    return (date.fromisoformat(str(interval)).toordinal() - _EPOCH) * DAY_US
-
-
 def _interval_namer(planned: Plan, segment: Segment) -> Callable[[Any], str]:
     """Return a function that names an interval from the value that the database gives."""
     if segment.label is not None:
-        label = _date_of(segment.label).isoformat()
+        label = iso_day(segment.label // DAY_US)
         return lambda _: label
     if planned.source != ROWS:
-        return str
+        return iso_day
     if planned.query.interval == HOUR:
         return lambda found: moment_of(found).strftime("%Y-%m-%dT%H:00:00Z")
-    return lambda found: _date_of(found).isoformat()
+    return lambda found: iso_day(found // DAY_US)
 
 
-def _date_of(moment: int) -> date:
-    """Return the day of a moment in microseconds since 1970."""
-    return moment_of(moment).date()
+# statements on rows
 
 
-# statements
-
-
-def _page_statement(
-    planned: Plan, segment: Segment, low: int, high: int, after: tuple[Any, ...] | None, limit: int
+def _page_of_rows(
+    planned: Plan, dialect: str, low: int, high: int, after: tuple[Any, ...] | None, limit: int
 ) -> Select[Any]:
-    """Return the statement for a page."""
-    build = {TOTALS: _from_totals, DAILY: _from_combined, ROWS: _from_rows}[planned.source]
-    interval, columns, sums, conditions = build(planned, segment, low, high)
-    tags: Subquery | None = None
-    if planned.source == ROWS and TAG in planned.query.group_by:
-        tags = tags_of_rows([usage.c.time >= low, usage.c.time < high]).subquery()
-        columns = {**columns, TAG: tags.c.tag}
-        if TAG in planned.query.equals:
-            # A request may have several tags: show only the wanted one.
-            conditions = [*conditions, tags.c.tag == planned.query.equals[TAG]]
-    if is_stored := _is_stored(planned, segment):
-        table = usage_totals if planned.source == TOTALS else _combined_table(segment)[0]
-        sums = [table.c[name] for name in SUMS]
-    names: list[ColumnElement[Any]] = [columns[name] for name in planned.query.group_by]
-    if segment.label is None:
-        names.insert(0, interval)
-    found = select(*(_as_stored(name) for name in names), *sums).where(*conditions)
-    if planned.source == ROWS:
-        found = joined(found.select_from(usage), planned.query.group_by)
-        if tags is not None:
-            found = found.join(tags, and_(tags.c.time == usage.c.time, tags.c.id == usage.c.id))
-    if after is not None and names:
-        found = found.where(tuple_(*names) > tuple_(*_literals(names, after)))
-    if names and not is_stored:
-        found = found.group_by(*names)
-    return found.order_by(*names).limit(limit)
-
-
-def _is_stored(planned: Plan, segment: Segment) -> bool:
-    """Return whether each row of the table of sums is a group of the report, so that nothing is summed."""
-    if planned.source == ROWS or segment.label is not None:
-        return False
-    named = {*planned.query.group_by, *planned.query.equals}
-    return MODEL in named and (planned.source == TOTALS or named >= set(_COMBINED))
-
-
-def _as_stored(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return a column whose dates are read as text where SQLite stores them as text."""
-    return type_coerce(column, String) if column.type.python_type is date else column
-
-
-def _literals(names: list[ColumnElement[Any]], after: tuple[Any, ...]) -> Iterator[ColumnElement[Any]]:
-    for name, value in zip(names, after, strict=True):
-        is_date = name.type.python_type is date
-        yield literal(date.fromisoformat(str(value)) if is_date else value, name.type)
-
-
-def _sums_of_segment(planned: Plan, segment: Segment) -> Select[Any]:
-    """Return the statement for the sums of each group over a segment."""
-    build = {TOTALS: _from_totals, DAILY: _from_combined}[planned.source]
-    _, columns, sums, conditions = build(planned, segment, segment.low, segment.high)
-    names = [columns[name].label(name) for name in planned.query.group_by]
-    labelled = [each.label(name) for name, each in zip(SUMS, sums, strict=True)]
-    return select(*names, *labelled).where(*conditions).group_by(*names)
-
-
-#: the interval's column, the dimensions' columns, the sums and the conditions of a statement
-_Parts = tuple[ColumnElement[Any], Mapping[str, Any], list[ColumnElement[Any]], list[ColumnElement[bool]]]
-
-
-def _added(columns: Any) -> list[ColumnElement[Any]]:
-    # PostgreSQL's sum of bigints is numeric.
-    return [cast(func.sum(columns[name]), BigInteger) for name in SUMS]
-
-
-def _from_totals(planned: Plan, segment: Segment, low: int, high: int) -> _Parts:
-    table = usage_totals.c
-    conditions = [
-        table.dimension == planned.dimension,
-        table.period == segment.period,
-        table.start >= _date_of(low),
-        table.start < _date_of(high),
-    ]
-    columns = {MODEL: table.model, planned.dimension: table.value}
-    conditions += [columns[name] == value for name, value in planned.query.equals.items()]
-    return table.start, columns, _added(table), conditions
-
-
-def _combined_table(segment: Segment) -> tuple[Table, Column[date]]:
-    """Return the table of combined sums by day or by month, and its column of dates."""
-    return (usage_monthly, usage_monthly.c.month) if segment.period == MONTH else (usage_daily, usage_daily.c.day)
-
-
-def _from_combined(planned: Plan, segment: Segment, low: int, high: int) -> _Parts:
-    table, start = _combined_table(segment)
-    columns = {name: table.c[column] for name, column in _COMBINED.items()}
-    conditions = [start >= _date_of(low), start < _date_of(high)]
-    conditions += [columns[name] == value for name, value in planned.query.equals.items()]
-    return start, columns, _added(table.c), conditions
-
-
-def _from_rows(planned: Plan, _segment: Segment, low: int, high: int) -> _Parts:
+    """Return the statement for a page that is added up from rows."""
     query = planned.query
     unit = HOUR_US if query.interval == HOUR else DAY_US
     interval = usage.c.time - usage.c.time % literal_column(str(unit), BigInteger)
+    conditions: list[ColumnElement[bool]] = [usage.c.time >= low, usage.c.time < high]
+    conditions += [*row_conditions(dialect, query.equals), *looked_up(dialect, query.equals, low, high)]
+    columns: Mapping[str, ColumnElement[Any]] = COLUMNS
+    tags: Subquery | None = None
+    if TAG in query.group_by:
+        tags = tags_of_rows(dialect, conditions).subquery("tags")
+        columns = {**columns, TAG: tags.c.tag}
+        if TAG in query.equals:
+            # A request may have several tags: show only the wanted one.
+            conditions.append(tags.c.tag == query.equals[TAG])
+    names = [interval, *(columns[name] for name in query.group_by)]
+    found = joined(select(*names, *_sums_of_rows()).select_from(usage), query.group_by)
+    if tags is not None:
+        found = found.join(tags, and_(tags.c.time == usage.c.time, tags.c.id == usage.c.id))
+    if after is not None:
+        conditions.append(tuple_(*names) > tuple_(*after))
+    return found.where(*conditions).group_by(*names).order_by(*names).limit(limit)
+
+
+def _sums_of_rows() -> list[ColumnElement[Any]]:
     requests = func.coalesce(usage.c.requests, literal_column("1", BigInteger))
     successful, counted = func.sum(case((SUCCESSFUL, requests), else_=0)), func.sum(requests)
-    sums: list[ColumnElement[Any]] = [
+    return [
         cast(counted, BigInteger),
         cast(successful, BigInteger),
         cast(counted - successful, BigInteger),
         *(cast(func.sum(usage.c[name]), BigInteger) for name in SUMS[3:]),
     ]
-    conditions: list[ColumnElement[bool]] = [usage.c.time >= low, usage.c.time < high]
-    return interval, COLUMNS, sums, conditions + row_conditions(query.equals)

@@ -1,0 +1,1 @@
+"""What a request costs with many keys, end users and rows in the ledger."""
