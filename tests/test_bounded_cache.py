@@ -43,7 +43,7 @@ MEMOISED = {
     "storage.grants._limits": "administrators' texts, which the key in memory has too",
     "storage.grants._names": "administrators' texts, which the key in memory has too",
     "storage.usage.bulk_insert._statement": "numbers",
-    "storage.usage.writes._day": "numbers",
+    "storage.usage.steps._month": "numbers",
     "usage.readers.registry.reading": "headers cut to MAX_CONTENT_TYPE",
 }
 

@@ -26,10 +26,10 @@ from twisted_vllm.storage.tables import spend
 from twisted_vllm.storage.usage import spool_accounts
 from twisted_vllm.storage.usage.account import Rhythm
 from twisted_vllm.storage.usage.database import UsageDatabase
-from twisted_vllm.storage.usage.gathered import SHARDS, GatheredSums, scope_shard, shard_of
+from twisted_vllm.storage.usage.gathered import SHARDS, GatheredSums, shard_of
 from twisted_vllm.storage.usage.marks import FORGOTTEN_SECONDS
 from twisted_vllm.storage.usage.spool_accounts import SpoolAccounts
-from twisted_vllm.storage.usage.steps import _DIMENSIONS, SpendSteps, SumsSteps
+from twisted_vllm.storage.usage.steps import _DIMENSIONS
 from twisted_vllm.storage.usage.tables import name_id, usage_marks
 from twisted_vllm.usage.interfaces import BEGINNING, DatabaseUnavailable, HistoryChanged, Position, RowsRejected
 from twisted_vllm.usage.records import UsageRow
@@ -64,7 +64,8 @@ class Failing:
         if self.lost is not None:
             self.lost -= 1
             if self.lost < 0:
-                connection.connection.driver_connection.commit()
+                driver: Any = connection.connection.driver_connection
+                driver.commit()
                 raise _failure("the connection broke after the commit")
 
 
@@ -387,7 +388,7 @@ def test_rows_of_no_spool_are_added_up_in_one_transaction(
     marks = set()
     while accounts.flush(force=True)[0]:
         marks |= {row["done"] for row in ledger.read(usage_marks)}
-    assert marks == {0}
+    assert marks == {""}
     check_sums(ledger, batch)
 
 
@@ -430,7 +431,7 @@ def test_the_rhythm_follows_what_there_is_to_write(ledger: Ledger) -> None:
     few = due_after(usage_row(0, request_id=""))
     assert max(few) < 0.1
     many = due_after(*(usage_row(number, key_id=f"k{number}") for number in range(1, 3_001)))
-    assert 1.9 < many[0] < 2.2
+    assert spool_accounts.SPEND_RHYTHM.seconds * 0.55 < many[0] < spool_accounts.SPEND_RHYTHM.seconds * 1.1
     assert 29 < many[1] < 31
     database.close()
 
@@ -465,8 +466,7 @@ def test_marks_of_spools_that_nobody_finds_go_after_a_year(ledger: Ledger) -> No
 
 
 def test_the_steps_of_a_half_written_amount_are_those_of_every_version() -> None:
-    """Their numbers are in the database. Shards and dimensions may be added at the end, and never change."""
-    assert (SHARDS, SpendSteps.count, SumsSteps.count) == (64, 64, 448)
+    """Their names are in the database. Dimensions may be added at the end, and shards never change."""
+    assert SHARDS == 64
     assert _DIMENSIONS == ("all", "payer", "user", "team", "organization", "end_user", "tag")
     assert [shard_of(name_id(name)) for name in ("ada", "red", "")] == [5, 3, 0]
-    assert [scope_shard((kind, "k1")) for kind in ("key", "user")] == [1, 39]

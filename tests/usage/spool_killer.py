@@ -100,7 +100,7 @@ def end(child: int, choices: IO[bytes]) -> bytes:
 def half_written(engine: Engine) -> set[str]:
     """Return the names of the spools of which an amount is written in part."""
     with engine.connect() as connection:
-        found = set(connection.execute(select(usage_marks.c.name).where(usage_marks.c.done > 0)).scalars())
+        found = set(connection.execute(select(usage_marks.c.name).where(usage_marks.c.done != "")).scalars())
     engine.dispose()
     return found
 

@@ -354,13 +354,22 @@ class LedgerWriter:
             return True
         recovery.remove_all()
         # Last: without its marks, a segment that is left would be added up again.
-        if not recovery.is_skipped and not self.batch_writer.reach(lambda: _closed(accounts)):
+        if not recovery.is_skipped and not self._close(accounts):
             return False
         self._former_names.pop(recovery.name, None)
         self._orphans = None
         recovery.next_name()
         self._moved += 1
         return True
+
+    def _close(self, accounts: ISpoolAccounts) -> bool:
+        """Remove the marks of a spool; return whether the database took it."""
+
+        def close() -> bool:
+            accounts.close()
+            return True
+
+        return self.batch_writer.reach(close) is not None
 
     def _next_orphans(self, accounts: ISpoolAccounts) -> list[Batch] | None:
         """Return the next batch of the name that is recovered, if there is one; None if it must be retried."""
@@ -429,7 +438,7 @@ class LedgerWriter:
             return True
         self._spool.release(accounts.kept_from)
         self._accounts = None
-        self.batch_writer.reach(accounts.close)
+        self._close(accounts)
         return True
 
     def _claim_orphans(self) -> None:
@@ -462,8 +471,3 @@ class LedgerWriter:
                 self._sync_failed = True
             else:
                 self._sync_failed = False
-
-
-def _closed(accounts: ISpoolAccounts) -> bool:
-    accounts.close()
-    return True
