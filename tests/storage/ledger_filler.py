@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
+from twisted_vllm.storage.engine import begin, make_engine
 from twisted_vllm.storage.usage.batch import UsageBatch
 from twisted_vllm.storage.usage.gathered import GatheredSpend, GatheredSums, nobody_else
 from twisted_vllm.storage.usage.marks import SUMS, Mark, move_mark, read_mark
@@ -16,6 +17,7 @@ from twisted_vllm.storage.usage.partitions import (
     Partition,
     add_partition,
     all_partitions,
+    create_rows_tables,
     file_of,
     make_directory,
     new_partition,
@@ -104,10 +106,12 @@ def _make(connection: Connection, partition: Partition) -> None:
     file = connection.engine.url.database
     if file:
         make_directory(Path(file))
-        # Attaching makes no file.
-        file_of(Path(file), partition).touch(0o600)
+        engine = make_engine(connection.engine.url.set(database=str(file_of(Path(file), partition))), connections=1)
+        with begin(engine, None, writes=True) as created:
+            create_rows_tables(created)
+        engine.dispose()
     else:
         schema = f"p{partition.name.replace('-', '_')}"
         connection.exec_driver_sql(f"ATTACH ':memory:' AS \"{schema}\"")
         connection.info.setdefault("attached", {})[schema] = None
-    rows_metadata.create_all(rows_in(connection, partition), checkfirst=False)
+        rows_metadata.create_all(rows_in(connection, partition), checkfirst=False)

@@ -150,6 +150,8 @@ class AccountingService:
             if self.writer is not None:
                 self.writer.reconfigure(settings.ledger.usage_retention)
             self._periods.reconfigure(settings.ledger.usage_retention)
+            if self._store is not None:
+                self._store.reconfigure(settings.ledger.top_end_users, settings.ledger.top_tags)
             self._settings = settings
 
         return apply
@@ -177,6 +179,8 @@ class AccountingService:
                 periods=self._periods,
                 has_budget=self._has_budget,
                 held_from=self._held_from,
+                top_end_users=self._settings.ledger.top_end_users,
+                top_tags=self._settings.ledger.top_tags,
             )
             self.writer = LedgerWriter(
                 self._reactor,

@@ -35,6 +35,7 @@ TOP_END_USERS = 100
 MAX_NAMES = 10_000
 
 _COST, _REQUESTS, _TOKENS = (SUMS.index(name) for name in ("cost", "requests", "total_tokens"))
+_OF_PARTS = ("cost", "total_tokens")
 _UNASSIGNED_TEAM = "Unassigned Team"
 
 _encode = msgspec.json.Encoder().encode
@@ -107,7 +108,9 @@ def _spent(parts: _Parts, labels: dict[str, KeyLabel], *, has_keys: bool = True)
 
 def _by_team(transaction: Transaction, team_id: str, start: int, end: int) -> list[Json]:
     equals = {TEAM: team_id} if team_id else {}
-    groups = list(read_all(transaction.connection, UsageQuery((KEY, TEAM, MODEL), DAY, start, end, equals)))
+    groups = list(
+        read_all(transaction.connection, UsageQuery((KEY, TEAM, MODEL), DAY, start, end, equals), wanted=_OF_PARTS)
+    )
     labels = _labels(transaction, (group.values[0] for group in groups))
     names = team_names(transaction, sorted({group.values[1] for group in groups}), _UNASSIGNED_TEAM)
     days: dict[str, dict[str, _Parts]] = {}
@@ -127,7 +130,9 @@ def _by_customer(transaction: Transaction, customer_id: str, start: int, end: in
     """Return the spend of customers. Their sums are not kept by key."""
     equals = {END_USER: customer_id} if customer_id else {}
     days: dict[str, dict[str, _Parts]] = {}
-    for group in read_all(transaction.connection, UsageQuery((END_USER, MODEL), DAY, start, end, equals)):
+    for group in read_all(
+        transaction.connection, UsageQuery((END_USER, MODEL), DAY, start, end, equals), wanted=_OF_PARTS
+    ):
         customer, model = group.values
         days.setdefault(group.start, {}).setdefault(customer, []).append((group, ("", model)))
     return [

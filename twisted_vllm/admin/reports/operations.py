@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Row, or_, select
 
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import current_spend, money
@@ -19,6 +19,7 @@ from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import PROXY, Allowance
+from twisted_vllm.storage import tables
 from twisted_vllm.storage.by_spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
@@ -31,7 +32,7 @@ from twisted_vllm.storage.usage.queries.rows import (
     key_labels,
     page_of_rows,
 )
-from twisted_vllm.storage.usage.tables import DAY, DAY_US, KEY, MONTH, SUMS, TAG, TEAM, USER
+from twisted_vllm.storage.usage.tables import DAY, DAY_US, KEY, MONTH, SUMS, TAG, TEAM, USER, usage_payers
 
 #: LiteLLM's name of the provider of vLLM servers
 PROVIDER = "hosted_vllm"
@@ -85,8 +86,10 @@ def page_of_logs(transaction: Transaction, scope: UsageScope, query: PagedLogsQu
         )
     counted = 0 if wanted is None else count_rows(transaction.connection, wanted)
     total = min(counted, MAX_COUNTED)
+    skip = (query.page - 1) * query.page_size
     return {
-        "data": _report_rows(transaction, scope, wanted, (query.page - 1) * query.page_size, query.page_size),
+        # To find that there are none takes as long as to count them.
+        "data": _report_rows(transaction, scope, wanted, skip, query.page_size) if skip < total else [],
         "total": total,
         "page": query.page,
         "page_size": query.page_size,
@@ -206,7 +209,7 @@ def spend_by_day(transaction: Transaction, scope: UsageScope, query: Filters, st
         return []
     left = MAX_GROUPS
     for name in (KEY, USER, MODEL):
-        for group in read_all(connection, UsageQuery((name,), DAY, start, end, equals), left):
+        for group in read_all(connection, UsageQuery((name,), DAY, start, end, equals), left, wanted=("cost",)):
             left -= 1
             day = days.setdefault(group.start, {KEY: {}, USER: {}, MODEL: {}})
             day[name][group.values[0]] = group.sums[_COST]
@@ -295,16 +298,14 @@ def costs_by_key(transaction: Transaction, equals: Mapping[str, str], start: int
 
 def costs_of_organization(transaction: Transaction, organization_id: str, start: int, end: int) -> list[Json]:
     """Return the cost and tokens of the keys and teams that are in an organization now, as `costs_by_key`."""
-    keys = {record.key_id for record in transaction.keys.find(organization_id=organization_id)}
-    teams = {record.team_id for record in transaction.teams.find(organization_id=organization_id)}
-    asked = UsageQuery((KEY, TEAM, MODEL), MONTH, start, end)
-    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS)
-    rows = (
-        (key_id, model, group.sums)
-        for group in groups
-        for key_id, team_id, model in [group.values]
-        if key_id in keys or team_id in teams
+    keys, teams, payers = tables.keys.c, tables.teams.c, usage_payers.c
+    in_it = (
+        payers.key_id.in_(select(keys.key_id).where(keys.organization_id == organization_id)),
+        payers.team_id.in_(select(teams.team_id).where(teams.organization_id == organization_id)),
     )
+    asked = UsageQuery((KEY, MODEL), MONTH, start, end)
+    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS, payers=select(payers.id).where(or_(*in_it)))
+    rows = ((key_id, model, group.sums) for group in groups for key_id, model in [group.values])
     return _report_costs(transaction.connection, rows)
 
 
@@ -361,7 +362,7 @@ def total_spend_by_day(transaction: Transaction, scope: UsageScope, api_key: str
     """Return the spend of each day, in total or of one key."""
     connection = transaction.connection
     if not api_key:
-        groups = read_all(connection, UsageQuery((), DAY, start, end))
+        groups = read_all(connection, UsageQuery((), DAY, start, end), wanted=("cost",))
         return [{"date": group.start, "spend": money(group.sums[_COST])} for group in groups]
     key_id = scope.find_key(connection, api_key)
     if key_id is None:
@@ -409,7 +410,7 @@ def top_models(transaction: Transaction, limit: int, start: int, end: int) -> li
 
 def spend_of_teams(transaction: Transaction, start: int, end: int) -> Json:
     """Return the spend of teams, by day and in total, as `TeamsSpend` describes it."""
-    groups = list(read_all(transaction.connection, UsageQuery((TEAM,), DAY, start, end)))
+    groups = list(read_all(transaction.connection, UsageQuery((TEAM,), DAY, start, end), wanted=("cost",)))
     names = team_names(transaction, sorted({group.values[0] for group in groups}))
     days: dict[str, dict[str, int]] = {}
     total: dict[str, int] = {}

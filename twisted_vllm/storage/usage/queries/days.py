@@ -270,7 +270,7 @@ def _count_days(
 def _is_settled(connection: Connection) -> bool:
     """Return whether no gateway is in the middle of writing sums: those of the day's requests come first."""
     marks = usage_marks.c
-    between = select(marks.done).where(marks.what == SUMS_MARK, marks.done > 0).limit(1)
+    between = select(marks.done).where(marks.what == SUMS_MARK, marks.done != "").limit(1)
     return connection.execute(between).first() is None
 
 

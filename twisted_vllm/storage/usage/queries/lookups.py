@@ -105,10 +105,12 @@ class LookUp:
     Attributes:
         values: the values to look up: one number, or a statement for the ids of payers.
         found: the condition for a row whose time was found. A value may have the time of another row.
+        alone: whether nothing else is wanted of a row, so that look-ups can be counted in place of rows.
     """
 
     values: int | Select[Any]
     found: ColumnElement[bool]
+    alone: bool = False
 
     @property
     def has_value(self) -> ColumnElement[bool]:
@@ -120,26 +122,31 @@ class LookUp:
 def look_ups(dialect: str, wanted: RowFilter) -> list[LookUp] | None:
     """Return the look-ups that together find all rows of a filter; None if none do.
 
+    But for those of a request id, no row has two of them.
+
     Args:
         dialect: of the database.
         wanted: the filter.
     """
     if wanted.request_id is not None:
         return [each for id in _ids_of(wanted.request_id) for each in _of_request(id)]
-    return _of_values(dialect, wanted.equals) or _of_failures(wanted)
+    no_more = attrs.evolve(wanted, equals={}) == RowFilter(wanted.start, wanted.end)
+    return _of_values(dialect, wanted.equals, no_more=no_more) or _of_failures(wanted)
 
 
-def _of_values(dialect: str, equals: Mapping[str, str]) -> list[LookUp] | None:
+def _of_values(dialect: str, equals: Mapping[str, str], *, no_more: bool = False) -> list[LookUp] | None:
     payers, of_payer = payers_with(equals), usage.c.payer == usage_lookups.c.value
     if payers is not None:
-        return [LookUp(payers, of_payer)]
+        return [LookUp(payers, of_payer, alone=no_more and equals.keys() <= {KEY, USER, TEAM})]
     if END_USER in equals:
         name = equals[END_USER]
         return [LookUp(lookup_id(OF_END_USER, name), usage.c.end_user == name)] if name else None
     if TAG in equals:
         tag = equals[TAG]
-        of_key = LookUp(_tagged_payers(tag), of_payer)
-        return [of_key, LookUp(lookup_id(OF_TAG, tag), _is_tagged(dialect, tag))]
+        payers = _tagged_payers(tag)
+        of_key = LookUp(payers, of_payer, alone=no_more and equals.keys() == {TAG})
+        of_request = and_(_is_tagged(dialect, tag), usage.c.payer.not_in(payers))
+        return [of_key, LookUp(lookup_id(OF_TAG, tag), of_request)]
     return None
 
 
@@ -147,7 +154,8 @@ def _of_failures(wanted: RowFilter) -> list[LookUp] | None:
     # a request with an error of the gateway's is not completed
     has_failed = wanted.error and (not _STATUS.fullmatch(wanted.error) or int(wanted.error) >= 400)
     if wanted.successful is False or (has_failed and wanted.successful is None):
-        return [LookUp(lookup_id(OF_FAILURE, ""), not_(SUCCESSFUL))]
+        alone = wanted == RowFilter(wanted.start, wanted.end, successful=False)
+        return [LookUp(lookup_id(OF_FAILURE, ""), not_(SUCCESSFUL), alone)]
     return None
 
 

@@ -44,8 +44,10 @@ from twisted_vllm.storage.usage.queries.lookups import (
     tags_of_rows,
 )
 from twisted_vllm.storage.usage.queries.plan import (
+    DAILY,
     HOUR,
     HOUR_US,
+    MODEL,
     ROWS,
     TOTALS,
     Plan,
@@ -55,14 +57,16 @@ from twisted_vllm.storage.usage.queries.plan import (
     month_start,
     plan,
 )
-from twisted_vllm.storage.usage.queries.sums import highest_cost, iso_day, page_of_sums, whole_months
-from twisted_vllm.storage.usage.tables import ALL, DAY_US, MONTH, SUMS, TAG, usage
+from twisted_vllm.storage.usage.queries.sums import groups_at_least, highest_cost, iso_day, page_of_sums, whole_months
+from twisted_vllm.storage.usage.tables import ALL, DAY_US, KEY, MONTH, SUMS, TAG, usage
 
 #: groups per page
 PAGE = 5_000
 
 #: rows to sum per page, if a report is made from rows
 _PAGE_ROWS = 50_000
+#: groups to read at once for a report that is built in memory
+_LARGE_PAGE = 50_000
 #: groups of a report that is built in memory
 MAX_GROUPS = 200_000
 
@@ -112,7 +116,9 @@ class ReportPage:
     cursor: Cursor | None
 
 
-def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int = PAGE) -> ReportPage:
+def read_page(
+    connection: Connection, planned: Plan, cursor: Cursor, limit: int = PAGE, wanted: Collection[str] = SUMS
+) -> ReportPage:
     """Return the next groups of a report, sorted by interval and values. A page before the end may be empty.
 
     Args:
@@ -120,6 +126,7 @@ def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int 
         planned: the report.
         cursor: where it continues.
         limit: the maximum number of groups.
+        wanted: which of `SUMS` are needed; the others may be 0.
 
     Raises:
         StoreUnavailable: rows that it has not read yet were deleted.
@@ -127,7 +134,7 @@ def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int 
     groups: list[Group] = []
     following: Cursor | None = cursor
     while following is not None:
-        page = _read_slice(connection, planned, following, limit - len(groups))
+        page = _read_slice(connection, planned, following, limit - len(groups), wanted)
         groups += page.groups
         following = page.cursor
         # Sums are read soon: a small page takes some more slices of time.
@@ -136,7 +143,9 @@ def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int 
     return ReportPage(groups, following)
 
 
-def _read_slice(connection: Connection, planned: Plan, cursor: Cursor, limit: int) -> ReportPage:
+def _read_slice(
+    connection: Connection, planned: Plan, cursor: Cursor, limit: int, wanted: Collection[str]
+) -> ReportPage:
     if cursor.segment >= len(planned.segments):
         return ReportPage([], None)
     segment = planned.segments[cursor.segment]
@@ -156,7 +165,7 @@ def _read_slice(connection: Connection, planned: Plan, cursor: Cursor, limit: in
     if planned.source == ROWS:
         statement = _page_of_rows(planned, connection.dialect.name, low, high, cursor.after, limit)
     else:
-        statement = page_of_sums(planned, segment, low, high, cursor.after, limit)
+        statement = page_of_sums(planned, segment, low, high, cursor.after, limit, {*wanted, "requests"})
     rows = connection.execute(statement).all()
     first, count = int(has_intervals), int(has_intervals) + len(planned.query.group_by)
     name = _interval_namer(planned, segment)
@@ -211,17 +220,29 @@ def _rows_deleted() -> StoreUnavailable:
     return StoreUnavailable("Rows that the report needs were deleted while it was read (usage_retention). Ask again.")
 
 
-def read_all(connection: Connection, query: UsageQuery, limit: int = MAX_GROUPS) -> Iterator[Group]:
+def read_all(
+    connection: Connection, query: UsageQuery, limit: int = MAX_GROUPS, *, wanted: Collection[str] = SUMS
+) -> Iterator[Group]:
     """Return all groups of a small report.
+
+    Args:
+        connection: of a transaction that reads.
+        query: the query.
+        limit: the most groups.
+        wanted: which of `SUMS` are needed; the others may be 0.
 
     Raises:
         Unanswerable: nothing that is kept answers it.
         InvalidRequest: there are more than `limit`.
     """
     planned = plan(query)
+    if planned.source == DAILY and KEY in query.group_by:
+        for segment in planned.segments:
+            most = connection.execute(groups_at_least(planned, segment, limit + 1, by_start=True)).scalar_one()
+            _check_size(limit - most)
     cursor: Cursor | None = Cursor()
     while cursor is not None:
-        page = read_page(connection, planned, cursor)
+        page = read_page(connection, planned, cursor, _LARGE_PAGE, wanted)
         limit -= len(page.groups)
         _check_size(limit)
         yield from page.groups
@@ -229,7 +250,12 @@ def read_all(connection: Connection, query: UsageQuery, limit: int = MAX_GROUPS)
 
 
 def read_totals(
-    connection: Connection, query: UsageQuery, top: int | None = None, *, wanted: Collection[str] = SUMS
+    connection: Connection,
+    query: UsageQuery,
+    top: int | None = None,
+    *,
+    wanted: Collection[str] = SUMS,
+    payers: Select[Any] | None = None,
 ) -> list[Group]:
     """Return the sums of each group over the whole time, the highest cost first; their `start` is ``""``.
 
@@ -240,6 +266,7 @@ def read_totals(
         query: of whole days, which the sums by day and month answer.
         top: how many to return; None for all.
         wanted: which of `SUMS` are needed; the others may be 0.
+        payers: the ids of the only payers, of a query by key; None for all that the query leaves.
 
     Raises:
         Unanswerable: nothing that is kept answers it.
@@ -248,7 +275,20 @@ def read_totals(
     planned = plan(whole_months(connection, query))
     if not planned.segments:
         return []
-    rows = connection.execute(highest_cost(planned, wanted, top, MAX_GROUPS + 1)).all()
+    if (
+        top is None
+        and payers is None
+        and not query.equals
+        and planned.source == DAILY
+        and {KEY, MODEL} <= {*query.group_by}
+    ):
+        # one month alone may be too much
+        months = [each for each in planned.segments if each.period == MONTH][-1:]
+        for segment in months:
+            last = attrs.evolve(segment, low=month_start(segment.high, -1))
+            most = connection.execute(groups_at_least(planned, last, MAX_GROUPS + 1, by_start=False)).scalar_one()
+            _check_size(MAX_GROUPS - most)
+    rows = connection.execute(highest_cost(planned, wanted, top, MAX_GROUPS + 1, payers)).all()
     _check_size(MAX_GROUPS - len(rows) if top is None else 0)
     count = len(query.group_by)
     return [Group("", tuple(row[:count]), tuple(row[count:])) for row in rows]

@@ -37,8 +37,6 @@ from twisted_vllm.storage.usage.tables import (
     DAY_US,
     KEY,
     KINDS,
-    TEAM,
-    USER,
     RowKey,
     has_row_key,
     name_id,
@@ -60,7 +58,6 @@ _WINDOW, _GROWTH = 60_000_000, 8
 _SETTLED, _MOST_RECENT = 60_000_000, 20_000
 #: payers that are looked up one by one
 _FEW = 8
-_PAYERS = frozenset({KEY, USER, TEAM})
 #: rows that are counted exactly, where look-ups alone tell the number
 _EXACT = 5_000
 
@@ -197,12 +194,6 @@ class _Search:
         self._conditions = conditions_of(dialect, wanted)
         self._look_ups = _of_few(connection, look_ups(dialect, wanted))
         self._own_ids = [] if wanted.request_id is None else own_ids(wanted.request_id)
-        # whether all that is wanted of a row is what its look-up says
-        self._is_looked_up_alone = wanted == RowFilter(wanted.start, wanted.end, wanted.equals) and not (
-            wanted.equals.keys() - _PAYERS
-        )
-        # whether no row has two of the look-ups: it has one payer
-        self._is_disjoint = wanted.request_id is None and not wanted.equals.keys().isdisjoint(_PAYERS)
 
     def newest(self, skip: int, limit: int) -> list[RowKey]:
         """Return the keys of the newest rows.
@@ -242,10 +233,10 @@ class _Search:
         start = self._wanted.start or 0
         end = 2**62 if self._wanted.end is None else self._wanted.end
         if self._look_ups is None and MODEL in self._wanted.equals:
-            # Models are not looked up: search between the first and the last day with sums, and what has none yet.
+            # Models are not looked up: search between the first and the last day with sums.
             days, settled = _days_with(self._connection, self._wanted.equals[MODEL]), self._moved_at() - _SETTLED
             if days is None:
-                return max(start, settled), end
+                return start, start
             start = max(start, days[0])
             if settled >= days[1]:
                 end = min(end, days[1])
@@ -300,7 +291,7 @@ class _Search:
             if some:
                 skip = 0
             elif skip:
-                skip -= min(self.count(window, skip), skip)
+                skip -= min(self._count_of(look_up, window, skip, 0), skip)
             found += some
             end, width = window.start, width * _GROWTH
         return found, skip
@@ -345,13 +336,11 @@ class _Search:
         """Return the number of rows of a part, up to a limit."""
         if not span.looked_up or self._look_ups is None:
             return self._count(select(usage.c.id).where(*self._conditions, *span.has(usage.c.time)), limit)
-        if self._is_disjoint:
+        if self._wanted.request_id is None:
             counted = 0
             for each in self._look_ups:
                 counted += self._count_of(each, span, limit - counted) if counted < limit else 0
             return counted
-        if len(self._look_ups) == 1 and not self._own_ids:
-            return self._count_of(self._look_ups[0], span, limit)
         statements = [self._joined(each, span, in_order=False).order_by(None) for each in self._look_ups]
         statements += self._of_own_ids(span)
         found: set[RowKey] = set()
@@ -359,11 +348,11 @@ class _Search:
             found.update(self._keys(statement, 0, limit))
         return min(len(found), limit)
 
-    def _count_of(self, look_up: LookUp, span: _Span, limit: int) -> int:
-        if self._is_looked_up_alone:
+    def _count_of(self, look_up: LookUp, span: _Span, limit: int, exact: int = _EXACT) -> int:
+        if look_up.alone:
             pairs = select(usage_lookups.c.time).where(look_up.has_value, *span.has(usage_lookups.c.time))
             number = self._count(pairs, limit)
-            if number > _EXACT:
+            if number > exact:
                 return number
         return self._count(self._joined(look_up, span, in_order=False).order_by(None), limit)
 
@@ -382,7 +371,7 @@ def _of_few(connection: Connection, found: list[LookUp] | None) -> list[LookUp] 
             single.append(each)
             continue
         ids = list(connection.execute(each.values.limit(_FEW + 1)).scalars())
-        single += [each] if len(ids) > _FEW else [LookUp(id, each.found) for id in ids]
+        single += [each] if len(ids) > _FEW else [attrs.evolve(each, values=id) for id in ids]
     return single
 
 

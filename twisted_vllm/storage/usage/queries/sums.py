@@ -149,16 +149,20 @@ def has_value(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
 class SumsOf:
     """The sums of a part of a report."""
 
-    def __init__(self, planned: Plan, segment: Segment, wanted: Collection[str] = SUMS) -> None:
+    def __init__(
+        self, planned: Plan, segment: Segment, wanted: Collection[str] = SUMS, payers: Select[Any] | None = None
+    ) -> None:
         """Choose the kind of sums.
 
         Args:
             planned: the report.
             segment: the part.
             wanted: which of `SUMS` to read.
+            payers: the ids of the only payers, of sums by payer; None for all that the report's values leave.
         """
         query = planned.query
         self._query = query
+        self._payers = payers_with(query.equals) if payers is None else payers
         self._period = segment.period
         self._wanted = wanted
         dimension = PAYER if planned.source == DAILY else planned.dimension
@@ -184,13 +188,12 @@ class SumsOf:
         columns += [sums.value] if self._has_value else []
         columns += [sums.model] if self._has_model else []
         equals = self._query.equals
-        named = any(name != MODEL for name in equals)
+        named = self._payers is not None or any(name != MODEL for name in equals)
         conditions = in_period(self._kind, low, high, self._period, named=named)
         if MODEL in equals:
             conditions.append(sums.model == name_id(equals[MODEL]))
-        payers = payers_with(equals)
-        if self.by_payer and payers is not None:
-            conditions.append(sums.value.in_(payers))
+        if self.by_payer and self._payers is not None:
+            conditions.append(sums.value.in_(self._payers))
         elif self._dimension in equals:
             conditions.append(sums.value == name_id(equals[self._dimension]))
         needed = {part for name in self._wanted for part in _NEEDED.get(name, (name,))}
@@ -234,7 +237,13 @@ class SumsOf:
 
 
 def page_of_sums(
-    planned: Plan, segment: Segment, low: int, high: int, after: tuple[Any, ...] | None, limit: int
+    planned: Plan,
+    segment: Segment,
+    low: int,
+    high: int,
+    after: tuple[Any, ...] | None,
+    limit: int,
+    wanted: Collection[str] = SUMS,
 ) -> Select[Any]:
     """Return the statement for groups of a report in order: of the interval, if the segment has several, and names.
 
@@ -245,14 +254,29 @@ def page_of_sums(
         high: its end.
         after: the last group that was read.
         limit: the maximum number of groups.
+        wanted: which of `SUMS` to read; the others are 0.
     """
-    part = SumsOf(planned, segment)
+    part = SumsOf(planned, segment, wanted)
     sums = part.by_ids(low, high, by_start=segment.label is None).subquery("sums")
     statement, names = part.named(sums)
     keys: list[ColumnElement[Any]] = [*([sums.c.start] if segment.label is None else []), *names]
     if after is not None and keys:
         statement = statement.where(_after([_bare(key) for key in keys], after))
     return statement.order_by(*keys).limit(limit)
+
+
+def groups_at_least(planned: Plan, segment: Segment, limit: int, *, by_start: bool) -> Select[Any]:
+    """Return the statement for the number of stored groups of payers, up to a limit: it is known soon.
+
+    Args:
+        planned: a report by key.
+        segment: the part to count.
+        limit: the number at which to stop.
+        by_start: whether each day or month counts by itself.
+    """
+    ids = SumsOf(planned, segment).by_ids(segment.low, segment.high, by_start=by_start).subquery("ids")
+    names = [ids.c[name] for name in ("start", "value", "model") if name in ids.c]
+    return select(func.count()).select_from(select(*names).distinct().limit(limit).subquery("groups"))
 
 
 def _bare(column: ColumnElement[Any]) -> Any:
@@ -264,7 +288,9 @@ def _after(columns: Sequence[Any], values: Sequence[Any]) -> ColumnElement[bool]
     return tuple_(*columns) > tuple_(*values)
 
 
-def highest_cost(planned: Plan, wanted: Collection[str], top: int | None, limit: int) -> Select[Any]:
+def highest_cost(
+    planned: Plan, wanted: Collection[str], top: int | None, limit: int, payers: Select[Any] | None = None
+) -> Select[Any]:
     """Return the statement for the sums of each group over all segments, the highest cost first.
 
     Args:
@@ -272,12 +298,13 @@ def highest_cost(planned: Plan, wanted: Collection[str], top: int | None, limit:
         wanted: which of `SUMS` to read.
         top: how many groups are wanted; None for all.
         limit: the maximum number of groups.
+        payers: as in `SumsOf`.
     """
     wanted = {*wanted, "requests", "cost"}
     parts: dict[bool, SumsOf] = {}
     by_kind: dict[bool, list[Select[Any]]] = {}
     for segment in planned.segments:
-        part = SumsOf(planned, segment, wanted)
+        part = SumsOf(planned, segment, wanted, payers)
         parts[part.by_payer] = part
         by_kind.setdefault(part.by_payer, []).append(part.by_ids(segment.low, segment.high, by_start=False))
     found: list[Select[Any]] = []
@@ -290,7 +317,10 @@ def highest_cost(planned: Plan, wanted: Collection[str], top: int | None, limit:
             needed = [column for column in together.c if column.name not in ("value", "model")]
             totals = [cast(func.sum(column), BigInteger).label(column.name) for column in needed]
             ids = select(*keys, *totals).group_by(*keys).subquery("ids")
-        if top is not None and len(by_kind) == 1 and not by_payer:
+        by_key_alone = by_payer and planned.query.group_by == (KEY,)
+        if top is not None and len(by_kind) == 1 and (by_key_alone or not by_payer):
+            if by_key_alone:
+                ids = _by_first_payer(ids)
             keys = [ids.c[name] for name in ("value", "model") if name in ids.c]
             ids = select(ids).order_by(ids.c.cost.desc(), *keys).limit(top).subquery("top_ids")
         found.append(part.named(ids)[0])
@@ -304,6 +334,21 @@ def highest_cost(planned: Plan, wanted: Collection[str], top: int | None, limit:
     names = [result.c[name] for name in group_by]
     statement = select(*names, *(result.c[name] for name in SUMS)).where(result.c.requests != 0)
     return statement.order_by(result.c.cost.desc(), *names).limit(limit if top is None else top)
+
+
+def _by_first_payer(ids: Subquery) -> Subquery:
+    """Return sums by payer, those of a key with several payers added up under one of them.
+
+    So only the keys with most spend are named.
+    """
+    payers = usage_payers.c
+    several = select(payers.key_id, func.min(payers.id).label("first")).group_by(payers.key_id)
+    first = several.having(func.count() > 1).subquery("several")
+    others = select(payers.id, first.c.first).join(first, first.c.key_id == payers.key_id).subquery("others")
+    value = func.coalesce(others.c.first, ids.c.value)
+    sums = [cast(func.sum(column), BigInteger).label(column.name) for column in ids.c if column.name != "value"]
+    added_up = select(value.label("value"), *sums).select_from(ids.outerjoin(others, others.c.id == ids.c.value))
+    return added_up.group_by(value).subquery("by_key")
 
 
 def whole_months(connection: Connection, query: UsageQuery) -> UsageQuery:
