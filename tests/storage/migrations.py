@@ -44,7 +44,7 @@ def differences(connection: Connection) -> list[Any]:
         # months of the audit log
         "include_name": lambda name, kind, _parents: kind != "table" or not str(name).startswith(f"{audit.name}_"),
     }
-    known = [metadata]
+    known: Any = [metadata]
     if connection.dialect.name == "postgresql":
         # SQLite's are in other files.
         rows = MetaData()
