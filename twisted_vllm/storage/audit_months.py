@@ -2,7 +2,7 @@
 
 PostgreSQL: a partition for each month (UTC), so that a month goes in an instant and gives its space back. SQLite: one
 table in the order of its ids, which is that of time. Old rows are deleted a few at a time, and their pages go back to
-the file system a few at a time, so that no transaction waits for more than some milliseconds.
+the file system a few at a time, so that no transaction waits for more than some 20 ms.
 
 An entry is written in the transaction of the change that it tells of, so the audit log stays in the main database.
 """
@@ -18,7 +18,7 @@ from sqlalchemy import Connection, delete, select, text
 from twisted_vllm.storage.tables import audit
 
 #: rows that one transaction deletes on SQLite, and pages that one gives back
-DELETED_AT_ONCE, RELEASED_AT_ONCE = 500, 500
+DELETED_AT_ONCE, RELEASED_AT_ONCE = 100, 200
 
 #: PostgreSQL's version from which a partition is detached without a lock that readers and writers notice
 _DETACHES_BESIDE = (14,)
