@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import combinations
@@ -322,9 +322,8 @@ def check_that_the_rest_has_a_name(connection: Connection) -> None:
     assert sum(group.sums[_COST] for group in found) == sum(row.cost for row in rows)
     assert OTHER not in names_used(connection, "end_user", 100)
     assert names_used(connection, "end_user", 100, ["e0", "e1", "none", OTHER]) == names_used(connection, "end_user", 2)
-    page: Sequence[Any]
     page, total = page_of_days(connection, Entities("end_user"), {}, *span, 0, 100)
-    assert {row[1] for row in page} == {group.values[0] for group in found}
+    assert {tuple(row)[1] for row in page} == {group.values[0] for group in found}
     assert total == 5
 
 

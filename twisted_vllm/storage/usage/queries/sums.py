@@ -130,8 +130,13 @@ def in_period(kind: int, low: int, high: int, period: str, *, named: bool) -> li
         named: whether only some values are wanted.
     """
     sums = usage_sums.c
-    if named and high - low < _MOST_STARTS * (DAY_US if period == DAY else 28 * DAY_US):
-        return [sums.kind == kind, sums.start.in_(starts_between(low, high, period))]
+    if high - low < _MOST_STARTS * (DAY_US if period == DAY else 28 * DAY_US):
+        starts = starts_between(low, high, period)
+        if len(starts) == 1:
+            # The rows of one day or month are in the order of values: nothing is sorted.
+            return [sums.kind == kind, sums.start == starts[0]]
+        if named:
+            return [sums.kind == kind, sums.start.in_(starts)]
     return [sums.kind == kind, sums.start >= -(-low // DAY_US), sums.start < -(-high // DAY_US)]
 
 
