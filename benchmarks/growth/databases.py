@@ -80,7 +80,7 @@ class SqliteDatabases:
         """Add up the pages of tables and indexes, also of the files of partitions."""
         file = _file_of(url)
         weights: Counter[str] = Counter()
-        for path in (file, *file.parent.glob(f"{file.name}-*/*.db"), *file.parent.glob(f"{file.stem}-*/*.db")):
+        for path in (file, *file.parent.glob(f"{file.name}-*/*.db")):
             with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
                 tables = dict(connection.execute("SELECT name, tbl_name FROM sqlite_master").fetchall())
                 pages = connection.execute("SELECT name, pgsize FROM dbstat WHERE aggregate = TRUE").fetchall()

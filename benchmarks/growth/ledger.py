@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.usage.database import UsageDatabase
-from twisted_vllm.usage.interfaces import DatabaseUnavailable
+from twisted_vllm.usage.interfaces import DatabaseUnavailable, Position
 from twisted_vllm.usage.records import UsageRow
 
+T = TypeVar("T")
+
+#: rows whose sums are gathered: more take more memory, fewer touch the sums more often
+_GATHERED_ROWS = 200_000
 #: rows in one transaction in PostgreSQL, as many as the gateway's
 _ROWS_AT_ONCE = 4_000
 #: what all tables of the ledger are called first
@@ -49,9 +54,11 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self._store = open_store(url)
+        self._accounts = self._store.open_accounts("filling", own=False)
+        self._rows = self._gathered = 0
 
     def write(self, rows: Sequence[UsageRow]) -> None:
-        """Write rows that come in the order of time.
+        """Write rows that come in the order of time. What they add up to is gathered, and written now and then.
 
         Raises:
             DatabaseUnavailable: the database takes none, although it was asked several times.
@@ -59,24 +66,35 @@ class Ledger:
         # PostgreSQL limits the time of a transaction; SQLite gains by large ones
         at_once = len(rows) if self._store.single_writer else _ROWS_AT_ONCE
         for start in range(0, len(rows), max(at_once, 1)):
-            self._write(rows[start : start + at_once])
-
-    def _write(self, rows: Sequence[UsageRow], attempts: int = 3) -> None:
-        try:
-            self._store.write(rows, own=False)
-        except DatabaseUnavailable:
-            # on a busy machine; a row that is stored already is skipped
-            if attempts == 1:
-                raise
-            self._write(rows, attempts - 1)
+            some = rows[start : start + at_once]
+            written = _persist(lambda some=some: self._store.write(some))  # type: ignore[misc] # a default is not inferred
+            self._rows += len(some)
+            self._gathered += len(some)
+            self._accounts.add([written], Position(1, self._rows))
+        if self._gathered >= _GATHERED_ROWS:
+            self.flush()
 
     def flush(self) -> None:
         """Write all that is gathered of the rows."""
+        while _persist(lambda: self._accounts.flush(force=True))[0]:
+            pass
+        self._gathered = 0
 
     def close(self) -> None:
         """Flush, and close the connection."""
         self.flush()
+        self._accounts.close()
         self._store.close()
+
+
+def _persist(work: Callable[[], T], attempts: int = 3) -> T:
+    """Do work that a busy machine may not do in time, and that does no harm twice."""
+    try:
+        return work()
+    except DatabaseUnavailable:
+        if attempts == 1:
+            raise
+        return _persist(work, attempts - 1)
 
 
 #: the gateway's metrics that are 0 when the database has everything
@@ -84,4 +102,4 @@ PENDING_METRICS = frozenset({"vllm_passthrough_ledger_spool_rows"})
 #: counts the rows of its requests
 ROWS_METRIC = "vllm_passthrough_ledger_rows_spooled_total"
 #: seconds after which the gateway has written everything that it gathers in memory
-SETTLE_SECONDS = 0.0
+SETTLE_SECONDS = 35.0

@@ -32,6 +32,7 @@ class ReadCost(msgspec.Struct, frozen=True):
         p50, p99: milliseconds; of fewer than a hundred answers, p99 is the longest.
         kilobytes: of the largest answer.
         failed: the first status that was none of success, if any.
+        whole: whether it is everything, of any size, and not what a page shows.
     """
 
     route: str
@@ -40,6 +41,7 @@ class ReadCost(msgspec.Struct, frozen=True):
     p99: float
     kilobytes: float
     failed: int | None = None
+    whole: bool = False
 
 
 @attrs.frozen
@@ -51,12 +53,14 @@ class Read:
         words: what is asked of it, in words.
         query: makes the parameters, each time others.
         body: whether they are the body of a POST.
+        whole: as in `ReadCost`.
     """
 
     path: str
     words: str
     query: Callable[[], Query]
     body: bool = False
+    whole: bool = False
 
     @property
     def name(self) -> str:
@@ -167,9 +171,9 @@ def reads(asked: Asked) -> Iterator[Read]:
     yield Read("/global/spend/tags", "", fixed())
     yield Read("/global/spend/all_tag_names", "", fixed())
     yield Read("/global/spend/provider", "", fixed())
-    yield Read("/global/spend/report", "by team", dated(month, group_by="team"))
-    yield Read("/global/spend/report", "by customer", dated(month, group_by="customer"))
-    yield Read("/global/spend/report", "by key", dated(month, group_by="api_key"))
+    yield Read("/global/spend/report", "by team", dated(month, group_by="team"), whole=True)
+    yield Read("/global/spend/report", "by customer", dated(month, group_by="customer"), whole=True)
+    yield Read("/global/spend/report", "by key", dated(month, group_by="api_key"), whole=True)
     yield Read("/global/spend/end_users", "", fixed(), body=True)
     yield Read("/global/all_end_users", "", fixed())
     for days, words in ((month, "30 days"), (year, "12 months")):
@@ -211,6 +215,7 @@ def reads(asked: Asked) -> Iterator[Read]:
             "/usage/report",
             f"by {group_by or 'nothing'} and {interval}, {days} days",
             fixed(group_by=group_by, interval=interval, **span),
+            whole=group_by not in ("", "model"),
         )
     yield Read(
         "/usage/report",
@@ -263,7 +268,7 @@ def time_read(read: Read, port: int, key: str, times: int) -> ReadCost:
             failed = failed or status
     p50, p99 = percentile(took, 50), percentile(took, 99)
     assert p50 is not None and p99 is not None
-    return ReadCost(read.name, len(took), p50, p99, largest / 1000, failed)
+    return ReadCost(read.name, len(took), p50, p99, largest / 1000, failed, read.whole)
 
 
 def _ask(port: int, key: str, path: str, body: bytes | None) -> tuple[int, bytes]:

@@ -226,7 +226,7 @@ class Measurement:
     def _measure_writer(self) -> None:
         plan = self._plan
         runs = [(1, 0, EMPTY)]
-        for keys in plan.active()[1:]:
+        for keys in (number for number in plan.active() if number > 1):
             runs += [(keys, 0, EMPTY), (keys, 0, FULL)]
         most = max(plan.active(), default=1)
         runs += [(most, plan.size.end_users, FULL), (most, FLOOD, FULL)]

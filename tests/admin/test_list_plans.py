@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from sqlalchemy import Connection
 
 from tests.admin.database_client import Client
 from tests.admin.list_plans import scans_of_lists
@@ -40,6 +42,6 @@ async def test_a_scan_is_found(database: Database) -> None:
     with Plans() as plans, plans.during("here"):
         for where in ("metadata = 'x'", "user_id = 'user-1'", "user_email LIKE '%x%' ORDER BY created_at LIMIT 5"):
             statement = f"SELECT user_id FROM {table} WHERE {where}"
-            await database.run(lambda connection, text=statement: connection.exec_driver_sql(text).all(), writes=False)
+            await database.run(partial(Connection.exec_driver_sql, statement=statement), writes=False)
     found = await database.run(lambda connection: plans.scans(connection, [table]), writes=False)
     assert [each.text.partition("WHERE ")[2].split(" ")[0] for each in found] == ["metadata", "user_email"]

@@ -99,17 +99,19 @@ def test_a_day_is_done_again_and_the_audit_log_says_who_asked() -> None:
 def test_what_cannot_be_exported_is_refused() -> None:
     found, database = gateway(FakeExport())
     store(database, TODAY - 2)
-    for day, says in (
-        (str(date_of(TODAY)), "not ended"),
-        (str(date_of(TODAY - 5)), "no row"),
-        ("2026-02-30", "must be a day"),
+    for day, status, says in (
+        (str(date_of(TODAY)), 409, "not ended"),
+        (str(date_of(TODAY - 5)), 409, "no row"),
+        ("1960-01-01", 409, "no row"),
+        ("2026-02-30", 400, "must be a day"),
+        ("yesterday", 400, "must be a day"),
     ):
         answer = found.post("/usage/exports", {"day": day})
-        assert answer.status == 400
+        assert answer.status == status
         assert says in answer.error["message"]
         assert answer.error["param"] == "day"
     off, _ = gateway(FakeExport(enabled=False))
     answer = off.post("/usage/exports", {"day": "2026-02-27"})
-    assert answer.status == 400
+    assert answer.status == 409
     assert "passthrough.ledger.usage_export" in answer.error["message"]
     assert off.get("/usage/exports").json["enabled"] is False

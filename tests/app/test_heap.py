@@ -9,6 +9,25 @@ import sys
 import pytest
 
 from tests.end_to_end.twistd_harness import environment
+from twisted_vllm.app.heap import forget_generated_sources
+
+
+def test_sources_that_attrs_generated_are_forgotten_and_its_classes_work_on() -> None:
+    import linecache
+
+    import attrs
+
+    @attrs.frozen
+    class Made:
+        number: int
+
+    assert any(name.startswith("<attrs generated") for name in linecache.cache)
+    forget_generated_sources()
+    assert linecache.cache == {}
+    assert Made(7) == Made(7)
+    with pytest.raises(TypeError, match="missing 1 required"):
+        Made()  # type: ignore[call-arg]  # on purpose
+
 
 #: bodies of 1 MiB, each with small objects behind it that live on, as requests leave some; then bodies of 8 MiB
 HOLD_AND_FREE = """

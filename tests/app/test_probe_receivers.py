@@ -207,6 +207,24 @@ def test_a_bucket_is_asked_for(receivers: Find, status: int, usable: bool, words
         assert [(method, path) for method, path, _, _ in server.requests] == [("HEAD", "/logs")]
 
 
+def test_the_bucket_of_the_export_is_asked_for(receivers: Find) -> None:
+    pytest.importorskip("boto3")
+    pytest.importorskip("pyarrow")
+    with answering(404) as server:
+        (receiver,) = receivers(
+            f"""
+            passthrough:
+              ledger:
+                usage_export:
+                  format: parquet
+                  s3: {{bucket: usage, region: us-east-1, path_style: true, access_key_id: an-id-0123,
+                    secret_access_key: hush-hush, endpoint_url: "http://{LOOPBACK}:{server.server_port}"}}
+            """
+        )
+        assert receiver.subject == "export of the ledger"
+        assert found(receiver) == (False, "there is no bucket usage")
+
+
 def test_files_syslog_and_the_journal_are_looked_at(receivers: Find, tmp_path: Path) -> None:
     journal = str(tmp_path / "journal")
     with listening() as (port, server), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as entries:

@@ -152,7 +152,7 @@ def test_a_key_that_is_not_used_is_forgotten_by_the_second_sweep() -> None:
 def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_keys, "MOST_KNOWN", 3)
     keys = KnownKeys()
-    made = IndexedKey("0" * 64, MASTER, False)
+    made = KeyIndex().join(grant("sk-a"))
     for number in range(5):
         keys.keep(f"sk-{number}", made)
     assert [number for number in range(5) if keys.get(b"sk-%d" % number) is not None] == [2, 3, 4]

@@ -139,7 +139,11 @@ def growth() -> Growth:
         writer=[WriterStep(10_000, 0, FULL, RowCost(1_000, 2.0, 25.1))],
         weights={"rows": 13_000, "sums": 30_000, "lookups": 100},
         megabytes={"full ledger, all keys in use": 250.0},
-        reads=[ReadCost("/key/list", 3, 10.0, 301.0, 2.0), ReadCost("/audit", 3, 10.0, 300.0, 2.0, 504)],
+        reads=[
+            ReadCost("/key/list", 3, 10.0, 301.0, 2.0),
+            ReadCost("/audit", 3, 10.0, 300.0, 2.0, 504),
+            ReadCost("/usage/report", 1, 10.0, 900.0, 2.0, whole=True),
+        ],
         notes=["Something was noted."],
     )
 
@@ -154,6 +158,8 @@ def test_figures_stand_beside_their_goals() -> None:
     assert "| full ledger, all keys in use | 250 | met (≤ 250 MB) |" in text
     assert "| /key/list | 3 | 10 | 301 | 2.0 | **not met** (≤ 300 ms) |" in text
     assert "| /audit | 3 | 10 | 300 | 2.0 | status 504 |" in text
+    assert "| /usage/report | 1 | 10 | 900 | 2.0 | any size |" in text
+    assert "1 of 2 miss the goal" in text
     assert text.endswith("- Something was noted.")
 
 

@@ -20,6 +20,7 @@ def ledger(load_text: Loader, written: str, environ: Mapping[str, str] = BASE) -
 def test_by_default_every_row_is_kept_and_requests_go_on_when_the_spool_fails(load_text: Loader) -> None:
     found = load_text("", BASE).ledger
     assert (found.enabled, found.usage_retention, found.on_spool_failure) == (True, None, "continue")
+    assert (found.top_end_users, found.top_tags) == (10_000, 10_000)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,9 @@ def test_a_retention_is_a_number_and_a_unit(load_text: Loader, written: str, sec
         ("usage_retention: 1mo", "usage_retention: must be a whole number and a unit"),
         ("usage_retention: 23h", "usage_retention: must be 1d or more"),
         ("on_spool_failure: ignore", "on_spool_failure: must be one of continue, refuse"),
+        ("top_end_users: -1", "top_end_users: must be 0 to 100,000"),
+        ("top_tags: 100001", "top_tags: must be 0 to 100,000"),
+        ("top_tags: many", "top_tags: must be a whole number, 0 to 100,000"),
         ("enabled: maybe", "enabled: must be true or false"),
         ("spool_directroy: x", "did you mean 'spool_directory'"),
     ],

@@ -14,7 +14,7 @@ NOWHERE = 9
 MOST_BYTES = 90 * MEBIBYTE
 
 #: packages that only some gateways need: those with --quickstart, an older schema, PostgreSQL, Redis, discovery,
-#: tokens, OTLP, sinks or an import
+#: tokens, OTLP, sinks, an export or an import
 OPTIONAL = {
     "jwt",
     "twisted_vllm.litellm_import",
@@ -38,6 +38,9 @@ OPTIONAL = {
     "twisted_vllm.config.callback_reading",
     "twisted_vllm.observability.delivery.spool",
     "twisted_vllm.observability.sinks",
+    "pyarrow",
+    "twisted_vllm.usage_export.starting",
+    "twisted_vllm.usage_export.process",
 }
 
 #: Python runs this before the program

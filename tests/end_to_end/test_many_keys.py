@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from ipaddress import ip_network
 from typing import Any
 
 import pytest_twisted
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 
 from tests.end_to_end.conftest import MakeGateway, MakeStandIn
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, Wire, request_bytes
@@ -164,3 +167,23 @@ async def test_administrators_share_the_head_too(stand_in: MakeStandIn, gateway_
     assert await statuses(client, asked) == [200] * 4
     assert len(gateway.service.site.header_cache) == 1
     assert [line["key_name"] for line in gateway.request_lines() if line["status"] == 200] == ["master", "key 1"] * 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_same_head_of_another_address_is_judged_and_told_by_its_own(
+    reactor: Any, stand_in: MakeStandIn, gateway_to: MakeGateway
+) -> None:
+    server = stand_in(OK)
+    gateway = gateway_to(server.port, allowed_ips=(ip_network("127.0.0.1"), ip_network("127.0.0.2")))
+    add_keys(gateway)
+    found = []
+    for address in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.1"):
+        client = Wire(reactor)
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", gateway.port, bindAddress=(address, 0))
+        await connectProtocol(endpoint, client)
+        found += await statuses(client, [completion(key(1))] * 2)
+        client.close()
+    assert found == [200, 200, 200, 200, 403, 403, 200, 200]
+    told = re.findall(rb"X-Forwarded-For: (\S+)\r\n", server.received)
+    assert told == [b"127.0.0.1"] * 2 + [b"127.0.0.2"] * 2 + [b"127.0.0.1"] * 2
+    assert len(gateway.service.site.header_cache) == 1

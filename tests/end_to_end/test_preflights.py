@@ -150,3 +150,15 @@ async def test_a_preflight_with_a_key_is_a_request_of_that_key(stand_in: Any, ga
     await gateway.stop()
     [[row]] = rows_in(gateway.database_file).values()
     assert (row["method"], row["key_name"], row["end_user"]) == ("OPTIONS", "app", "eve")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stranger_s_body_is_refused_also_after_a_preflight_with_the_same_head(
+    stand_in: Any, gateway_to: Any
+) -> None:
+    server = stand_in(whole(ANSWER))
+    gateway = gateway_to(server.port)
+    for body, status in ((b"", 200), (b"", 200), (b"{}", 401)):
+        answer = await gateway.ask("OPTIONS", "/vllm/invocations", None, headers=PREFLIGHT, body=body)
+        assert answer.status == status
+    assert b"{}" not in server.received

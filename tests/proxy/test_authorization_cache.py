@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from typing import Any
 
 import attrs
@@ -288,6 +290,31 @@ def test_callers_without_a_key_of_their_own_are_few_and_put_no_key_out() -> None
         assert harness.decided(f"stranger-{number}").principal.kind == "anonymous"
     assert len(harness.cache._others) == MOST_HEADS
     assert harness.recalled("sk-a") is not None
+
+
+def test_a_key_in_use_takes_little_memory_and_a_key_that_is_not_takes_none() -> None:
+    keys = [f"sk-{number:040d}" for number in range(4_000)]
+    harness = Harness(*(grant(each, user_id="ada", team_id="x") for each in keys))
+    used = keys[: len(keys) // 2]
+    harness.decided(keys[-1])
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for each in used:
+            harness.decided(each)
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+        harness.authenticator.sweep()
+        harness.authenticator.sweep()
+        assert harness.authenticator.keys_in_use == 0
+        # somebody is always the last caller
+        harness.decided(keys[-1])
+        gc.collect()
+        left = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken < 1_500 * len(used)
+    assert left < taken / 10
 
 
 def test_nothing_that_is_kept_shows_a_credential() -> None:

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.proxy.forwarded import Network, client_address, client_headers, path_prefix
+from twisted_vllm.context import Peer
+from twisted_vllm.http.headers import write_header_lines
+from twisted_vllm.proxy.authorization_cache import HeaderFormat
+from twisted_vllm.proxy.forwarded import ClientAddresses, Network, client_address, client_headers, path_prefix
 
 TRUSTED: tuple[Network, ...] = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
 SPOOFED = {
@@ -124,3 +127,24 @@ def test_the_path_that_a_trusted_proxy_cut_off_is_a_plain_path(said: bytes, pref
     assert path_prefix("10.1.2.3", headers, TRUSTED) == prefix
     assert path_prefix("203.0.113.9", headers, TRUSTED) == b""
     assert path_prefix("10.1.2.3", headers, ()) == b""
+
+
+PEERS = st.builds(
+    Peer, st.sampled_from(["", "10.0.0.1", "10.0.0.2", "192.0.2.1", "2001:db8::1", "fe80::1%eth0"]), st.booleans()
+)
+
+
+@given(PEERS, PEERS, st.sampled_from([(), TRUSTED]), st.sampled_from([{}, SPOOFED]))
+def test_headers_that_were_written_for_a_peer_fit_all_of_its_kind(
+    one: Peer, other: Peer, trusted: tuple[Network, ...], said: dict[bytes, bytes]
+) -> None:
+    addresses = ClientAddresses(trusted)
+    if addresses.kind_of(one) != addresses.kind_of(other):
+        return
+
+    def headers(peer: Peer) -> list[tuple[bytes, bytes]]:
+        forwarded = client_headers(peer.host, peer.secure, b"gw.example", said, trusted)
+        return [*forwarded, (b"X-Request-Id", b"5f0e")]
+
+    kept = HeaderFormat(b"http://gpu-1", headers(one), one.written)
+    assert kept.write(0, b"5f0e", {}, other.written).lines == write_header_lines(headers(other))

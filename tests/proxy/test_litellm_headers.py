@@ -70,6 +70,15 @@ def test_models_of_any_number_take_bounded_memory() -> None:
     assert len(headers) == MAX_KNOWN
 
 
+def test_keys_of_any_number_with_the_same_limits_share_their_lines() -> None:
+    headers = LitellmHeaders()
+    for number in range(MAX_KNOWN + 10):
+        limited = (Limited("team", "t1", Allowance(rpm=1)), Limited("key", f"k{number}", LIMITS))
+        headers.lines(context(principal=Principal("key", "ada", key_id=f"k{number}", limited=limited)))
+        headers.lines(context(principal=Principal("key", "ada", key_id=f"k{number}")))
+    assert len(headers) == 2
+
+
 def admitted(allowance: Allowance, model: str = "qwen", **changes: Any) -> RequestContext:
     """Return the context of the second request of a key, whose first cost 1.5 dollars."""
     limiter = LocalLimiter()

@@ -52,4 +52,5 @@ def test_no_index_is_missing_afterwards(postgresql: PrivatePostgresql, postgresq
     migrate(engine)
     engine.dispose()
     fill(postgresql_url, SIZE, Spread(), now=1.8e9, progress=lambda text: None)
-    assert asked(postgresql_url, indexes) == asked(new, indexes)
+    # a filled database has partitions besides
+    assert set(asked(new, indexes)) <= set(asked(postgresql_url, indexes))

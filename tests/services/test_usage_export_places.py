@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ pytest.importorskip("pyarrow", reason="PyArrow is not installed")
 pytest.importorskip("duckdb", reason="DuckDB is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
 
-from tests.end_to_end.process_harness import MeasuredGateway, served
+from tests.end_to_end.process_harness import Connection, MeasuredGateway, served
 from tests.end_to_end.test_gateway_metrics import DOCUMENTED
-from tests.end_to_end.test_ledger_kill import serve
+from tests.end_to_end.test_ledger_kill import RESPONSE
 from tests.end_to_end.twistd_harness import MASTER_KEY, ask, serving, wait_until
 from tests.services.test_sink_receivers import KEYS, s3_server
 from tests.usage_export.export_contract import DAY, Exporting, after
@@ -71,7 +73,7 @@ def test_a_gateway_exports_the_days_that_are_closed_and_does_one_again_when_aske
     database = {"DATABASE_URL": f"sqlite:///{tmp_path}/{DATABASE}"}
     settings = ledger(directory="exported", rows_per_file=1_000)
     with (
-        served(serve) as server,
+        served(answer) as server,
         MeasuredGateway(tmp_path, server.port, passthrough=settings, **database) as gateway,
     ):
         wait_until(lambda: exports(gateway.port)["exported_until"] == str(date_of(last)))
@@ -107,7 +109,7 @@ def test_two_gateways_on_one_database_export_each_day_once(tmp_path: Path) -> No
         stored.store(day, 500)
     shared = ledger(directory=str(tmp_path / "exported"))
     database = {"DATABASE_URL": f"sqlite:///{tmp_path}/{DATABASE}"}
-    with served(serve) as server:
+    with served(answer) as server:
         gateways = []
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
@@ -120,11 +122,88 @@ def test_two_gateways_on_one_database_export_each_day_once(tmp_path: Path) -> No
     assert len(files_of(tmp_path / "exported")) == 4
 
 
+def answer(connection: Connection) -> None:
+    """Answer what has no body, such as checks of health."""
+    while connection.read_head():
+        connection.send(RESPONSE)
+
+
+def process_of(gateway: MeasuredGateway) -> int | None:
+    """The process that a gateway exports with, if one runs."""
+    children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
+    return int(children[0]) if children else None
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("killed", ["gateway", "process"])
+def test_who_is_killed_while_it_exports_leaves_whole_days_alone(tmp_path: Path, killed: str) -> None:
+    stored = exporting_in(tmp_path)
+    last = last_closed()
+    stored.store(last - 1, 100)
+    stored.store(last, 30_000)
+    database = {"DATABASE_URL": f"sqlite:///{tmp_path}/{DATABASE}"}
+    settings = ledger(directory="exported")
+    staged = stored.directory / ".usage-staging"
+
+    def is_writing() -> bool:
+        return any(path.name.startswith(str(date_of(last))) for path in staged.glob("*"))
+
+    with served(answer) as server:
+        first = MeasuredGateway(tmp_path, server.port, passthrough=settings, **database)
+        with first:
+            wait_until(is_writing)
+            exporter = process_of(first)
+            assert exporter is not None
+            assert os.getpriority(os.PRIO_PROCESS, exporter) == 19
+            if killed == "gateway":
+                first.signal(signal.SIGKILL)
+                first.wait()
+                # it ends with its gateway
+                wait_until(lambda: not is_alive(exporter))
+            else:
+                os.kill(exporter, signal.SIGKILL)
+                wait_until(lambda: exports(first.port)["last_error"] == "its process ended by signal 9")
+                assert exports(first.port)["exported_until"] == str(date_of(last - 1))
+            assert files_of(stored.directory) == [f"usage/date={date_of(last - 1)}/usage-0000.parquet"]
+        # ten minutes later
+        stored.let_claims_lapse()
+        second = MeasuredGateway(tmp_path, server.port, passthrough=settings, **database)
+        with second:
+            if killed == "process":
+                body = json.dumps({"day": str(date_of(last))})
+                assert ask(second.port, "/usage/exports", MASTER_KEY, "POST", body)[0] == 200
+            wait_until(lambda: exports(second.port)["exported_until"] == str(date_of(last)))
+    assert ask_duckdb(stored.directory, "count(*), count(DISTINCT (time, id))") == [(30_100, 30_100)]
+    assert list(staged.iterdir()) == []
+
+
+def test_a_gateway_that_stops_while_it_exports_gives_the_day_back(tmp_path: Path) -> None:
+    stored = exporting_in(tmp_path)
+    last = last_closed()
+    stored.store(last, 30_000)
+    database = {"DATABASE_URL": f"sqlite:///{tmp_path}/{DATABASE}"}
+    with served(answer) as server:
+        gateway = MeasuredGateway(tmp_path, server.port, passthrough=ledger(directory="exported"), **database)
+        with gateway:
+            wait_until(lambda: list((stored.directory / ".usage-staging").glob("*")))
+            exporter = process_of(gateway)
+            assert gateway.terminate() == 0
+    assert exporter is not None and not is_alive(exporter)
+    assert stored.row(last).claimed_by is None
+    assert files_of(stored.directory) == []
+
+
 def test_a_gateway_exports_to_s3_and_tells_no_secret(tmp_path: Path) -> None:
     stored = exporting_in(tmp_path)
     last = last_closed()
     stored.store(last, 1_500, cost=3)
-    with served(serve) as server, s3_server() as (port, client):
+    with served(answer) as server, s3_server() as (port, client):
         client.create_bucket(Bucket="usage")
         bucket = {
             "bucket": "usage",

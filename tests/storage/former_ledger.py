@@ -10,8 +10,8 @@ from sqlalchemy import Connection, text
 
 from twisted_vllm.storage.usage.batch import UsageBatch
 from twisted_vllm.storage.usage.references import References
-from twisted_vllm.storage.usage.tables import SUMS, usage
-from twisted_vllm.usage.records import UsageRow
+from twisted_vllm.storage.usage.tables import DAY_US, SUMS, usage
+from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 _PREFIX = "vllm_passthrough_"
 Key = tuple[str, ...]
@@ -37,17 +37,15 @@ def fill(connection: Connection, rows: Sequence[UsageRow]) -> None:
 
 def former_sums(rows: Sequence[UsageRow]) -> dict[str, dict[Key, tuple[int, ...]]]:
     """Return what the former tables of sums have for rows, by table and key."""
-    batch = UsageBatch.of(rows, References())
     found: dict[str, defaultdict[Key, Counter[str]]] = {
         name: defaultdict(Counter) for name in ("usage_daily", "usage_monthly", "usage_totals")
     }
-    for number, row in enumerate(rows):
-        payer = batch.payer_of[batch.payers[number]]
-        model = batch.target_of[batch.targets[number]].model
-        measures = [column[number] for column in batch.measures]
-        requests, successful, *others = measures
-        values = dict(zip(SUMS, [requests, successful, requests - successful, *others], strict=True))
-        day = _date(batch.days[number])
+    for row in rows:
+        payer, model = payer_of(bytes(row.payer)), target_of(bytes(row.target)).model
+        successful = row.requests if row.outcome == "completed" and row.status < 400 else 0
+        values = {name: getattr(row, name, 0) for name in SUMS}
+        values |= {"successful": successful, "failed": row.requests - successful}
+        day = _date(row.time // DAY_US)
         who = (payer.key_id, payer.user_id or "", payer.team_id or "", model)
         totals = [("all", ""), ("user", payer.user_id or ""), ("team", payer.team_id or "")]
         totals += [("end_user", row.end_user or "")]

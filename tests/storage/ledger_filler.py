@@ -70,11 +70,10 @@ def keep(
         spent = GatheredSpend()
         spent.add(batch)
         sums = SumsSteps(gathered, references, TopNames(top), TopNames(top))
-        spend = SpendSteps(spent, nobody_else, lambda _kind, _id, _time: 0, lambda _kind, _id: False, 0.0)
-        for step in sums.after(""):
-            sums.write(connection, step)
-        for step in spend.after(""):
-            spend.write(connection, step)
+        spend = SpendSteps(spent, nobody_else, lambda _kind, _id, _time: 0, lambda _kind, _id: True, 0.0)
+        for steps in (sums, spend):
+            for step in steps.after(""):
+                steps.write(connection, step)
         settle(connection)
 
 

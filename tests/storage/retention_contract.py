@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
@@ -19,6 +20,7 @@ from twisted_vllm.storage.usage import known_partitions
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.known_partitions import Periods
 from twisted_vllm.storage.usage.partitions import (
+    SHOWN_FROM,
     PartitionGone,
     all_partitions,
     detach_all,
@@ -26,6 +28,8 @@ from twisted_vllm.storage.usage.partitions import (
     partitions_of,
     rows_in,
 )
+from twisted_vllm.storage.usage.queries.lookups import RowFilter
+from twisted_vllm.storage.usage.queries.rows import count_rows, page_of_rows
 from twisted_vllm.storage.usage.tables import usage
 from twisted_vllm.usage.interfaces import RowsRejected
 from twisted_vllm.usage.records import UsageRow
@@ -176,6 +180,20 @@ class RetentionContract:
         assert found == [at("2026-06-15") + 1]
         assert gone == len(known) - 1
 
+    def test_rows_that_are_too_old_are_not_shown_until_their_partition_goes(self, store: Store) -> None:
+        """They were asked to be gone, and wait for the end of their month."""
+        rows = store.write("2026-05-10", "2026-05-20", "2026-06-06")
+        for oldest, shown in ((None, rows), (at("2026-05-15"), rows[1:]), (at("2026-06-01"), rows[2:])):
+            engine = make_engine(parse_url(Secret(store.url)), read_only=True)
+            engine.update_execution_options(**{SHOWN_FROM: lambda oldest=oldest: oldest})
+            with engine.connect() as connection:
+                found = page_of_rows(connection, RowFilter(None, None), 0, 10)
+                assert [row.id for row in found] == [row.id for row in reversed(shown)]
+                assert count_rows(connection, RowFilter(None, None)) == len(shown)
+                connection.rollback()
+                detach_all(connection.connection.driver_connection, connection.info)
+            engine.dispose()
+
     def test_what_is_not_exported_is_kept(self, store: Store) -> None:
         store.write("2026-01-02", "2026-02-02", "2026-03-02")
         store.periods.reconfigure(None)
@@ -185,6 +203,18 @@ class RetentionContract:
         assert store.partitions == ["2026-02", "2026-03"]
         store.held = None
         assert store.database.drop_before(at("2026-06-01")) == 2
+
+    def test_two_processes_make_the_same_partition_at_once(self, store: Store) -> None:
+        others = [store.another() for _ in range(2)]
+        with ThreadPoolExecutor(2) as pool:
+            for month in range(3, 7):
+                rows = [usage_rows(3, 10 * month + 5 * which, time=at(f"2026-{month:02}-03")) for which in range(2)]
+                for done in [pool.submit(each.write, some) for each, some in zip(others, rows, strict=True)]:
+                    done.result()
+        assert store.partitions == ["2026-03", "2026-04", "2026-05", "2026-06"]
+        assert len(store.rows) == 24
+        for each in others:
+            each.close()
 
     def test_a_clock_that_jumps_makes_a_bounded_number_of_partitions(
         self, store: Store, monkeypatch: pytest.MonkeyPatch

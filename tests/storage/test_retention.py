@@ -143,3 +143,28 @@ def test_a_partition_on_another_disk_is_dropped_there(store: Store, tmp_path: Pa
     store.database.drop_before(at("2026-03-01"))
     assert not path.is_symlink()
     assert list((tmp_path / "slow").iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_reported_and_tried_again(store: Store) -> None:
+    path = Path(f"{store.engine.url.database}-usage")
+    path.write_text("in the way")
+    with pytest.raises(DatabaseUnavailable, match=r"keys\.sqlite-usage: File exists"):
+        store.database.write([usage_row(1, time=at("2026-06-06"))])
+    path.unlink()
+    store.write("2026-06-06")
+    assert len(store.rows) == 1
+
+
+def test_a_partition_that_could_not_be_made_whole_is_made_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk: the file is there, without its tables, and no list has it."""
+
+    def fail(_connection: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("twisted_vllm.storage.usage.row_store.create_rows_tables", fail)
+        with pytest.raises(DatabaseUnavailable, match="No space left on device"):
+            store.database.write([usage_row(1, time=at("2026-06-06"))])
+    assert store.partitions == []
+    store.write("2026-06-06")
+    assert len(store.rows) == 1

@@ -159,7 +159,7 @@ async def test_a_lost_file_is_told_and_nothing_is_acknowledged(case: Case, lose:
         with pytest.raises(StoreUnavailable):
             await all_keys(case.store)
         with pytest.raises(DatabaseUnavailable, match="DatabaseFileLost"):
-            case.ledger.write(usage_rows(3), own=True)
+            case.ledger.write(usage_rows(3))
     [told] = criticals(events)
     assert f"{case.file} {what} while the gateway runs." in told
     assert "restart the gateway" in told
@@ -198,12 +198,12 @@ async def test_the_same_file_may_come_back(case: Case) -> None:
     os.rename(case.file, aside)
     assert await case.is_refused()
     with pytest.raises(DatabaseUnavailable):
-        case.ledger.write(usage_rows(3), own=True)
+        case.ledger.write(usage_rows(3))
     os.rename(aside, case.file)
     assert await case.answers()
     assert not case.database.file_is_lost
     assert not await case.is_refused()
-    case.ledger.write(usage_rows(3), own=True)
+    case.ledger.write(usage_rows(3))
     assert await all_keys(case.store) == [key_record(1), key_record(2)]
 
 

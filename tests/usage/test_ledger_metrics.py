@@ -29,6 +29,8 @@ WELL = {
     "spool_oldest_row_seconds": 0,
     "spool_writable": 1,
     "unsaved_rows": 0,
+    "gathered_rows": 0,
+    "gathered_oldest_row_seconds": 0,
     "database_up": 1,
     "rows_spooled_total": 0,
     "rows_committed_total": 0,
@@ -126,6 +128,18 @@ def test_pending_rows_are_reported_with_their_age_and_counted_once_moved(ledger:
     assert waiting == others | {"spool_rows": 3, "rows_spooled_total": 3}
     assert ledger.move()
     assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 3}
+
+
+def test_rows_whose_sums_are_gathered_are_reported_until_these_are_written(ledger: Ledger) -> None:
+    ledger.store.flushes = False
+    ledger.put(*usage_rows(3))
+    assert ledger.move()
+    found = ledger.scrape()
+    assert (found["spool_rows"], found["gathered_rows"], found["rows_committed_total"]) == (0, 3, 3)
+    assert found["gathered_oldest_row_seconds"] > 0
+    ledger.store.flushes = True
+    assert ledger.move()
+    assert ledger.scrape()["gathered_rows"] == 0
 
 
 def test_an_unavailable_database_is_reported_until_it_accepts_rows_again(ledger: Ledger) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, delete, func, select, update
 from tests.builders import NOON, usage_row
 from tests.usage_export.reading import ask_duckdb, files_of, rows_by_pyarrow
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.errors import Conflict
 from twisted_vllm.storage.engine import begin, make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.usage.database import UsageDatabase
@@ -265,16 +265,16 @@ def test_files_are_never_replaced_by_fewer_rows(exporting: Exporting) -> None:
     # and it is not tried again
     assert exporting.take(after(DAY + 1)) is None
     exporting.delete_rows((DAY + 1) * DAY_US)
-    with begin(exporting.engine, None, writes=True) as connection, pytest.raises(InvalidRequest, match="no row"):
+    with begin(exporting.engine, None, writes=True) as connection, pytest.raises(Conflict, match="no row"):
         ask(connection, DAY, after(DAY + 1), SCHEDULE)
 
 
 def test_what_is_asked_for_must_have_ended(exporting: Exporting) -> None:
     exporting.store(DAY, 1)
     with begin(exporting.engine, None, writes=True) as connection:
-        with pytest.raises(InvalidRequest, match="not ended"):
+        with pytest.raises(Conflict, match="not ended"):
             ask(connection, DAY, after(DAY) - 1, SCHEDULE)
-        with pytest.raises(InvalidRequest, match="begin"):
+        with pytest.raises(Conflict, match="begin"):
             ask(connection, DAY, after(DAY), Schedule(DAY + 1))
 
 
@@ -301,6 +301,8 @@ def test_retention_keeps_what_is_not_exported(exporting: Exporting) -> None:
         assert holding.delete_before((DAY + 3) * DAY_US, 1_000) == 20
         assert exporting.until() == date_of(DAY + 2)
         assert held_from() is None
+        # and nothing is overdue where nothing is kept
+        assert exporting.state() == ExportState(DAY + 2)
     finally:
         holding.close()
 

@@ -25,7 +25,8 @@ from twisted_vllm.storage.usage.exports import Schedule, Work, Written, ask, day
 from twisted_vllm.usage.days import DAY_US, date_of
 from twisted_vllm.usage_export.job import DONE, FAILED, KEPT, Report, encode, job_of
 from twisted_vllm.usage_export.metrics import UsageExportCollector
-from twisted_vllm.usage_export.service import FIRST_LOOK_SECONDS, LOOK_SECONDS, ExportProcess, UsageExport
+from twisted_vllm.usage_export.service import FIRST_LOOK_SECONDS, LOOK_SECONDS, UsageExport
+from twisted_vllm.usage_export.starting import ExportProcess
 
 DAY = 20_417
 SETTINGS = UsageExportSettings(format="parquet", directory="exported", delay=7_200.0)

@@ -20,6 +20,9 @@ MAX_PAGE_SIZE = 100
 #: entries in one response of a list that LiteLLM sends whole
 MAX_LISTED = 1000
 
+#: members and keys of one team, organization or user that a response shows, unless the request asks for others
+MAX_SHOWN = 500
+
 #: members of a team or of an organization that a list shows of each; `members_count` says how many there are
 LISTED_MEMBERS = 100
 

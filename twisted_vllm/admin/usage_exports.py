@@ -12,16 +12,15 @@ from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import Body, Json, Query, Response
 from twisted_vllm.admin.routing import Routes
-from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.errors import Conflict, InvalidRequest
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.exports import EXPORTED, ask, days_before, is_claimed, state_of
 from twisted_vllm.usage.days import date_of, number_of
 
 _PATH = "/usage/exports"
 
-_Day = Annotated[
-    str, msgspec.Meta(description="A day (UTC), as in 2026-03-01.", pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
-]
+#: the JSON Schema of a day
+_DAY_PATTERN = "2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
 
 
 class ExportsQuery(Query, frozen=True, kw_only=True):
@@ -31,7 +30,7 @@ class ExportsQuery(Query, frozen=True, kw_only=True):
         str,
         msgspec.Meta(
             description="Only days before this one: the last day of the page before.",
-            extra_json_schema={"pattern": "^(2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8]))?$"},
+            extra_json_schema={"pattern": f"^({_DAY_PATTERN})?$"},
         ),
     ] = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=366, description="The most days.")] = 31
@@ -40,7 +39,10 @@ class ExportsQuery(Query, frozen=True, kw_only=True):
 class ExportRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /usage/exports``."""
 
-    day: _Day
+    day: Annotated[
+        str,
+        msgspec.Meta(description="A day (UTC), as in 2026-03-01.", extra_json_schema={"pattern": f"^{_DAY_PATTERN}$"}),
+    ]
 
 
 class ExportedDay(Response, kw_only=True):
@@ -107,12 +109,12 @@ async def list_exports(call: AdminCall, query: ExportsQuery) -> Json:
     return await call.read(work)
 
 
-@routes.post(_PATH, body=ExportRequest, response=ExportAsked, errors=(400,))
+@routes.post(_PATH, body=ExportRequest, response=ExportAsked, errors=(409,))
 async def export_day(call: AdminCall, body: ExportRequest) -> Json:
     """Export a closed day again, or at once. It takes the place of the files that are there when it is complete."""
     exports = call.context.exports
     if not exports.enabled:
-        raise InvalidRequest("Nothing is exported: set passthrough.ledger.usage_export.")
+        raise Conflict("Nothing is exported: set passthrough.ledger.usage_export.")
     day, now = _day_of(body.day, "day"), _microseconds(call)
 
     def work(transaction: Transaction) -> None:

@@ -135,6 +135,10 @@ class AccountingService:
         """Whether limits are counted in Redis at present; None if it is not configured."""
         return None if self._redis is None else self._redis.is_ready
 
+    def kept_from(self) -> int | None:
+        """Return from when on rows of the ledger are kept, in microseconds since 1970; None for ever."""
+        return self._periods.kept_from()
+
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Return what puts other settings into effect from the next request on. In any thread: it may take long."""
         rules = _rules_of(settings)
@@ -146,6 +150,8 @@ class AccountingService:
             if self.writer is not None:
                 self.writer.reconfigure(settings.ledger.usage_retention)
             self._periods.reconfigure(settings.ledger.usage_retention)
+            if self._store is not None:
+                self._store.reconfigure(settings.ledger.top_end_users, settings.ledger.top_tags)
             self._settings = settings
 
         return apply
@@ -173,6 +179,8 @@ class AccountingService:
                 periods=self._periods,
                 has_budget=self._has_budget,
                 held_from=self._held_from,
+                top_end_users=self._settings.ledger.top_end_users,
+                top_tags=self._settings.ledger.top_tags,
             )
             self.writer = LedgerWriter(
                 self._reactor,

@@ -18,6 +18,7 @@ from twisted_vllm.app.openable import write_fault
 from twisted_vllm.config.alerting import SLACK, WEBHOOK
 from twisted_vllm.config.describe_telemetry import origin_of
 from twisted_vllm.config.otlp_sinks import OTLP, log_destination
+from twisted_vllm.config.s3 import Bucket
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.sinks import LOCAL_SYSLOG, SinkSettings
@@ -50,7 +51,7 @@ class Receiver:
 
 
 def receivers_of(settings: Settings) -> Iterator[Receiver]:
-    """Yield everybody who is told of requests: sinks, receivers of OTLP, webhooks of alerts."""
+    """Yield everybody who is told of requests: sinks, receivers of OTLP, the export's bucket, webhooks of alerts."""
     for sink in settings.all_sinks:
         look = _LOOKS.get(sink.type)
         if look is not None:
@@ -60,6 +61,9 @@ def receivers_of(settings: Settings) -> Iterator[Receiver]:
             yield Receiver(f"traces to {each.name}", _of_otlp(each))
     if settings.otlp_metrics.active:
         yield Receiver("metrics by OTLP", _of_otlp(settings.otlp_metrics.destination))
+    bucket = settings.ledger.export.s3
+    if settings.ledger.export.enabled and bucket.bucket is not None:
+        yield Receiver("export of the ledger", lambda: _look_at_bucket(bucket))
     # by where they lead, as one look is enough for several hooks of a host
     webhooks = {origin_of(url): url for url in _webhooks(settings)}
     for origin, url in webhooks.items():
@@ -204,14 +208,18 @@ def _look_at_journal(sink: SinkSettings) -> str:
     return f"{sink.socket} accepts entries; nothing was sent"
 
 
-def _look_at_bucket(sink: SinkSettings) -> str:
+def _look_at_bucket_of(sink: SinkSettings) -> str:
+    return _look_at_bucket(sink.as_bucket)
+
+
+def _look_at_bucket(bucket: Bucket) -> str:
     from twisted_vllm.observability.sinks.object_storage import look_at_bucket
 
     try:
-        look_at_bucket(sink.as_bucket)
+        look_at_bucket(bucket)
     except DeliveryFailed as error:
         raise Unusable(str(error)) from None
-    return f"the bucket {sink.bucket} is there; nothing was written"
+    return f"the bucket {bucket.bucket} is there; nothing was written"
 
 
 def _look_at_object(sink: SinkSettings) -> str:
@@ -229,7 +237,7 @@ _LOOKS: dict[str, Callable[[SinkSettings], str]] = {
     "file": _look_at_file,
     "journald": _look_at_journal,
     "python": _look_at_object,
-    "s3": _look_at_bucket,
+    "s3": _look_at_bucket_of,
     "syslog": _look_at_syslog,
     "webhook": _look_at_webhook,
     OTLP: _look_at_otlp_sink,

@@ -15,7 +15,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
-from twisted_vllm.app.heap import map_large_blocks
+from twisted_vllm.app.heap import forget_generated_sources, map_large_blocks
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.start_error import StartError
@@ -76,6 +76,8 @@ class GatewayService(Service):
             ValueError: a listen string is not an endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
         """
+        # all modules are loaded
+        forget_generated_sources()
         self.ports: list[IListeningPort] = []
         self._reactor = reactor
         self._settings = settings
@@ -149,6 +151,7 @@ class GatewayService(Service):
         self.wiring.background.start()
         self.wiring.telemetry.start()
         self.wiring.budgets.start()
+        self.wiring.audit_retention.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)
         for warning in self._settings.warnings:
@@ -216,6 +219,7 @@ class GatewayService(Service):
         self.wiring.agent.close()
         self.wiring.disconnects.close()
         self.wiring.deadlines.stop()
+        self.wiring.audit_retention.stop()
         self._follower.stop()
         self.wiring.revoker.stop()
         self.wiring.inquiry.stop()

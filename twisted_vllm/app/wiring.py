@@ -105,6 +105,7 @@ from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
+from twisted_vllm.storage.audit_retention import AuditRetention
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import AuditCollector, DatabaseCollector
 from twisted_vllm.storage.registry import Registry
@@ -145,6 +146,7 @@ class Wiring:
         load_scraper: asks the servers for their load.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
+        audit_retention: drops old entries of the audit log.
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
         usage_export: exports the ledger's rows of closed days.
@@ -249,6 +251,10 @@ class Wiring:
             settings.database_url,
             report_limits_of(limits),
             settings.timeouts.report,
+            lambda: self.accounting.kept_from(),
+        )
+        self.audit_retention = AuditRetention(
+            self.database, reactor, lambda: datetime.now(UTC), settings.audit_retention
         )
         self.store = Store(self.database)
         self.index = KeyIndex()
@@ -582,6 +588,7 @@ class Wiring:
         self._admin.reconfigure(**admin_of(settings))
         self.database.reconfigure(timeouts.database)
         self.reports.reconfigure(report_limits_of(limits), timeouts.report)
+        self.audit_retention.reconfigure(settings.audit_retention)
         self.registry.reconfigure(timeouts.database)
         self.usage_export.reconfigure(settings.ledger.export, settings.ledger.usage_retention)
         self.site.reconfigure(

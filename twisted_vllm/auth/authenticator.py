@@ -75,8 +75,8 @@ class Authenticator:
     def reconfigure(self, master_key: Secret | None, tokens: TokenIndex | None = None) -> None:
         """Use another master key and other tokens from now on; the arguments are the constructor's."""
         self._tokens = tokens
-        # one of them may be the master key now
-        self._known.clear()
+        # a key in use may be the master key now
+        self.index.settings_changed()
         self._master_token = None if master_key is None else hash_of(master_key) or hash_key(master_key.reveal())
 
     @property
@@ -148,7 +148,7 @@ class Authenticator:
             raise BlockedApiKey("The team of this API key was blocked. Ask an administrator to unblock the team.")
         if now >= sources.expires:
             raise ExpiredApiKey(_EXPIRED if sources.former is None else _REPLACED)
-        key = self.index.joined(token, sources)
+        key = self.index.joined(sources)
         key.used = True
         self._known.keep(credential, key)
         return key.principal

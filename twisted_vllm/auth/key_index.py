@@ -62,8 +62,9 @@ class GatewayLimits:
 
 NO_GATEWAY_LIMITS = GatewayLimits()
 
-#: shared by all principals whose team has none
+#: shared by all principals that have none: an empty set for each key would take a fifth of what is kept for it
 _NO_ALIASES: Mapping[str, str] = {}
+_NO_HEADERS: frozenset[bytes] = frozenset()
 
 
 class Sources(msgspec.Struct, frozen=True, gc=False):
@@ -98,15 +99,10 @@ class Sources(msgspec.Struct, frozen=True, gc=False):
 
 
 class IndexedKey(msgspec.Struct, gc=False, eq=False):
-    """A key, joined with its user and team.
+    """A key, joined with its user and team. It is small, because a hundred thousand may be in use.
 
     Attributes:
-        token: the key's token; for a former value, the token of the current one.
         principal: the principal of its requests.
-        blocked: whether the key is blocked.
-        team_blocked: whether its team is blocked.
-        replaced: whether this is the former value of a key that was regenerated.
-        presented: the token by which it was found.
         sources: the records that it was joined from.
         changes: the state of the index for which it holds; see `KeyIndex.is_current`.
         epoch: likewise.
@@ -114,20 +110,41 @@ class IndexedKey(msgspec.Struct, gc=False, eq=False):
         caller: what the data path keeps with it; None before it was used there.
     """
 
-    token: str
     principal: Principal
-    blocked: bool
-    team_blocked: bool = False
-    replaced: bool = False
-    presented: str = ""
-    sources: Sources | None = None
-    changes: int = -1
-    epoch: int = -1
+    sources: Sources
+    changes: int
+    epoch: int
     used: bool = False
     caller: Any = None
 
     def __repr__(self) -> str:
         return f"<IndexedKey {self.principal.hash_prefix}>"
+
+    @property
+    def token(self) -> str:
+        """The key's token; for a former value, the token of the current one."""
+        return self.sources.grant.token
+
+    @property
+    def presented(self) -> str:
+        """The token by which it was found."""
+        former = self.sources.former
+        return self.sources.grant.token if former is None else former.token
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the key is blocked."""
+        return self.sources.grant.blocked
+
+    @property
+    def team_blocked(self) -> bool:
+        """Whether its team is blocked."""
+        return self.sources.team_blocked
+
+    @property
+    def replaced(self) -> bool:
+        """Whether this is the former value of a key that was regenerated."""
+        return self.sources.former is not None
 
 
 class KeyIndex:
@@ -250,13 +267,13 @@ class KeyIndex:
     def find(self, token: str) -> IndexedKey | None:
         """Return a key, joined with its user and team; ``None`` if it is unknown."""
         sources = self.sources_of(token)
-        return None if sources is None else self.joined(token, sources)
+        return None if sources is None else self.joined(sources)
 
     def is_current(self, key: IndexedKey) -> bool:
         """Return whether a key that `find` returned would be found again just so."""
         if key.changes == self.changes:
             return True
-        if key.epoch != self.epoch or key.sources is None or self.sources_of(key.presented) != key.sources:
+        if key.epoch != self.epoch or self.sources_of(key.presented) != key.sources:
             return False
         key.changes = self.changes
         return True
@@ -407,18 +424,15 @@ class KeyIndex:
 
     def join(self, grant: KeyGrant) -> IndexedKey:
         """Join a key that the index need not know with its user, its team and its organization."""
-        return self.joined(grant.token, self._records_of(grant))
+        return self.joined(self._records_of(grant))
 
-    def joined(self, presented: str, sources: Sources) -> IndexedKey:
-        """Return a key joined from the records that `sources_of` returned.
-
-        Args:
-            presented: the token that was asked for.
-            sources: the records.
-        """
+    def joined(self, sources: Sources) -> IndexedKey:
+        """Return a key joined from the records that `sources_of` returned."""
         grant, user, team, organization = sources.grant, sources.user, sources.team, sources.organization
         organization_id = grant.organization_id or (None if team is None else team.organization_id)
-        granted = frozenset(name.encode() for name in grant.granted_headers)
+        granted = _NO_HEADERS
+        if grant.granted_headers:
+            granted = frozenset(name.encode() for name in grant.granted_headers)
         if granted and any(each is not None and each.models for each in (grant, user, team, organization)):
             # These headers replace the body's model, which would evade the restriction.
             granted -= ADAPTER_HEADERS
@@ -449,17 +463,7 @@ class KeyIndex:
             log_bodies=grant.log_bodies,
             team_log_bodies=None if team is None else team.log_bodies,
         )
-        return IndexedKey(
-            token=grant.token,
-            principal=principal,
-            blocked=grant.blocked,
-            team_blocked=sources.team_blocked,
-            replaced=sources.former is not None,
-            presented=presented,
-            sources=sources,
-            changes=self.changes,
-            epoch=self.epoch,
-        )
+        return IndexedKey(principal, sources, self.changes, self.epoch)
 
     def _limited(self, sources: Sources, organization_id: str | None) -> tuple[Limited, ...]:
         grant, user, team = sources.grant, sources.user, sources.team

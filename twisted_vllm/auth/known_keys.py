@@ -49,16 +49,10 @@ class KnownKeys:
             return
         keys = self._keys
         if word not in keys and len(keys) >= MOST_KNOWN:
-            del keys[next(iter(keys))]
+            # many at once: a dictionary looks for its first entry among those that were removed
+            for oldest in list(islice(keys, 1 + MOST_KNOWN // 100)):
+                del keys[oldest]
         keys[word] = key
-
-    def forget(self, credential: bytes) -> None:
-        """Forget a key."""
-        self._keys.pop(credential, None)
-
-    def clear(self) -> None:
-        """Forget all keys."""
-        self._keys.clear()
 
     def sweep(self) -> None:
         """Forget keys that were not used since an earlier sweep looked at them; call it once a minute."""

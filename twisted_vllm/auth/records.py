@@ -119,7 +119,7 @@ class Spend:
     total_spend: int = 0
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Principal:
     """The identity of a request's caller.
 

@@ -131,10 +131,11 @@ def flag(value: object, place: Place) -> bool:
     return value
 
 
-def whole(minimum: int = 1) -> Checker[int]:
-    """Return a checker for a whole number that is not below ``minimum``."""
+def whole(minimum: int = 1, maximum: int = MAX_WHOLE) -> Checker[int]:
+    """Return a checker for a whole number that is not below ``minimum`` and not above ``maximum``."""
+    bounds = f"{minimum} or more" if maximum == MAX_WHOLE else f"{minimum} to {maximum:,}"
 
-    @checker("whole number", f"{minimum} or more")
+    @checker("whole number", bounds)
     def check(value: object, place: Place) -> int:
         if isinstance(value, EnvironmentText) and re.fullmatch(r"[0-9]{1,19}", value):
             value = int(value)
@@ -142,9 +143,9 @@ def whole(minimum: int = 1) -> Checker[int]:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             what = "a fraction" if isinstance(value, float) else kind_of(value)
-            raise Rejected(f"must be a whole number, {minimum} or more, not {what}")
-        if not minimum <= value <= MAX_WHOLE:
-            raise Rejected(f"must be {minimum} or more" if value < minimum else "is too large")
+            raise Rejected(f"must be a whole number, {bounds}, not {what}")
+        if not minimum <= value <= maximum:
+            raise Rejected("is too large" if value > maximum == MAX_WHOLE else f"must be {bounds}")
         return value
 
     return check

@@ -158,6 +158,11 @@ def _export(settings: Settings) -> Iterator[str]:
         yield f"{found.format} of each day to {found.target}, {found.delay / 3600:g} h after midnight (UTC){begin}"
 
 
+def _audit_log(settings: Settings) -> Iterator[str]:
+    if settings.audit_retention is not None:
+        yield f"entries kept for {settings.audit_retention / 86_400:g} days"
+
+
 def _stream_usage(settings: Settings) -> Iterator[str]:
     if settings.ledger.count_stream_usage == "passive":
         yield "passive: a stream whose client does not ask for usage is estimated by its chunks"
@@ -377,6 +382,7 @@ LINES = (
             *("passthrough.ledger.usage_export.s3", "passthrough.ledger.usage_export_directory"),
         ),
     ),
+    Line("audit log", _audit_log, ("passthrough.audit_retention",)),
     Line("stream usage", _stream_usage, ("passthrough.ledger.count_stream_usage",)),
     Line("usage header", lambda settings: settings.ledger.usage_headers, ("passthrough.ledger.usage_headers",)),
     Line("default prices", _default_prices, ("passthrough.default_prices",)),

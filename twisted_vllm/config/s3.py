@@ -84,6 +84,8 @@ class Bucket:
 
 NO_BUCKET = Bucket()
 
+_DECLARED = {each.attribute: each for each in settings_of(Bucket)}
+
 
 def of_bucket(name: str, doc: str = "") -> Any:
     """Declare a setting of `Bucket` in a class that has settings of other kinds beside it.
@@ -92,7 +94,7 @@ def of_bucket(name: str, doc: str = "") -> Any:
         name: its name.
         doc: its description; empty for the same.
     """
-    declared = {each.attribute: each for each in settings_of(Bucket)}[name]
+    declared = _DECLARED[name]
     words = doc or f"{declared.doc[0].lower()}{declared.doc[1:]}"
     return setting(declared.default, declared.check, f"s3: {words}")
 

@@ -404,6 +404,18 @@ class LedgerSettings:
         "The directory of the files where usage_export names none.",
     )
 
+    top_end_users: int = setting(
+        10_000,
+        whole(0, 100_000),
+        "How many end users have sums of their own in a day, and in a month: those with most requests. The usage of "
+        "all others is added up as (other). Rows and spend are those of each end user in any case.",
+    )
+    top_tags: int = setting(
+        10_000,
+        whole(0, 100_000),
+        "Likewise tags that clients give their requests. Tags of keys always have sums of their own.",
+    )
+
     @property
     def export(self) -> UsageExportSettings:
         """The export, with its directory."""
@@ -852,6 +864,11 @@ class Settings:
         block="general_settings",
         environment=("VLLM_PASSTHROUGH_DATABASE_URL", "DATABASE_URL"),
         reload=False,
+    )
+    audit_retention: float | None = setting(
+        None,
+        optional(duration("1d"), "for ever"),
+        "How long an entry of the audit log is kept, such as 730d. PostgreSQL drops a month once all of it is older.",
     )
     enable_jwt_auth: bool | None = setting(
         False,

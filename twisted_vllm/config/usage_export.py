@@ -92,14 +92,13 @@ class UsageExportSettings:
         return self.directory or EXPORT_DIRECTORY
 
 
-@attrs.frozen
 class _ExportSection(Section[UsageExportSettings]):
     """The section, which one word may stand for, and what its settings must agree in."""
 
     def __call__(self, value: object, place: Place, /) -> UsageExportSettings:
         if isinstance(value, str):
             value = {"format": value}
-        found = Section.__call__(self, value, place)
+        found = super().__call__(value, place)
         if not found.enabled:
             return found
         if find_spec("pyarrow") is None:

@@ -11,10 +11,10 @@ from twisted_vllm.auth.records import Principal
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.context import RequestContext
 from twisted_vllm.money import float_dollars
-from twisted_vllm.ratelimit.allowance import KEY
+from twisted_vllm.ratelimit.allowance import KEY, Allowance
 from twisted_vllm.ratelimit.reservation import Reservation
 
-#: combinations of a key, a model and an entry whose lines are remembered, and the longest name in a header
+#: combinations of a key's limits, a model and an entry whose lines are remembered, and the longest name in a header
 MAX_KNOWN, MAX_NAME = 1_000, 256
 
 # RFC 9110, section 5.6.2
@@ -26,7 +26,8 @@ class LitellmHeaders:
 
     def __init__(self) -> None:
         """Remember none yet."""
-        self._known: BoundedCache[tuple[str, str, str], tuple[Principal, bytes, bytes]]
+        #: by the identity of the limits, which many keys share
+        self._known: BoundedCache[tuple[int, str, str], tuple[Allowance | None, bytes, bytes]]
         self._known = BoundedCache(MAX_KNOWN, 2 * MAX_NAME)
 
     def __len__(self) -> int:
@@ -39,10 +40,11 @@ class LitellmHeaders:
         principal, model = context.principal, "" if context.fallback else context.model
         if principal is None:
             return b"x-litellm-call-id: %b\r\n" % context.request_id
-        about = (principal.key_id, model, context.model_id)
+        allowance = _own_limits(principal)
+        about = (id(allowance), model, context.model_id)
         known = self._known.get(about)
-        if known is None or known[0] is not principal:
-            known = (principal, _lines_of(principal, model, context.model_id), _counted_model(principal, model))
+        if known is None or known[0] is not allowance:
+            known = (allowance, _lines_of(allowance, model, context.model_id), _counted_model(allowance, model))
             self._known.keep(about, known, len(model) + len(context.model_id))
         added = b"x-litellm-call-id: %b\r\n%b" % (context.request_id, known[1])
         reservation = context.reservation
@@ -57,15 +59,21 @@ class LitellmHeaders:
         return added
 
 
-def _counted_model(principal: Principal, model: str) -> bytes:
-    """Return how headers write a model for which a key has limits of its own; empty for another."""
-    if not (model.isascii() and model.isprintable() and len(model) <= MAX_NAME):
-        return b""
-    # as LiteLLM has it; a name may hold what no header's name may
-    name = _NO_TOKEN.sub("-", model)
+def _own_limits(principal: Principal) -> Allowance | None:
+    """Return the limits of a caller's key; None if it has none of its own."""
     for each in principal.limited:
-        if each.kind == KEY and (model in each.allowance.model_rpm or model in each.allowance.model_tpm):
-            return name.encode("ascii")
+        if each.kind == KEY:
+            return each.allowance
+    return None
+
+
+def _counted_model(allowance: Allowance | None, model: str) -> bytes:
+    """Return how headers write a model for which a key has limits of its own; empty for another."""
+    if allowance is None or not (model.isascii() and model.isprintable() and len(model) <= MAX_NAME):
+        return b""
+    if model in allowance.model_rpm or model in allowance.model_tpm:
+        # as LiteLLM has it; a name may hold what no header's name may
+        return _NO_TOKEN.sub("-", model).encode("ascii")
     return b""
 
 
@@ -78,20 +86,18 @@ def _left(model: bytes, reservation: Reservation) -> bytes:
     return lines
 
 
-def _lines_of(principal: Principal, model: str, model_id: str) -> bytes:
-    """Return the lines that all requests of a caller for a model share."""
+def _lines_of(allowance: Allowance | None, model: str, model_id: str) -> bytes:
+    """Return the lines that all requests for a model share, of callers with these limits."""
     found: list[tuple[str, object]] = []
     for name, value in (("x-litellm-model-id", model_id), ("x-litellm-model-group", model)):
         # a client may send any text as the name
         if value and value.isascii() and value.isprintable() and len(value) <= MAX_NAME:
             found.append((name, value))
-    for each in principal.limited:
-        if each.kind == KEY:
-            allowance = each.allowance
-            budget = allowance.max_budget
-            found += [
-                ("x-litellm-key-rpm-limit", allowance.rpm),
-                ("x-litellm-key-tpm-limit", allowance.tpm),
-                ("x-litellm-key-max-budget", None if budget is None else float_dollars(budget)),
-            ]
+    if allowance is not None:
+        budget = allowance.max_budget
+        found += [
+            ("x-litellm-key-rpm-limit", allowance.rpm),
+            ("x-litellm-key-tpm-limit", allowance.tpm),
+            ("x-litellm-key-max-budget", None if budget is None else float_dollars(budget)),
+        ]
     return b"".join(f"{name}: {value}\r\n".encode("ascii") for name, value in found if value is not None)

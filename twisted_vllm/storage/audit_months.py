@@ -152,6 +152,9 @@ def release_some(connection: Connection) -> bool:
     incremental = 2
     if connection.exec_driver_sql("PRAGMA auto_vacuum").scalar() != incremental:
         return False
-    connection.exec_driver_sql(f"PRAGMA incremental_vacuum({RELEASED_AT_ONCE})").all()
+    # It gives back one page for each row that it returns, and sqlite3 fetches no rows without columns; a script is run
+    # to its end, in a transaction of its own.
+    driver: Any = connection.connection.driver_connection
+    driver.executescript(f"PRAGMA incremental_vacuum({RELEASED_AT_ONCE})")
     left: int = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
     return left > 0

@@ -123,9 +123,19 @@ def _fields(text: str | None) -> FieldRules:
     return NO_RULES if text is None else rules_from(msgspec.json.decode(text, type=dict[str, Any]))
 
 
-def _key_grant(row: Any) -> KeyGrant:
+def _key_grant(row: Any, share: Callable[[str, str], str] | None = None) -> KeyGrant:
+    """Return a key.
+
+    Args:
+        row: its row.
+        share: returns the one string of equal ones, as ``setdefault`` of a dictionary; None for a single key.
+    """
     token, key_id, name, expires, blocked, models, routes, aliases, priority, headers, *others = row
     user_id, team_id, tags, allowance, cache_salt, fields, organization_id, log_bodies, shared = others
+    if share is not None:
+        user_id = user_id and share(user_id, user_id)
+        team_id = team_id and share(team_id, team_id)
+        organization_id = organization_id and share(organization_id, organization_id)
     return KeyGrant(
         token,
         key_id,
@@ -255,9 +265,11 @@ def read_everything(connection: Connection) -> Snapshot:
     """Return the content of the key index."""
     # Read the revision first: a change committed meanwhile is then applied twice instead of missed.
     revision = last_revision(connection)
+    # many keys have the same user or team
+    names: dict[str, str] = {}
     return Snapshot(
         revision=revision,
-        keys=[_key_grant(row) for row in connection.execute(_KEY)],
+        keys=[_key_grant(row, names.setdefault) for row in connection.execute(_KEY)],
         former=[_former_key(row) for row in connection.execute(_FORMER_KEY)],
         users={row[0]: _user_grant(row) for row in connection.execute(_USER.where(_RESTRICTING_USER))},
         teams={row[0]: _team_grant(row) for row in connection.execute(_TEAM.where(_RESTRICTING_TEAM))},

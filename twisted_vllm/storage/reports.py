@@ -25,7 +25,7 @@ from twisted_vllm.storage.report_queue import ReportCaller, ReportLimits, Report
 from twisted_vllm.storage.sqlite_file import watch_file
 from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
 from twisted_vllm.storage.transaction import Transaction
-from twisted_vllm.storage.usage.partitions import detach_all
+from twisted_vllm.storage.usage.partitions import SHOWN_FROM, detach_all
 from twisted_vllm.storage.write_ahead_log import WriteAheadLog
 
 T = TypeVar("T")
@@ -66,7 +66,14 @@ class ReportReader:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, url: Secret, limits: ReportLimits, seconds: float) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        url: Secret,
+        limits: ReportLimits,
+        seconds: float,
+        shown_from: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """Set up; `open` makes the threads.
 
         Args:
@@ -74,6 +81,8 @@ class ReportReader:
             url: of the database, which is migrated already.
             limits: how many reports may run and wait.
             seconds: how long a report may wait, and then how long it may take.
+            shown_from: returns from when on rows are shown, in microseconds since 1970; None for all. Any thread calls
+                it.
         """
         self.queue: ReportQueue[_Report[Any]] = ReportQueue(limits)
         self.stopped = 0
@@ -81,6 +90,7 @@ class ReportReader:
         self._url = url
         self._threads = limits.running
         self._seconds = seconds
+        self._shown_from = shown_from
         self._running: set[_Report[Any]] = set()
         self._engine: Engine | None = None
         self._lane: Lane | None = None
@@ -105,6 +115,7 @@ class ReportReader:
         url = parse_url(self._url)
         engine = make_engine(url, connections=self._threads, read_only=True, lock_seconds=1.0)
         watch_file(engine)
+        engine.update_execution_options(**{SHOWN_FROM: self._shown_from})
         if engine.dialect.name == "sqlite":
             event.listen(engine, "checkin", _detach)
         self._engine, self._lane = engine, Lane(self._reactor, "reports", self._threads)

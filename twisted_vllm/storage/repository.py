@@ -95,6 +95,14 @@ class Repository(Generic[RecordT]):
             found += self._read(self._table.c[column].in_(chunk))
         return found
 
+    def values_of(self, column: str, identities: Iterable[str]) -> dict[str, Any]:
+        """Return the values that one column has for some records, by their identities."""
+        found: dict[str, Any] = {}
+        for chunk in in_chunks(list(dict.fromkeys(identities))):
+            values = select(self._identity, self._table.c[column]).where(self._identity.in_(chunk))
+            found.update((row[0], row[1]) for row in self._connection.execute(values))
+        return found
+
     def _read(self, *conditions: ColumnElement[bool]) -> list[RecordT]:
         statement = select(self._table).where(*conditions).order_by(self._identity)
         return [self._record_of(row) for row in self._connection.execute(statement)]

@@ -30,6 +30,12 @@ class LedgerCollector(Collector):
             ("spool_oldest_row_seconds", "Age of the oldest row that waits; 0 without any.", pending.seconds),
             ("spool_writable", "1 if rows can be written to the spool, 0 if its disk fails.", spool.healthy),
             ("unsaved_rows", "Rows that are in memory alone because the spool's disk fails.", spool.unsaved),
+            ("gathered_rows", "Rows that the database has, and whose spend or sums it lacks.", pending.gathered),
+            (
+                "gathered_oldest_row_seconds",
+                "How long the oldest of these waits; 0 without any.",
+                pending.gathered_seconds,
+            ),
             ("database_up", "1 if the database took the last batch of rows, 0 if not.", written.reachable),
         )
         counters = (

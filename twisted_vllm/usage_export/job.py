@@ -68,6 +68,21 @@ class Report(msgspec.Struct, frozen=True):
     bytes: int = 0
     error: str = ""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the day is exported."""
+        return self.result == DONE
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the former files stay."""
+        return self.result == KEPT
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it failed."""
+        return self.result == FAILED
+
 
 encode = msgspec.json.Encoder().encode
 job_of = msgspec.json.Decoder(Job).decode

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
-from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 from sqlalchemy import Connection
 from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.config.s3 import Bucket
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.usage_export import UsageExportSettings
 from twisted_vllm.errors import StoreUnavailable
@@ -34,12 +29,13 @@ from twisted_vllm.storage.usage.exports import (
     take_work,
 )
 from twisted_vllm.usage.days import DAY_US, date_of, number_of
-from twisted_vllm.usage_export.job import DONE, FAILED, KEPT, BucketAccess, Job, Report, encode, report_of
+
+if TYPE_CHECKING:
+    from twisted_vllm.usage_export.job import Report
+    from twisted_vllm.usage_export.starting import ExportProcess
 
 #: seconds between two looks for a day to export, and until the first one
 LOOK_SECONDS, FIRST_LOOK_SECONDS = 300.0, 5.0
-#: the most bytes that are kept of what the process writes
-MAX_OUTPUT = 65_536
 #: seconds between two warnings that rows are kept for longer than the settings say
 WARN_SECONDS = 3_600.0
 #: seconds that the end waits for the process
@@ -47,66 +43,8 @@ STOP_SECONDS = 5.0
 #: seconds that a look at the state may take
 STATE_SECONDS = 30.0
 
-# -P: no module is loaded from the working directory
-_COMMAND = ("-P", "-m", "twisted_vllm.usage_export.process")
-
-
-class ExportProcess(ProcessProtocol):
-    """Hands a job to a process, and collects its report.
-
-    Attributes:
-        ended: fires with the report.
-    """
-
-    _log = Logger()
-
-    def __init__(self, job: Job) -> None:
-        """Make it; the process starts afterwards."""
-        self.ended: Deferred[Report] = Deferred()
-        self._job: Job | None = job
-        self._output = self._errors = b""
-
-    def connectionMade(self) -> None:
-        """Send the job. Standard input stays open: its end would end the process."""
-        job, self._job = self._job, None
-        assert self.transport is not None and job is not None
-        self.transport.write(encode(job) + b"\n")
-
-    def outReceived(self, data: bytes) -> None:
-        """Collect the report."""
-        self._output = (self._output + data)[:MAX_OUTPUT]
-
-    def errReceived(self, data: bytes) -> None:
-        """Keep the end of what else it says: a traceback's last line says most."""
-        self._errors = (self._errors + data)[-MAX_OUTPUT:]
-
-    def processEnded(self, reason: Failure) -> None:
-        """Fire."""
-        self.ended.callback(self._report(reason))
-
-    def stop(self) -> None:
-        """End the process, which leaves nothing under a final name. Idempotent."""
-        if self.transport is not None:
-            try:
-                self.transport.signalProcess("KILL")
-            except ProcessExitedAlready:
-                return
-
-    def _report(self, reason: Failure) -> Report:
-        try:
-            return report_of(self._output)
-        except msgspec.DecodeError:
-            pass
-        signal, status = getattr(reason.value, "signal", None), getattr(reason.value, "exitCode", None)
-        how = f"by signal {signal}" if signal is not None else f"with status {status}"
-        last = self._errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        if last:
-            self._log.error("The process of the export said: {last}", last=last[:500])
-        return Report(FAILED, error=f"its process ended {how}")
-
-
 #: starts a process with a protocol
-Spawn = Callable[[ExportProcess], object]
+Spawn = Callable[["ExportProcess"], object]
 
 
 class UsageExport:
@@ -152,7 +90,7 @@ class UsageExport:
         self._url = database_url
         self._now = now
         self._randbytes = randbytes
-        self._spawn = spawn or self._spawn_process
+        self._spawn = spawn
         self._next: IDelayedCall | None = None
         self._running = False
         self._looking = self._look_again = False
@@ -280,7 +218,7 @@ class UsageExport:
             # where it stops in this moment, the claim lapses by itself
             return False
         report = yield self._run(work)
-        if self._has_stopped() and report.result != DONE:
+        if self._has_stopped() and not report.is_done:
             return False
         yield self._note(work, report)
         if self._has_stopped():
@@ -292,12 +230,19 @@ class UsageExport:
 
     @inlineCallbacks
     def _run(self, work: Work) -> Generator[Deferred[Any], Any, Report]:
-        self._work, self._process = work, ExportProcess(self._job(work))
+        # Imported here: few gateways export.
+        from twisted_vllm.usage_export import starting
+
+        process = starting.ExportProcess(starting.job_for(work, self._settings, self._url))
+        self._work, self._process = work, process
         try:
-            self._spawn(self._process)
-            report = yield self._process.ended
+            if self._spawn is None:
+                starting.spawn(self._reactor, process)
+            else:
+                self._spawn(process)
+            report = yield process.ended
         except OSError as error:
-            report = Report(FAILED, error=f"its process cannot be started: {error.strerror}")
+            report = starting.not_started(error)
         finally:
             self._work = self._process = None
         return report  # type: ignore[no-any-return]  # what a generator is sent has no type
@@ -305,7 +250,7 @@ class UsageExport:
     @inlineCallbacks
     def _note(self, work: Work, report: Report) -> Generator[Deferred[Any], Any, None]:
         day = date_of(work.day).isoformat()
-        if report.result == DONE:
+        if report.is_done:
             self.rows += report.rows
             self.days += 1
             self._log.info(
@@ -316,7 +261,7 @@ class UsageExport:
                 files=report.files,
                 target=self.target,
             )
-        elif report.result == KEPT:
+        elif report.is_kept:
             self._log.warn(
                 "The files of {day} stay as they are: they have {former} rows, and the ledger {rows}. Rows that came "
                 "late are not in them",
@@ -324,7 +269,7 @@ class UsageExport:
                 former=work.former_rows,
                 rows=report.rows,
             )
-        elif report.result == FAILED:
+        elif report.is_failed:
             self.failures += 1
             self._log.error("The usage of {day} cannot be exported: {reason}", day=day, reason=report.error)
             now = int(self._now() * 1e6)
@@ -343,46 +288,3 @@ class UsageExport:
                 day=date_of(missing).isoformat(),
                 reason=self.state.error or "it is its turn soon",
             )
-
-    def _job(self, work: Work) -> Job:
-        settings = self._settings
-        return Job(
-            database_url=self._url.reveal(),
-            day=work.day,
-            owner=work.owner,
-            requests=work.requests,
-            former_rows=work.former_rows,
-            directory=settings.directory or "",
-            compression=settings.compression,
-            rows_per_file=settings.rows_per_file,
-            bucket=_access(settings.s3),
-        )
-
-    def _spawn_process(self, protocol: ExportProcess) -> object:
-        arguments = (sys.executable, *_COMMAND)
-        return self._reactor.spawnProcess(protocol, sys.executable, arguments, env=_environment(os.environ))
-
-
-def _access(bucket: Bucket) -> BucketAccess | None:
-    if bucket.bucket is None:
-        return None
-
-    def revealed(secret: Secret | None) -> str | None:
-        return None if secret is None else secret.reveal()
-
-    return BucketAccess(
-        bucket=bucket.bucket,
-        prefix=bucket.prefix,
-        endpoint_url=bucket.endpoint_url,
-        region=bucket.region,
-        access_key_id=revealed(bucket.access_key_id),
-        secret_access_key=revealed(bucket.secret_access_key),
-        session_token=revealed(bucket.session_token),
-        path_style=bucket.path_style,
-        ca_file=bucket.ca_file,
-    )
-
-
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the process: it loads the modules from where the gateway does."""
-    return {**environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

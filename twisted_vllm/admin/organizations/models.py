@@ -26,6 +26,7 @@ from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.models import (
     LISTED_MEMBERS,
     MAX_LISTED,
+    MAX_SHOWN,
     After,
     Body,
     BudgetTable,
@@ -265,7 +266,7 @@ class OrganizationReport(Record, kw_only=True):
         tuple[OrganizationMembership, ...],
         msgspec.Meta(
             description=f"By their ids: the first {LISTED_MEMBERS} in a list of organizations, else the first "
-            f"{MAX_LISTED}."
+            f"{MAX_SHOWN}."
         ),
     ]
     members_count: Annotated[int, msgspec.Meta(description="How many members the organization has.")]

@@ -20,7 +20,7 @@ from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_organization, put_organization_members, roles_in_organization
 from twisted_vllm.admin.model_limits import check_limits_over_keys
-from twisted_vllm.admin.models import MAX_LISTED, Json
+from twisted_vllm.admin.models import MAX_SHOWN, Json
 from twisted_vllm.admin.organizations.models import (
     AddOrganizationMembersRequest,
     NewOrganizationRequest,
@@ -199,7 +199,7 @@ def visible_organizations(
     scope: IScope,
     organizations: Sequence[OrganizationRecord],
     now: datetime,
-    most: int = MAX_LISTED,
+    most: int = MAX_SHOWN,
 ) -> list[Json]:
     """Return those organizations that a caller may see.
 
@@ -220,7 +220,7 @@ def visible_organizations(
 
 
 def report_organizations(
-    transaction: Transaction, organizations: Sequence[OrganizationRecord], now: datetime, most: int = MAX_LISTED
+    transaction: Transaction, organizations: Sequence[OrganizationRecord], now: datetime, most: int = MAX_SHOWN
 ) -> list[Json]:
     """Return organizations as `OrganizationReport` describes them.
 
@@ -264,8 +264,7 @@ def report_organizations(
 
 def report_memberships(transaction: Transaction, members: Sequence[OrganizationMember]) -> list[Json]:
     """Return memberships as `OrganizationMembership` describes them."""
-    known = transaction.users.among("user_id", [member.user_id for member in members])
-    emails = {user.user_id: user.user_email for user in known}
+    emails = transaction.users.values_of("user_email", (member.user_id for member in members))
     return [
         {
             "organization_id": member.organization_id,

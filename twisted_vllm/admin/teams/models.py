@@ -40,6 +40,7 @@ from twisted_vllm.admin.limits import (
 from twisted_vllm.admin.models import (
     LISTED_MEMBERS,
     MAX_LISTED,
+    MAX_SHOWN,
     After,
     Body,
     BudgetTable,
@@ -314,7 +315,7 @@ class TeamInfoQuery(Query, frozen=True, kw_only=True):
     key_limit: Annotated[
         int,
         msgspec.Meta(ge=1, le=MAX_LISTED, description="The most keys to show. /key/list?team_id=… shows all by page."),
-    ] = MAX_LISTED
+    ] = MAX_SHOWN
 
 
 class TeamListQuery(Query, frozen=True, kw_only=True):
@@ -417,7 +418,7 @@ class TeamReport(Record, kw_only=True):
     members_with_roles: Annotated[
         tuple[MemberRole, ...],
         msgspec.Meta(
-            description=f"By their ids: the first {LISTED_MEMBERS} in a list of teams, else the first {MAX_LISTED}."
+            description=f"By their ids: the first {LISTED_MEMBERS} in a list of teams, else the first {MAX_SHOWN}."
         ),
     ]
     members_count: Annotated[int, msgspec.Meta(description="How many members the team has.")]

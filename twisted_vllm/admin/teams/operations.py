@@ -29,7 +29,7 @@ from twisted_vllm.admin.model_limits import (
     check_limits_over_keys,
     with_names_of_team,
 )
-from twisted_vllm.admin.models import LISTED_MEMBERS, MAX_LISTED, Json
+from twisted_vllm.admin.models import LISTED_MEMBERS, MAX_SHOWN, Json
 from twisted_vllm.admin.scope import IScope
 from twisted_vllm.admin.teams.models import (
     MAX_BULK_MEMBERS,
@@ -415,8 +415,8 @@ def report_teams(
     ids = [team.team_id for team in teams]
     counts = transaction.members.count_in(ids)
     spend, members = transaction.spend.of("team", ids), transaction.members.first_in(counts, most, after)
-    known = transaction.users.among("user_id", (member.user_id for each in members.values() for member in each))
-    emails = {user.user_id: user.user_email for user in known}
+    shown = (member.user_id for each in members.values() for member in each)
+    emails = transaction.users.values_of("user_email", shown)
     budgets = budgets_of(transaction, teams)
     of_members = {
         budget.budget_id: report_budget(budget_holder(budget), {})["litellm_budget_table"]
@@ -462,7 +462,7 @@ def report_role(transaction: Transaction, team_id: str, user_id: str | None) -> 
 
 def report_team(transaction: Transaction, team: TeamRecord, now: datetime) -> Json:
     """Return a team as `TeamReport` describes it."""
-    [report] = report_teams(transaction, [team], now, MAX_LISTED)
+    [report] = report_teams(transaction, [team], now, MAX_SHOWN)
     return report
 
 

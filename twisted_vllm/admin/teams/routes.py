@@ -15,7 +15,7 @@ from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.admin.lists import asked_page, link_next, place_of, reported
 from twisted_vllm.admin.memberships import find_team
-from twisted_vllm.admin.models import LISTED_MEMBERS, MAX_LISTED, Json, NoQuery
+from twisted_vllm.admin.models import LISTED_MEMBERS, MAX_SHOWN, Json, NoQuery
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.self_service import NOT_OWN_TEAM
 from twisted_vllm.admin.teams import operations
@@ -89,7 +89,7 @@ async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
         if own is not None and team_id not in own:
             raise RouteNotAllowed(NOT_OWN_TEAM)
         team = find_team(transaction, team_id)
-        [report] = _reports(transaction, call, [team], MAX_LISTED, query.members_after)
+        [report] = _reports(transaction, call, [team], MAX_SHOWN, query.members_after)
         newest = PageQuery(size=query.key_limit, equals={"team_id": team_id})
         keys = transaction.keys.page(newest, *call.scope.own_keys(transaction))
         shown = [member["user_id"] for member in report["members_with_roles"]]

@@ -334,9 +334,7 @@ class UserInfo(Response, kw_only=True):
 
     user_id: str
     user_info: UserReport
-    keys: Annotated[
-        tuple[KeyReport, ...], msgspec.Meta(description="The newest keys, up to 1000. /key/list shows all.")
-    ]
+    keys: Annotated[tuple[KeyReport, ...], msgspec.Meta(description="The newest keys, up to 500. /key/list shows all.")]
     keys_count: Annotated[int, msgspec.Meta(description="How many keys the user has.")]
     teams: Annotated[
         tuple[Json, ...], msgspec.Meta(description="As `TeamReport` for administrators, as `OwnTeam` for others.")

@@ -14,7 +14,7 @@ from twisted_vllm.admin.keys.models import FoundUser
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.lists import ids_of, place_of, reported
-from twisted_vllm.admin.models import MAX_LISTED, Json, NoQuery
+from twisted_vllm.admin.models import MAX_SHOWN, Json, NoQuery
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.teams.operations import report_teams
 from twisted_vllm.admin.users import operations
@@ -105,7 +105,7 @@ async def info(call: AdminCall, query: UserInfoQuery) -> Json:
     def work(transaction: Transaction) -> Json:
         report = report_user(transaction, _user_of(transaction, user_id), call.now)
         teams = transaction.teams.among("team_id", report["teams"])
-        owned = transaction.keys.page(PageQuery(size=MAX_LISTED, equals={"user_id": user_id}))
+        owned = transaction.keys.page(PageQuery(size=MAX_SHOWN, equals={"user_id": user_id}))
         return {
             "user_id": user_id,
             "user_info": {**report, "teams": [team.team_id for team in teams]},

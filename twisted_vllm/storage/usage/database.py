@@ -16,6 +16,7 @@ from zope.interface import implementer
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.deadline import Deadline, WorkStopped
 from twisted_vllm.storage.engine import begin, make_engine, parse_url, reason_of
+from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.sqlite_file import check_file, watch_file
 from twisted_vllm.storage.usage.accepted import is_broken_deadlock, is_rejection
 from twisted_vllm.storage.usage.batch import UsageBatch
@@ -255,8 +256,10 @@ class UsageDatabase:
     def _problem_of(self, error: BaseException) -> RowsRejected | DatabaseUnavailable | None:
         if isinstance(error, WorkStopped):
             return DatabaseUnavailable(f"a batch took longer than {_SECONDS:g} s")
+        if isinstance(error, StoreError):
+            return DatabaseUnavailable(str(error))
         if isinstance(error, OSError):
-            return DatabaseUnavailable(f"{error.strerror}")
+            return DatabaseUnavailable(": ".join(str(each) for each in (error.filename, error.strerror) if each))
         if isinstance(error, SQLAlchemyError):
             reason = reason_of(error, self._url)
             if is_broken_deadlock(error):

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
-import attrs
+import msgspec
 from sqlalchemy import Connection, Row, func, insert, select, text, update
 
-from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.errors import Conflict
 from twisted_vllm.storage.usage.export_rows import first_day, requests_of_days
 from twisted_vllm.storage.usage.tables import usage_exports
 from twisted_vllm.usage.days import DAY_US, date_of
@@ -37,8 +37,7 @@ _CLAIM_LOCK = int.from_bytes(b"vllmexpo", "big")
 _exports = usage_exports.c
 
 
-@attrs.frozen
-class Schedule:
+class Schedule(msgspec.Struct, frozen=True, gc=False):
     """When days are exported.
 
     Attributes:
@@ -60,8 +59,7 @@ class Schedule:
         return (day + 1) * DAY_US + self.delay
 
 
-@attrs.frozen
-class Work:
+class Work(msgspec.Struct, frozen=True, gc=False):
     """A day to export.
 
     Attributes:
@@ -77,8 +75,7 @@ class Work:
     former_rows: int | None = None
 
 
-@attrs.frozen
-class Written:
+class Written(msgspec.Struct, frozen=True, gc=False):
     """The files of a day."""
 
     files: int
@@ -86,8 +83,7 @@ class Written:
     bytes: int
 
 
-@attrs.frozen
-class ExportState:
+class ExportState(msgspec.Struct, frozen=True, gc=False):
     """How far the export is.
 
     Attributes:
@@ -140,8 +136,7 @@ def take_work(connection: Connection, now: int, schedule: Schedule, owner: str) 
         schedule: when days are exported.
         owner: a name that nobody else has.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
+    _one_at_a_time(connection)
     last = schedule.last_closed(now)
     # once more for what is without rows now, and then for the day that comes after
     for _ in range(MAX_EMPTY_RANGES):
@@ -185,7 +180,7 @@ def finish(connection: Connection, work: Work, now: int, written: Written | None
         "error": None,
     }
     if written is not None:
-        values |= attrs.asdict(written)
+        values |= msgspec.structs.asdict(written)
         values["times_written"] = _exports.times_written + 1
     own = update(usage_exports).where(_exports.day == work.day, _exports.claimed_by == work.owner)
     return connection.execute(own.values(values)).rowcount == 1
@@ -211,18 +206,17 @@ def ask(connection: Connection, day: int, now: int, schedule: Schedule) -> None:
     """Have a day exported again, or at once.
 
     Raises:
-        InvalidRequest: it has not ended, or the ledger has no row of it.
+        Conflict: it has not ended, or the ledger has no row of it.
     """
     if day > schedule.last_closed(now):
-        raise InvalidRequest(
+        raise Conflict(
             "This day has not ended, or not for as long as passthrough.ledger.usage_export.delay says.", param="day"
         )
     if first_day(connection, day) != day:
-        raise InvalidRequest(
-            "The ledger has no row of this day, or not any more. Files that are there stay.", param="day"
-        )
+        raise Conflict("The ledger has no row of this day, or not any more. Files that are there stay.", param="day")
     if schedule.begin is not None and day < schedule.begin:
-        raise InvalidRequest("This day is before passthrough.ledger.usage_export.begin.", param="day")
+        raise Conflict("This day is before passthrough.ledger.usage_export.begin.", param="day")
+    _one_at_a_time(connection)
     _set(connection, day, _row(connection, day), state=WAITING, retry_at=None, failures=0)
 
 
@@ -232,7 +226,8 @@ def state_of(connection: Connection, schedule: Schedule) -> ExportState:
     failing = select(usage_exports).where(_exports.error.is_not(None)).order_by(_exports.day).limit(1)
     failed = connection.execute(failing).first()
     until = _exported_until(connection, kept)
-    missing = kept if until is None else until + 1
+    # without a row there is nothing to wait for
+    missing = None if kept is None else kept if until is None else until + 1
     return ExportState(
         exported_until=until,
         next=missing,
@@ -313,6 +308,12 @@ def _note_empty(connection: Connection, first: int, end: int, now: int) -> None:
     ]
     if rows:
         connection.execute(insert(usage_exports), rows)
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    """Wait until no other transaction makes rows of days."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
 
 
 def _is_free(row: Row[Any], now: int) -> bool:

@@ -47,9 +47,14 @@ class Periods:
         """Whether new partitions have a day and not a month."""
         return self._retention is not None and self._retention < MONTHS_FROM
 
+    def kept_from(self) -> int | None:
+        """Return from when on rows are kept, in microseconds since 1970; None for ever."""
+        return None if self._retention is None else int((self.now() - self._retention) * 1e6)
+
     def is_too_old(self, time: int) -> bool:
         """Return whether no partition is made for a time: it would be dropped at once."""
-        return self._retention is not None and time < (self.now() - self._retention) * 1e6
+        oldest = self.kept_from()
+        return oldest is not None and time < oldest
 
 
 class TooManyPartitions(OverflowError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import calendar
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ UNQUALIFIED = {"schema_translate_map": {ROWS: None}}
 
 #: Partitions that there may be. A machine's clock that jumps about makes one for each month that it is in.
 MAX_PARTITIONS = 1_000
+
+#: the execution option of a connection with a function that returns from when on rows are shown
+SHOWN_FROM = "vllm_passthrough_shown_from"
 
 #: before and after all rows
 _NO_START, _NO_END = -(2**62), 2**62
@@ -107,8 +110,20 @@ def all_partitions(connection: Connection) -> list[Partition]:
 
 
 def partitions_of(connection: Connection) -> list[Partition]:
-    """Return the partitions to read one by one, newest first; on PostgreSQL one that stands for all."""
-    return all_partitions(connection) if connection.dialect.name == "sqlite" else [EVERYTHING]
+    """Return the partitions to read one by one, newest first; on PostgreSQL one that stands for all.
+
+    The oldest one begins where rows are shown: those that are older go with their partition.
+    """
+    oldest = shown_from(connection)
+    found = all_partitions(connection) if connection.dialect.name == "sqlite" else [EVERYTHING]
+    return [attrs.evolve(each, start=max(each.start, oldest)) for each in found if each.end > oldest]
+
+
+def shown_from(connection: Connection) -> int:
+    """Return the time from which on rows are shown on a connection, in microseconds since 1970."""
+    found: Callable[[], int | None] | None = connection.get_execution_options().get(SHOWN_FROM)
+    time = None if found is None else found()
+    return _NO_START if time is None else time
 
 
 def rows_in(connection: Connection, partition: Partition) -> Connection:
@@ -139,7 +154,7 @@ def rows_in(connection: Connection, partition: Partition) -> Connection:
                 raise
             connection.exec_driver_sql("COMMIT")
             connection.exec_driver_sql("BEGIN")
-            if partition not in all_partitions(connection):
+            if partition.name not in {each.name for each in all_partitions(connection)}:
                 raise PartitionGone(partition.name) from None
             raise partition_lost(path) from None
         attached[schema] = None

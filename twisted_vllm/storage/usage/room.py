@@ -129,16 +129,19 @@ def measure(connection: Connection, retention: float | None, spool: Path | None)
     """
     known = all_partitions(connection)
     requests, ever = _requests(connection, known)
-    if connection.dialect.name == "sqlite":
-        file = main_file(connection.engine)
-        tables, free = _tables_of_sqlite(connection)
-        logs = sum(map(_size, files_beside(Path(os.path.realpath(file)))))
-        total = _size(file) + logs
-        sizes: Mapping[str, int | None] = {each.name: _size_of_file(file_of(file, each)) for each in known}
-        total += sum(_size(path) for path in _files_in(directory_of(file)))
-    else:
-        free = logs = 0
+    free = logs = 0
+    sizes: Mapping[str, int | None] = {}
+    if connection.dialect.name == "postgresql":
         tables, sizes, total = _tables_of_postgresql(connection)
+    else:
+        tables, free = _tables_of_sqlite(connection)
+        total = sum(each.bytes + each.index_bytes for each in tables) + free
+        if connection.engine.url.database:
+            # not one in memory
+            file = main_file(connection.engine)
+            logs = sum(map(_size, files_beside(Path(os.path.realpath(file)))))
+            sizes = {each.name: _size_of_file(file_of(file, each)) for each in known}
+            total = _size(file) + logs + sum(map(_size, _files_in(directory_of(file))))
     partitions = tuple(
         PartitionRoom(
             name=each.name,

@@ -33,6 +33,7 @@ from twisted_vllm.storage.usage.partitions import (
     all_partitions,
     partitions_of,
     rows_in,
+    shown_from,
 )
 from twisted_vllm.storage.usage.queries.lookups import (
     COLUMNS,
@@ -190,7 +191,9 @@ def _with_oldest(connection: Connection, cursor: Cursor, low: int) -> Cursor:
     """
     partitions = all_partitions(connection)
     if cursor.rows_since is None:
-        return attrs.evolve(cursor, rows_since=partitions[-1].start) if partitions else cursor
+        return (
+            attrs.evolve(cursor, rows_since=max(partitions[-1].start, shown_from(connection))) if partitions else cursor
+        )
     oldest = partitions[-1].start if partitions else EVERYTHING.end
     if max(low, cursor.rows_since) < oldest:
         raise _rows_deleted()
