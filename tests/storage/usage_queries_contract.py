@@ -323,7 +323,7 @@ def check_that_the_rest_has_a_name(connection: Connection) -> None:
     assert OTHER not in names_used(connection, "end_user", 100)
     assert names_used(connection, "end_user", 100, ["e0", "e1", "none", OTHER]) == names_used(connection, "end_user", 2)
     page, total = page_of_days(connection, Entities("end_user"), {}, *span, 0, 100)
-    assert {row[1] for row in page} == {group.values[0] for group in found}
+    assert {tuple(row)[1] for row in page} == {group.values[0] for group in found}
     assert total == 5
 
 

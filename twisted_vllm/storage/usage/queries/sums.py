@@ -130,8 +130,13 @@ def in_period(kind: int, low: int, high: int, period: str, *, named: bool) -> li
         named: whether only some values are wanted.
     """
     sums = usage_sums.c
-    if named and high - low < _MOST_STARTS * (DAY_US if period == DAY else 28 * DAY_US):
-        return [sums.kind == kind, sums.start.in_(starts_between(low, high, period))]
+    if high - low < _MOST_STARTS * (DAY_US if period == DAY else 28 * DAY_US):
+        starts = starts_between(low, high, period)
+        if len(starts) == 1:
+            # The rows of one day or month are in the order of values: nothing is sorted.
+            return [sums.kind == kind, sums.start == starts[0]]
+        if named:
+            return [sums.kind == kind, sums.start.in_(starts)]
     return [sums.kind == kind, sums.start >= -(-low // DAY_US), sums.start < -(-high // DAY_US)]
 
 
@@ -184,10 +189,26 @@ class SumsOf:
             by_start: whether each day or month is shown.
         """
         sums = usage_sums.c
+        columns = self._columns(by_start=by_start)
+        conditions = self._conditions(low, high)
+        needed = {part for name in self._wanted for part in _NEEDED.get(name, (name,))}
+        if self._is_stored(by_start=by_start):
+            return select(*columns, *(sums[name] for name in SUMS if name in needed)).where(*conditions)
+        totals = [cast(func.sum(sums[name]), BigInteger).label(name) for name in SUMS if name in needed]
+        return select(*columns, *totals).where(*conditions).group_by(*columns)
+
+    def ids(self, low: int, high: int, *, by_start: bool) -> Select[Any]:
+        """Return the statement for the ids that `by_ids` has, each once."""
+        return select(*self._columns(by_start=by_start)).where(*self._conditions(low, high)).distinct()
+
+    def _columns(self, *, by_start: bool) -> list[ColumnElement[Any]]:
+        sums = usage_sums.c
         columns: list[ColumnElement[Any]] = [sums.start] if by_start else []
         columns += [sums.value] if self._has_value else []
-        columns += [sums.model] if self._has_model else []
-        equals = self._query.equals
+        return [*columns, sums.model] if self._has_model else columns
+
+    def _conditions(self, low: int, high: int) -> list[ColumnElement[bool]]:
+        sums, equals = usage_sums.c, self._query.equals
         named = self._payers is not None or any(name != MODEL for name in equals)
         conditions = in_period(self._kind, low, high, self._period, named=named)
         if MODEL in equals:
@@ -196,11 +217,7 @@ class SumsOf:
             conditions.append(sums.value.in_(self._payers))
         elif self._dimension in equals:
             conditions.append(sums.value == name_id(equals[self._dimension]))
-        needed = {part for name in self._wanted for part in _NEEDED.get(name, (name,))}
-        if self._is_stored(by_start=by_start):
-            return select(*columns, *(sums[name] for name in SUMS if name in needed)).where(*conditions)
-        totals = [cast(func.sum(sums[name]), BigInteger).label(name) for name in SUMS if name in needed]
-        return select(*columns, *totals).where(*conditions).group_by(*columns)
+        return conditions
 
     def _is_stored(self, *, by_start: bool) -> bool:
         """Return whether each stored row is a group of its own, so that nothing is added up."""
@@ -274,9 +291,8 @@ def groups_at_least(planned: Plan, segment: Segment, limit: int, *, by_start: bo
         limit: the number at which to stop.
         by_start: whether each day or month counts by itself.
     """
-    ids = SumsOf(planned, segment).by_ids(segment.low, segment.high, by_start=by_start).subquery("ids")
-    names = [ids.c[name] for name in ("start", "value", "model") if name in ids.c]
-    return select(func.count()).select_from(select(*names).distinct().limit(limit).subquery("groups"))
+    ids = SumsOf(planned, segment).ids(segment.low, segment.high, by_start=by_start)
+    return select(func.count()).select_from(ids.limit(limit).subquery("ids"))
 
 
 def _bare(column: ColumnElement[Any]) -> Any:
