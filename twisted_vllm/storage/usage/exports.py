@@ -224,6 +224,9 @@ def state_of(connection: Connection, schedule: Schedule) -> ExportState:
     """Return how far the export is."""
     kept = first_day(connection, max(schedule.begin or 0, 0))
     failing = select(usage_exports).where(_exports.error.is_not(None)).order_by(_exports.day).limit(1)
+    if kept is not None:
+        # a day before it has no rows any more that could be exported
+        failing = failing.where(_exports.day >= kept)
     failed = connection.execute(failing).first()
     until = _exported_until(connection, kept)
     # without a row there is nothing to wait for
