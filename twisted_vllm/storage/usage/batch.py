@@ -85,7 +85,7 @@ class UsageBatch:
         return cls(
             columns=list(column.values()),
             times=column["time"],
-            days=[time // DAY_US for time in column["time"]],
+            days=_days(column["time"]),
             payers=payers,
             targets=targets,
             payer_texts=dict(zip(payers, payer_texts, strict=True)),
@@ -96,3 +96,10 @@ class UsageBatch:
             request_tags=request_tags,
             measures=measures,
         )
+
+
+def _days(times: Sequence[int]) -> Sequence[int]:
+    """Return times in microseconds as days."""
+    first, last = min(times) // DAY_US, max(times) // DAY_US
+    # one object for all, as nearly always
+    return [first] * len(times) if first == last else [time // DAY_US for time in times]
