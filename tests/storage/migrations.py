@@ -49,7 +49,7 @@ def differences(connection: Connection) -> list[Any]:
         # SQLite's are in other files.
         rows = MetaData()
         for table in rows_metadata.tables.values():
-            table.to_metadata(rows, schema=None)  # type: ignore[arg-type] # None is a schema
+            table.to_metadata(rows, schema=None)  # type: ignore[arg-type]  # None is for no schema
         known.append(rows)
     return list(compare_metadata(MigrationContext.configure(connection, opts=options), known))
 
