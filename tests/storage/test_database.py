@@ -248,7 +248,7 @@ async def test_a_file_that_is_no_database_is_refused(reactor: Any, tmp_path: Pat
 async def test_a_newer_schema_is_refused_and_left_alone(reactor: Any, tmp_path: Path, database: Database) -> None:
     await database.run(lambda work: work.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")), writes=True)
     message = await refusal(Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite")))
-    assert "'9999', which is newer than '000" in message
+    assert "'9999', which is newer than '00" in message
     with sqlite3.connect(tmp_path / "keys.sqlite") as connection:
         assert connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [("9999",)]
     connection.close()
