@@ -21,7 +21,16 @@ from sqlalchemy.exc import OperationalError
 
 from tests.builders import NOON, usage_row
 from tests.conftest import LoggedFailures
-from tests.storage.usage_contract import DAY, Ledger, check_sums, flush_all
+from tests.storage.usage_contract import (
+    DAY,
+    Ledger,
+    check_spend,
+    check_sums,
+    expected_sums,
+    flush_all,
+    grouped,
+    stored_sums,
+)
 from twisted_vllm.storage.tables import spend
 from twisted_vllm.storage.usage import spool_accounts
 from twisted_vllm.storage.usage.account import Rhythm
@@ -259,7 +268,13 @@ class AccountsMachine(RuleBasedStateMachine):
         del self.spools[self.name]
         for name in list(self.spools):
             self.recover_name(name, 0, 10**9)
-        check_sums(self.ledger, self.done)
+        if self.was_restored:
+            # Look-ups that were written just before their sums began may be missing from the copy.
+            sums = {key: expected_sums(members) for key, members in grouped(self.done).items()}
+            assert stored_sums(self.ledger) == sums
+            check_spend(self.ledger, self.done)
+        else:
+            check_sums(self.ledger, self.done)
         assert self.ledger.read(usage_marks) == []
         self.ledger.close()
         self.patch.undo()
