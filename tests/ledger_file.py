@@ -21,7 +21,8 @@ def open_ledger(file: Path) -> sqlite3.Connection:
         file: the main file, whose rows lie in a directory beside it.
     """
     connection = sqlite3.connect(file, timeout=30.0)
-    names = [name for (name,) in connection.execute("SELECT name FROM vllm_passthrough_usage_partitions ORDER BY start")]
+    known = connection.execute("SELECT name FROM vllm_passthrough_usage_partitions ORDER BY start")
+    names = [name for (name,) in known.fetchall()]
     for name in names:
         connection.execute(f"ATTACH ? AS '{name}'", (f"{file}-usage/{name}.db",))
     for table in (usage, usage_lookups):
