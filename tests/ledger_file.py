@@ -21,10 +21,10 @@ def open_ledger(file: Path) -> sqlite3.Connection:
         file: the main file, whose rows lie in a directory beside it.
     """
     connection = sqlite3.connect(file, timeout=30.0)
-    names = []
-    for path in sorted(Path(f"{file}-usage").glob("*.db")):
-        connection.execute(f"ATTACH ? AS '{path.stem}'", (str(path),))
-        names.append(path.stem)
+    known = connection.execute("SELECT name FROM vllm_passthrough_usage_partitions ORDER BY start")
+    names = [name for (name,) in known.fetchall()]
+    for name in names:
+        connection.execute(f"ATTACH ? AS '{name}'", (f"{file}-usage/{name}.db",))
     for table in (usage, usage_lookups):
         nothing = ", ".join(f"NULL AS {column.name}" for column in table.columns)
         parts = [f"SELECT * FROM '{name}'.{table.name}" for name in names] or [f"SELECT {nothing} WHERE 0"]
