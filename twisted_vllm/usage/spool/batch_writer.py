@@ -56,7 +56,6 @@ class BatchWriter:
     Attributes:
         committed: how many rows the database took.
         quarantined: how many damaged lines and rejected rows were quarantined.
-        reachable: whether the database took the last batch.
         durations: seconds of batches, those that failed included.
     """
 
@@ -70,11 +69,18 @@ class BatchWriter:
             store: the database.
         """
         self.committed = self.quarantined = 0
-        self.reachable = True
+        #: what failed when it was tried last. Another part may succeed meanwhile: rows and sums of SQLite are
+        #: in files of their own.
+        self._failing: set[str] = set()
         self.durations = Histogram(BUCKETS)
         self._quarantine_failed = False
         self._spool = spool
         self._store = store
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the database took the last batch, and all else that was tried."""
+        return not self._failing
 
     def write(self, batch: Batch) -> list[Written] | None:
         """Write a batch; return the rows that the database has and that count, or None if it must be retried.
@@ -83,7 +89,7 @@ class BatchWriter:
         """
         rejected: list[_Rejected] = []
         began = time.monotonic()
-        written = self.reach(lambda: self._write(batch.rows, rejected))
+        written = self.reach("rows", lambda: self._write(batch.rows, rejected))
         self.durations.observe(time.monotonic() - began)
         # Only now: until the database has all other rows, the whole batch may be retried.
         if written is None or ((batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected)):
@@ -91,8 +97,13 @@ class BatchWriter:
         self.committed += len(batch.rows) - len(rejected)
         return written
 
-    def reach(self, work: Callable[[], T]) -> T | None:
-        """Do work in the database; return its result, or None if the database is unavailable."""
+    def reach(self, part: str, work: Callable[[], T]) -> T | None:
+        """Do work in the database; return its result, or None if the database is unavailable.
+
+        Args:
+            part: which part of the ledger's work it is; whoever does a part that failed tries it again.
+            work: the work.
+        """
         try:
             result = work()
         except DatabaseUnavailable as error:
@@ -102,11 +113,12 @@ class BatchWriter:
                 reason=str(error),
                 **LEDGER_ALERT,
             )
-            self.reachable = False
+            self._failing.add(part)
             return None
-        if not self.reachable:
-            self.reachable = True
-            self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)
+        if part in self._failing:
+            self._failing.discard(part)
+            if self.reachable:
+                self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)
         return result
 
     def _write(self, rows: Sequence[UsageRow], rejected: list[_Rejected]) -> list[Written]:
