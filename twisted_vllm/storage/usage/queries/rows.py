@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
-from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, func, literal_column, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, and_, func, literal_column, select, true
 
 from twisted_vllm.storage.repository import in_chunks
 from twisted_vllm.storage.tables import former_keys, keys
@@ -321,11 +321,19 @@ class _Search:
     def _joined(self, look_up: LookUp, span: _Span, *, in_order: bool) -> Select[Any]:
         """Return the statement for the keys of rows that were looked up, newest first."""
         time = usage_lookups.c.time
-        statement = select(usage.c.time, usage.c.id).join_from(usage_lookups, usage, usage.c.time == time)
-        statement = statement.where(look_up.has_value, *span.has(time), look_up.found, *self._conditions)
+        wanted = (usage.c.time == time, look_up.found, *self._conditions)
+        rows: Any = usage
+        if self._connection.dialect.name == "postgresql":
+            # Its planner would read all rows and look each of them up, where it expects few to be wanted. OFFSET keeps
+            # it from that: each time that was looked up is sought.
+            sought = select(usage.c.time, usage.c.id).where(*wanted, *span.has(usage.c.time)).correlate(usage_lookups)
+            rows = sought.offset(0).lateral("sought")
+            wanted = (true(),)
+        statement = select(rows.c.time, rows.c.id).select_from(usage_lookups.join(rows, and_(*wanted)))
+        statement = statement.where(look_up.has_value, *span.has(time))
         # Adding 0 keeps SQLite, which has no statistics, from reading all rows in the order of time.
         order = time if in_order else time + literal_column("0", BigInteger)
-        return statement.order_by(order.desc(), usage.c.id.desc())
+        return statement.order_by(order.desc(), rows.c.id.desc())
 
     def _newest_time(self, payers: Select[Any], span: _Span) -> int | None:
         """Return when the newest row of some payers began."""
