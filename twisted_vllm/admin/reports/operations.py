@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from sqlalchemy import Connection, Row, or_, select
+from sqlalchemy import Connection, Row, select, union
 
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import current_spend, money
@@ -324,12 +324,15 @@ def costs_by_key(transaction: Transaction, equals: Mapping[str, str], start: int
 def costs_of_organization(transaction: Transaction, organization_id: str, start: int, end: int) -> list[Json]:
     """Return the cost and tokens of the keys and teams that are in an organization now, as `costs_by_key`."""
     keys, teams, payers = tables.keys.c, tables.teams.c, usage_payers.c
-    in_it = (
-        payers.key_id.in_(select(keys.key_id).where(keys.organization_id == organization_id)),
-        payers.team_id.in_(select(teams.team_id).where(teams.organization_id == organization_id)),
-    )
+    # With OR, PostgreSQL would read all payers.
+    in_it = union(
+        select(payers.id).where(payers.key_id.in_(select(keys.key_id).where(keys.organization_id == organization_id))),
+        select(payers.id).where(
+            payers.team_id.in_(select(teams.team_id).where(teams.organization_id == organization_id))
+        ),
+    ).subquery("in_it")
     asked = UsageQuery((KEY, MODEL), MONTH, start, end)
-    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS, payers=select(payers.id).where(or_(*in_it)))
+    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS, payers=select(in_it.c.id))
     rows = ((key_id, model, group.sums) for group in groups for key_id, model in [group.values])
     return _report_costs(transaction.connection, rows)
 
