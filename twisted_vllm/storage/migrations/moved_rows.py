@@ -139,8 +139,8 @@ def _announce(connection: Connection, former: str) -> None:
         where = f"{needed // _MB:,} MB of the server's disk"
     level = _log.warn if free < needed else _log.info
     level(
-        "The ledger's rows and sums ({size} MB) are moved to new tables before requests are served: some {minutes} min, "
-        "and up to {where}. If it is interrupted or the disk is full, nothing is lost: the next start begins anew",
+        "The ledger's rows and sums ({size} MB) are moved to new tables before requests are served: {minutes} min or "
+        "so, and up to {where}. If it is interrupted or the disk is full, nothing is lost: the next start begins anew",
         size=f"{size // _MB:,}",
         minutes=1 + size // _BYTES_A_MINUTE,
         where=where,
