@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import attrs
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
@@ -239,16 +239,30 @@ def add_partition(connection: Connection, partition: Partition) -> None:
         .returning(usage_partitions.c.name)
     )
     # Whoever comes second waits here for the first one's commit. The count of an insert's rows is not reliable.
-    if connection.execute(added).first() is None:
-        return
+    if connection.execute(added).first() is not None:
+        make_missing_tables(connection, partition)
+
+
+def make_missing_tables(connection: Connection, partition: Partition) -> list[str]:
+    """Make PostgreSQL's tables of a partition, where they are missing or detached; return their names."""
+    statement = text(
+        "SELECT to_regclass(:name), EXISTS (SELECT 1 FROM pg_inherits WHERE inhrelid = to_regclass(:name))"
+    )
+    made = []
     for table in rows_metadata.sorted_tables:
         child = f"{table.name}_{partition.name.replace('-', '_')}"
+        exists, is_attached = connection.execute(statement, {"name": child}).one()
+        if is_attached:
+            continue
         # ATTACH takes a weaker lock on the parent than CREATE TABLE … PARTITION OF.
-        connection.exec_driver_sql(f'CREATE TABLE "{child}" (LIKE "{table.name}" INCLUDING ALL)')
+        if exists is None:
+            connection.exec_driver_sql(f'CREATE TABLE "{child}" (LIKE "{table.name}" INCLUDING ALL)')
         connection.exec_driver_sql(
             f'ALTER TABLE "{table.name}" ATTACH PARTITION "{child}" '
             f"FOR VALUES FROM ({partition.start}) TO ({partition.end})"
         )
+        made.append(child)
+    return made
 
 
 def make_directory(main: Path) -> None:

@@ -8,7 +8,9 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from twisted.logger import Logger
 
+from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import begin, make_engine
 from twisted_vllm.storage.errors import StoreError
@@ -25,6 +27,7 @@ from twisted_vllm.storage.usage.partitions import (
     all_partitions,
     file_of,
     main_file,
+    make_missing_tables,
 )
 from twisted_vllm.storage.usage.references import References
 from twisted_vllm.storage.usage.tables import RowKey, has_row_key, usage, usage_lookups
@@ -207,6 +210,8 @@ class SqliteRows:
 class PostgresqlRows:
     """A :class:`RowStore` on PostgreSQL's partitions."""
 
+    _log = Logger()
+
     def __init__(self, engine: Engine, periods: Periods, seconds: float) -> None:
         """Set up.
 
@@ -264,9 +269,23 @@ class PostgresqlRows:
         except IntegrityError as error:
             if getattr(error.orig, "sqlstate", None) != _NO_PARTITION:
                 raise
-            # Another process dropped a partition.
+            # Another process dropped a partition, or an administrator a table of one.
             self._partitions.forget()
+            self._make_missing(times)
             self._write_once(times, work)
+
+    def _make_missing(self, times: Sequence[int]) -> None:
+        """Make tables of partitions that the database's list has: rows would wait, or be set aside, for ever."""
+        with begin(self._engine, Deadline(self._seconds), writes=True) as connection:
+            known = [each for each in all_partitions(connection) if any(map(each.has, times))]
+            made = [name for each in known for name in make_missing_tables(connection, each)]
+        if made:
+            self._log.critical(
+                "Somebody dropped or detached tables of the ledger, which are made or attached again: {names}. Rows "
+                "that were in a dropped one are lost, and their sums are not",
+                names=", ".join(made),
+                **LEDGER_ALERT,
+            )
 
     def _write_once(self, times: Sequence[int], work: Callable[[Connection, Sequence[int] | None], None]) -> None:
         with begin(self._engine, Deadline(self._seconds), writes=True) as connection:
