@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 from tests.end_to_end.messages import header_of, length_of
 from tests.end_to_end.process_harness import Connection, ThreadedServer, connect
 from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, ask, wait_until
+from tests.ledger_file import open_ledger
 
 Columns = dict[str, Any]
 #: what a server does with a request that it has read; its second argument is how often this request came before
@@ -92,7 +92,7 @@ ORDER BY row.time, row.id
 def rows_in(database: Path) -> dict[str, list[Columns]]:
     """Return the ledger's rows, by the ids of their requests."""
     found: dict[str, list[Columns]] = {}
-    with closing(sqlite3.connect(database, timeout=30.0)) as connection:
+    with closing(open_ledger(database)) as connection:
         cursor = connection.execute(ROWS)
         names = [column[0] for column in cursor.description]
         for values in cursor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sqlite3
 from contextlib import closing
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest_twisted
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.task import deferLater
 
+from tests.ledger_file import open_ledger
 from twisted_vllm.config.settings import LedgerSettings
 from twisted_vllm.usage.spool.segments import Segment
 
@@ -65,7 +65,7 @@ async def test_a_full_disk(
         await deferLater(reactor, 0.05)
     names = ("spool_writable", "rows_committed_total", "spool_rows", "unsaved_rows", "rows_lost_total")
     assert [metrics[name] for name in names] == [1, served, 0, 0, 0]
-    with closing(sqlite3.connect(gateway.database_file)) as connection:
+    with closing(open_ledger(gateway.database_file)) as connection:
         [(rows,)] = connection.execute("SELECT count(*) FROM vllm_passthrough_usage")
     assert rows == served
     assert (await gateway.ask("POST", CHAT, **ASKED)).status == 200

@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import socket
-import sqlite3
 import threading
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from tests.end_to_end.end_to_end_harness import HOST
 from tests.end_to_end.messages import whole
 from tests.end_to_end.process_harness import FULL, Connection, MeasuredGateway, served
 from tests.end_to_end.twistd_harness import MASTER_KEY, wait_until
+from tests.ledger_file import SUMS_OF_DAYS, open_ledger
 
 #: how often the gateway is killed
 KILLS = 20 if FULL else 2
@@ -63,7 +63,7 @@ def ask_on(port: int, seen: list[str], pause: float = 0.0) -> None:
 
 def ledger(directory: Path) -> Counter[str]:
     """Return how often each request stands in the ledger."""
-    with closing(sqlite3.connect(directory / "twisted_vllm.sqlite3", timeout=30.0)) as connection:
+    with closing(open_ledger(directory / "twisted_vllm.sqlite3")) as connection:
         return Counter(
             name for (name,) in connection.execute("SELECT COALESCE(request_id, id) FROM vllm_passthrough_usage")
         )
@@ -88,11 +88,9 @@ def test_a_kill_under_load_loses_no_answer_that_a_client_saw_and_doubles_none(tm
             wait_until(lambda: set(seen) <= set(ledger(tmp_path)))
     found = ledger(tmp_path)
     assert set(found.values()) == {1}
-    with closing(sqlite3.connect(tmp_path / "twisted_vllm.sqlite3")) as connection:
+    with closing(open_ledger(tmp_path / "twisted_vllm.sqlite3")) as connection:
         [rows] = connection.execute("SELECT count(*), sum(total_tokens) FROM vllm_passthrough_usage")
-        [sums] = connection.execute(
-            "SELECT sum(requests), sum(total_tokens) FROM vllm_passthrough_usage_totals "
-            "WHERE dimension = 'all' AND period = 'day'"
-        )
+        [(requests, tokens, _)] = connection.execute(SUMS_OF_DAYS)
+    sums = (requests, tokens)
     assert rows == sums == (len(found), 7 * len(found))
     print(f"{KILLS} kills, {len(seen)} answers seen whole, {len(found)} rows")

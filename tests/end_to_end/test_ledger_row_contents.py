@@ -14,6 +14,7 @@ import pytest_twisted
 from tests.end_to_end.end_to_end_harness import request_bytes, server_at
 from tests.end_to_end.ledger_harness import ANSWER, Columns, rows_in
 from tests.end_to_end.messages import whole
+from tests.ledger_file import SUMS_OF_DAYS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import EndUserSettings, LedgerSettings, ModelEntry, PriceList
 from twisted_vllm.money import PICODOLLARS
@@ -146,9 +147,7 @@ async def test_a_row_keeps_the_prices_of_its_day(stand_in: Any, gateway_to: Any,
     told = [json.loads(row["prices"])["input_cost_per_token"] for day in days for row in day]
     assert told == ["0.000001", "0.000001", "0.0000025", "0.5"]
     with closing(sqlite3.connect(database)) as connection:
-        [(total,)] = connection.execute(
-            "SELECT sum(cost) FROM vllm_passthrough_usage_totals WHERE dimension = 'all' AND period = 'day'"
-        )
+        [(_, _, total)] = connection.execute(SUMS_OF_DAYS)
     assert total == sum(cost for day in costs for cost in day)
 
 

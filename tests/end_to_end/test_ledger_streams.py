@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,6 +19,7 @@ from tests.end_to_end.ledger_harness import ANSWER, CHAT, Columns, LedgerGateway
 from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, header_of
 from tests.end_to_end.process_harness import Connection, connected, served
 from tests.end_to_end.twistd_harness import MASTER_KEY, serving, wait_until
+from tests.ledger_file import open_ledger
 
 ANSWERS = Path(__file__).parents[1] / "usage" / "answers"
 COMPLETIONS = "/v1/completions"
@@ -242,6 +242,6 @@ def test_without_a_ledger_nothing_is_written_or_changed_and_limits_hold(trial: T
         client.send(request(f"/vllm{CHAT}", "limited", body, limited))
         assert client.read_head().startswith(b"HTTP/1.1 429 ")
     assert not list(gateway.database.parent.glob("*spool*"))
-    with closing(sqlite3.connect(gateway.database)) as connection:
-        for table in ("usage", "usage_totals", "usage_daily", "usage_payers", "usage_targets"):
+    with closing(open_ledger(gateway.database)) as connection:
+        for table in ("usage", "usage_lookups", "usage_sums", "usage_payers", "usage_targets", "usage_marks"):
             assert connection.execute(f"SELECT count(*) FROM vllm_passthrough_{table}").fetchone() == (0,)

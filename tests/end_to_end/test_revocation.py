@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -30,6 +29,7 @@ from tests.end_to_end.end_to_end_harness import (
 from tests.end_to_end.messages import CHUNKED_HEAD, STREAM
 from tests.end_to_end.process_harness import Connection, connect, connected, served
 from tests.end_to_end.twistd_harness import Foreground, serving
+from tests.ledger_file import open_ledger
 from twisted_vllm.proxy.revocation import INTERVAL
 from twisted_vllm.storage.registry import FOLLOW_INTERVAL
 
@@ -226,7 +226,7 @@ async def test_a_request_whose_answer_has_not_begun_is_refused(stand_in: Any, ga
     again.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     await client.until_received(b"\r\n\r\nok")
     await gateway.stop()
-    with closing(sqlite3.connect(gateway.database_file)) as database:
+    with closing(open_ledger(gateway.database_file)) as database:
         rows = database.execute("SELECT outcome, estimated FROM vllm_passthrough_usage ORDER BY time").fetchall()
     assert rows == [("revoked", 1), ("completed", 0)]
 

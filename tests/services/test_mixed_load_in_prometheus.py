@@ -25,6 +25,7 @@ from benchmarks.dashboards.world import CHAT, EMBEDDING, World, world
 from benchmarks.measure import percentile
 from benchmarks.prometheus import Prometheus, QueryRefused, find_prometheus
 from tests.end_to_end.twistd_harness import wait_until
+from tests.ledger_file import open_ledger
 
 SECONDS = 16.0
 #: enough for a few of everything
@@ -94,7 +95,7 @@ def _lines(directory: Path, outcome: Outcome) -> Iterator[dict[str, Any]]:
 
 
 def _rows(directory: Path) -> list[dict[str, Any]]:
-    with closing(sqlite3.connect(f"file:{directory / 'twisted_vllm.sqlite3'}?mode=ro", uri=True)) as database:
+    with closing(open_ledger(directory / "twisted_vllm.sqlite3")) as database:
         database.row_factory = sqlite3.Row
         query = (
             "SELECT usage.*, model, server, coalesce(requests, 1) AS stands_for FROM vllm_passthrough_usage AS usage"
