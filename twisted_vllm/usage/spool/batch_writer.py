@@ -22,6 +22,9 @@ from twisted_vllm.usage.spool.spool import Spool
 #: upper bounds of the seconds of a batch
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+#: seconds after which work that failed, and was not tried again, was given up
+_GIVEN_UP_SECONDS = 60.0
+
 QUARANTINE_SUFFIX = ".damaged"
 
 T = TypeVar("T")
@@ -56,22 +59,26 @@ class BatchWriter:
     Attributes:
         committed: how many rows the database took.
         quarantined: how many damaged lines and rejected rows were quarantined.
-        reachable: whether the database took the last batch.
+        reachable: whether the database does what it was asked for: it did all that failed before.
         durations: seconds of batches, those that failed included.
     """
 
     _log = Logger()
 
-    def __init__(self, spool: Spool, store: IUsageStore) -> None:
+    def __init__(self, spool: Spool, store: IUsageStore, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Set up.
 
         Args:
             spool: provides the directory and the name of the quarantine file.
             store: the database.
+            monotonic: a clock, in seconds.
         """
+        self._monotonic = monotonic
         self.committed = self.quarantined = 0
         self.reachable = True
         self.durations = Histogram(BUCKETS)
+        # when each kind of work that failed did so last
+        self._failed: dict[str, float] = {}
         self._quarantine_failed = False
         self._spool = spool
         self._store = store
@@ -82,17 +89,24 @@ class BatchWriter:
         However often a batch is retried, its rows are counted once and quarantined once.
         """
         rejected: list[_Rejected] = []
-        began = time.monotonic()
-        written = self.reach(lambda: self._write(batch.rows, rejected))
-        self.durations.observe(time.monotonic() - began)
+        began = self._monotonic()
+        written = self.reach("rows", lambda: self._write(batch.rows, rejected))
+        self.durations.observe(self._monotonic() - began)
         # Only now: until the database has all other rows, the whole batch may be retried.
         if written is None or ((batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected)):
             return None
         self.committed += len(batch.rows) - len(rejected)
         return written
 
-    def reach(self, work: Callable[[], T]) -> T | None:
-        """Do work in the database; return its result, or None if the database is unavailable."""
+    def reach(self, kind: str, work: Callable[[], T]) -> T | None:
+        """Do work in the database; return its result, or None if the database is unavailable.
+
+        The database is back when it does what it did not do. Other work may not need it, or not the file that failed.
+
+        Args:
+            kind: what kind of work, such as "rows".
+            work: the work.
+        """
         try:
             result = work()
         except DatabaseUnavailable as error:
@@ -103,8 +117,14 @@ class BatchWriter:
                 **LEDGER_ALERT,
             )
             self.reachable = False
+            self._failed[kind] = self._monotonic()
             return None
-        if not self.reachable:
+        if self.reachable:
+            return result
+        self._failed.pop(kind, None)
+        # What was given up is not tried again.
+        if all(at < self._monotonic() - _GIVEN_UP_SECONDS for at in self._failed.values()):
+            self._failed.clear()
             self.reachable = True
             self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)
         return result
