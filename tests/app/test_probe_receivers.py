@@ -211,7 +211,7 @@ def test_the_bucket_of_the_export_is_asked_for(receivers: Find) -> None:
     pytest.importorskip("boto3")
     pytest.importorskip("pyarrow")
     with answering(404) as server:
-        (receiver,) = receivers(
+        directory, receiver = receivers(
             f"""
             passthrough:
               ledger:
@@ -223,6 +223,20 @@ def test_the_bucket_of_the_export_is_asked_for(receivers: Find) -> None:
         )
         assert receiver.subject == "export of the ledger"
         assert found(receiver) == (False, "there is no bucket usage")
+        assert directory.subject == "directory of the ledger's export"
+
+
+def test_the_directory_of_the_export_is_looked_at(receivers: Find, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "file").touch()
+    for name, usable, words in (("new/usage", True, "can be written"), ("file/usage", False, "is no directory")):
+        (receiver,) = receivers(
+            f"passthrough: {{ledger: {{usage_export: parquet, usage_export_directory: {tmp_path}/{name}}}}}"
+        )
+        result, text = found(receiver)
+        assert result is usable
+        assert text.endswith(words)
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == [], "it changes nothing"
 
 
 def test_files_syslog_and_the_journal_are_looked_at(receivers: Find, tmp_path: Path) -> None:

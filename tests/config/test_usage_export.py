@@ -61,13 +61,27 @@ def test_a_bucket_takes_the_place_of_the_directory_and_its_key_is_a_secret(load_
         ("usage_export: {format: parquet, bucket: usage}", ".bucket", "is not a known setting"),
         ("usage_export: {format: parquet, s3: {prefix: eu/}}", ".s3.bucket", "is missing"),
         ("usage_export: {format: parquet, s3: {bucket: usage, access_key_id: x}}", ".s3", "together"),
-        ("usage_export: [parquet]", "", "must be a mapping"),
+        ("usage_export: [parquet]", "", "must be parquet, or a mapping"),
+        ("usage_export: true", "", "must be parquet, or a mapping"),
     ],
 )
 def test_what_cannot_be_used_is_refused(problems_of: Refusal, ledger: str, path: str, says: str) -> None:
     (problem,) = problems_of(written(ledger))
     assert problem.startswith(f"passthrough.ledger.usage_export{path}: ")
     assert says in problem
+
+
+@pytest.mark.parametrize(
+    ("ledger", "warning"),
+    [
+        ("usage_export_directory: out", "usage_export_directory: nothing is exported: usage_export is not set"),
+        ("usage_export: {directory: out}", "usage_export.format: nothing is exported: it is missing (write parquet)"),
+        ("enabled: false, usage_export: parquet", "usage_export: nothing is exported: passthrough.ledger.enabled is"),
+    ],
+)
+def test_an_export_that_exports_nothing_is_told(load_text: Loader, ledger: str, warning: str) -> None:
+    (told,) = loaded(load_text, ledger).warnings
+    assert told.startswith(f"passthrough.ledger.{warning}")
 
 
 def test_without_an_extra_the_start_is_refused_and_says_which(

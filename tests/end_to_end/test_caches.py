@@ -40,8 +40,11 @@ BOUNDED_OTHERWISE = {
     "References.targets": 25_000,
     "References.payers": 25_000,
     "MinuteCounts._counts": 10_000,
-    # the tags of one day: MAX_TAGS
-    "_Day.known": 10_000,
+    # what is added up together: 40,000 things, of 200,000 rows at most
+    "GatheredSums.payers": 40_000,
+    "GatheredSums.lookups": 40_000,
+    "GatheredSums.models": 40_000,
+    "GatheredSums.payer_texts": 40_000,
     # the cursors of sqlite3, which drops those of old after 200
     "_ConnectionRecord.dbapi_connection": 256,
 }

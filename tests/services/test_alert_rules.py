@@ -206,6 +206,12 @@ CASES = [
         says=("1m 30s",),
     ),
     Case(
+        "SumsLate",
+        gauge("ledger_gathered_oldest_row_seconds", 180),
+        gauge("ledger_gathered_oldest_row_seconds", 30),
+        says=("3m 0s", "Nothing is lost"),
+    ),
+    Case(
         "UsageExportLate",
         gauge("usage_export_overdue_seconds", 4 * 3_600),
         gauge("usage_export_overdue_seconds", 2 * 3_600),

@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
+import pytest
 import pytest_twisted
 from sqlalchemy import Connection, text
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 
 from tests.services.private_postgresql import PrivatePostgresql
@@ -46,6 +49,10 @@ async def written(database: Database, *moments: datetime) -> None:
     await database.run(lambda connection: write(Transaction(connection), entries), writes=True)
 
 
+def drop(database: Database, now: datetime = NOW) -> Deferred[int]:
+    return database.run(lambda connection: drop_months(connection, timedelta(days=90), now), writes=False)
+
+
 async def read(database: Database) -> list[datetime]:
     return await database.run(lambda connection: times(Transaction(connection)), writes=False)
 
@@ -77,15 +84,48 @@ async def test_changes_go_on_while_somebody_reads_a_month_that_goes(
     try:
         with engine.connect() as reader, reader.begin():
             assert reader.execute(text("SELECT count(*) FROM vllm_passthrough_audit")).scalar() == 2
-            before = NOW - timedelta(days=90)
-            dropping = database.run(lambda connection: drop_months(connection, before), writes=False)
+            dropping = drop(database)
             await written(database, NOW + timedelta(seconds=1), NOW + timedelta(days=40))
             assert NOW + timedelta(seconds=1) in await read(database)
-            assert not dropping.called
+            assert await dropping == 0
+            assert len(await read(database)) == 3
+            # Nobody is told that the database is away.
+            assert database.reachable
     finally:
         engine.dispose()
-    assert await dropping == 1
+    assert await drop(database) == 1
     assert len(await read(database)) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_month_that_is_half_detached_goes_before_the_others(
+    postgresql_url: str, postgresql_database: Database
+) -> None:
+    """PostgreSQL detaches no other month of the table before."""
+    database = postgresql_database
+    # made in this order, so that the half detached one is found last
+    await written(database, NOW, NOW - timedelta(days=250), NOW - timedelta(days=200))
+    await database.run(months_of, writes=False)
+    engine = make_engine(parse_url(Secret(postgresql_url)))
+    name = f"vllm_passthrough_audit_{(NOW - timedelta(days=200)):%Y_%m}"
+    with engine.connect() as reader, psycopg.connect(postgresql_url, autocommit=True) as other:
+        assert reader.execute(text("SELECT count(*) FROM vllm_passthrough_audit")).scalar() == 3
+        other.execute("SET statement_timeout = 300")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            other.execute(f"ALTER TABLE vllm_passthrough_audit DETACH PARTITION {name} CONCURRENTLY")
+    engine.dispose()
+    assert await drop(database) == 2
+    assert await database.run(months_of, writes=False) == ["2026_11"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_machine_whose_clock_is_ahead_drops_no_entries(postgresql_database: Database) -> None:
+    database = postgresql_database
+    now = datetime.now(UTC)
+    await written(database, now)
+    later = now + timedelta(days=4_000)
+    assert await drop(database, later) == 0
+    assert await read(database) == [now]
 
 
 @pytest_twisted.ensureDeferred
@@ -99,8 +139,7 @@ async def test_a_month_that_was_detached_and_not_dropped_goes_at_the_next_look(p
         connection.execute(text(f"ALTER TABLE vllm_passthrough_audit DETACH PARTITION {name}"))
 
     await database.run(detach, writes=True)
-    before = NOW - timedelta(days=90)
-    assert await database.run(lambda connection: drop_months(connection, before), writes=False) == 1
+    assert await drop(database) == 1
     assert await database.run(months_of, writes=False) == ["2026_11"]
 
 
@@ -131,7 +170,7 @@ def test_the_entries_of_an_older_database_are_the_first_part(postgresql: Private
         ids = connection.execute(text("SELECT id FROM vllm_passthrough_audit ORDER BY id")).scalars().all()
         assert ids == [1, 2, 3, 4, 5]
     with engine.connect() as connection, connection.begin():
-        assert drop_months(connection, later - timedelta(days=60)) == 1
+        assert drop_months(connection, timedelta(days=-340), datetime.now(UTC)) == 1
     with engine.connect() as connection:
         assert times(Transaction(connection)) == [later]
     engine.dispose()

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import text
+from twisted.logger import capturedLogs as captured_logs
+from twisted.logger import eventAsText
 
 from tests.builders import usage_row
+from tests.conftest import LoggedFailures
 from tests.storage.retention_contract import RetentionContract, Store, at
 from twisted_vllm.storage.usage import retention
 
@@ -61,6 +64,28 @@ def test_a_table_that_a_crash_left_detached_is_dropped(store: Store) -> None:
         connection.execute(text("ALTER TABLE vllm_passthrough_usage DETACH PARTITION vllm_passthrough_usage_2026_03"))
     store.database.drop_before(at("2026-04-01"))
     assert tables_of(store) == ["2026_06", "lookups_2026_06"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "kept"),
+    [
+        ("DROP TABLE vllm_passthrough_usage_2026_06, vllm_passthrough_usage_lookups_2026_06", 1),
+        ("ALTER TABLE vllm_passthrough_usage DETACH PARTITION vllm_passthrough_usage_2026_06", 2),
+    ],
+)
+def test_a_table_that_somebody_took_away_is_made_anew_and_rows_are_kept(
+    store: Store, statement: str, kept: int, logged_failures: LoggedFailures
+) -> None:
+    store.write("2026-06-15")
+    with store.engine.begin() as connection:
+        connection.execute(text(statement))
+    with captured_logs() as events:
+        store.write_rows([usage_row(5, time=at("2026-06-16"))])
+    assert logged_failures.flush() == [None]
+    assert len(store.rows) == kept
+    [told] = [event for event in events if event["log_level"].name == "critical"]
+    assert "Somebody dropped or detached tables" in eventAsText(told)
+    assert "vllm_passthrough_usage_2026_06" in eventAsText(told)
 
 
 def test_a_machine_whose_clock_is_ahead_drops_nothing(store: Store) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from twisted.logger import capturedLogs as captured_logs
+from twisted.logger import eventAsText
 
 from tests.storage.partitions_migration_contract import (
     PartitionsMigrationContract,
@@ -79,6 +81,24 @@ def test_a_migration_that_was_interrupted_is_begun_anew(
     assert not list((tmp_path / "keys.sqlite-usage").glob("*.new*"))
     for each in (engine, fresh):
         each.dispose()
+
+
+@pytest.mark.parametrize(("free", "level"), [(10**12, "info"), (0, "warn")])
+def test_the_log_says_first_what_the_migration_needs(
+    url: str, free: int, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_former(url, some_rows())
+    found = os.statvfs("/")
+    values = list(found)
+    values[0], values[1], values[4] = 4096, 1, free
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(values))
+    with captured_logs() as events:
+        migrate(engine)
+    engine.dispose()
+    first, *others = [event for event in events if event["log_namespace"].endswith("moved_rows")]
+    assert first["log_level"].name == level
+    assert f"MB of disk, of which {free // 10**6:,} MB are free" in eventAsText(first)
+    assert eventAsText(others[-1]).endswith(f"{len(others)} of {len(others)} months")
 
 
 def test_rows_that_came_after_an_interrupted_migration_are_moved_too(url: str) -> None:

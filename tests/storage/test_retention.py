@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from twisted.logger import capturedLogs as captured_logs
 from twisted.logger import eventAsText
 
@@ -16,9 +16,13 @@ from tests.builders import usage_row
 from tests.conftest import LoggedFailures
 from tests.storage.retention_contract import RetentionContract, Store, at
 from tests.storage.retention_contract import test_partitions_are_found_by_their_names as test_names  # noqa: F401
-from twisted_vllm.storage.sqlite_file import DatabaseFileLost
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.storage.deadline import Deadline
+from twisted_vllm.storage.engine import make_engine
+from twisted_vllm.storage.transacting import Failed, Fault, transact
 from twisted_vllm.storage.usage import retention
-from twisted_vllm.storage.usage.partitions import partitions_of, rows_in
+from twisted_vllm.storage.usage.partition_files import make_missing_files
+from twisted_vllm.storage.usage.partitions import PartitionLost, partitions_of, rows_in
 from twisted_vllm.storage.usage.tables import usage
 from twisted_vllm.usage.interfaces import DatabaseUnavailable
 
@@ -104,12 +108,14 @@ def test_a_file_that_somebody_removed_is_reported_and_not_made_anew(store: Store
     path = Path(f"{store.engine.url.database}-usage/2026-06.db")
     aside = path.with_name("aside")
     os.rename(path, aside)
-    with pytest.raises(DatabaseUnavailable, match=r"2026-06\.db was removed while the gateway runs"):
+    with pytest.raises(
+        DatabaseUnavailable, match=r"2026-06\.db, which has rows of the ledger, was removed while the gateway runs"
+    ):
         store.database.write([usage_row(5, time=at("2026-06-16"))])
     for _ in range(2):
-        with pytest.raises(DatabaseUnavailable, match=r"2026-06\.db.*is missing\. Put it back, or restart"):
+        with pytest.raises(DatabaseUnavailable, match=r"2026-06\.db.*is missing\. Put the former file"):
             store.database.write([usage_row(5, time=at("2026-06-16"))])
-    with store.engine.connect() as connection, pytest.raises(DatabaseFileLost, match="is missing"):
+    with store.engine.connect() as connection, pytest.raises(PartitionLost, match="is missing"):
         rows_in(connection, partitions_of(connection)[0]).execute(select(usage)).all()
     assert not path.exists()
     os.rename(aside, path)
@@ -123,14 +129,54 @@ def test_a_restart_goes_on_without_a_file_that_is_lost(store: Store, logged_fail
     path = Path(f"{store.engine.url.database}-usage/2026-06.db")
     for each in path.parent.iterdir():
         each.unlink()
-    other = store.another()
     with captured_logs() as events:
-        store.write_rows([usage_row(5, time=at("2026-06-16"))], other)
-    assert store.rows == [at("2026-06-16")]
+        make_missing_files(store.engine)
     [told] = [event for event in events if event["log_level"].name == "critical"]
     assert logged_failures.flush() == [None]
     assert "2026-06.db is missing, and is made anew" in eventAsText(told)
+    # before anybody wrote a row
+    assert store.rows == []
+    assert path.stat().st_mode & 0o777 == 0o600
+    other = store.another()
+    store.write_rows([usage_row(5, time=at("2026-06-16"))], other)
+    assert store.rows == [at("2026-06-16")]
     other.close()
+
+
+def test_a_file_that_cannot_be_made_anew_does_not_keep_the_gateway_from_starting(
+    store: Store, logged_failures: LoggedFailures
+) -> None:
+    store.write("2026-06-15")
+    store.database.close()
+    directory = Path(f"{store.engine.url.database}-usage")
+    for each in directory.iterdir():
+        each.unlink()
+    directory.rmdir()
+    # a disk that is not mounted
+    directory.symlink_to("/nonexistent/disk")
+    with captured_logs() as events:
+        make_missing_files(store.engine)
+    assert "2026-06.db is missing, and cannot be made anew: File exists" in eventAsText(events[-1])
+    assert logged_failures.flush() == [None]
+
+
+def test_a_damaged_file_is_named_to_who_writes_and_who_reads(store: Store) -> None:
+    store.write("2026-02-02", "2026-06-15")
+    store.database.close()
+    path = Path(f"{store.engine.url.database}-usage/2026-06.db")
+    path.write_bytes(b"not a database" * 1_000)
+    with pytest.raises(DatabaseUnavailable, match=r"2026-06\.db: file is not a database"):
+        store.database.write([usage_row(5, time=at("2026-06-16"))])
+    engine = make_engine(store.engine.url, connections=1, read_only=True)
+
+    def read(connection: Connection) -> None:
+        rows_in(connection, partitions_of(connection)[0]).execute(select(usage)).all()
+
+    failed = transact(engine, Secret(str(store.engine.url)), read, Deadline(5.0), writes=False)
+    assert isinstance(failed, Failed)
+    assert failed.fault is Fault.ROWS_LOST
+    assert "2026-06.db, which has rows of the ledger, cannot be opened" in failed.reason
+    engine.dispose()
 
 
 def test_a_partition_on_another_disk_is_dropped_there(store: Store, tmp_path: Path) -> None:
@@ -162,7 +208,7 @@ def test_a_partition_that_could_not_be_made_whole_is_made_later(store: Store, mo
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("twisted_vllm.storage.usage.row_store.create_rows_tables", fail)
+        patch.setattr("twisted_vllm.storage.usage.partition_files.create_rows_tables", fail)
         with pytest.raises(DatabaseUnavailable, match="No space left on device"):
             store.database.write([usage_row(1, time=at("2026-06-06"))])
     assert store.partitions == []

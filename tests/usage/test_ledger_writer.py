@@ -22,7 +22,7 @@ from twisted_vllm.usage.interfaces import DatabaseUnavailable, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool import batch_writer as batch_writer_module
 from twisted_vllm.usage.spool import writer as writer_module
-from twisted_vllm.usage.spool.batch_writer import quarantine
+from twisted_vllm.usage.spool.batch_writer import BatchWriter, quarantine
 from twisted_vllm.usage.spool.format import encode_rows, header_line
 from twisted_vllm.usage.spool.segments import Segment
 from twisted_vllm.usage.spool.spool import Spool
@@ -177,6 +177,24 @@ async def test_an_outage_is_logged_once_and_nothing_is_lost(bench: Bench, monkey
     told = [event["log_level"].name for event in events if event["log_level"].name != "debug"]
     assert told == ["error", "info"]
     assert sum(spent.amount for spent in bench.spent) == 35
+
+
+def test_the_database_is_back_when_it_does_what_it_did_not_do(bench: Bench) -> None:
+    """Where a file of rows is read-only, sums without content are written all the time."""
+    written = BatchWriter(bench.spool, bench.store)
+
+    def fail() -> None:
+        raise DatabaseUnavailable("read-only")
+
+    with captured_logs() as events:
+        for _ in range(3):
+            assert written.reach("rows", fail) is None
+            assert written.reach("sums", lambda: True)
+            assert not written.reachable
+        assert written.reach("rows", lambda: True)
+        assert written.reachable
+    told = [event["log_level"].name for event in events if event["log_level"].name != "debug"]
+    assert told == ["error", "info"]
 
 
 @pytest_twisted.ensureDeferred

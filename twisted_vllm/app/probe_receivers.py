@@ -61,9 +61,11 @@ def receivers_of(settings: Settings) -> Iterator[Receiver]:
             yield Receiver(f"traces to {each.name}", _of_otlp(each))
     if settings.otlp_metrics.active:
         yield Receiver("metrics by OTLP", _of_otlp(settings.otlp_metrics.destination))
-    bucket = settings.ledger.export.s3
-    if settings.ledger.export.enabled and bucket.bucket is not None:
-        yield Receiver("export of the ledger", lambda: _look_at_bucket(bucket))
+    export = settings.ledger.export
+    if export.enabled:
+        yield Receiver("directory of the ledger's export", lambda: _look_at_directory(export.directory or ""))
+    if export.enabled and export.s3.bucket is not None:
+        yield Receiver("export of the ledger", lambda: _look_at_bucket(export.s3))
     # by where they lead, as one look is enough for several hooks of a host
     webhooks = {origin_of(url): url for url in _webhooks(settings)}
     for origin, url in webhooks.items():
@@ -210,6 +212,18 @@ def _look_at_journal(sink: SinkSettings) -> str:
 
 def _look_at_bucket_of(sink: SinkSettings) -> str:
     return _look_at_bucket(sink.as_bucket)
+
+
+def _look_at_directory(path: str) -> str:
+    # what is missing of it is made with the first file
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise Unusable(f"{there} is no directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise Unusable(f"{there} may not be written")
+    return f"{path} can be written"
 
 
 def _look_at_bucket(bucket: Bucket) -> str:

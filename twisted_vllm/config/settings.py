@@ -43,7 +43,7 @@ from twisted_vllm.config.checks import (
     url_scheme,
     whole,
 )
-from twisted_vllm.config.declaration import section, setting
+from twisted_vllm.config.declaration import Section, section, setting, settings_of
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
 from twisted_vllm.config.log import LEVELS, request_lines
@@ -52,6 +52,7 @@ from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
+from twisted_vllm.config.problems import Place
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
     aliases,
@@ -424,6 +425,19 @@ class LedgerSettings:
             return UsageExportSettings()
         directory = found.directory or self.usage_export_directory or EXPORT_DIRECTORY
         return attrs.evolve(found, directory=directory)
+
+
+class _LedgerSection(Section[LedgerSettings]):
+    """The section, which says which of its settings do nothing."""
+
+    def __call__(self, value: object, place: Place, /) -> LedgerSettings:
+        found = super().__call__(value, place)
+        exports = found.usage_export.enabled
+        if exports and not found.enabled:
+            place.key("usage_export").warn("nothing is exported: passthrough.ledger.enabled is false")
+        if found.usage_export_directory is not None and not exports:
+            place.key("usage_export_directory").warn("nothing is exported: usage_export is not set")
+        return found
 
 
 @attrs.frozen
@@ -1162,7 +1176,7 @@ class Settings:
     )
     ledger: LedgerSettings = setting(
         LedgerSettings(),
-        section(LedgerSettings),
+        _LedgerSection(LedgerSettings, settings_of(LedgerSettings)),
         "What each request used: a row in the database, and sums by day and month that outlast it.",
     )
     end_users: EndUserSettings = setting(

@@ -98,6 +98,10 @@ class _ExportSection(Section[UsageExportSettings]):
     def __call__(self, value: object, place: Place, /) -> UsageExportSettings:
         if isinstance(value, str):
             value = {"format": value}
+        elif value is not None and not isinstance(value, dict):
+            raise Rejected(f"must be {PARQUET}, or a mapping with format: {PARQUET}")
+        elif value and "format" not in value:
+            place.key("format").warn(f"nothing is exported: it is missing (write {PARQUET})")
         found = super().__call__(value, place)
         if not found.enabled:
             return found

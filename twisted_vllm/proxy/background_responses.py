@@ -31,7 +31,7 @@ from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.proxy.admission import Admitted
 from twisted_vllm.proxy.background_charge import OUTCOMES, BackgroundWork, Charge, charge_of, pack_prices
-from twisted_vllm.proxy.ledger import UsageSink
+from twisted_vllm.proxy.ledger import RepeatableUsageSink
 from twisted_vllm.proxy.stored_answer import StoredAnswer, ask_for
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.interfaces import Limiter
@@ -66,11 +66,14 @@ _decode_work = msgspec.json.Decoder(BackgroundWork).decode
 class _Followed:
     """A response that is followed. One that a former process followed is `unreserved` until it is reserved again."""
 
-    __slots__ = ("due", "failing_since", "misses", "polling", "reservation", "unreserved", "wait", "wanted", "work")
+    __slots__ = (
+        *("due", "failing_since", "misses", "polling", "reservation", "taken_over", "unreserved", "wait", "wanted"),
+        "work",
+    )
 
-    def __init__(self, work: BackgroundWork, reservation: Reservation | None, unreserved: bool = False) -> None:
+    def __init__(self, work: BackgroundWork, reservation: Reservation | None, taken_over: bool = False) -> None:
         self.work = work
-        self.unreserved = unreserved
+        self.taken_over = self.unreserved = taken_over
         self.reservation = reservation
         self.wait = FIRST_POLL
         self.due = 0.0
@@ -97,7 +100,7 @@ class BackgroundResponses(RequestObserver):
         limiter: Limiter,
         index: KeyIndex,
         *,
-        rows: UsageSink | None,
+        rows: RepeatableUsageSink | None,
         files: PendingFiles | None,
         assumed_output_tokens: int,
     ) -> None:
@@ -246,7 +249,7 @@ class BackgroundResponses(RequestObserver):
                 self._files.remove(name)
                 continue
             if work.id not in self._followed:
-                followed = _Followed(work, None, unreserved=True)
+                followed = _Followed(work, None, taken_over=True)
                 self._add(followed)
                 self._reserve(followed)
 
@@ -392,21 +395,23 @@ class BackgroundResponses(RequestObserver):
             tokens = usage.prompt_tokens + usage.completion_tokens
             self._limiter.settle(followed.reservation, tokens, charge.cost, now, sent=True)
         if self._rows is not None and work.row is not None:
-            row = work.row
-            self._rows.append(
-                msgspec.structs.replace(
-                    row,
-                    outcome=charge.outcome,
-                    prompt_tokens=usage.prompt_tokens,
-                    cached_tokens=usage.cached_tokens,
-                    completion_tokens=usage.completion_tokens,
-                    reasoning_tokens=usage.reasoning_tokens,
-                    total_tokens=usage.total_tokens,
-                    estimated=usage.estimated,
-                    cost=charge.cost,
-                    total_us=max(round((now - work.started) * 1e6), row.total_us),
-                )
+            row = msgspec.structs.replace(
+                work.row,
+                outcome=charge.outcome,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                completion_tokens=usage.completion_tokens,
+                reasoning_tokens=usage.reasoning_tokens,
+                total_tokens=usage.total_tokens,
+                estimated=usage.estimated,
+                cost=charge.cost,
+                total_us=max(round((now - work.started) * 1e6), work.row.total_us),
             )
+            if followed.taken_over:
+                # its former process may have ended between the row and the removal of the file
+                self._rows.append_doubtful(row)
+            else:
+                self._rows.append(row)
             self._rows.flush()
         if self.on_charged is not None:
             self.on_charged(work, charge)

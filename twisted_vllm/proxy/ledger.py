@@ -39,6 +39,13 @@ class UsageSink(Protocol):
         """Write the rows that were appended."""
 
 
+class RepeatableUsageSink(UsageSink, Protocol):
+    """Where rows go that another process may have written already."""
+
+    def append_doubtful(self, row: UsageRow) -> None:
+        """Append such a row: if it is stored, it does not count again."""
+
+
 class Coalescer(Protocol):
     """Reports the turns of the reactor: the write coalescer.
 

@@ -10,31 +10,24 @@ An entry is written in the transaction of the change that it tells of, so the au
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, select, text
 
+from twisted_vllm.storage.partition_tables import PartitionTable, ahead_of_server, drop_tables, tables_named
 from twisted_vllm.storage.tables import audit
 
 #: rows that one transaction deletes on SQLite, and pages that one gives back
 DELETED_AT_ONCE, RELEASED_AT_ONCE = 100, 200
 
-#: PostgreSQL's version from which a partition is detached without a lock that readers and writers notice
-_DETACHES_BESIDE = (14,)
-
 #: a month's partition, or the table of all entries from before there were months, until the month that it does not have
 _NAME = re.compile(re.escape(audit.name) + r"_(until_)?(\d{4})_(\d\d)")
 
 _PARTITIONS = text(
-    "SELECT child.relname, coalesce((to_jsonb(found) ->> 'inhdetachpending')::boolean, false) "
-    "FROM pg_inherits AS found JOIN pg_class AS child ON child.oid = found.inhrelid "
+    "SELECT child.relname FROM pg_inherits AS found JOIN pg_class AS child ON child.oid = found.inhrelid "
     "WHERE found.inhparent = to_regclass(:parent)"
-)
-#: tables that were detached and, because the process ended, not dropped
-_DETACHED = text(
-    "SELECT relname FROM pg_class WHERE relkind = 'r' AND pg_table_is_visible(oid) AND starts_with(relname, :start) "
-    "AND NOT EXISTS (SELECT 1 FROM pg_inherits WHERE inhrelid = pg_class.oid)"
 )
 
 
@@ -62,7 +55,7 @@ def make_month(connection: Connection, moment: datetime) -> None:
         return
     start = month_of(moment)
     end = after_month(start)
-    for name, _ in _partitions(connection):
+    for name in _months(connection):
         if name == partition_of(start) or ("_until_" in name and _end_of(name) > start):
             return
     name = partition_of(start)
@@ -83,45 +76,31 @@ def attach(connection: Connection, name: str, start: str, end: datetime) -> None
     connection.execute(text(f"ALTER TABLE {audit.name} ATTACH PARTITION {name} FOR VALUES {bounds}"))
 
 
-def drop_months(connection: Connection, before: datetime) -> int:
-    """Drop the months that were over before a moment, outside of any transaction; return how many went.
+def drop_months(connection: Connection, retention: timedelta, now: datetime) -> int:
+    """Drop the months that are over for longer than entries are kept, outside of any transaction; return how many went.
 
-    Only on PostgreSQL. A month goes in three steps, and whatever ends the process between them, the next call goes on.
+    Only on PostgreSQL.
 
     Args:
         connection: of a transaction that has done nothing. It is over afterwards.
-        before: the moment.
+        retention: how long entries are kept.
+        now: this machine's time.
     """
     if connection.dialect.name != "postgresql":
         return 0
-    attached = {name: pending for name, pending in _partitions(connection) if _end_of(name) <= before}
-    left = connection.execute(_DETACHED, {"start": f"{audit.name}_"}).scalars()
-    gone = [name for name in left if _NAME.fullmatch(name) and _end_of(name) <= before]
-    driver: Any = connection.connection.driver_connection
-    # A partition cannot be detached beside others' work in a transaction.
-    driver.commit()
-    driver.autocommit = True
-    try:
-        for name, pending in attached.items():
-            _detach(connection, name, pending)
-        for name in (*gone, *attached):
-            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
-    finally:
-        if not driver.closed:
-            driver.autocommit = False
-    return len(gone) + len(attached)
+    before = now - retention - timedelta(seconds=ahead_of_server(connection, now.timestamp()))
+
+    def find(driver: Any) -> list[PartitionTable]:
+        found = tables_named(driver, f"{audit.name}_")
+        return [each for each in found if _NAME.fullmatch(each.name) and _end_of(each.name) <= before]
+
+    return len(drop_tables(connection, "entries of the audit log", b"vllmaudi", find))
 
 
-def _detach(connection: Connection, name: str, pending: bool) -> None:
-    beside = tuple(connection.dialect.server_version_info or ()) >= _DETACHES_BESIDE
-    how = "FINALIZE" if pending else "CONCURRENTLY" if beside else ""
-    connection.exec_driver_sql(f"ALTER TABLE {audit.name} DETACH PARTITION {name} {how}")
-
-
-def _partitions(connection: Connection) -> list[tuple[str, bool]]:
-    """Return the names of the partitions, and whether each was about to be detached when something ended that."""
-    found = connection.execute(_PARTITIONS, {"parent": audit.name})
-    return [(name, pending) for name, pending in found if _NAME.fullmatch(name)]
+def _months(connection: Connection) -> Iterator[str]:
+    """Yield the names of the partitions."""
+    found = connection.execute(_PARTITIONS, {"parent": audit.name}).scalars()
+    yield from (name for name in found if _NAME.fullmatch(name))
 
 
 def _end_of(name: str) -> datetime:

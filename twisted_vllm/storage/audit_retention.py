@@ -70,9 +70,10 @@ class AuditRetention:
         yield self._database.run(make, writes=True)
         if self._retention is None:
             return
-        before = now - timedelta(seconds=self._retention)
+        retention = timedelta(seconds=self._retention)
+        before = now - retention
         # A month waits for those who read it: it must not keep changes waiting.
-        dropped = yield self._database.run(lambda connection: drop_months(connection, before), writes=False)
+        dropped = yield self._database.run(lambda connection: drop_months(connection, retention, now), writes=False)
         if dropped:
             self._log.info("{dropped} months of the audit log were dropped", dropped=dropped)
         # Each is a transaction of its own, between which others change what they want.

@@ -27,6 +27,7 @@ from twisted_vllm.storage.lane import Lane
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.sqlite_file import DatabaseFileLost, watch_file
 from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
+from twisted_vllm.storage.usage.partition_files import make_missing_files
 from twisted_vllm.storage.write_ahead_log import empty_log
 
 T = TypeVar("T")
@@ -118,6 +119,7 @@ class Database:
         engine = make_engine(url, connections=CHANGE_THREADS + READ_THREADS, lock_seconds=self._seconds)
         try:
             migrate(engine)
+            make_missing_files(engine)
             watch_file(engine)
         except OSError as error:
             problem = StoreError(f"The database's file cannot be found: {error.strerror}")

@@ -49,6 +49,9 @@ _version = Table(
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
+#: the first PostgreSQL with DETACH PARTITION CONCURRENTLY
+_OLDEST_POSTGRESQL = (14,)
+
 #: PostgreSQL's advisory lock of the process that migrates
 _ADVISORY_LOCK = int.from_bytes(b"vllmpass", "big")
 
@@ -68,12 +71,18 @@ def migrate(engine: Engine) -> None:
     """Migrate the database in one transaction. Processes that start together migrate one after the other.
 
     Raises:
-        StoreError: the schema is newer than this version.
+        StoreError: the schema is newer than this version, or the server is too old.
         SQLAlchemyError: the database failed.
     """
     sqlite = engine.dialect.name == "sqlite"
     if not sqlite:
         with _alembic_lock, begin(engine, Deadline(_MIGRATION_SECONDS), writes=True) as connection:
+            version = connection.dialect.server_version_info or ()
+            if version < _OLDEST_POSTGRESQL:
+                raise StoreError(
+                    f"The server is PostgreSQL {'.'.join(map(str, version))}. Upgrade it to "
+                    f"{_OLDEST_POSTGRESQL[0]} or newer: older ones cannot drop old rows without making requests wait."
+                )
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
             _upgrade(connection)
         return

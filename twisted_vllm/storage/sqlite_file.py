@@ -24,11 +24,16 @@ class DatabaseFileLost(SQLAlchemyError):
     """The path of the database does not lead to the file that is open. The message is for the operator.
 
     Attributes:
+        what: what happened to the file.
         moved: whether the file that is open has lost its name, and is whole.
     """
 
-    def __init__(self, message: str, moved: bool) -> None:
-        super().__init__(message)
+    def __init__(self, path: Path, what: str, moved: bool) -> None:
+        super().__init__(
+            f"{path} {what} while the gateway runs. Put the former file back, or restart the gateway to use what "
+            "is there now. Until then keys work as they were, and nothing is stored."
+        )
+        self.what = what
         self.moved = moved
 
 
@@ -68,11 +73,7 @@ class SqliteFile:
             raise self._lost("was emptied")
 
     def _lost(self, what: str, moved: bool = False) -> DatabaseFileLost:
-        return DatabaseFileLost(
-            f"{self._path} {what} while the gateway runs. Put the former file back, or restart the gateway to use what "
-            "is there now. Until then keys work as they were, and nothing is stored.",
-            moved,
-        )
+        return DatabaseFileLost(self._path, what, moved)
 
 
 def watch_file(engine: Engine) -> None:

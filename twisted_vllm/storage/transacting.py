@@ -15,6 +15,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.deadline import Deadline, WorkStopped
 from twisted_vllm.storage.engine import begin, reason_of
 from twisted_vllm.storage.sqlite_file import DatabaseFileLost, check_file
+from twisted_vllm.storage.usage.partitions import PartitionLost
 
 T = TypeVar("T")
 
@@ -30,6 +31,8 @@ class Fault(Enum):
     FULL = "full"
     #: SQLite's file was removed or replaced
     FILE_LOST = "file lost"
+    #: a file with rows of the ledger was removed, or is damaged
+    ROWS_LOST = "rows lost"
     #: it took longer than its deadline
     TOO_SLOW = "too slow"
 
@@ -42,6 +45,10 @@ FAULT_MESSAGES = {
     Fault.FULL: "The disk of the database is full. Nothing was changed. Free it and try again.",
     Fault.FILE_LOST: (
         "The database's file was removed or replaced while the gateway runs, so nothing is stored. "
+        "Its operator finds in the log what to do."
+    ),
+    Fault.ROWS_LOST: (
+        "A file with rows of the ledger is missing or damaged, so rows cannot be shown. Sums can be, and keys work. "
         "Its operator finds in the log what to do."
     ),
     Fault.TOO_SLOW: (
@@ -105,6 +112,8 @@ def transact(
         return Failed(Fault.TOO_SLOW, f"not done within {deadline.seconds:g} s")
     except DatabaseFileLost as error:
         return Failed(Fault.FILE_LOST, str(error), moved=error.moved)
+    except PartitionLost as error:
+        return Failed(Fault.ROWS_LOST, str(error))
     except SQLAlchemyError as error:
         fault = _fault_of(error)
         return Failed(fault, reason_of(error, url), uncertain=committing and fault is Fault.UNAVAILABLE)

@@ -82,7 +82,7 @@ async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
     """
     team_id = query.team_id or call.principal.team_id
     if not team_id:
-        raise InvalidRequest("Name the team: /team/info?team_id=…", param="team_id")
+        raise NotFound("The caller's key has no team. Name one: /team/info?team_id=…", param="team_id")
 
     def work(transaction: Transaction) -> Json:
         own = call.scope.own_teams(transaction)

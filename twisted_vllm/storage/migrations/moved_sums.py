@@ -45,7 +45,7 @@ def move_sums(connection: Connection) -> None:
     into = f"INSERT INTO {_PREFIX}usage_sums (kind, start, value, model, {', '.join(_SUMS)})"
     # Outer joins: an id that is missing fails the migration, and loses no row silently.
     for name, column, period in _BY_PAYER:
-        _log.info("Migrating the ledger's sums: of keys by {period}", period=period)
+        _log.info("Migrating the ledger's sums: payer by {period}", period=period)
         connection.execute(
             text(
                 f"{into} SELECT CAST(:kind AS SMALLINT), {_days(connection, column)}, p.payer, m.id, {sums} "

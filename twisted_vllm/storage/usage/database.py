@@ -32,13 +32,15 @@ from twisted_vllm.storage.usage.steps import HasBudget, SpendSteps, SumsSteps
 from twisted_vllm.storage.usage.tables import name_id, usage_payer_tags
 from twisted_vllm.storage.usage.top_names import MAX_NAMES, TopNames
 from twisted_vllm.usage.interfaces import BEGINNING, DatabaseUnavailable, IUsageStore, Position, RowsRejected
-from twisted_vllm.usage.records import MAX_NUMBER, MAX_TEXT, UsageRow
+from twisted_vllm.usage.records import MAX_TEXT, UsageRow
 
 T = TypeVar("T")
 
 #: Seconds for one transaction in PostgreSQL. The writer's batches take a tenth of one.
 _SECONDS = 8.0
 
+#: the largest number of a row: a hundred of them can be added up
+_MOST = 2**56
 #: how often a transaction is tried that a deadlock breaks
 _ATTEMPTS = 4
 
@@ -276,7 +278,7 @@ def _check(batch: UsageBatch) -> None:
     Raises:
         OverflowError: a number adds up to more than a column holds, or a name is longer than an index takes.
     """
-    if any(max(column) > MAX_NUMBER or min(column) < -MAX_NUMBER for column in batch.measures):
+    if any(max(column) > _MOST or min(column) < -_MOST for column in batch.measures):
         raise OverflowError
     if any(batch.end_users) and max(len(name) for name in batch.end_users if name) > MAX_TEXT:
         raise OverflowError

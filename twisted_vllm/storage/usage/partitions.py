@@ -16,11 +16,10 @@ from typing import Any
 from urllib.parse import quote
 
 import attrs
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
-from twisted_vllm.storage.sqlite_file import DatabaseFileLost
 from twisted_vllm.storage.usage.tables import DAY_US, ROWS, rows_metadata, usage_partitions
 
 #: files that a connection attaches at most; SQLite's own limit is 10
@@ -62,6 +61,17 @@ class Partition:
 
 class PartitionGone(Exception):
     """A partition was dropped meanwhile: it has no rows."""
+
+
+class PartitionLost(SQLAlchemyError):
+    """A file that the database knows is missing or damaged. The message is for the operator."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(
+            f"{path}, which has rows of the ledger, {what}. Put the former file or its backup there. Or take what is "
+            "there away and restart the gateway, to go on without its rows: sums are in the main file. Until then new "
+            "rows of that time wait in the spool."
+        )
 
 
 #: stands for all partitions of PostgreSQL, which finds the right ones by itself
@@ -134,7 +144,7 @@ def rows_in(connection: Connection, partition: Partition) -> Connection:
 
     Raises:
         PartitionGone: it was dropped meanwhile.
-        DatabaseFileLost: somebody else removed its file.
+        PartitionLost: somebody else removed its file, or it is damaged.
     """
     if connection.dialect.name != "sqlite":
         return connection.execution_options(**UNQUALIFIED)
@@ -149,14 +159,16 @@ def rows_in(connection: Connection, partition: Partition) -> Connection:
         try:
             # The mode: SQLite would make an empty file where there is none.
             connection.exec_driver_sql(f'ATTACH ? AS "{schema}"', (f"file:{quote(str(path))}?mode=rw",))
-        except OperationalError:
+        except DatabaseError as error:
             if path.exists():
-                raise
+                if isinstance(error, OperationalError):
+                    raise
+                raise PartitionLost(path, f"cannot be opened ({error.orig})") from None
             connection.exec_driver_sql("COMMIT")
             connection.exec_driver_sql("BEGIN")
             if partition.name not in {each.name for each in all_partitions(connection)}:
                 raise PartitionGone(partition.name) from None
-            raise partition_lost(path) from None
+            raise PartitionLost(path, "is missing") from None
         attached[schema] = None
     return connection.execution_options(schema_translate_map={ROWS: schema})
 
@@ -199,15 +211,6 @@ def main_file(engine: Engine) -> Path:
     return Path(engine.url.database)
 
 
-def partition_lost(path: Path) -> DatabaseFileLost:
-    """Return the error that says that a file is missing which the database knows."""
-    return DatabaseFileLost(
-        f"{path}, which has rows of the ledger, is missing. Put it back, or restart the gateway to go on without its "
-        "rows; sums are in the main file. Until then new rows of that time wait in the spool.",
-        moved=False,
-    )
-
-
 # making them
 
 
@@ -236,16 +239,30 @@ def add_partition(connection: Connection, partition: Partition) -> None:
         .returning(usage_partitions.c.name)
     )
     # Whoever comes second waits here for the first one's commit. The count of an insert's rows is not reliable.
-    if connection.execute(added).first() is None:
-        return
+    if connection.execute(added).first() is not None:
+        make_missing_tables(connection, partition)
+
+
+def make_missing_tables(connection: Connection, partition: Partition) -> list[str]:
+    """Make PostgreSQL's tables of a partition, where they are missing or detached; return their names."""
+    statement = text(
+        "SELECT to_regclass(:name), EXISTS (SELECT 1 FROM pg_inherits WHERE inhrelid = to_regclass(:name))"
+    )
+    made = []
     for table in rows_metadata.sorted_tables:
         child = f"{table.name}_{partition.name.replace('-', '_')}"
+        exists, is_attached = connection.execute(statement, {"name": child}).one()
+        if is_attached:
+            continue
         # ATTACH takes a weaker lock on the parent than CREATE TABLE … PARTITION OF.
-        connection.exec_driver_sql(f'CREATE TABLE "{child}" (LIKE "{table.name}" INCLUDING ALL)')
+        if exists is None:
+            connection.exec_driver_sql(f'CREATE TABLE "{child}" (LIKE "{table.name}" INCLUDING ALL)')
         connection.exec_driver_sql(
             f'ALTER TABLE "{table.name}" ATTACH PARTITION "{child}" '
             f"FOR VALUES FROM ({partition.start}) TO ({partition.end})"
         )
+        made.append(child)
+    return made
 
 
 def make_directory(main: Path) -> None:

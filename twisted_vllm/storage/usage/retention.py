@@ -7,18 +7,18 @@ between, has a name and no entry in the list: the next call drops it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, delete, select, text
+from sqlalchemy import Connection, delete, select
 from sqlalchemy.engine import Engine
 from twisted.logger import Logger
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
-from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import begin
+from twisted_vllm.storage.partition_tables import PartitionTable, ahead_of_server, drop_tables, tables_named
 from twisted_vllm.storage.sqlite_file import check_file
 from twisted_vllm.storage.usage.partitions import (
     Partition,
@@ -28,7 +28,7 @@ from twisted_vllm.storage.usage.partitions import (
     main_file,
     partition_named,
 )
-from twisted_vllm.storage.usage.tables import rows_metadata, usage_partitions
+from twisted_vllm.storage.usage.tables import usage, usage_lookups, usage_partitions
 
 _log = Logger()
 
@@ -37,11 +37,6 @@ HeldFrom = Callable[[Connection], int | None]
 
 #: of a file that nobody opens any more
 _DROPPED = ".dropped"
-
-#: PostgreSQL's advisory lock of the process that drops partitions
-_ADVISORY_LOCK = int.from_bytes(b"vllmdrop", "big")
-#: seconds for one of PostgreSQL's statements that waits for others
-_PATIENCE = 0.5
 
 
 def nothing_held(_connection: Connection) -> int | None:
@@ -68,18 +63,12 @@ def drop_partitions(engine: Engine, time: int, held_from: HeldFrom, now: int) ->
     with begin(engine, None, writes=False) as connection:
         known = all_partitions(connection)
         if not sqlite:
-            # A machine whose clock is wrong would drop everything.
-            time -= max(now - _server_time(connection), 0)
+            time -= int(ahead_of_server(connection, now / 1e6) * 1e6)
         held = held_from(connection)
     if held is not None and held < time:
         _warn_of_held([each for each in known if held < each.end <= time])
         time = held
     return _drop_files(engine, time, known) if sqlite else _drop_tables(engine, time)
-
-
-def _server_time(connection: Connection) -> int:
-    statement = text("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)")
-    return int(connection.execute(statement).scalar_one())
 
 
 def _warn_of_held(partitions: Iterable[Partition]) -> None:
@@ -158,66 +147,21 @@ def _set_aside(path: Path) -> None:
 
 
 def _drop_tables(engine: Engine, time: int) -> list[str]:
-    # Imported here: only a gateway with PostgreSQL needs its driver.
-    from psycopg import Error
-
     with begin(engine, None, writes=True) as connection:
         names = _forget(connection, time)
-    # A partition is detached outside of a transaction, and this engine's one connection has no other work now.
-    pooled = engine.raw_connection()
-    driver: Any = pooled.driver_connection
-    try:
-        driver.autocommit = True
-        driver.deadline = Deadline(_PATIENCE)
-        if not driver.execute("SELECT pg_try_advisory_lock(%s)", (_ADVISORY_LOCK,)).fetchone()[0]:
-            return names
-        for child, parent, pending in _tables_before(driver, time):
-            _drop_table(driver, child, parent, pending)
-        driver.deadline = Deadline(_PATIENCE)
-        driver.execute("SELECT pg_advisory_unlock(%s)", (_ADVISORY_LOCK,))
-    except Error as error:
-        reason = str(error).splitlines()
-        _log.info(
-            "Old rows of the ledger are in use, and are dropped a little later: {reason}",
-            reason=f"{type(error).__name__}: {reason[0] if reason else ''}",
-        )
-    finally:
-        # Not back to the pool: it may be broken, or hold the lock.
-        pooled.invalidate()
+    with begin(engine, None, writes=False) as connection:
+        drop_tables(connection, "rows of the ledger", b"vllmdrop", lambda driver: _tables_before(driver, time))
     return names
 
 
-def _tables_before(driver: Any, time: int) -> list[tuple[str, str | None, bool]]:
-    """Return tables of partitions before a time that are not in the list: the name, the parent, if it is half detached.
-
-    The half detached ones come first: there can be one of a parent.
-    """
+def _tables_before(driver: Any, time: int) -> Iterator[PartitionTable]:
+    """Yield the tables of partitions before a time that are not in the list."""
     listed = {name for (name,) in driver.execute(f"SELECT name FROM {usage_partitions.name}")}
-    parents = sorted(rows_metadata.tables.values(), key=lambda table: len(table.name), reverse=True)
-    found = driver.execute(
-        "SELECT c.relname, p.relname, COALESCE(i.inhdetachpending, FALSE) FROM pg_class c "
-        "LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class p ON p.oid = i.inhparent "
-        "WHERE c.relkind = 'r' AND pg_table_is_visible(c.oid) AND c.relname LIKE %s",
-        (f"{parents[-1].name}\\_%",),
-    )
-    old: list[tuple[str, str | None, bool]] = []
-    for child, parent, pending in found:
-        for table in parents:
-            match = re.fullmatch(rf"{table.name}_(\d[\d_]+)", child)
-            partition = partition_named(match[1].replace("_", "-")) if match else None
-            if partition is not None and partition.end <= time and partition.name not in listed:
-                old.append((child, parent, pending))
-    return sorted(old, key=lambda each: (not each[2], each[0]))
-
-
-def _drop_table(driver: Any, child: str, parent: str | None, pending: bool) -> None:
-    driver.deadline = Deadline(_PATIENCE)
-    if parent is not None:
-        # It waits for those who read, and nobody waits for it.
-        driver.execute(f'ALTER TABLE "{parent}" DETACH PARTITION "{child}" {"FINALIZE" if pending else "CONCURRENTLY"}')
-    with driver.transaction():
-        driver.execute("SET LOCAL lock_timeout = 100")
-        driver.execute(f'DROP TABLE "{child}"')
+    for table in tables_named(driver, f"{usage.name}_"):
+        match = re.fullmatch(rf"(?:{usage.name}|{usage_lookups.name})_(\d[\d_]+)", table.name)
+        partition = partition_named(match[1].replace("_", "-")) if match else None
+        if partition is not None and partition.end <= time and partition.name not in listed:
+            yield table
 
 
 # what comes next

@@ -7,26 +7,27 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, select
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from twisted.logger import Logger
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import begin, make_engine
+from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.repository import in_chunks
 from twisted_vllm.storage.sqlite_file import DatabaseFileLost, check_file, watch_file
+from twisted_vllm.storage.usage.accepted import is_rejection
 from twisted_vllm.storage.usage.bulk_insert import BulkInsert, SparseInsert, Values
 from twisted_vllm.storage.usage.known_partitions import KnownPartitions, Periods
+from twisted_vllm.storage.usage.partition_files import make_file
 from twisted_vllm.storage.usage.partitions import (
     UNQUALIFIED,
     Partition,
+    PartitionLost,
     all_partitions,
-    create_rows_tables,
     file_of,
-    files_beside,
     main_file,
-    make_directory,
-    partition_lost,
+    make_missing_tables,
 )
 from twisted_vllm.storage.usage.references import References
 from twisted_vllm.storage.usage.tables import RowKey, has_row_key, usage, usage_lookups
@@ -84,8 +85,6 @@ class RowStore(Protocol):
 class SqliteRows:
     """A :class:`RowStore` on files of SQLite."""
 
-    _log = Logger()
-
     def __init__(self, main: Engine, periods: Periods) -> None:
         """Set up.
 
@@ -97,7 +96,6 @@ class SqliteRows:
         self._file = main_file(main)
         self._partitions = KnownPartitions(periods)
         self._engines: dict[str, Engine] = {}
-        self._is_complete = False
 
     def write(self, columns: Columns, times: Sequence[int], references: References) -> None:
         """Store rows."""
@@ -158,9 +156,15 @@ class SqliteRows:
             with begin(self._main, None, writes=False) as connection:
                 if partition not in all_partitions(connection):
                     return None
-            if isinstance(error, FileNotFoundError):
-                raise partition_lost(file_of(self._file, partition)) from None
-            raise
+            what = f"{error.what} while the gateway runs" if isinstance(error, DatabaseFileLost) else "is missing"
+            raise PartitionLost(file_of(self._file, partition), what) from None
+        except DBAPIError as error:
+            if is_rejection(error):
+                raise
+            # The driver does not say which of the files it means.
+            problem = StoreError(f"{file_of(self._file, partition)}: {error.orig}")
+        # Outside the except block, so that the driver's error is not the context.
+        raise problem
 
     def _split(self, times: Sequence[int]) -> Iterator[tuple[Partition, list[int] | None]]:
         """Yield the partitions of rows and the rows' numbers in each; None for all of them.
@@ -185,39 +189,9 @@ class SqliteRows:
         if found is not None:
             return found
         with begin(self._main, None, writes=True) as connection:
-            found = self._partitions.ensure(connection, time, self._make_file)
-            if not self._is_complete:
-                self._complete(self._partitions.known)
+            found = self._partitions.ensure(connection, time, lambda new: make_file(self._main, new))
         check_file(self._main)
         return found
-
-    def _complete(self, partitions: Sequence[Partition]) -> None:
-        """Make the files that are missing when the process starts: whoever started it decided to go on without."""
-        for each in partitions:
-            path = file_of(self._file, each)
-            if not path.exists():
-                self._log.critical(
-                    "{path} is missing, and is made anew: the ledger's rows of {name} are lost, and their sums are not",
-                    path=str(path),
-                    name=each.name,
-                    **LEDGER_ALERT,
-                )
-                self._make_file(each)
-        self._is_complete = True
-
-    def _make_file(self, partition: Partition) -> None:
-        make_directory(self._file)
-        path = file_of(self._file, partition)
-        if not path.exists():
-            # SQLite would apply another file's log to the new one.
-            for name in files_beside(path):
-                name.unlink(missing_ok=True)
-        engine = make_engine(self._main.url.set(database=str(path)), connections=1)
-        with engine.connect() as connection:
-            connection.connection.cursor().execute("PRAGMA journal_mode = WAL").close()
-        with begin(engine, None, writes=True) as connection:
-            create_rows_tables(connection)
-        engine.dispose()
 
     def _engine(self, partition: Partition) -> Engine:
         engine = self._engines.pop(partition.name, None)
@@ -235,6 +209,8 @@ class SqliteRows:
 
 class PostgresqlRows:
     """A :class:`RowStore` on PostgreSQL's partitions."""
+
+    _log = Logger()
 
     def __init__(self, engine: Engine, periods: Periods, seconds: float) -> None:
         """Set up.
@@ -299,9 +275,24 @@ class PostgresqlRows:
         except IntegrityError as error:
             if getattr(error.orig, "sqlstate", None) != _NO_PARTITION:
                 raise
+            # Another process dropped a partition, or an administrator a table of one.
             rolled_back()
             self._partitions.forget()
+            self._make_missing(times)
             self._write_once(times, work)
+
+    def _make_missing(self, times: Sequence[int]) -> None:
+        """Make tables of partitions that the database's list has: rows would wait, or be set aside, for ever."""
+        with begin(self._engine, Deadline(self._seconds), writes=True) as connection:
+            known = [each for each in all_partitions(connection) if any(map(each.has, times))]
+            made = [name for each in known for name in make_missing_tables(connection, each)]
+        if made:
+            self._log.critical(
+                "Somebody dropped or detached tables of the ledger, which are made or attached again: {names}. Rows "
+                "that were in a dropped one are lost, and their sums are not",
+                names=", ".join(made),
+                **LEDGER_ALERT,
+            )
 
     def _write_once(self, times: Sequence[int], work: Callable[[Connection, Sequence[int] | None], None]) -> None:
         with begin(self._engine, Deadline(self._seconds), writes=True) as connection:

@@ -74,6 +74,8 @@ class BatchWriter:
         self._failing: set[str] = set()
         self.durations = Histogram(BUCKETS)
         self._quarantine_failed = False
+        #: ids of doubtful rows of the batch that were stored before
+        self._stored: set[str] = set()
         self._spool = spool
         self._store = store
 
@@ -89,13 +91,25 @@ class BatchWriter:
         """
         rejected: list[_Rejected] = []
         began = time.monotonic()
-        written = self.reach("rows", lambda: self._write(batch.rows, rejected))
+        written = self.reach("rows", lambda: self._write(self._counting(batch.rows), rejected))
         self.durations.observe(time.monotonic() - began)
         # Only now: until the database has all other rows, the whole batch may be retried.
         if written is None or ((batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected)):
             return None
+        self._stored.clear()
         self.committed += len(batch.rows) - len(rejected)
         return written
+
+    def _counting(self, rows: Sequence[UsageRow]) -> Sequence[UsageRow]:
+        """Return the rows without those that another process stored already."""
+        doubtful = self._spool.doubtful
+        if doubtful:
+            for row in [each for each in rows if each.id in doubtful]:
+                if not self._store.missing([row]):
+                    self._stored.add(row.id)
+                # A retry of the batch does not ask again: it would find the row itself.
+                doubtful.discard(row.id)
+        return [row for row in rows if row.id not in self._stored] if self._stored else rows
 
     def reach(self, part: str, work: Callable[[], T]) -> T | None:
         """Do work in the database; return its result, or None if the database is unavailable.

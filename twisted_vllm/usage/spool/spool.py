@@ -38,6 +38,7 @@ class Spool:
 
     Attributes:
         append: adds a row, which the next `flush` writes.
+        doubtful: ids of appended rows that may be stored already; the writer's thread removes them.
         directory: where the segments are.
         failures: how many writes failed.
     """
@@ -72,6 +73,7 @@ class Spool:
         #: rows that are not written yet
         self._buffer: list[UsageRow] = []
         self.append = self._buffer.append
+        self.doubtful: set[str] = set()
         self._number = 0
         self._dropped = 0
         self._failed_at: float | None = None
@@ -137,6 +139,11 @@ class Spool:
         self._queue.notify_at, self._queue.notify = rows, notify
 
     # the reactor's thread
+
+    def append_doubtful(self, row: UsageRow) -> None:
+        """Add a row that another process may have stored already: then it does not count again."""
+        self.doubtful.add(row.id)
+        self.append(row)
 
     def flush(self) -> None:
         """Write what was appended. A failure is logged, and later calls try again."""
