@@ -113,7 +113,7 @@ def test_a_team_s_key_sees_its_team_and_of_members_and_keys_only_its_own(gateway
         assert [each["user_id"] for each in found["team_memberships"]] == ["ada"]
         assert [each["token"] for each in found["keys"]] == [key["token"]]
     assert gateway.get("/team/info?team_id=y", key["key"]).status == 403
-    assert gateway.get("/team/info", gateway.make_key()["key"]).status == 400
+    assert gateway.get("/team/info", gateway.make_key()["key"]).status == 404
     assert gateway.get("/team/available", key["key"]).json == []
 
 

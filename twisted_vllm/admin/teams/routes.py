@@ -45,7 +45,7 @@ from twisted_vllm.admin.teams.models import (
 )
 from twisted_vllm.admin.teams.operations import report_memberships, report_team, report_teams
 from twisted_vllm.admin.users.operations import report_users
-from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
+from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
 from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import TeamRecord
 from twisted_vllm.storage.transaction import Transaction
