@@ -47,8 +47,8 @@ from twisted_vllm.storage.usage.tables import (
 from twisted_vllm.storage.usage.top_names import TopNames
 from twisted_vllm.usage.interfaces import SpendUpdate
 
-#: how many a step of the spend has
-_SPEND_OF_STEP = 500
+#: how many a step of the spend has: two whole statements of SQLite
+_SPEND_OF_STEP = 512
 #: names that are sorted at once
 _SORTED_AT_ONCE = 4_000
 
