@@ -20,6 +20,8 @@ from benchmarks.processes import ask
 
 #: a process is idle that uses less of a CPU, for so many seconds
 _IDLE_SHARE, _IDLE_SECONDS = 0.06, 0.5
+#: how long to wait where the ledger has something to write
+_PENDING_SECONDS = 2.0
 #: how long the ledger may need to write what a load left
 _LONGEST_SETTLING = 300.0
 
@@ -57,15 +59,15 @@ class Gateway:
         self.processes = ProcessTree(running.process)
         self._databases = databases
 
-    def measure(self, requests: Requests, seconds: float, *, before: int = 0, settle: float = 0.0) -> Measured:
-        """Apply a load, wait until the ledger has written it, and at least so many seconds more.
+    def measure(self, requests: Requests, seconds: float, *, before: int = 0) -> Measured:
+        """Apply a load, and wait until the ledger has written it and what it adds up to.
 
         Raises:
             CannotStart: the load cannot be made.
         """
         began, server_began = self.processes.cpu_seconds(), self._databases.server_cpu()
         outcome = apply_load(self.port, requests, seconds, before=before)
-        settled = self.settle(settle)
+        settled = self.settle()
         ended, server_ended = self.processes.cpu_seconds(), self._databases.server_cpu()
         return Measured(
             outcome,
@@ -74,18 +76,21 @@ class Gateway:
             settled,
         )
 
-    def settle(self, at_least: float = 0.0) -> bool:
+    def settle(self) -> bool:
         """Wait until the process is idle and the ledger has nothing to write; return whether that came."""
         began = time.monotonic()
-        time.sleep(at_least)
         last = self.processes.cpu_seconds()
         while time.monotonic() < began + _LONGEST_SETTLING:
             time.sleep(_IDLE_SECONDS)
             used = self.processes.cpu_seconds()
             idle = used is None or last is None or used - last < _IDLE_SHARE * _IDLE_SECONDS
             last = used
-            if idle and self._pending() == 0:
-                return True
+            if idle:
+                if self._pending() == 0:
+                    return True
+                # each question takes CPU time, which is measured
+                time.sleep(_PENDING_SECONDS)
+                last = self.processes.cpu_seconds()
         return False
 
     def rows(self) -> float:

@@ -98,8 +98,6 @@ def _persist(work: Callable[[], T], attempts: int = 3) -> T:
 
 
 #: the gateway's metrics that are 0 when the database has everything
-PENDING_METRICS = frozenset({"vllm_passthrough_ledger_spool_rows"})
+PENDING_METRICS = frozenset({"vllm_passthrough_ledger_spool_rows", "vllm_passthrough_ledger_gathered_rows"})
 #: counts the rows of its requests
 ROWS_METRIC = "vllm_passthrough_ledger_rows_spooled_total"
-#: seconds after which the gateway has written everything that it gathers in memory
-SETTLE_SECONDS = 35.0

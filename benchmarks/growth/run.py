@@ -16,7 +16,6 @@ from benchmarks.client import Target
 from benchmarks.growth.databases import Databases
 from benchmarks.growth.fill import fill
 from benchmarks.growth.gateways import Gateway, gateway
-from benchmarks.growth.ledger import SETTLE_SECONDS
 from benchmarks.growth.load import Requests, apply_load, steady_load
 from benchmarks.growth.population import Population, Size
 from benchmarks.growth.reads import Asked, reads, some_request_ids, time_read, today
@@ -183,7 +182,7 @@ class Measurement:
             outcome = apply_load(each.port, Requests(keys), max(self._plan.seconds, keys / _SLOW_RATE), before=sent)
             # no request is answered: there is nothing to wait for
             sent += outcome.requests or keys
-        each.settle(SETTLE_SECONDS)
+        each.settle()
 
     def _note_memory(self, gateways: Mapping[str, Gateway], when: str) -> None:
         if MEMORY not in self._plan.parts:
@@ -208,7 +207,6 @@ class Measurement:
                     requests,
                     self._plan.seconds if name == ONE else seconds,
                     before=self._sent[turn],
-                    settle=0.0 if name == OFF else SETTLE_SECONDS,
                 )
                 cost, outcome = step.costs[name], done.outcome
                 self._sent[turn] += outcome.requests

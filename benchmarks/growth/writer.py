@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.growth.ledger import SETTLE_SECONDS, open_store
+from benchmarks.growth.ledger import open_store
 from benchmarks.growth.population import Population, Size
 from benchmarks.growth.traffic import Spread, Traffic
 from benchmarks.options import number, whole
@@ -87,9 +87,8 @@ def write_rows(url: str, directory: Path, size: Size, named: float, rate: int, s
                 spool.append(row)
             spool.flush()
             rows, due = rows + count, due - count
-    while spool.backlog().rows and time.monotonic() < last + _GRACE_SECONDS:
+    while (spool.backlog().rows or writer.pending().gathered) and time.monotonic() < last + _GRACE_SECONDS:
         pause.wait(_TURN_SECONDS)
-    pause.wait(SETTLE_SECONDS)
     done = threading.Event()
     writer.stop().addBoth(lambda _: done.set())
     done.wait()

@@ -38,7 +38,7 @@ from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.gathered import SHARDS, GatheredSums, shard_of
 from twisted_vllm.storage.usage.marks import FORGOTTEN_SECONDS
 from twisted_vllm.storage.usage.spool_accounts import SpoolAccounts
-from twisted_vllm.storage.usage.steps import _DIMENSIONS
+from twisted_vllm.storage.usage.steps import _DIMENSIONS, in_table_order
 from twisted_vllm.storage.usage.tables import name_id, usage_marks
 from twisted_vllm.usage.interfaces import BEGINNING, DatabaseUnavailable, HistoryChanged, Position, RowsRejected
 from twisted_vllm.usage.records import UsageRow
@@ -485,3 +485,9 @@ def test_the_steps_of_a_half_written_amount_are_those_of_every_version() -> None
     assert SHARDS == 64
     assert _DIMENSIONS == ("all", "payer", "user", "team", "organization", "end_user", "tag")
     assert [shard_of(name_id(name)) for name in ("ada", "red", "")] == [5, 3, 0]
+
+
+def test_many_who_pay_are_sorted_in_parts_as_the_table_is() -> None:
+    scopes = [(kind, f"{number * 7919 % 10_007:05d}") for number in range(10_000) for kind in ("user", "key", "a")]
+    assert in_table_order(scopes) == sorted(scopes)
+    assert in_table_order([]) == []

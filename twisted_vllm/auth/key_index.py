@@ -357,8 +357,11 @@ class KeyIndex:
             ids[MEMBER] = id = member_id(ids[TEAM], ids[USER])
             if self.allowance_of(MEMBER, id).has_budget:
                 found.append((MEMBER, id))
-        limited = (Limited(kind, id, self.allowance_of(kind, id)) for kind, id in ids.items())
-        found += [(budget.kind, budget.id) for budget in self.model_budgets(limited, model)]
+        for kind, id in ids.items():
+            allowance = self.allowance_of(kind, id)
+            if allowance.model_budgets:
+                budgets = self.model_budgets([Limited(kind, id, allowance)], model)
+                found += [(budget.kind, budget.id) for budget in budgets]
         return found
 
     @property

@@ -13,6 +13,7 @@ from sqlalchemy.sql.elements import Cast
 
 from twisted_vllm.auth.grants import (
     DEFAULT_ROLE,
+    NEVER,
     Changes,
     EndUser,
     FormerKey,
@@ -140,7 +141,7 @@ def _key_grant(row: Any, share: Callable[[str, str], str] | None = None) -> KeyG
         token,
         key_id,
         name,
-        float("inf") if expires is None else expires.timestamp(),
+        NEVER if expires is None else expires.timestamp(),
         blocked,
         _labels(models),
         _labels(routes),

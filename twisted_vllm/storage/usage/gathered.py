@@ -280,16 +280,14 @@ class GatheredSpend:
     def by_scope(self, also_pay: AlsoPay, period_start: PeriodStart) -> dict[Scope, Spent]:
         """Return what each scope has to pay."""
         costs: dict[Scope, int] = {}
-        paid = list(self._paid(also_pay))
-        for scopes, _, spent in paid:
+        first, last_us = 2**62, 0
+        for scopes, times, spent in self._paid(also_pay):
             cost = sum(spent)
+            first, last_us = min(first, min(times)), max(last_us, max(times))
             for scope in scopes:
                 costs[scope] = costs.get(scope, 0) + cost
         found: dict[Scope, Spent] = {}
-        if not paid:
-            return found
-        first = min(min(times) for _, times, _ in paid)
-        last = max(max(times) for _, times, _ in paid) / _MICROSECONDS
+        last = last_us / _MICROSECONDS
         changing: dict[Scope, None] = {}
         for scope, cost in costs.items():
             start = period_start(*scope, last)
@@ -299,8 +297,12 @@ class GatheredSpend:
             else:
                 changing[scope] = None
         if changing:
-            found |= _by_period(paid, changing, period_start)
+            found |= _by_period(self._paid(also_pay), changing, period_start)
         return found
+
+    def forget(self) -> None:
+        """Free the memory of what `by_scope` returned."""
+        self._by_payer, self._by_end_user, self._payer_texts = {}, {}, {}
 
     def _paid(self, also_pay: AlsoPay) -> Iterator[tuple[list[Scope], list[int], list[int]]]:
         for (id, model), (times, costs) in self._by_payer.items():

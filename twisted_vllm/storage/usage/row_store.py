@@ -32,9 +32,10 @@ from twisted_vllm.storage.usage.partitions import (
 from twisted_vllm.storage.usage.references import References
 from twisted_vllm.storage.usage.tables import RowKey, has_row_key, usage, usage_lookups
 
-#: Every batch touches a few pages at the end of the file, and look-ups many: 16 MB of pages stay in memory, and the
-#: write-ahead log is copied into the file every 16 MB.
-SQLITE_PRAGMAS = ("cache_size = -16000", "wal_autocheckpoint = 4000")
+#: Every batch touches a few pages at the end of the file, and sums and look-ups come in the order of their tables: 4 MB
+#: of pages stay in memory, for each of up to four files. 16 MB saved no CPU time at 100,000 active keys and 5 million
+#: rows. The write-ahead log is copied into the file every 16 MB.
+SQLITE_PRAGMAS = ("cache_size = -4000", "wal_autocheckpoint = 4000")
 
 #: partitions whose files stay open
 _OPEN_FILES = 3

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 #: When spend, and sums, are written. Other processes learn of a budget's spend through the database. Each gathered
 #: thing takes about half a kilobyte, and each row some tens of bytes.
-SPEND_RHYTHM = Rhythm(5.0, 0.001, 50_000, 200_000)
+SPEND_RHYTHM = Rhythm(5.0, 0.001, 20_000, 200_000)
 SUMS_RHYTHM = Rhythm(30.0, 0.01, 40_000, 200_000)
 
 #: rows of the sums, of the spend or look-ups in one transaction: some milliseconds of SQLite's lock
@@ -253,5 +253,7 @@ def _in_order(gathered: GatheredSums) -> Iterator[list[Values]]:
                 if len(pending) >= _TRANSACTION_ROWS:
                     yield pending
                     pending = []
+        # The sums, which take memory too, are written after these.
+        shard.clear()
     if pending:
         yield pending
