@@ -161,6 +161,8 @@ class SqliteRows:
         except DBAPIError as error:
             if is_rejection(error):
                 raise
+            # SQLite opens a file that may not be written for reading, and keeps it so when it may.
+            self.forget([partition.name])
             # The driver does not say which of the files it means.
             problem = StoreError(f"{file_of(self._file, partition)}: {error.orig}")
         # Outside the except block, so that the driver's error is not the context.
