@@ -19,8 +19,9 @@ from typing import Any
 import yaml
 
 from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.many_callers import ANSWER, serve
 from tests.end_to_end.process_harness import MEBIBYTE, MeasuredGateway, served
-from tests.end_to_end.test_ledger_kill import ANSWER, REQUEST, ask_on, serve
+from tests.end_to_end.test_ledger_kill import REQUEST, ask_on
 from tests.end_to_end.twistd_harness import MASTER_KEY, ask, wait_until
 
 SLOW = """

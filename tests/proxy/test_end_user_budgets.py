@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from twisted.internet.defer import Deferred
 
-from twisted_vllm.auth.grants import Changes, EndUser
+from twisted_vllm.auth.grants import Changes, EndUser, KeyGrant, UserGrant
 from twisted_vllm.auth.key_index import GatewayLimits, KeyIndex
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import BudgetExceeded, StoreUnavailable
@@ -110,7 +110,7 @@ def test_the_budget_of_an_end_user_with_a_record_is_never_forgotten() -> None:
     questions.index.apply(Changes(end_users={"a": EndUser(Limited("end_user", "a", SMALL))}))
     questions.limiter.budget_reset("end_user", "a", 10, 0)
     questions.load("b", "c", "d", "e")
-    assert questions.budgets.holds("end_user", "a") and questions.budgets.holds("key", "k")
+    assert questions.budgets.holds("end_user", "a")
     with pytest.raises(BudgetExceeded):
         questions.admit("a", 1)
 
@@ -125,3 +125,21 @@ def test_an_end_user_that_loses_limits_of_its_own_is_asked_for_again() -> None:
     questions.answer(spent=10)
     with pytest.raises(BudgetExceeded):
         questions.admit("a", 1)
+
+
+def test_the_spend_of_a_key_without_a_budget_takes_no_memory() -> None:
+    questions = Questions()
+    grants = {
+        name: KeyGrant(name, name, "sk-...0000", allowance=Allowance(max_budget=limit))
+        for name, limit in (("free", None), ("bound", 10))
+    }
+    questions.index.apply(Changes(keys=grants, users={"ann": UserGrant(allowance=Allowance(soft_budget=5))}))
+    holds = questions.budgets.holds
+    assert not holds("key", "free")
+    assert holds("key", "bound")
+    assert holds("user", "ann")
+    assert not holds("user", "bob")
+    assert not holds("team", "label")
+    # What these may spend is not in their records.
+    assert holds("proxy", "proxy")
+    assert holds("member", "team/ann")

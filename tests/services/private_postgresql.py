@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -55,6 +56,13 @@ class PrivatePostgresql(PostgresqlServer):
         """Stop the server and remove its files."""
         self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def dump(self, url: str) -> str:
+        """Return a database's content, as ``pg_dump`` writes it."""
+        command = [str(self._binaries / "pg_dump"), "--inserts", "--no-comments", url]
+        dumped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        # psql's own commands, which no server takes
+        return "".join(line for line in dumped.splitlines(keepends=True) if not line.startswith("\\"))
 
     def make_database(self) -> str:
         """Make an empty database and return its URL."""

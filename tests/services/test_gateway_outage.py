@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psycopg
 
+from tests.end_to_end.many_callers import serve
 from tests.end_to_end.process_harness import FULL, served
-from tests.end_to_end.test_ledger_kill import BODY, CLIENTS, ask_on, serve
+from tests.end_to_end.test_ledger_kill import BODY, CLIENTS, ask_on
 from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, ask, wait_until
 from tests.services.private_postgresql import PrivatePostgresql
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.many_callers import RESPONSE
 from tests.end_to_end.process_harness import Connection, served
-from tests.end_to_end.test_ledger_kill import RESPONSE
 from tests.end_to_end.test_secrets_in_every_field import fields_of
 from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, ask, wait_until
 

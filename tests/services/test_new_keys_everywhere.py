@@ -9,8 +9,9 @@ import threading
 import time
 from pathlib import Path
 
+from tests.end_to_end.many_callers import serve
 from tests.end_to_end.process_harness import served
-from tests.end_to_end.test_ledger_kill import BODY, serve
+from tests.end_to_end.test_ledger_kill import BODY
 from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, ask
 from tests.services.private_postgresql import PrivatePostgresql
 from twisted_vllm.identification.inquiry import MOST_QUESTIONS

@@ -13,8 +13,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.end_to_end.many_callers import serve
 from tests.end_to_end.process_harness import served
-from tests.end_to_end.test_ledger_kill import BODY, serve
+from tests.end_to_end.test_ledger_kill import BODY
 from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, ask, wait_until
 from tests.services.private_postgresql import PrivatePostgresql
 from tests.services.silent_network import SilentNetwork

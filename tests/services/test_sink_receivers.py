@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.many_callers import serve
 from tests.end_to_end.process_harness import MeasuredGateway, served
-from tests.end_to_end.test_ledger_kill import BODY, serve
+from tests.end_to_end.test_ledger_kill import BODY
 from tests.end_to_end.test_sinks import metric, named, times_of
 from tests.end_to_end.twistd_harness import MASTER_KEY, ask, wait_until
 from tests.services.private_rsyslog import PrivateRsyslog, find_rsyslog

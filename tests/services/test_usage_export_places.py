@@ -16,9 +16,9 @@ pytest.importorskip("pyarrow", reason="PyArrow is not installed")
 pytest.importorskip("duckdb", reason="DuckDB is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
 
+from tests.end_to_end.many_callers import RESPONSE
 from tests.end_to_end.process_harness import Connection, MeasuredGateway, served
 from tests.end_to_end.test_gateway_metrics import DOCUMENTED
-from tests.end_to_end.test_ledger_kill import RESPONSE
 from tests.end_to_end.twistd_harness import MASTER_KEY, ask, serving, wait_until
 from tests.services.test_sink_receivers import KEYS, s3_server
 from tests.usage_export.export_contract import DAY, Exporting, after

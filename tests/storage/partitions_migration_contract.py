@@ -57,6 +57,7 @@ def some_rows(count: int = 400) -> list[UsageRow]:
                 requests=chosen.choice([1, 1, 1, 5]),
                 status=status,
                 outcome=outcome,
+                error="draining" if status == 500 and number % 2 else "",
                 cost=chosen.randrange(10**12),
             )
         )

@@ -8,6 +8,9 @@
 
 The database must be filled and analysed (`tests.storage.filled_database`): an empty one tells nothing.
 
+Some tables are large in each part that an index finds: a kind of sums has millions of them. `NEEDED` says which columns
+a search of these must name; one without is a scan.
+
 A walk through an index that a LIMIT ends is no scan, if nothing is filtered out on the way: then it reads no more rows
 than it returns. PostgreSQL says how far it expects to walk; a fifth of the way at most is no scan either.
 """
@@ -24,11 +27,24 @@ import attrs
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 
+from twisted_vllm.storage.usage.partitions import all_partitions, rows_in
+from twisted_vllm.storage.usage.tables import usage
+
 #: nodes of PostgreSQL's plans that end as soon as enough rows came
 _STOPPING = {"Limit", "Append", "Merge Append", "Subquery Scan", "Result", "Incremental Sort", "LockRows"}
 #: the part of an index that a walk may go through
 _WALKED = 0.2
 _SQLITE_SCAN = re.compile(r"SCAN (\w+)(?: USING (COVERING )?INDEX \w+)?")
+_SQLITE_SEARCH = re.compile(r"SEARCH (\w+) USING .*?\((.*)\)")
+_ALIAS = re.compile(r'(?:FROM|JOIN|,) (?:\w+\.)?"?(vllm_passthrough_\w+)"? AS "?(\w+)"?')
+_PARTITION = re.compile(r"\bp([0-9]{4}_[0-9]{2})\.")
+
+#: what a search of a table must name
+NEEDED = {
+    "vllm_passthrough_usage": ("time",),
+    "vllm_passthrough_usage_lookups": ("value",),
+    "vllm_passthrough_usage_sums": ("kind", "start"),
+}
 
 
 @attrs.frozen
@@ -121,15 +137,18 @@ class Plans:
         explain = _explain_postgresql if connection.dialect.name == "postgresql" else _explain_sqlite
         found = []
         for statement in list(self.statements.values()):
-            for name, plan in explain(connection, statement):
-                table = next((each for each in large if name == each or name.startswith(f"{each}_")), None)
-                if table is not None and (name == table or name not in _TABLES_OF_THEIR_OWN):
-                    found.append(Scan(statement.operation, table, statement.text, plan))
+            found += [
+                Scan(statement.operation, table, statement.text, plan)
+                for table, plan in explain(connection, statement)
+                if table in large
+            ]
         return found
 
 
-#: tables whose names begin with another's
-_TABLES_OF_THEIR_OWN = {"vllm_passthrough_usage_names", "vllm_passthrough_usage_payers"}
+def _table_of(name: str) -> str:
+    """Return the table that a table is a partition of, or its own name."""
+    found = re.fullmatch(r"(\w+?)_(?:[0-9]{4}_[0-9]{2}(?:_[0-9]{2})?|former|default)", name)
+    return name if found is None else found[1]
 
 
 def unexplained(scans: Sequence[Scan], exceptions: Sequence[Excepted]) -> list[Scan]:
@@ -138,17 +157,37 @@ def unexplained(scans: Sequence[Scan], exceptions: Sequence[Excepted]) -> list[S
 
 
 def _explain_sqlite(connection: Connection, statement: Statement) -> Iterator[tuple[str, str]]:
+    _attach(connection, statement.text)
     rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement.text}", statement.parameters).all()
     steps = [str(row[3]) for row in rows]
     sorts = any(step.startswith("USE TEMP B-TREE FOR ORDER") for step in steps)
-    # "SCAN alias": names of tables, as the statements of SQLAlchemy have them without aliases
+    aliases: dict[str, str] = {alias: table for table, alias in _ALIAS.findall(statement.text)}
     for step in steps:
+        search = _SQLITE_SEARCH.match(step)
+        if search is not None:
+            table = aliases.get(str(search[1]), str(search[1]))
+            if not _names_enough(table, str(search[2])):
+                yield table, step
         match = _SQLITE_SCAN.match(step)
         if match is None:
             continue
-        is_walk = "USING" in step and " LIMIT " in statement.text and not sorts
+        table = aliases.get(str(match[1]), str(match[1]))
+        in_order = "USING" in step or table == usage.name
+        is_walk = in_order and " LIMIT " in statement.text and not sorts
         if not (is_walk and not _filters(statement.text)):
-            yield match[1], step
+            yield table, step
+
+
+def _names_enough(table: str, condition: str) -> bool:
+    return all(re.search(rf"\b{column}\b", condition) for column in NEEDED.get(table, ()))
+
+
+def _attach(connection: Connection, statement: str) -> None:
+    """Open the partition of SQLite that a statement reads."""
+    names = {name.replace("_", "-") for name in _PARTITION.findall(statement)}
+    for partition in all_partitions(connection) if names else ():
+        if partition.name in names:
+            rows_in(connection, partition)
 
 
 def _filters(text: str) -> bool:
@@ -176,7 +215,11 @@ def _scans_below(node: dict[str, Any], *, stops: bool, share: float) -> Iterator
     kind = node["Node Type"]
     reads_all = "Relation Name" in node and "Index Cond" not in node and "Recheck Cond" not in node
     if reads_all and (kind == "Seq Scan" or not stops or ("Filter" in node and share > _WALKED)):
-        yield node["Relation Name"], f"{kind} {node.get('Index Name', '')} {node.get('Filter', '')}"
+        yield _table_of(node["Relation Name"]), f"{kind} {node.get('Index Name', '')} {node.get('Filter', '')}"
+    elif "Relation Name" in node and not reads_all:
+        table, condition = _table_of(node["Relation Name"]), str(node.get("Index Cond", node.get("Recheck Cond")))
+        if not _names_enough(table, condition):
+            yield table, f"{kind} {node.get('Index Name', '')} {condition}"
     stops = kind == "Limit" or (stops and kind in _STOPPING)
     for child in node.get("Plans", ()):
         if kind == "Limit" and child["Total Cost"]:

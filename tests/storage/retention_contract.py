@@ -30,7 +30,7 @@ from twisted_vllm.storage.usage.partitions import (
 )
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
 from twisted_vllm.storage.usage.queries.rows import count_rows, page_of_rows
-from twisted_vllm.storage.usage.tables import usage
+from twisted_vllm.storage.usage.tables import usage, usage_payers, usage_targets
 from twisted_vllm.usage.interfaces import RowsRejected
 from twisted_vllm.usage.records import UsageRow
 
@@ -156,11 +156,15 @@ class RetentionContract:
         store.write("2026-02-02", database=other)
         store.time = at("2026-08-30")
         assert store.database.drop_before(at("2026-03-01")) == 1
-        rows = [usage_row(7, time=at("2026-02-03")), usage_row(8, time=at("2026-06-15"))]
+        # a payer that nobody stored yet
+        rows = [usage_row(7, time=at("2026-02-03")), usage_row(8, time=at("2026-06-15"), key_id="new", model="new")]
         store.write_rows(rows, other)
         assert store.partitions == ["2026-06"]
         assert store.rows == [at("2026-06-15")]
         assert store.requests == 3
+        with store.engine.connect() as connection:
+            assert "new" in connection.scalars(select(usage_payers.c.key_id)).all()
+            assert "new" in connection.scalars(select(usage_targets.c.model)).all()
         other.close()
 
     def test_a_reader_notices_that_a_partition_was_dropped(self, store: Store) -> None:

@@ -122,6 +122,23 @@ async def test_a_process_that_missed_too_much_is_told_all_that_was_spent(databas
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_process_that_missed_too_much_is_told_that_a_budget_is_gone(database: Database) -> None:
+    gone: list[tuple[str, str]] = []
+    registry = Registry(Store(database), KeyIndex(), budget_gone=lambda *scope: gone.append(scope))
+    record = key_record(1, allowance=Allowance(max_budget=5))
+    await registry.change(lambda transaction: transaction.keys.insert(record))
+
+    def many(transaction: Any) -> None:
+        transaction.spend.set("key", record.key_id, 5, 0)
+        transaction.replace_key(record, attrs.evolve(record, allowance=Allowance()))
+        transaction.keys.delete([token(number) for number in range(10, 10 + KEPT_CHANGES)])
+
+    await Store(database).change(many)
+    await registry.follow()
+    assert gone == [("key", record.key_id)]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_budget_that_is_gone_is_told_and_one_that_stays_is_not(database: Database) -> None:
     gone: list[tuple[str, str]] = []
     registry = Registry(Store(database), KeyIndex(), budget_gone=lambda *scope: gone.append(scope))

@@ -248,7 +248,8 @@ def expected_lookups(rows: Iterable[UsageRow]) -> set[tuple[int, int]]:
         values |= {lookup_id(what, text) for what, text in named if text}
         values |= {lookup_id(OF_TAG, tag) for tag in row.request_tags}
         if row.outcome != "completed" or row.status >= 400:
-            values.add(lookup_id(OF_FAILURE, ""))
+            texts = ["", *([str(row.status)] if row.status >= 400 else []), *([row.error] if row.error else [])]
+            values |= {lookup_id(OF_FAILURE, text) for text in texts}
         found |= {(value, row.time) for value in values}
     return found
 

@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, update
+from sqlalchemy import Connection, event, func, select, update
 
 from tests.builders import usage_row
 from tests.storage.ledger_filler import keep
@@ -21,8 +21,10 @@ from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.by_spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
-from twisted_vllm.storage.usage.queries.days import Entities, names_used, page_of_days
-from twisted_vllm.storage.usage.queries.lookups import RowFilter
+from twisted_vllm.storage.usage.partitions import all_partitions, rows_in
+from twisted_vllm.storage.usage.queries.days import Entities, page_of_days
+from twisted_vllm.storage.usage.queries.lookups import RowFilter, look_ups
+from twisted_vllm.storage.usage.queries.names import names_used
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Plan, Unanswerable, UsageQuery, plan
 from twisted_vllm.storage.usage.queries.reports import (
     Cursor,
@@ -32,7 +34,7 @@ from twisted_vllm.storage.usage.queries.reports import (
     read_totals,
 )
 from twisted_vllm.storage.usage.queries.rows import count_rows, first_row, page_of_rows, rows_of
-from twisted_vllm.storage.usage.tables import DAY_US, OTHER, SUMS, usage_marks
+from twisted_vllm.storage.usage.tables import DAY_US, OTHER, SUMS, usage_lookups, usage_marks
 from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 START = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
@@ -126,6 +128,54 @@ def check_that_totals_add_up(connection: Connection) -> None:
     assert read_totals(connection, UsageQuery((), "month", START - 90 * DAY_US, START - DAY_US)) == []
     with pytest.raises(InvalidRequest, match="too much"):
         list(read_all(connection, UsageQuery(("key",), "day", START, END), 20))
+
+
+def check_that_keys_of_most_cost_come_first(connection: Connection) -> None:
+    """Keys with one payer and keys with several are compared by all that they cost."""
+    chance = random.Random(5)
+    keep(
+        connection,
+        [
+            usage_row(
+                number,
+                time=chance.randrange(START, END),
+                key_id=f"k{number % 60}",
+                # the name of every third key changed meanwhile
+                key_name=chance.choice(("before", "after")) if number % 3 == 0 else "name",
+                cost=chance.randrange(10**12),
+            )
+            for number in range(600)
+        ],
+    )
+    for start in (START, START + 17 * DAY_US):
+        asked = UsageQuery(("key",), "month", start, END)
+        every = read_totals(connection, asked, wanted=("cost", "requests"))
+        costs = [(group.values, group.sums[_COST]) for group in every]
+        assert len(costs) == 60
+        assert len(set(costs)) == 60
+        for top in (1, 7, 40, 100):
+            found = read_totals(connection, asked, top, wanted=("cost", "requests"))
+            assert [(group.values, group.sums[_COST]) for group in found] == costs[:top]
+
+
+def check_that_an_error_is_looked_up(connection: Connection) -> None:
+    """Failures with another error are not read."""
+    keep(
+        connection,
+        [
+            *(usage_row(number, time=START + number, outcome="upstream_error", status=500) for number in range(900)),
+            *(usage_row(1000 + number, time=START, outcome="refused", status=429, error="busy") for number in range(5)),
+        ],
+    )
+    for error, count in (("429", 5), ("busy", 5), ("500", 900), ("418", 0), ("draining", 0)):
+        asked = RowFilter(error=error)
+        values = [each.values for each in look_ups(connection.dialect.name, asked) or ()]
+        pairs = select(func.count()).select_from(usage_lookups).where(usage_lookups.c.value.in_(values))
+        there = rows_in(connection, all_partitions(connection)[0])
+        # those with one time are looked up once
+        assert there.execute(pairs).scalar() == (1 if count == 5 else count)
+        assert count_rows(connection, asked) == count
+        assert len(page_of_rows(connection, asked, 0, 1000)) == count
 
 
 def check_that_rows_come_in_pages(connection: Connection) -> None:
@@ -420,6 +470,8 @@ def check_plan(found: str) -> None:
 
 #: what the queries promise on every database
 CHECKS = (
+    check_that_keys_of_most_cost_come_first,
+    check_that_an_error_is_looked_up,
     check_that_pages_make_up_the_whole,
     check_that_totals_add_up,
     check_that_rows_come_in_pages,

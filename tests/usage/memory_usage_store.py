@@ -90,6 +90,7 @@ class MemoryUsageStore:
         marks: how far the rows of each spool were added up.
         flushes: whether what is gathered is due at once.
         sums_unavailable: whether the database takes rows alone.
+        rows_unavailable: whether it takes all but rows.
         was_restored: whether the next sums find another database.
     """
 
@@ -100,7 +101,7 @@ class MemoryUsageStore:
         self.counted: list[UsageRow] = []
         self.marks: dict[str, Position] = {}
         self.flushes = True
-        self.unavailable = self.sums_unavailable = self.was_restored = False
+        self.unavailable = self.sums_unavailable = self.rows_unavailable = self.was_restored = False
         self.rejected: set[str] = set()
         self.attempts = 0
         self.batches: list[int] = []
@@ -112,7 +113,7 @@ class MemoryUsageStore:
         with self.changed:
             self.attempts += 1
             self.changed.notify_all()
-            if self.unavailable:
+            if self.unavailable or self.rows_unavailable:
                 raise DatabaseUnavailable("it is unavailable")
             if any(row.request_id in self.rejected for row in rows):
                 raise RowsRejected("out of range")

@@ -160,11 +160,11 @@ class AccountingService:
         """Use the prices of another model list, and nothing else of the settings."""
         self.observer.use_prices(PriceTable(settings.models, settings.default_prices))
 
-    def open(self, spends: Callable[[], Iterable[Spend]]) -> None:
+    def open(self, spends: Callable[[Callable[[str, str], bool]], Iterable[Spend]]) -> None:
         """Open the spool, move the rows of former runs, and then load the spend from the database.
 
         Args:
-            spends: reads the spend from the open database.
+            spends: reads the spend from the open database, of those for whose kind and id its argument is true.
 
         Raises:
             StartError: the spool cannot be written to.
@@ -198,9 +198,8 @@ class AccountingService:
                 ) from None
             self.writer.recover(RECOVERY_SECONDS)
             self._metrics.add(LedgerCollector(spool, self.writer))
-        for spend in spends():
-            if self._budgets.holds(spend.kind, spend.id):
-                self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
+        for spend in spends(self._budgets.holds):
+            self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
 
     def start(self) -> None:
         """Start to move rows to the database, and to connect to Redis; warn if limits are not shared."""

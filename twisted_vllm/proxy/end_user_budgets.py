@@ -11,11 +11,14 @@ from twisted.python.failure import Failure
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import StoreUnavailable
-from twisted_vllm.ratelimit.allowance import END_USER
+from twisted_vllm.ratelimit.allowance import END_USER, KEY, ORGANIZATION, TEAM, USER
 from twisted_vllm.ratelimit.interfaces import Limiter
 
 #: end users without limits of their own whose budgets are in memory
 MAX_KNOWN = 100_000
+
+#: those whose limits change with their records alone: whoever changes one has the spend set
+_WITH_RECORDS = frozenset({KEY, USER, TEAM, ORGANIZATION})
 
 #: reads the spend of end users
 ReadSpend = Callable[[Sequence[str]], Deferred[Mapping[str, Spend]]]
@@ -49,8 +52,13 @@ class EndUserBudgets:
         return len(self._known)
 
     def holds(self, kind: str, id: str) -> bool:
-        """Return whether the limiter has the budget of somebody, if there is one."""
-        return kind != END_USER or id in self._known or self._index.has_record(id)
+        """Return whether the limiter has the budget of somebody, if there is one.
+
+        Without a budget, those with records take no memory. When one of them gets a budget, its spend is set.
+        """
+        if kind == END_USER:
+            return id in self._known or self._index.has_record(id)
+        return kind not in _WITH_RECORDS or self._index.allowance_of(kind, id).has_budget
 
     def forget(self, kind: str, id: str) -> None:
         """Ask again before the next request of an end user: the limiter has its budget no more."""

@@ -196,9 +196,11 @@ class Registry:
         if isinstance(update, Changes):
             self._apply(update)
         elif update is not None:
-            for kind, id in self._index.budgets() - {(spend.kind, spend.id) for spend in spends}:
-                self._budget_gone(kind, id)
+            before = self._index.budgets()
             self._index.replace_all(update)
+            still = self._index.budgets() & {(spend.kind, spend.id) for spend in spends}
+            for kind, id in before - still:
+                self._budget_gone(kind, id)
             self._replace_models(update)
             for spend in spends:
                 self._spend_set(spend)

@@ -410,6 +410,9 @@ class OrganizationMemberRepository(_Memberships[OrganizationMember]):
         self._remove_all(organization_ids, user_ids)
 
 
+#: for very many rows, which are not kept all
+_IN_PARTS = {"yield_per": 1_000}
+
 _SPEND_COLUMNS = (
     tables.spend.c.kind,
     tables.spend.c.id,
@@ -433,9 +436,18 @@ def spend_of(connection: Connection, kind: str, ids: Sequence[str]) -> dict[str,
     return found
 
 
-def all_spend(connection: Connection) -> list[Spend]:
-    """Return every spend record."""
-    return [_spend_record(*row) for row in connection.execute(select(*_SPEND_COLUMNS))]
+def all_spend(connection: Connection, wanted: Callable[[str, str], bool] = lambda _kind, _id: True) -> list[Spend]:
+    """Return every spend record.
+
+    Args:
+        connection: the transaction's.
+        wanted: called with the kind and id of each: whether to return it.
+    """
+    found: list[Spend] = []
+    # in parts: most of many are not wanted
+    for rows in connection.execute(select(*_SPEND_COLUMNS), execution_options=_IN_PARTS).partitions():
+        found += [_spend_record(*row) for row in rows if wanted(row[0], row[1])]
+    return found
 
 
 class SpendRepository:

@@ -92,13 +92,16 @@ class Store:
         """Return every spend record."""
         return self._database.run(all_spend, writes=False, seconds=FOLLOW_SECONDS)
 
-    def spend_now(self) -> list[Spend]:
-        """Return the same, blocking: for the start, before the reactor runs.
+    def spend_now(self, wanted: Callable[[str, str], bool]) -> list[Spend]:
+        """Return the spend records of those who are wanted, blocking: for the start, before the reactor runs.
+
+        Args:
+            wanted: called with the kind and id of each.
 
         Raises:
             StoreUnavailable: the database failed.
         """
-        return self._database.run_now(all_spend)
+        return self._database.run_now(lambda connection: all_spend(connection, wanted))
 
     def changes_since(self, revision: Revision) -> Deferred[tuple[Revision, Changes | Snapshot | None]]:
         """Return the current revision, and what changed after `revision`."""

@@ -19,7 +19,7 @@ from twisted_vllm.admin.reports.scope import UsageScope
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import InvalidRequest, ModelNotFound, NotFound
 from twisted_vllm.storage.transaction import Transaction
-from twisted_vllm.storage.usage.queries.days import names_used
+from twisted_vllm.storage.usage.queries.names import names_used
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
 from twisted_vllm.storage.usage.queries.reports import Group, read_all, read_totals
 from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from sqlalchemy import Connection, Row, or_, select
+from sqlalchemy import Connection, Row, select, union
 
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import current_spend, money
@@ -23,8 +23,9 @@ from twisted_vllm.storage import tables
 from twisted_vllm.storage.by_spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
+from twisted_vllm.storage.usage.queries.names import costs_by_day, costs_of_keys_and_users
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
-from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, read_all, read_totals
+from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, read_all, read_totals, too_much
 from twisted_vllm.storage.usage.queries.rows import (
     MAX_COUNTED,
     KeyLabel,
@@ -204,15 +205,9 @@ def spend_by_day(transaction: Transaction, scope: UsageScope, query: Filters, st
     """
     connection = transaction.connection
     equals = scope.filters(connection, query)
-    days: dict[str, dict[str, Any]] = {}
     if equals is None:
         return []
-    left = MAX_GROUPS
-    for name in (KEY, USER, MODEL):
-        for group in read_all(connection, UsageQuery((name,), DAY, start, end, equals), left, wanted=("cost",)):
-            left -= 1
-            day = days.setdefault(group.start, {KEY: {}, USER: {}, MODEL: {}})
-            day[name][group.values[0]] = group.sums[_COST]
+    days = _costs_of_days(connection, equals, start, end)
     labels = key_labels(connection, sorted({key_id for day in days.values() for key_id in day[KEY]}))
     found: list[Json] = [
         {
@@ -228,6 +223,36 @@ def spend_by_day(transaction: Transaction, scope: UsageScope, query: Filters, st
     names = (moment_of(moment).date().isoformat() for moment in range(start // DAY_US * DAY_US, end, DAY_US))
     empty = {"spend": money(0), "users": {}, "models": {}}
     return found + [{"startTime": name, **empty} for name in names if name > last][:_MAX_EMPTY_DAYS]
+
+
+def _costs_of_days(
+    connection: Connection, equals: Mapping[str, str], start: int, end: int
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Return the costs of each day by key, user and model.
+
+    Raises:
+        InvalidRequest: there are more than `MAX_GROUPS`.
+    """
+    days: dict[str, dict[str, dict[str, int]]] = {}
+    left = MAX_GROUPS
+    others: tuple[str, ...] = (KEY, USER, MODEL)
+    if equals.keys() <= {KEY, USER, TEAM}:
+        costs = costs_of_keys_and_users(connection, equals, start, end, left)
+        if costs is None:
+            raise too_much()
+        for name, of_days in zip((KEY, USER), costs, strict=True):
+            for date, of_day in of_days.items():
+                days.setdefault(date, {KEY: {}, USER: {}, MODEL: {}})[name] = dict(sorted(of_day.items()))
+                left -= len(of_day)
+        others = (MODEL,)
+    if left < 0:
+        raise too_much()
+    for name in others:
+        for group in read_all(connection, UsageQuery((name,), DAY, start, end, equals), left, wanted=("cost",)):
+            left -= 1
+            day = days.setdefault(group.start, {KEY: {}, USER: {}, MODEL: {}})
+            day[name][group.values[0]] = group.sums[_COST]
+    return days
 
 
 def spend_of_keys(transaction: Transaction, skip: int, limit: int, now: datetime) -> list[Json]:
@@ -299,12 +324,15 @@ def costs_by_key(transaction: Transaction, equals: Mapping[str, str], start: int
 def costs_of_organization(transaction: Transaction, organization_id: str, start: int, end: int) -> list[Json]:
     """Return the cost and tokens of the keys and teams that are in an organization now, as `costs_by_key`."""
     keys, teams, payers = tables.keys.c, tables.teams.c, usage_payers.c
-    in_it = (
-        payers.key_id.in_(select(keys.key_id).where(keys.organization_id == organization_id)),
-        payers.team_id.in_(select(teams.team_id).where(teams.organization_id == organization_id)),
-    )
+    # With OR, PostgreSQL would read all payers.
+    in_it = union(
+        select(payers.id).where(payers.key_id.in_(select(keys.key_id).where(keys.organization_id == organization_id))),
+        select(payers.id).where(
+            payers.team_id.in_(select(teams.team_id).where(teams.organization_id == organization_id))
+        ),
+    ).subquery("in_it")
     asked = UsageQuery((KEY, MODEL), MONTH, start, end)
-    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS, payers=select(payers.id).where(or_(*in_it)))
+    groups = read_totals(transaction.connection, asked, wanted=_OF_COSTS, payers=select(in_it.c.id))
     rows = ((key_id, model, group.sums) for group in groups for key_id, model in [group.values])
     return _report_costs(transaction.connection, rows)
 
@@ -410,19 +438,22 @@ def top_models(transaction: Transaction, limit: int, start: int, end: int) -> li
 
 def spend_of_teams(transaction: Transaction, start: int, end: int) -> Json:
     """Return the spend of teams, by day and in total, as `TeamsSpend` describes it."""
-    groups = list(read_all(transaction.connection, UsageQuery((TEAM,), DAY, start, end), wanted=("cost",)))
-    names = team_names(transaction, sorted({group.values[0] for group in groups}))
+    found = costs_by_day(transaction.connection, TEAM, start, end, MAX_GROUPS)
+    if found is None:
+        raise too_much()
+    names = team_names(transaction, sorted({team_id for costs in found.values() for team_id in costs}))
     days: dict[str, dict[str, int]] = {}
     total: dict[str, int] = {}
-    for group in groups:
-        name, cost = names[group.values[0]], group.sums[_COST]
-        day = days.setdefault(group.start, {})
-        day[name] = day.get(name, 0) + cost
-        total[name] = total.get(name, 0) + cost
+    for date, costs in found.items():
+        day = days[date] = {}
+        for team_id, cost in costs.items():
+            name = names[team_id]
+            day[name] = day.get(name, 0) + cost
+            total[name] = total.get(name, 0) + cost
     top = sorted(total.items(), key=lambda each: -each[1])[:_TOP_TEAMS]
     return {
         "daily_spend": [
-            {**{name: money(cost) for name, cost in spent.items()}, "date": day} for day, spent in days.items()
+            {**{name: money(cost) for name, cost in sorted(spent.items())}, "date": day} for day, spent in days.items()
         ],
         "teams": list(total),
         "total_spend_per_team": [{"team_id": name, "total_spend": money(cost)} for name, cost in top],

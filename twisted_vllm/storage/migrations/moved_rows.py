@@ -39,7 +39,6 @@ _CHUNK, _TRANSACTION = 2_000, 200_000
 #: what is sorted. And how many bytes of them it moves in a minute, on two busy cores.
 _EXTRA_SHARE, _BYTES_A_MINUTE, _MB = 0.5, 10**9, 10**6
 
-_FAILURE = lookup_id(OF_FAILURE, "")
 _FAILED = "NOT (outcome = 'completed' AND status < 400) AND COALESCE(requests, 1) <> 0"
 #: the columns that rows are looked up by, and what that is called
 _BY_COLUMN = (("end_user", OF_END_USER), ("request_id", OF_REQUEST), ("response_id", OF_RESPONSE))
@@ -158,19 +157,27 @@ def _months(connection: Connection, table: str) -> Iterator[Partition]:
 
 
 def _lookups(values: tuple[Any, ...]) -> Iterator[tuple[int, int]]:
-    """Yield the look-ups of a row besides payer and failure: of its time, the `_BY_COLUMN`, and its tags."""
-    time, *texts, tags = values
+    """Yield the look-ups of a row besides its payer: of its time, the `_BY_COLUMN`, its tags, and as a failure."""
+    time, *texts, tags, failed, status, error = values
     for (_, what), each in zip(_BY_COLUMN, texts, strict=True):
         if each:
             yield lookup_id(what, each), time
     # the database's JSON: a text in SQLite
     for tag in (json.loads(tags) if isinstance(tags, str) else tags) or ():
         yield lookup_id(OF_TAG, tag), time
+    for reason in _failure_texts(status, error) if failed else ():
+        yield lookup_id(OF_FAILURE, reason), time
+
+
+def _failure_texts(status: int, error: str | None) -> list[str]:
+    """Return the texts by which a failed row is looked up: "" for any, the status of an error, the code of an error."""
+    return ["", *([str(status)] if status >= 400 else []), *([error] if error else [])]
 
 
 _WITH_LOOKUPS = (
-    f"SELECT time, {', '.join(column for column, _ in _BY_COLUMN)}, request_tags FROM {{table}} "
-    f"WHERE {' OR '.join(f'{column} IS NOT NULL' for column, _ in _BY_COLUMN)} OR request_tags IS NOT NULL"
+    f"SELECT time, {', '.join(column for column, _ in _BY_COLUMN)}, request_tags, {_FAILED}, status, error "
+    f"FROM {{table}} WHERE {' OR '.join(f'{column} IS NOT NULL' for column, _ in _BY_COLUMN)} "
+    f"OR request_tags IS NOT NULL OR ({_FAILED})"
 )
 
 
@@ -201,7 +208,6 @@ def _move_to_table(connection: Connection, partition: Partition) -> None:
     connection.exec_driver_sql(
         f"INSERT INTO {lookups} (value, time) SELECT DISTINCT value, time FROM ("
         f"SELECT payer AS value, time FROM {rows} UNION ALL "
-        f"SELECT CAST({_FAILURE} AS BIGINT), time FROM {rows} WHERE {_FAILED} UNION ALL "
         f"SELECT value, time FROM {_STAGE}) AS found ORDER BY value, time"
     )
     connection.exec_driver_sql(f"DROP TABLE {_STAGE}")
@@ -295,14 +301,15 @@ def _add_lookups(target: sqlite3.Connection) -> None:
         f"SELECT lookup_{column}({column}), time FROM {_USAGE} WHERE {column} <> ''" for column, _ in _BY_COLUMN
     )
     # In the order of the table: each page is written once.
-    target.execute(
-        f"{insert} SELECT payer, time FROM {_USAGE} UNION ALL "
-        f"SELECT {_FAILURE}, time FROM {_USAGE} WHERE {_FAILED} UNION ALL {by_column} ORDER BY 1, 2"
+    target.execute(f"{insert} SELECT payer, time FROM {_USAGE} UNION ALL {by_column} ORDER BY 1, 2")
+    # What few rows have.
+    found = target.execute(
+        f"SELECT time, request_tags, {_FAILED}, status, error FROM {_USAGE} "
+        f"WHERE request_tags IS NOT NULL OR ({_FAILED})"
     )
-    tagged = target.execute(f"SELECT request_tags, time FROM {_USAGE} WHERE request_tags IS NOT NULL")
     pairs = (
-        [pair for tags, time in some for pair in _lookups((time, None, None, None, tags))]
-        for some in iter(lambda: tagged.fetchmany(_CHUNK), [])
+        [pair for time, *others in some for pair in _lookups((time, None, None, None, *others))]
+        for some in iter(lambda: found.fetchmany(_CHUNK), [])
     )
     _add_all(target, f"{insert} VALUES (?, ?)", pairs)
 

@@ -38,6 +38,8 @@ class UsageBatch:
         request_ids: the client's id of each row's request, or empty.
         response_ids: likewise of the answer.
         request_tags: the tags that the client gave each row.
+        statuses: the status of each row.
+        errors: the code of each row's error, or empty.
         measures: columns of the values that are added up, in the order of `STORED_SUMS`.
     """
 
@@ -52,6 +54,8 @@ class UsageBatch:
     request_ids: Sequence[str]
     response_ids: Sequence[str]
     request_tags: Sequence[tuple[str, ...]]
+    statuses: Sequence[int]
+    errors: Sequence[str]
     measures: Sequence[Sequence[int]]
 
     @classmethod
@@ -75,7 +79,7 @@ class UsageBatch:
         targets = list(map(references.targets.__getitem__, target_texts))
         measures = [requests, successes, *(column[name] for name in STORED_SUMS[2:])]
         end_users, request_ids, response_ids = column["end_user"], column["request_id"], column["response_id"]
-        request_tags = column["request_tags"]
+        request_tags, errors = column["request_tags"], column["error"]
         column["payer"], column["target"] = payers, targets
         column["request_tags"] = [_json(each).decode() if each else None for each in column["request_tags"]]
         column["headers"] = [_json(each).decode() if each else None for each in column["headers"]]
@@ -94,6 +98,8 @@ class UsageBatch:
             request_ids=request_ids,
             response_ids=response_ids,
             request_tags=request_tags,
+            statuses=column["status"],
+            errors=errors,
             measures=measures,
         )
 

@@ -28,6 +28,7 @@ from twisted_vllm.storage.usage.tables import (
     STORED_SUMS,
     TEAM,
     USER,
+    failure_texts,
     lookup_id,
     name_id,
 )
@@ -49,7 +50,6 @@ Sums = tuple[int, ...]
 
 _MICROSECONDS = 1_000_000
 _COST, _SUCCESSFUL, _REQUESTS = (STORED_SUMS.index(name) for name in ("cost", "successful", "requests"))
-_FAILURE = lookup_id(OF_FAILURE, "")
 
 
 def shard_of(id: int) -> int:
@@ -191,8 +191,14 @@ class GatheredSums:
                     found.append(time)
         requests, successful = batch.measures[_REQUESTS], batch.measures[_SUCCESSFUL]
         if requests != successful:
-            failed = zip(batch.times, requests, successful, strict=True)
-            self._look_up(_FAILURE, [time for time, all, good in failed if all != good])
+            failures: dict[str, list[int]] = {}
+            columns = (batch.times, requests, successful, batch.statuses, batch.errors)
+            for time, all, good, status, error in zip(*columns, strict=True):
+                if all != good:
+                    for reason in failure_texts(status, error):
+                        failures.setdefault(reason, []).append(time)
+            for reason, times in failures.items():
+                self._look_up(lookup_id(OF_FAILURE, reason), times)
         for what, column in (
             (OF_END_USER, batch.end_users),
             (OF_REQUEST, batch.request_ids),

@@ -54,6 +54,8 @@ class _ReferenceIds(dict[bytes, int], Generic[V]):
         #: those that are stored, or will be with this transaction, and of these the new ones
         self._stored: set[int] = set()
         self._new: dict[int, bytes] = {}
+        #: those that were taken last
+        self._taken: dict[int, bytes] = {}
 
     def __missing__(self, text: bytes) -> int:
         id = self[text] = hash_id(text)
@@ -70,8 +72,11 @@ class _ReferenceIds(dict[bytes, int], Generic[V]):
         """Return those that may not be stored yet, sorted, so that all processes lock in the same order."""
         found = [(id, self._decode(text)) for id, text in sorted(self._new.items())]
         self._stored.update(self._new)
-        self._new.clear()
+        self._taken, self._new = self._new, {}
         return found
+
+    def again(self) -> None:
+        self._new = self._taken | self._new
 
     def trim(self) -> None:
         if len(self) > MAX_REMEMBERED or self.size > MAX_REMEMBERED_BYTES:
@@ -85,6 +90,7 @@ class _ReferenceIds(dict[bytes, int], Generic[V]):
         self.size = 0
         self._stored.clear()
         self._new.clear()
+        self._taken = {}
 
 
 class References:
@@ -121,6 +127,11 @@ class References:
         _insert_payers.run(connection, [_payer_values(id, payer) for id, payer in payers])
         _insert_payer_tags.run(connection, sorted((tag, id) for id, payer in payers for tag in set(payer.tags)))
         _insert_targets.run(connection, [_target_values(id, target) for id, target in targets])
+
+    def again(self) -> None:
+        """Have the next `write` store what the last one did, whose transaction was rolled back."""
+        self.payers.again()
+        self.targets.again()
 
     def write_names(self, connection: Connection, names: Iterable[str], insert: Insert = insert_all) -> None:
         """Store names of the sums that are not known to be stored.

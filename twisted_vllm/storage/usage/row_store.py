@@ -234,7 +234,7 @@ class PostgresqlRows:
             rows = list(zip(*columns, strict=True))
             _insert_postgresql.run(connection, rows if kept is None else [rows[at] for at in kept])
 
-        self._write(times, work)
+        self._write(times, work, references.again)
         coming = self._partitions.coming(max(times))
         if coming is not None:
             with begin(self._engine, Deadline(self._seconds), writes=True) as connection:
@@ -246,7 +246,7 @@ class PostgresqlRows:
         def work(connection: Connection, kept: Sequence[int] | None) -> None:
             _insert_lookups.run(connection, lookups if kept is None else [lookups[at] for at in kept])
 
-        self._write([time for _, time in lookups], work)  # type: ignore[misc]
+        self._write([time for _, time in lookups], work, lambda: None)  # type: ignore[misc]
 
     def existing(self, keys: Sequence[RowKey]) -> set[RowKey]:
         """Return the keys of rows that exist."""
@@ -265,12 +265,19 @@ class PostgresqlRows:
         """Look anew for which partitions there are."""
         self._partitions.forget()
 
-    def _write(self, times: Sequence[int], work: Callable[[Connection, Sequence[int] | None], None]) -> None:
+    def _write(
+        self,
+        times: Sequence[int],
+        work: Callable[[Connection, Sequence[int] | None], None],
+        rolled_back: Callable[[], None],
+    ) -> None:
+        """Work in a transaction, and once more if another process dropped a partition; `rolled_back` prepares that."""
         try:
             self._write_once(times, work)
         except IntegrityError as error:
             if getattr(error.orig, "sqlstate", None) != _NO_PARTITION:
                 raise
+            rolled_back()
             # Another process dropped a partition, or an administrator a table of one.
             self._partitions.forget()
             self._make_missing(times)

@@ -156,6 +156,9 @@ usage_lookups = Table(
 #: what rows are looked up by, besides their payers
 OF_END_USER, OF_REQUEST, OF_RESPONSE, OF_TAG, OF_FAILURE = "end_user", "request", "response", "tag", "failure"
 
+#: the lowest status of an error
+FIRST_ERROR = 400
+
 #: names in `usage_sums` by their `name_id`
 usage_names = Table(
     "vllm_passthrough_usage_names",
@@ -268,9 +271,15 @@ def lookup_id(what: str, text: str) -> int:
 
     Args:
         what: `OF_END_USER`, `OF_REQUEST`, `OF_RESPONSE`, `OF_TAG` or `OF_FAILURE`.
-        text: its name or id; empty for a failure. Rows are looked up by payer with the payer's id itself.
+        text: its name or id; of failures a status or the code of an error, or empty for all of them. Rows are looked up
+            by payer with the payer's id itself.
     """
     return hash_id(f"{what}:{text}".encode("utf-8", "surrogatepass"))
+
+
+def failure_texts(status: int, error: str | None) -> list[str]:
+    """Return the texts by which a failed row is looked up: "" as all are, the status of an error, and its code."""
+    return ["", *([str(status)] if status >= FIRST_ERROR else []), *([error] if error else [])]
 
 
 def has_row_key(keys: Sequence[RowKey]) -> list[ColumnElement[bool]]:

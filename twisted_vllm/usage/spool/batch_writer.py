@@ -22,9 +22,6 @@ from twisted_vllm.usage.spool.spool import Spool
 #: upper bounds of the seconds of a batch
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-#: seconds after which work that failed, and was not tried again, was given up
-_GIVEN_UP_SECONDS = 60.0
-
 QUARANTINE_SUFFIX = ".damaged"
 
 T = TypeVar("T")
@@ -59,29 +56,31 @@ class BatchWriter:
     Attributes:
         committed: how many rows the database took.
         quarantined: how many damaged lines and rejected rows were quarantined.
-        reachable: whether the database does what it was asked for: it did all that failed before.
         durations: seconds of batches, those that failed included.
     """
 
     _log = Logger()
 
-    def __init__(self, spool: Spool, store: IUsageStore, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, spool: Spool, store: IUsageStore) -> None:
         """Set up.
 
         Args:
             spool: provides the directory and the name of the quarantine file.
             store: the database.
-            monotonic: a clock, in seconds.
         """
-        self._monotonic = monotonic
         self.committed = self.quarantined = 0
-        self.reachable = True
+        #: what failed when it was tried last. Another part may succeed meanwhile: rows and sums of SQLite are
+        #: in files of their own.
+        self._failing: set[str] = set()
         self.durations = Histogram(BUCKETS)
-        # when each kind of work that failed did so last
-        self._failed: dict[str, float] = {}
         self._quarantine_failed = False
         self._spool = spool
         self._store = store
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the database took the last batch, and all else that was tried."""
+        return not self._failing
 
     def write(self, batch: Batch) -> list[Written] | None:
         """Write a batch; return the rows that the database has and that count, or None if it must be retried.
@@ -89,22 +88,20 @@ class BatchWriter:
         However often a batch is retried, its rows are counted once and quarantined once.
         """
         rejected: list[_Rejected] = []
-        began = self._monotonic()
+        began = time.monotonic()
         written = self.reach("rows", lambda: self._write(batch.rows, rejected))
-        self.durations.observe(self._monotonic() - began)
+        self.durations.observe(time.monotonic() - began)
         # Only now: until the database has all other rows, the whole batch may be retried.
         if written is None or ((batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected)):
             return None
         self.committed += len(batch.rows) - len(rejected)
         return written
 
-    def reach(self, kind: str, work: Callable[[], T]) -> T | None:
+    def reach(self, part: str, work: Callable[[], T]) -> T | None:
         """Do work in the database; return its result, or None if the database is unavailable.
 
-        The database is back when it does what it did not do. Other work may not need it, or not the file that failed.
-
         Args:
-            kind: what kind of work, such as "rows".
+            part: which part of the ledger's work it is; whoever does a part that failed tries it again.
             work: the work.
         """
         try:
@@ -116,17 +113,12 @@ class BatchWriter:
                 reason=str(error),
                 **LEDGER_ALERT,
             )
-            self.reachable = False
-            self._failed[kind] = self._monotonic()
+            self._failing.add(part)
             return None
-        if self.reachable:
-            return result
-        self._failed.pop(kind, None)
-        # What was given up is not tried again.
-        if all(at < self._monotonic() - _GIVEN_UP_SECONDS for at in self._failed.values()):
-            self._failed.clear()
-            self.reachable = True
-            self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)
+        if part in self._failing:
+            self._failing.discard(part)
+            if self.reachable:
+                self._log.info("The database takes the ledger's rows again", **LEDGER_ALERT)
         return result
 
     def _write(self, rows: Sequence[UsageRow], rejected: list[_Rejected]) -> list[Written]:

@@ -369,7 +369,7 @@ class LedgerWriter:
             accounts.close()
             return True
 
-        return self.batch_writer.reach("closing", close) is not None
+        return self.batch_writer.reach("marks", close) is not None
 
     def _next_orphans(self, accounts: ISpoolAccounts) -> list[Batch] | None:
         """Return the next batch of the name that is recovered, if there is one; None if it must be retried."""
@@ -378,14 +378,12 @@ class LedgerWriter:
             found = self._recovery.next_batch(BATCH_ROWS, accounts.boundaries, self._store.missing)
             return [] if found is None else [found]
 
-        return self.batch_writer.reach("missing rows", read)
+        return self.batch_writer.reach("orphans", read)
 
     def _open_accounts(self, name: str, told_to: Position | None) -> ISpoolAccounts | None:
         """Open accounts; `told_to` is None for those of another process, None is returned for a retry."""
         own, told_to = told_to is not None, told_to or BEGINNING
-        return self.batch_writer.reach(
-            f"opening {own}", lambda: self._store.open_accounts(name, own=own, told_to=told_to)
-        )
+        return self.batch_writer.reach("marks", lambda: self._store.open_accounts(name, own=own, told_to=told_to))
 
     def _move(self, batch: Batch, accounts: ISpoolAccounts) -> bool:
         written = self.batch_writer.write(batch)
@@ -397,8 +395,7 @@ class LedgerWriter:
 
     def _flush(self, accounts: ISpoolAccounts, *, force: bool) -> bool | None:
         """Write a part of what was gathered; return whether there is more, or None if it must be retried."""
-        kind = "sums" if accounts is self._accounts else "sums of others"
-        result = self.batch_writer.reach(kind, lambda: accounts.flush(force=force))
+        result = self.batch_writer.reach(f"sums of {accounts.name}", lambda: accounts.flush(force=force))
         if result is None:
             return None
         more, updates = result

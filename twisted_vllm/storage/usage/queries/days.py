@@ -30,8 +30,6 @@ from twisted_vllm.storage.usage.tables import (
     DAY,
     END_USER,
     KINDS,
-    MONTH,
-    OTHER,
     PAYER,
     SUMS,
     TEAM,
@@ -119,28 +117,6 @@ def page_of_days(
 def day_of(row: Row[Any]) -> str:
     """Return the date of a row of `page_of_days`."""
     return iso_day(row[0])
-
-
-def names_used(connection: Connection, dimension: str, limit: int, among: Sequence[str] | None = None) -> list[str]:
-    """Return the values of a dimension that ever had usage, in order, but ``""`` and `OTHER`; at most so many.
-
-    Args:
-        connection: of a transaction that reads.
-        dimension: as in `Entities`.
-        limit: how many to return at most.
-        among: the only values to look for, as many as one statement takes; None for all.
-    """
-    sums = usage_sums.c
-    wanted: list[ColumnElement[bool]] = [sums.kind == KINDS[dimension, MONTH], sums.value.not_in((0, name_id(OTHER)))]
-    if among is not None:
-        months = select(sums.start).where(sums.kind == KINDS[ALL, MONTH]).distinct()
-        wanted += [
-            sums.start.in_(list(connection.execute(months).scalars())),
-            sums.value.in_([name_id(name) for name in among]),
-        ]
-    values = select(sums.value).where(*wanted).distinct().subquery("used")
-    found = select(usage_names.c.name).join(values, values.c.value == usage_names.c.id)
-    return list(connection.execute(found.order_by(usage_names.c.name).limit(limit)).scalars())
 
 
 def _conditions(entities: Entities, equals: Mapping[str, str]) -> list[ColumnElement[bool]]:

@@ -33,6 +33,7 @@ from twisted_vllm.storage.usage.queries.plan import MODEL, ROUTE, SERVER
 from twisted_vllm.storage.usage.queries.sums import EMPTY, payers_with
 from twisted_vllm.storage.usage.tables import (
     END_USER,
+    FIRST_ERROR,
     KEY,
     OF_END_USER,
     OF_FAILURE,
@@ -72,7 +73,7 @@ COLUMNS: Mapping[str, ColumnElement[Any]] = {
 _TARGET_COLUMNS = {name: usage_targets.c[name] for name in (MODEL, ROUTE, SERVER)}
 
 #: the condition for rows whose client got a complete response without an error
-SUCCESSFUL = and_(usage.c.outcome == "completed", usage.c.status < 400)
+SUCCESSFUL = and_(usage.c.outcome == "completed", usage.c.status < FIRST_ERROR)
 
 
 @attrs.frozen
@@ -152,11 +153,13 @@ def _of_values(dialect: str, equals: Mapping[str, str], *, no_more: bool = False
 
 def _of_failures(wanted: RowFilter) -> list[LookUp] | None:
     # a request with an error of the gateway's is not completed
-    has_failed = wanted.error and (not _STATUS.fullmatch(wanted.error) or int(wanted.error) >= 400)
-    if wanted.successful is False or (has_failed and wanted.successful is None):
-        alone = wanted == RowFilter(wanted.start, wanted.end, successful=False)
-        return [LookUp(lookup_id(OF_FAILURE, ""), not_(SUCCESSFUL), alone)]
-    return None
+    has_failed = wanted.error and (not _STATUS.fullmatch(wanted.error) or int(wanted.error) >= FIRST_ERROR)
+    if wanted.successful is not False and not (has_failed and wanted.successful is None):
+        return None
+    error = wanted.error if has_failed else ""
+    no_more = attrs.evolve(wanted, successful=None, error="") == RowFilter(wanted.start, wanted.end)
+    # `conditions_of` has the error
+    return [LookUp(lookup_id(OF_FAILURE, error), not_(SUCCESSFUL), alone=no_more and error == wanted.error)]
 
 
 def _ids_of(request_id: str) -> tuple[str, ...]:

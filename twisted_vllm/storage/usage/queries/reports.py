@@ -296,9 +296,14 @@ def read_totals(
 
 def _check_size(left: int) -> None:
     if left < 0:
-        raise InvalidRequest(
-            "This is too much to add up in one answer: ask for fewer days, or /usage/report.", param="start_date"
-        )
+        raise too_much()
+
+
+def too_much() -> InvalidRequest:
+    """Return the error for a report of more than `MAX_GROUPS`."""
+    return InvalidRequest(
+        "This is too much to add up in one answer: ask for fewer days, or /usage/report.", param="start_date"
+    )
 
 
 # intervals

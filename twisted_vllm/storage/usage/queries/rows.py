@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
-from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, func, literal_column, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, and_, func, literal_column, select, true
 
 from twisted_vllm.storage.repository import in_chunks
 from twisted_vllm.storage.tables import former_keys, keys
@@ -51,8 +51,8 @@ from twisted_vllm.storage.usage.tables import (
 #: the maximum count of rows; no page begins after it
 MAX_COUNTED = 100_000
 
-#: the first window in microseconds, and the growth factor of the next ones
-_WINDOW, _GROWTH = 60_000_000, 8
+#: the first window in microseconds, the growth factor of the next ones, and the rows from which on they do not grow
+_WINDOW, _GROWTH, _MANY = 60_000_000, 8, 1_000
 #: Rows that began so long before look-ups were written, in microseconds, are looked up; so many of the newest rows are
 #: not in any case.
 _SETTLED, _MOST_RECENT = 60_000_000, 20_000
@@ -118,7 +118,7 @@ def count_rows(connection: Connection, wanted: RowFilter) -> int:
     search = _Search(connection, wanted)
     counted = 0
     for span in search.spans():
-        counted += search.count(span, MAX_COUNTED + 1 - counted)
+        counted += search.count(span, MAX_COUNTED + 1 - counted, max(_EXACT - counted, 0))
         if counted > MAX_COUNTED:
             break
     return min(counted, MAX_COUNTED + 1)
@@ -194,6 +194,8 @@ class _Search:
         self._conditions = conditions_of(dialect, wanted)
         self._look_ups = _of_few(connection, look_ups(dialect, wanted))
         self._own_ids = [] if wanted.request_id is None else own_ids(wanted.request_id)
+        # of the next window; an older partition begins with that of the one before
+        self._width = _WINDOW
 
     def newest(self, skip: int, limit: int) -> list[RowKey]:
         """Return the keys of the newest rows.
@@ -281,19 +283,23 @@ class _Search:
             # of one value, look-ups are in the order of time
             return self._left(self._keys(self._joined(look_up, span, in_order=True), skip, limit), skip, limit, span)
         found: list[RowKey] = []
-        end, width = span.end, _WINDOW
+        end = span.end
         while len(found) < limit:
             newest = self._newest_time(look_up.values, attrs.evolve(span, end=end))
             if newest is None:
                 break
-            window = attrs.evolve(span, start=max(newest + 1 - width, span.start), end=newest + 1)
-            some = self._keys(self._joined(look_up, window, in_order=False), skip, limit - len(found))
-            if some:
-                skip = 0
-            elif skip:
-                skip -= min(self._count_of(look_up, window, skip, 0), skip)
-            found += some
-            end, width = window.start, width * _GROWTH
+            window = attrs.evolve(span, start=max(newest + 1 - self._width, span.start), end=newest + 1)
+            end = window.start
+            # Look-ups are counted sooner than rows are sorted.
+            passed = self._count_of(look_up, window, skip + 1, 0) if skip else 0
+            if passed > skip or not skip:
+                some = self._keys(self._joined(look_up, window, in_order=False), skip, limit - len(found))
+                passed, skip = skip + len(some), 0
+                found += some
+            else:
+                skip -= passed
+            if passed < _MANY:
+                self._width *= _GROWTH
         return found, skip
 
     def _of_several(self, look_ups: Sequence[LookUp], span: _Span, skip: int, limit: int) -> tuple[list[RowKey], int]:
@@ -315,11 +321,19 @@ class _Search:
     def _joined(self, look_up: LookUp, span: _Span, *, in_order: bool) -> Select[Any]:
         """Return the statement for the keys of rows that were looked up, newest first."""
         time = usage_lookups.c.time
-        statement = select(usage.c.time, usage.c.id).join_from(usage_lookups, usage, usage.c.time == time)
-        statement = statement.where(look_up.has_value, *span.has(time), look_up.found, *self._conditions)
+        wanted = (usage.c.time == time, look_up.found, *self._conditions)
+        rows: Any = usage
+        if self._connection.dialect.name == "postgresql":
+            # Its planner would read all rows and look each of them up, where it expects few to be wanted. OFFSET keeps
+            # it from that: each time that was looked up is sought.
+            sought = select(usage.c.time, usage.c.id).where(*wanted, *span.has(usage.c.time)).correlate(usage_lookups)
+            rows = sought.offset(0).lateral("sought")
+            wanted = (true(),)
+        statement = select(rows.c.time, rows.c.id).select_from(usage_lookups.join(rows, and_(*wanted)))
+        statement = statement.where(look_up.has_value, *span.has(time))
         # Adding 0 keeps SQLite, which has no statistics, from reading all rows in the order of time.
         order = time if in_order else time + literal_column("0", BigInteger)
-        return statement.order_by(order.desc(), usage.c.id.desc())
+        return statement.order_by(order.desc(), rows.c.id.desc())
 
     def _newest_time(self, payers: Select[Any], span: _Span) -> int | None:
         """Return when the newest row of some payers began."""
@@ -332,14 +346,15 @@ class _Search:
         ).scalar()
         return found
 
-    def count(self, span: _Span, limit: int) -> int:
-        """Return the number of rows of a part, up to a limit."""
+    def count(self, span: _Span, limit: int, exact: int = _EXACT) -> int:
+        """Return the number of rows of a part, up to a limit. Of more than `exact`, look-ups may be counted instead."""
         if not span.looked_up or self._look_ups is None:
             return self._count(select(usage.c.id).where(*self._conditions, *span.has(usage.c.time)), limit)
         if self._wanted.request_id is None:
             counted = 0
             for each in self._look_ups:
-                counted += self._count_of(each, span, limit - counted) if counted < limit else 0
+                if counted < limit:
+                    counted += self._count_of(each, span, limit - counted, max(exact - counted, 0))
             return counted
         statements = [self._joined(each, span, in_order=False).order_by(None) for each in self._look_ups]
         statements += self._of_own_ids(span)

@@ -6,11 +6,12 @@ some values only, it names its days: the primary key then finds each value in ea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Connection,
@@ -326,18 +327,14 @@ def highest_cost(
     found: list[Select[Any]] = []
     for by_payer, statements in by_kind.items():
         part = parts[by_payer]
-        ids = statements[0].subquery("ids")
-        if len(statements) > 1:
-            together = union_all(*statements).subquery("parts")
-            keys = [together.c[name] for name in ("value", "model") if name in together.c]
-            needed = [column for column in together.c if column.name not in ("value", "model")]
-            totals = [cast(func.sum(column), BigInteger).label(column.name) for column in needed]
-            ids = select(*keys, *totals).group_by(*keys).subquery("ids")
+        ids = _together(statements)
         by_key_alone = by_payer and planned.query.group_by == (KEY,)
         if top is not None and len(by_kind) == 1 and (by_key_alone or not by_payer):
-            if by_key_alone:
-                ids = _by_first_payer(ids)
             keys = [ids.c[name] for name in ("value", "model") if name in ids.c]
+            if by_key_alone:
+                everybody = payers is None and payers_with(planned.query.equals) is None
+                ids = _top_keys(planned, wanted, ids, top) if everybody else _by_first_payer(ids, _several())
+                keys = [ids.c.value]
             ids = select(ids).order_by(ids.c.cost.desc(), *keys).limit(top).subquery("top_ids")
         found.append(part.named(ids)[0])
     group_by = [f"name_of_{name}" for name in planned.query.group_by]
@@ -352,19 +349,53 @@ def highest_cost(
     return statement.order_by(result.c.cost.desc(), *names).limit(limit if top is None else top)
 
 
-def _by_first_payer(ids: Subquery) -> Subquery:
+def _together(statements: Sequence[Select[Any]]) -> Subquery:
+    """Return the sums of several segments, added up by ids."""
+    if len(statements) == 1:
+        return statements[0].subquery("ids")
+    together = union_all(*statements).subquery("parts")
+    keys = [together.c[name] for name in ("value", "model") if name in together.c]
+    needed = [column for column in together.c if column.name not in ("value", "model")]
+    return select(*keys, *_added_up(needed)).group_by(*keys).subquery("ids")
+
+
+def _added_up(columns: Iterable[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
+    return [cast(func.sum(column), BigInteger).label(column.name) for column in columns]
+
+
+def _several() -> CTE:
+    """Return the payers of keys that have several, each with the first of its key."""
+    payers = usage_payers.c
+    first = select(payers.key_id, func.min(payers.id).label("first")).group_by(payers.key_id)
+    several = first.having(func.count() > 1).subquery("several")
+    return select(payers.id, several.c.first).join(several, several.c.key_id == payers.key_id).cte("others")
+
+
+def _by_first_payer(ids: Subquery, others: CTE) -> Subquery:
     """Return sums by payer, those of a key with several payers added up under one of them.
 
     So only the keys with most spend are named.
     """
-    payers = usage_payers.c
-    several = select(payers.key_id, func.min(payers.id).label("first")).group_by(payers.key_id)
-    first = several.having(func.count() > 1).subquery("several")
-    others = select(payers.id, first.c.first).join(first, first.c.key_id == payers.key_id).subquery("others")
     value = func.coalesce(others.c.first, ids.c.value)
-    sums = [cast(func.sum(column), BigInteger).label(column.name) for column in ids.c if column.name != "value"]
+    sums = _added_up(column for column in ids.c if column.name != "value")
     added_up = select(value.label("value"), *sums).select_from(ids.outerjoin(others, others.c.id == ids.c.value))
     return added_up.group_by(value).subquery("by_key")
+
+
+def _top_keys(planned: Plan, wanted: Collection[str], ids: Subquery, top: int) -> Subquery:
+    """Return what `_by_first_payer` does, of the keys with most spend and some others.
+
+    Most keys have one payer: their sums are not added up once more. Those of the others are looked up.
+    """
+    others = _several()
+    alone = select(ids).select_from(ids.outerjoin(others, others.c.id == ids.c.value)).where(others.c.id.is_(None))
+    most = select(alone.order_by(ids.c.cost.desc(), ids.c.value).limit(top).subquery("alone"))
+    parts = [SumsOf(planned, segment, wanted, select(others.c.id)) for segment in planned.segments]
+    statements = [
+        part.by_ids(segment.low, segment.high, by_start=False)
+        for part, segment in zip(parts, planned.segments, strict=True)
+    ]
+    return union_all(most, select(_by_first_payer(_together(statements), others))).subquery("by_key")
 
 
 def whole_months(connection: Connection, query: UsageQuery) -> UsageQuery:
