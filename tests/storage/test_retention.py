@@ -160,6 +160,17 @@ def test_a_file_that_cannot_be_made_anew_does_not_keep_the_gateway_from_starting
     assert logged_failures.flush() == [None]
 
 
+def test_a_file_that_could_not_be_written_is_opened_again(store: Store) -> None:
+    """As a read-only file that its owner made writable meanwhile: SQLite opened it for reading."""
+    store.write("2026-06-15")
+    with store.database._rows._engines["2026-06"].connect() as connection:  # type: ignore[attr-defined]
+        connection.exec_driver_sql("PRAGMA query_only = ON")
+    with pytest.raises(DatabaseUnavailable, match=r"2026-06\.db: attempt to write a readonly database"):
+        store.database.write([usage_row(5, time=at("2026-06-16"))])
+    store.write_rows([usage_row(5, time=at("2026-06-16"))])
+    assert len(store.rows) == 2
+
+
 def test_a_damaged_file_is_named_to_who_writes_and_who_reads(store: Store) -> None:
     store.write("2026-02-02", "2026-06-15")
     store.database.close()

@@ -162,6 +162,8 @@ class SqliteRows:
         except DBAPIError as error:
             if is_rejection(error):
                 raise
+            # SQLite opens a file that may not be written for reading, and keeps it so when it may.
+            self.forget([partition.name])
             # The driver does not say which of the files it means.
             problem = StoreError(f"{file_of(self._file, partition)}: {error.orig}")
         # Outside the except block, so that the driver's error is not the context.
@@ -276,8 +278,8 @@ class PostgresqlRows:
         except IntegrityError as error:
             if getattr(error.orig, "sqlstate", None) != _NO_PARTITION:
                 raise
-            # Another process dropped a partition, or an administrator a table of one.
             rolled_back()
+            # Another process dropped a partition, or an administrator a table of one.
             self._partitions.forget()
             self._make_missing(times)
             self._write_once(times, work)
