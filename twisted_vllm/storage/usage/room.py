@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import OperationalError
 
+from twisted_vllm.storage.tables import audit
 from twisted_vllm.storage.usage.partitions import (
     Partition,
     all_partitions,
@@ -316,12 +317,19 @@ def _tables_of_postgresql(connection: Connection) -> tuple[list[TableRoom], dict
     tables: list[TableRoom] = []
     sizes: dict[str, int] = {}
     total = 0
-    for name, rows, size, indexes in connection.execute(statement):
+    months: list[tuple[int, int, int]] = []
+    for name, *room in connection.execute(statement):
+        rows, size, indexes = room
         total += size + indexes
         match = re.fullmatch(rf"(?:{parents})_(\d[\d_]+)", name)
         partition = partition_named(match[1].replace("_", "-")) if match else None
-        if partition is None:
-            tables.append(TableRoom(name=name, rows=rows, bytes=size, index_bytes=indexes, estimated=True))
-        else:
+        if partition is not None:
             sizes[partition.name] = sizes.get(partition.name, 0) + size + indexes
+        elif name.startswith(f"{audit.name}_"):
+            months.append((rows, size, indexes))
+        else:
+            tables.append(TableRoom(name=name, rows=rows, bytes=size, index_bytes=indexes, estimated=True))
+    # It has no room of its own.
+    rows, size, indexes = (sum(month[column] for month in months) for column in range(3))
+    tables.append(TableRoom(name=audit.name, rows=rows, bytes=size, index_bytes=indexes, estimated=True))
     return tables, sizes, total
