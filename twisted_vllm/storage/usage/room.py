@@ -331,5 +331,5 @@ def _tables_of_postgresql(connection: Connection) -> tuple[list[TableRoom], dict
             tables.append(TableRoom(name=name, rows=rows, bytes=size, index_bytes=indexes, estimated=True))
     # It has no room of its own.
     rows, size, indexes = (sum(month[column] for month in months) for column in range(3))
-    tables.append(TableRoom(name=audit.name, rows=rows, bytes=size, index_bytes=indexes, estimated=True))
+    tables.append(TableRoom(name=str(audit.name), rows=rows, bytes=size, index_bytes=indexes, estimated=True))
     return tables, sizes, total
