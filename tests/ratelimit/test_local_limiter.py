@@ -128,24 +128,6 @@ def test_what_the_database_says_of_an_older_period_counts_no_more() -> None:
     limiter.admit((who,), "", 0, 40, NOON)
 
 
-def test_what_the_former_period_owed_the_database_takes_nothing_from_this_one() -> None:
-    limiter = LocalLimiter()
-    who = key(max_budget=100, budget_duration="1d")
-    late = limiter.admit((who,), "", 0, 10, NOON - DAY)
-    limiter.settle(limiter.admit((who,), "", 0, 80, NOON - DAY), 0, 80, NOON - DAY)
-    limiter.settle(limiter.admit((who,), "", 0, 30, NOON), 0, 30, NOON)
-    # These came while the database took the others, of both periods, in one go.
-    limiter.settle(late, 0, 10, NOON)
-    limiter.settle(limiter.admit((who,), "", 0, 50, NOON), 0, 50, NOON)
-    limiter.budget_committed("key", "k1", 110, 30, MIDNIGHT)
-    with pytest.raises(BudgetExceeded):
-        limiter.admit((who,), "", 0, 21, NOON)
-    assert not limiter.budget_is_idle("key", "k1")
-    limiter.budget_committed("key", "k1", 60, 80, MIDNIGHT)
-    assert limiter.budget_is_idle("key", "k1")
-    limiter.admit((who,), "", 0, 20, NOON)
-
-
 def test_a_later_period_in_the_database_begins_here_as_well() -> None:
     limiter = LocalLimiter()
     who = key(max_budget=100, budget_duration="1d")

@@ -388,7 +388,7 @@ def test_an_amount_that_the_database_refuses_holds_up_no_other(ledger: Ledger, l
 
 def test_a_row_whose_numbers_add_up_to_too_much_is_refused(ledger: Ledger) -> None:
     with pytest.raises(RowsRejected):
-        ledger.database.write([usage_row(0), usage_row(1, cost=2**52 + 1)])
+        ledger.database.write([usage_row(0), usage_row(1, cost=2**56 + 1)])
     with pytest.raises(RowsRejected):
         ledger.database.write([usage_row(0), usage_row(1, end_user="e" * 256)])
 

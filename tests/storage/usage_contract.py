@@ -493,8 +493,8 @@ class UsageContract:
         ledger.now += DAY
         assert ledger.write(usage_row(3, **tomorrow)) == [SpendUpdate("key", "k1", 7, 7, today + DAY)]
         # one that comes late: the period that it belongs to is over
-        assert ledger.write(usage_row(4)) == [SpendUpdate("key", "k1", 7, 7, today + DAY)]
-        assert ledger.write(usage_row(5), usage_row(6, **tomorrow)) == [SpendUpdate("key", "k1", 14, 14, today + DAY)]
+        assert ledger.write(usage_row(4)) == [SpendUpdate("key", "k1", 0, 7, today + DAY)]
+        assert ledger.write(usage_row(5), usage_row(6, **tomorrow)) == [SpendUpdate("key", "k1", 7, 14, today + DAY)]
         [found] = ledger.read(spend)
         assert (found["spend"], found["total_spend"]) == (14, 42)
         assert found["period_start"] == (today + DAY) * 1_000_000
@@ -503,7 +503,7 @@ class UsageContract:
         ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
         ledger.now += DAY
         rows = [usage_row(1), usage_row(2, time=(NOON + DAY) * 1_000_000)]
-        assert ledger.write(*rows) == [SpendUpdate("key", "k1", 14, 7, NOON // DAY * DAY + DAY)]
+        assert ledger.write(*rows) == [SpendUpdate("key", "k1", 7, 7, NOON // DAY * DAY + DAY)]
 
     def test_a_longer_period_takes_over_what_the_shorter_one_had(self, ledger: Ledger) -> None:
         today, month = NOON // DAY * DAY, NOON // DAY * DAY - 24 * DAY
@@ -519,7 +519,7 @@ class UsageContract:
         ledger.now = midnight + 1.0
         ledger.write(usage_row(1, time=midnight * 1_000_000))
         ledger.now = midnight - 2.0
-        assert ledger.write(usage_row(2)) == [SpendUpdate("key", "k1", 7, 7, midnight)]
+        assert ledger.write(usage_row(2)) == [SpendUpdate("key", "k1", 0, 7, midnight)]
 
     # what clients say
 

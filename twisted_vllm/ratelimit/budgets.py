@@ -14,7 +14,6 @@ class Budget:
         key: the kind and the id of the owner.
         saved: the spend in the database.
         unsaved: the spend through this process that the database does not have yet.
-        unsaved_before: the same of former periods. It counts in no period here, but is confirmed as any spend is.
         reserved: by requests in flight.
         soft: the soft budget of the last request.
         duration: the period's length, as in `Allowance`.
@@ -36,13 +35,12 @@ class Budget:
         "soft",
         "told",
         "unsaved",
-        "unsaved_before",
     )
 
     def __init__(self, key: tuple[str, str]) -> None:
         self.key = key
         self.saved = 0
-        self.unsaved = self.unsaved_before = 0
+        self.unsaved = 0
         self.reserved = 0
         self.soft: int | None = None
         self.duration: str | None = None
@@ -88,13 +86,10 @@ class Budget:
                 self.told = spend
 
     def committed(self, amount: int, total: int, period_start: int) -> None:
-        """Set the database's new total, which includes an amount that this process spent, in this period or before."""
+        """Set the database's new total, which includes an amount that this process spent."""
         self.loaded(total, period_start)
-        # The oldest is saved first. What was spent since must stay counted.
-        before = min(amount, self.unsaved_before)
-        self.unsaved_before -= before
         if period_start == self._start:
-            self.unsaved = max(self.unsaved - (amount - before), 0)
+            self.unsaved = max(self.unsaved - amount, 0)
 
     def reset(self, spend: int, period_start: int) -> None:
         """Set the spend that an administrator set in the database; the soft budget warns again."""
@@ -103,12 +98,10 @@ class Budget:
         self._warned = None
 
     def settle(self, epoch: int, reserved: int, cost: int) -> None:
-        """Replace a request's reservation by its cost, which does not count if its period is over."""
+        """Replace a request's reservation by its cost, unless its period is over."""
         if epoch == self.epoch:
             self.reserved -= reserved
             self.unsaved += cost
-        else:
-            self.unsaved_before += cost
 
     def crossed(self) -> bool:
         """Return whether to warn that the soft budget is reached: once per period and soft budget."""
@@ -121,6 +114,5 @@ class Budget:
     def _begin(self, start: int) -> None:
         self._start = start
         self.epoch += 1
-        self.unsaved_before += self.unsaved
         self.saved = self.unsaved = self.reserved = self.told = 0
         self._warned = None

@@ -18,7 +18,8 @@ class SpendUpdate(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         kind: as in `Limited`.
         id: likewise.
-        amount: the cost of this process's rows in the batch, in picodollars; 0 for rows that another process left.
+        amount: what this process's rows added to `total`, in picodollars: those of former periods add nothing, nor do
+            rows that another process left.
         total: the database's spend of the period, in picodollars.
         period_start: when that period began, in Unix seconds.
     """

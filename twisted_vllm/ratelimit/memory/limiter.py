@@ -193,8 +193,7 @@ class LocalLimiter:
         """Return whether the database has all that was spent of a budget, and nothing is reserved."""
         budget = self._budgets.get((kind, id))
         scope = self._scopes.get((kind, id))
-        owes = budget is not None and (budget.unsaved or budget.unsaved_before or budget.reserved)
-        return not owes and (scope is None or not scope.in_flight)
+        return (budget is None or not (budget.unsaved or budget.reserved)) and (scope is None or not scope.in_flight)
 
     def budget_forgotten(self, kind: str, id: str) -> None:
         """Remove a budget that was removed, or whose owner was deleted."""

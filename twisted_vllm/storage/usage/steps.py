@@ -299,7 +299,7 @@ class SpendSteps:
     def write(
         self, connection: Connection, step: str, insert: Insert = insert_all
     ) -> tuple[int, Iterable[SpendUpdate]]:
-        """Make a step. The updates are those of who has a budget; their amounts are the costs that were added.
+        """Make a step. The updates are those of who has a budget; their amounts are what was added to the period.
 
         Raises:
             SQLAlchemyError, UnicodeError, OverflowError: as `BulkInsert.run`.
@@ -314,13 +314,13 @@ class SpendSteps:
         insert(_add_spend, connection, untold)
         updates: list[SpendUpdate] = []
         for kind, id, stored_us, total in insert(_add_and_tell_spend, connection, told):
-            stored, (start, amount, cost) = stored_us // _MICROSECONDS, self._spent[kind, id]
+            stored, (start, amount, _) = stored_us // _MICROSECONDS, self._spent[kind, id]
             if stored > start and stored > self._period_start(kind, id, self._now + _CLOCK_SKEW):
                 # No period begins in the future, so the stored one has a length that the budget had before.
                 stored = max(start, self._period_start(kind, id, self._now))
                 total += amount if stored == start else 0
                 _set_spend(connection, (kind, id), stored, total)
-            updates.append(SpendUpdate(kind, id, cost, total, stored))
+            updates.append(SpendUpdate(kind, id, amount if stored == start else 0, total, stored))
         return len(scopes), updates
 
     def written(self, connection: Connection, step: str) -> list[SpendUpdate]:
@@ -328,8 +328,12 @@ class SpendSteps:
         scopes = [scope for scope in self._in(step) if self._has_budget(*scope)]
         found = read_spend(connection, scopes)
         # Those that were deleted meanwhile have no spend.
-        stored = {scope: found.get(scope, (self._spent[scope][0], 0)) for scope in scopes}
-        return [SpendUpdate(*scope, self._spent[scope][2], total, start) for scope, (start, total) in stored.items()]
+        updates = []
+        for scope in scopes:
+            start, amount, _ = self._spent[scope]
+            stored, total = found.get(scope, (start, 0))
+            updates.append(SpendUpdate(*scope, amount if stored == start else 0, total, stored))
+        return updates
 
     def _in(self, step: str) -> list[Scope]:
         """Return whose spend a step changes."""
