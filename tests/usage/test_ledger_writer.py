@@ -451,7 +451,7 @@ def test_a_batch_of_another_run_that_the_database_did_not_take_is_tried_again(
     bench.store.write = fail_first  # type: ignore[method-assign]
     assert [take_turns(bench) for _ in range(3)] == [False, False, True]
     assert bench.store.counted == usage_rows(6)
-    assert [path.name for path in tmp_path.glob("a1*")] == []
+    assert [path.name for path in tmp_path.glob("a1-*")] == []
     assert bench.store.marks == {}
 
 
