@@ -176,7 +176,9 @@ async def test_a_reload_switches_them_over_and_off(
         gateway.clock.advance(INTERVAL)
         gateway.clock.advance(INTERVAL)
     assert len(receiver.exports) == 1
-    assert "metrics:otlp" not in gateway.service.wiring.metrics.expose("", named=True)[0].decode()
+    # once the last export has ended
+    metrics = gateway.service.wiring.metrics
+    await eventually(reactor, lambda: "metrics:otlp" not in metrics.expose("", named=True)[0].decode())
 
 
 def logging_to(found: OtlpReceiver, **changes: Any) -> tuple[SinkSettings, ...]:
