@@ -95,8 +95,6 @@ class GatheredSums:
         lookups: look-ups by shard of the value.
         payer_texts: the payers' JSON by id.
         models: the models' names by `name_id`.
-        first: the time of the oldest row, in microseconds since 1970.
-        last: that of the newest.
     """
 
     def __init__(self) -> None:
@@ -108,12 +106,10 @@ class GatheredSums:
         self.lookups: list[Lookups] = [{} for _ in range(SHARDS)]
         self.payer_texts: dict[int, bytes] = {}
         self.models: dict[int, str] = {}
-        self.first, self.last = 2**62, 0
 
     def add(self, batch: UsageBatch) -> None:
         """Add rows."""
         self.rows += len(batch.times)
-        self.first, self.last = min(self.first, *batch.times), max(self.last, *batch.times)
         self.payer_texts.update(batch.payer_texts)
         model_ids: dict[int, int] = {}
         for id, name in batch.models.items():
@@ -377,13 +373,13 @@ def derive(gathered: GatheredSums) -> DerivedSums:
             payer = payer_of(gathered.payer_texts[id])
             _merge(everything, (day, "", model), sums)
             for shards, name in ((users, payer.user_id), (teams, payer.team_id)):
-                _merge(shards[name_id(name or "") >> _SHIFT], (day, name or "", model), sums)
+                _merge(shards[shard_of(name_id(name or ""))], (day, name or "", model), sums)
             if payer.organization_id:
                 _merge(
-                    organizations[name_id(payer.organization_id) >> _SHIFT], (day, payer.organization_id, model), sums
+                    organizations[shard_of(name_id(payer.organization_id))], (day, payer.organization_id, model), sums
                 )
             for tag in dict.fromkeys(payer.tags):
-                _merge(tags[name_id(tag) >> _SHIFT], (day, tag, model), sums)
+                _merge(tags[shard_of(name_id(tag))], (day, tag, model), sums)
     named: defaultdict[tuple[int, str, int], list[Sums]] = defaultdict(list)
     for names in gathered.end_users:
         for (day, _, model), each in names.items():

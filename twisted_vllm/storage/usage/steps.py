@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import date
 from functools import lru_cache
 from operator import add
 from typing import Protocol
@@ -45,6 +44,7 @@ from twisted_vllm.storage.usage.tables import (
     usage_sums,
 )
 from twisted_vllm.storage.usage.top_names import TopNames
+from twisted_vllm.usage.days import date_of, number_of
 from twisted_vllm.usage.interfaces import SpendUpdate
 
 #: how many a step of the spend has: two whole statements of SQLite
@@ -58,7 +58,6 @@ HasBudget = Callable[[str, str], bool]
 _MICROSECONDS = 1_000_000
 #: how far the clocks of two processes may be apart, in seconds
 _CLOCK_SKEW = 300.0
-_EPOCH = date(1970, 1, 1).toordinal()
 _REQUESTS = STORED_SUMS.index("requests")
 #: of the advisory lock of PostgreSQL under which sums of end users and tags are written; a random number
 _TOP_NAMES_LOCK = 0x5C0E_61A7_2B9D_4F03
@@ -233,7 +232,7 @@ def _sorted(values: Sequence[Values]) -> list[Values]:
 @lru_cache(maxsize=64)
 def _month(day: int) -> int:
     """Return the first day of a day's month; both in days since 1970."""
-    return date.fromordinal(day + _EPOCH).replace(day=1).toordinal() - _EPOCH
+    return number_of(date_of(day).replace(day=1))
 
 
 # spend

@@ -7,7 +7,6 @@ some values only, it names its days: the primary key then finds each value in ea
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import date
 from typing import Any
 
 from sqlalchemy import (
@@ -50,8 +49,8 @@ from twisted_vllm.storage.usage.tables import (
     usage_payers,
     usage_sums,
 )
+from twisted_vllm.usage.days import date_of
 
-_EPOCH = date(1970, 1, 1).toordinal()
 #: days or months that a statement names; a longer time is read as a range
 _MOST_STARTS = 800
 
@@ -66,7 +65,7 @@ _NEEDED = {"failed": ("requests", "successful")}
 
 def iso_day(day: int) -> str:
     """Return the date of a day that is counted from 1970."""
-    return date.fromordinal(day + _EPOCH).isoformat()
+    return date_of(day).isoformat()
 
 
 def newest_day(connection: Connection) -> int | None:
