@@ -17,6 +17,7 @@ import attrs
 from twisted_vllm.ratelimit.allowance import PROXY
 from twisted_vllm.storage.usage.batch import UsageBatch
 from twisted_vllm.storage.usage.tables import (
+    ALL,
     END_USER,
     KEY,
     OF_END_USER,
@@ -26,6 +27,7 @@ from twisted_vllm.storage.usage.tables import (
     OF_TAG,
     ORGANIZATION,
     STORED_SUMS,
+    TAG,
     TEAM,
     USER,
     failure_texts,
@@ -75,7 +77,7 @@ class NamedSums:
     sums: Sums
 
 
-#: by day (in days since 1970), payer and the model's `name_id`
+#: by day (in days since 1970), payer or another value, and the model's `name_id`
 PayerSums = dict[tuple[int, int, int], Sums]
 #: by day, name and the model's `name_id`
 NameSums = dict[tuple[int, str, int], NamedSums]
@@ -346,57 +348,42 @@ def _together(one: Spent | None, other: Spent) -> Spent:
     return late[0], late[1] + (early[1] if early[0] == late[0] else 0), late[2] + early[2]
 
 
-@attrs.frozen
 class DerivedSums:
-    """Sums that follow from those of payers, by shard of the value.
+    """Sums that follow from those of payers.
 
     Attributes:
-        all: by day and model, in one shard.
-        users: by day, user and model; likewise `teams`, `organizations` and `tags`.
-        no_end_user: by day and model, those of requests that name no end user.
+        sums: by dimension, those of each shard of the value; of end users, those of requests that name none.
+        names: the values' names by `name_id`.
     """
 
-    all: dict[tuple[int, str, int], Sums]
-    users: list[dict[tuple[int, str, int], Sums]]
-    teams: list[dict[tuple[int, str, int], Sums]]
-    organizations: list[dict[tuple[int, str, int], Sums]]
-    tags: list[dict[tuple[int, str, int], Sums]]
-    no_end_user: dict[tuple[int, str, int], Sums]
+    def __init__(self, gathered: GatheredSums) -> None:
+        """Derive them."""
+        self.sums: dict[str, list[PayerSums]] = {
+            dimension: [{} for _ in range(SHARDS)] for dimension in (ALL, USER, TEAM, ORGANIZATION, END_USER, TAG)
+        }
+        self.names: dict[int, str] = {}
+        for shard in gathered.payers:
+            for (day, id, model), sums in shard.items():
+                payer = payer_of(gathered.payer_texts[id])
+                self._add(ALL, "", day, model, sums)
+                self._add(USER, payer.user_id or "", day, model, sums)
+                self._add(TEAM, payer.team_id or "", day, model, sums)
+                if payer.organization_id:
+                    self._add(ORGANIZATION, payer.organization_id, day, model, sums)
+                for tag in dict.fromkeys(payer.tags):
+                    self._add(TAG, tag, day, model, sums)
+        named: defaultdict[tuple[int, int, int], list[Sums]] = defaultdict(list)
+        for names in gathered.end_users:
+            for (day, _, model), each in names.items():
+                named[day, 0, model].append(each.sums)
+        for key, sums in self.sums[ALL][0].items():
+            rest = tuple(total - sum(each) for total, *each in zip(sums, *named.get(key, ()), strict=True))
+            if any(rest):
+                self.sums[END_USER][0][key] = rest
 
-
-def derive(gathered: GatheredSums) -> DerivedSums:
-    """Return the sums that follow from those of payers."""
-    everything: dict[tuple[int, str, int], Sums] = {}
-    users, teams, organizations, tags = _shards(), _shards(), _shards(), _shards()
-    for shard in gathered.payers:
-        for (day, id, model), sums in shard.items():
-            payer = payer_of(gathered.payer_texts[id])
-            _merge(everything, (day, "", model), sums)
-            for shards, name in ((users, payer.user_id), (teams, payer.team_id)):
-                _merge(shards[shard_of(name_id(name or ""))], (day, name or "", model), sums)
-            if payer.organization_id:
-                _merge(
-                    organizations[shard_of(name_id(payer.organization_id))], (day, payer.organization_id, model), sums
-                )
-            for tag in dict.fromkeys(payer.tags):
-                _merge(tags[shard_of(name_id(tag))], (day, tag, model), sums)
-    named: defaultdict[tuple[int, str, int], list[Sums]] = defaultdict(list)
-    for names in gathered.end_users:
-        for (day, _, model), each in names.items():
-            named[day, "", model].append(each.sums)
-    nobody = {
-        key: tuple(total - sum(each) for total, *each in zip(sums, *named.get(key, ()), strict=True))
-        for key, sums in everything.items()
-    }
-    return DerivedSums(
-        everything, users, teams, organizations, tags, {key: each for key, each in nobody.items() if any(each)}
-    )
-
-
-def _shards() -> list[dict[tuple[int, str, int], Sums]]:
-    return [{} for _ in range(SHARDS)]
-
-
-def _merge(sums: dict[tuple[int, str, int], Sums], key: tuple[int, str, int], more: Sums) -> None:
-    found = sums.get(key)
-    sums[key] = more if found is None else tuple(map(add, found, more))
+    def _add(self, dimension: str, name: str, day: int, model: int, sums: Sums) -> None:
+        value = name_id(name)
+        self.names[value] = name
+        shard, key = self.sums[dimension][shard_of(value)], (day, value, model)
+        found = shard.get(key)
+        shard[key] = sums if found is None else tuple(map(add, found, sums))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from operator import add
 from typing import Protocol
@@ -21,10 +21,10 @@ from twisted_vllm.storage.usage.gathered import (
     GatheredSpend,
     GatheredSums,
     NameSums,
+    PayerSums,
     PeriodStart,
     Scope,
     Sums,
-    derive,
 )
 from twisted_vllm.storage.usage.references import References
 from twisted_vllm.storage.usage.tables import (
@@ -111,7 +111,9 @@ class SumsSteps:
         self._gathered = gathered
         self._references = references
         self._top = {END_USER: end_users, TAG: tags}
-        self._derived: DerivedSums = derive(gathered)
+        self._derived = DerivedSums(gathered)
+        #: sums of names that clients gave
+        self._given = {END_USER: gathered.end_users, TAG: gathered.tags}
         self._numbers = [number for number in range(len(_DIMENSIONS) * SHARDS) if self._has(number)]
 
     def after(self, done: str) -> Iterator[str]:
@@ -127,48 +129,32 @@ class SumsSteps:
         Raises:
             SQLAlchemyError, UnicodeError, OverflowError: as `BulkInsert.run`.
         """
-        index, shard = divmod(int(step), SHARDS)
-        dimension = _DIMENSIONS[index]
-        derived = self._derived
-        models = self._gathered.models
-        if dimension == PAYER:
-            values = _by_period(dimension, self._gathered.payers[shard].items())
-        elif dimension == ALL:
-            self._references.write_names(connection, models.values(), insert)
-            values = _by_period(dimension, _by_value(derived.all))
-        elif dimension == END_USER:
-            values = self._named(connection, dimension, self._gathered.end_users[shard], insert)
-            if not shard:
-                values += _by_period(dimension, _by_value(derived.no_end_user))
-        else:
-            sums = self._shards(dimension)[shard]
-            self._references.write_names(connection, {name for _, name, _ in sums}, insert)
-            values = _by_period(dimension, _by_value(sums))
-            if dimension == TAG:
-                values += self._named(connection, dimension, self._gathered.tags[shard], insert)
+        dimension, shard = self._place(int(step))
+        sums = self._sums(dimension)[shard]
+        if dimension == ALL:
+            self._references.write_names(connection, self._gathered.models.values(), insert)
+        elif dimension != PAYER:
+            names = self._derived.names
+            self._references.write_names(connection, {names[value] for _, value, _ in sums}, insert)
+        values = _by_period(dimension, sums.items())
+        if dimension in self._given:
+            values += self._named(connection, dimension, self._given[dimension][shard], insert)
         insert(_add_sums, connection, _sorted(values))
         return len(values), ()
 
+    @staticmethod
+    def _place(number: int) -> tuple[str, int]:
+        """Return the dimension and the shard of a step."""
+        index, shard = divmod(number, SHARDS)
+        return _DIMENSIONS[index], shard
+
+    def _sums(self, dimension: str) -> list[PayerSums]:
+        return self._gathered.payers if dimension == PAYER else self._derived.sums[dimension]
+
     def _has(self, number: int) -> bool:
         """Return whether a step has anything to write."""
-        index, shard = divmod(number, SHARDS)
-        dimension, derived = _DIMENSIONS[index], self._derived
-        if dimension == PAYER:
-            return bool(self._gathered.payers[shard])
-        if dimension == ALL:
-            return not shard and bool(derived.all)
-        if dimension == END_USER:
-            return bool(self._gathered.end_users[shard]) or (not shard and bool(derived.no_end_user))
-        return bool(self._shards(dimension)[shard]) or (dimension == TAG and bool(self._gathered.tags[shard]))
-
-    def _shards(self, dimension: str) -> list[dict[tuple[int, str, int], Sums]]:
-        derived = self._derived
-        return {
-            USER: derived.users,
-            TEAM: derived.teams,
-            ORGANIZATION: derived.organizations,
-            TAG: derived.tags,
-        }[dimension]
+        dimension, shard = self._place(number)
+        return bool(self._sums(dimension)[shard]) or (dimension in self._given and bool(self._given[dimension][shard]))
 
     def written(self, connection: Connection, step: str) -> Iterable[SpendUpdate]:
         """Return nothing: sums are nobody's spend."""
@@ -201,10 +187,6 @@ class SumsSteps:
             names = {name for some in own.values() for name in some}
             self._references.write_names(connection, {OTHER, *names}, insert)
         return found
-
-
-def _by_value(sums: Mapping[tuple[int, str, int], Sums]) -> Iterator[tuple[tuple[int, int, int], Sums]]:
-    return (((day, name_id(name), model), each) for (day, name, model), each in sums.items())
 
 
 def _by_period(dimension: str, sums: Iterable[tuple[tuple[int, int, int], Sums]]) -> list[Values]:
