@@ -7,10 +7,9 @@ is too old is dropped as a whole: at once, and the space is free.
 
 from __future__ import annotations
 
-import calendar
 import os
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +19,7 @@ from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
+from twisted_vllm.storage.usage.queries.plan import microseconds, moment_of, month_start
 from twisted_vllm.storage.usage.tables import DAY_US, ROWS, rows_metadata, usage_partitions
 
 #: files that a connection attaches at most; SQLite's own limit is 10
@@ -36,8 +36,6 @@ SHOWN_FROM = "vllm_passthrough_shown_from"
 
 #: before and after all rows
 _NO_START, _NO_END = -(2**62), 2**62
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @attrs.frozen(order=True)
@@ -86,10 +84,8 @@ def new_partition(time: int, existing: Sequence[Partition], *, by_day: bool) -> 
         existing: those that exist.
         by_day: whether it has a day and not a month.
     """
-    moment = _EPOCH + timedelta(microseconds=time)
-    first = datetime(moment.year, moment.month, 1, tzinfo=UTC)
-    start = (first - _EPOCH) // timedelta(microseconds=1)
-    end = start + calendar.monthrange(moment.year, moment.month)[1] * DAY_US
+    moment = moment_of(time)
+    start, end = month_start(time), month_start(time, 1)
     # A month of which some days exist already goes on by day.
     if not by_day and not any(each.start < end and start < each.end for each in existing):
         return Partition(start, end, f"{moment:%Y-%m}")
@@ -104,7 +100,7 @@ def partition_named(name: str) -> Partition | None:
             moment = datetime.strptime(name, pattern).replace(tzinfo=UTC)
         except ValueError:
             continue
-        found = new_partition((moment - _EPOCH) // timedelta(microseconds=1), [], by_day=by_day)
+        found = new_partition(microseconds(moment), [], by_day=by_day)
         return found if found.name == name else None
     return None
 

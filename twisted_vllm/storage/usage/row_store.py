@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, event, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from twisted.logger import Logger
@@ -322,7 +322,6 @@ def make_row_store(engine: Engine, periods: Periods, seconds: float) -> RowStore
 
 def use_pragmas(engine: Engine) -> None:
     """Have each connection of an engine of SQLite use `SQLITE_PRAGMAS`."""
-    from sqlalchemy import event
 
     def prepare(connection: object, _record: object) -> None:
         for pragma in SQLITE_PRAGMAS:
