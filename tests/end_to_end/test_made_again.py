@@ -39,11 +39,12 @@ class Tenant:
         await self.is_written()
 
     async def is_written(self) -> None:
-        """Wait until the database knows of one request more."""
+        """Wait until the database knows of one request more, and of all spend."""
         self.requests += 1
+        writer = self.gateway.service.wiring.accounting.writer
         for _ in range(1000):
             rows = await self.gateway.ask("GET", "/spend/logs/v2?status_filter=success")
-            if rows.json["total"] >= self.requests:
+            if rows.json["total"] >= self.requests and not writer.pending().gathered:
                 return
             await deferLater(self.reactor, 0.01, lambda: None)
         raise AssertionError(rows.body)
