@@ -12,7 +12,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import LoopingCall, deferLater
 
 from benchmarks.free_ports import free_port
-from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, Wire, request_bytes, server_at
+from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, Wire, eventually, request_bytes, server_at
 from tests.end_to_end.messages import CHUNKED_HEAD, OK, chunk
 from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.observability.metrics.event_loop import EventLoopLag
@@ -120,6 +120,13 @@ async def settle(reactor: Any, gateway: Gateway, kind: str) -> None:
         await deferLater(reactor, 0, lambda: None)
 
 
+async def ledger_is_written(reactor: Any, gateway: Gateway) -> None:
+    """Wait until the ledger's thread has done all its work: its first row opens files, and its first sum has a mark."""
+    writer = gateway.service.wiring.accounting.writer
+    assert writer is not None
+    await eventually(reactor, lambda: not (writer.pending().rows or writer.pending().gathered))
+
+
 def objects() -> Counter[str]:
     """Count the objects of this package's classes, less those that a collection finds unused."""
     gc.collect()
@@ -152,9 +159,11 @@ async def test_a_request_of_any_kind_leaves_nothing_behind(
     for _ in range(2):
         # the first request fills the header cache, the second the authorization cache
         await settle(reactor, gateway, kind)
+    await ledger_is_written(reactor, gateway)
     before = objects()
     for _ in range(4):
         await settle(reactor, gateway, kind)
+    await ledger_is_written(reactor, gateway)
     assert objects() - before == Counter()
     # only the deadlines' and the database's periodic calls are left
     assert [call for call in gateway.clock.getDelayedCalls() if not is_regular(call.func)] == []
