@@ -20,7 +20,7 @@ PLAIN = {
     *("observability.tracing.names", "observability.tracing.told_contents"),
 }
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
-SERVICES = VALUES | {"http", "identification", "observability", "storage", "upstreams"}
+SERVICES = VALUES | {"http", "identification", "observability", "storage", "upstreams", "workers"}
 
 #: what each part may import. A part is the longest prefix of a module's name that stands here.
 MAY_IMPORT = {
@@ -47,6 +47,8 @@ MAY_IMPORT = {
     "observability": PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"},
     # an entry's limits are windows, as those of keys
     "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
+    # processes talk over sockets as those of the data path
+    "workers": PLAIN | {"http"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     # it waits for the database and for an issuer
     "identification": PLAIN | {"auth", "ratelimit", "storage", "upstreams"},
