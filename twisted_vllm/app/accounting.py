@@ -16,12 +16,13 @@ from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.proxy.accounting import Accounting
-from twisted_vllm.proxy.end_user_budgets import EndUserBudgets, ReadSpend
+from twisted_vllm.proxy.end_user_budgets import MAX_KNOWN, EndUserBudgets, ReadSpend
 from twisted_vllm.proxy.metrics import PreflightCollector
-from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter
+from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter, WorkerLimiter
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrossed, ignore_soft_budget
 from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.refusals import dollars
+from twisted_vllm.ratelimit.watched_budgets import LocalBudgets, WatchedBudgets
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.known_partitions import Periods
 from twisted_vllm.storage.usage.retention import HeldFrom, nothing_held
@@ -30,6 +31,7 @@ from twisted_vllm.usage.metrics import LedgerCollector
 from twisted_vllm.usage.pricing import PriceTable
 from twisted_vllm.usage.spool.spool import Spool
 from twisted_vllm.usage.spool.writer import LedgerWriter
+from twisted_vllm.workers.siblings import ALONE, Siblings
 
 #: the maximum seconds at start for moving the rows that former runs left in the spool
 RECOVERY_SECONDS = 10.0
@@ -59,7 +61,7 @@ class AccountingService:
     """The services that meter, limit and store usage.
 
     Attributes:
-        limiter: enforces limits, in memory or in Redis.
+        limiter: enforces limits: in memory, in the supervisor or in Redis.
         local: knows the budgets' spend, as the database has it if the limiter counts in Redis.
         spool: the ledger rows that the database does not have yet; None if the ledger is disabled.
         writer: moves them; None before `open`.
@@ -79,6 +81,9 @@ class AccountingService:
         client_of: Callable[[RequestContext], str],
         read_spend: ReadSpend,
         held_from: HeldFrom = nothing_held,
+        siblings: Siblings = ALONE,
+        supervised: WorkerLimiter | None = None,
+        workers: int = 1,
     ) -> None:
         """Create them; nothing is opened yet.
 
@@ -91,12 +96,21 @@ class AccountingService:
             client_of: returns the address of a request's client.
             read_spend: reads the spend of end users from the database.
             held_from: from when on retention must keep rows.
+            siblings: the other processes.
+            supervised: counts with them; None in a process that is the whole gateway.
+            workers: how many processes serve.
         """
         self.on_soft_budget: SoftBudgetCrossed = ignore_soft_budget
         self._index = index
         self._metrics = metrics
         self.local = local = LocalLimiter(self._crossed)
         self.limiter: Limiter = local
+        self._siblings = siblings
+        self._supervised = supervised
+        self._loads: list[tuple[str, str, int, int]] = []
+        if supervised is not None:
+            supervised.on_soft_budget = self._crossed
+            self.limiter = supervised
         self._redis: SharedLimiter | None = None
         if settings.redis is not None:
             # Imported here: only a gateway with Redis needs its client, which takes 1 MB.
@@ -109,6 +123,7 @@ class AccountingService:
                 on_loss=settings.limits_on_redis_loss,
                 local=local,
                 on_soft_budget=self._crossed,
+                fallback=supervised,
             )
         ledger = settings.ledger
         self._held_from = held_from
@@ -118,7 +133,7 @@ class AccountingService:
         self.writer: LedgerWriter | None = None
         self._store: UsageDatabase | None = None
         self._periods = Periods(settings.ledger.usage_retention)
-        self._budgets = EndUserBudgets(self.limiter, index, read_spend)
+        self._budgets = EndUserBudgets(self.limiter, index, read_spend, max(MAX_KNOWN // workers, 1))
         self.observer = Accounting(
             limiter=self.limiter,
             end_users=index,
@@ -129,6 +144,15 @@ class AccountingService:
             **_rules_of(settings),
         )
         metrics.add(PreflightCollector(self.observer))
+
+    @property
+    def watched(self) -> WatchedBudgets:
+        """The budgets to watch, of all processes of the gateway."""
+        if self._supervised is None or self._redis is not None:
+            return LocalBudgets(self.local)
+        from twisted_vllm.ratelimit.supervised.budgets import SupervisedBudgets
+
+        return SupervisedBudgets(self._siblings)
 
     @property
     def shares_limits(self) -> bool | None:
@@ -198,12 +222,20 @@ class AccountingService:
                 ) from None
             self.writer.recover(RECOVERY_SECONDS)
             self._metrics.add(LedgerCollector(spool, self.writer))
+        if self._supervised is not None and not self._siblings.housekeeps and self._redis is None:
+            # the housekeeper loads them for all
+            return
         for spend in spends(self._budgets.holds):
-            self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
+            self.local.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
+            if self._siblings.housekeeps and self._supervised is not None:
+                self._loads.append((spend.kind, spend.id, spend.spend, spend.period_start))
 
     def start(self) -> None:
         """Start to move rows to the database, and to connect to Redis; warn if limits are not shared."""
-        if self._redis is None:
+        if self._supervised is not None and self._siblings.housekeeps:
+            loads, self._loads = self._loads, []
+            self._supervised.load(loads, self._reactor)
+        if self._redis is None and self._siblings.housekeeps:
             self._warn_of_other_processes()
         if self._redis is not None:
             self._redis.start()
@@ -233,7 +265,8 @@ class AccountingService:
     def _warn_of_other_processes(self) -> None:
         spool = self.spool
         try:
-            others = 0 if spool is None else spool.other_processes()
+            # workers of one gateway count together
+            others = 0 if spool is None or not self._siblings.alone else spool.other_processes()
         except OSError:
             # it was opened a moment ago: leave the error to the writer
             others = 0
@@ -247,7 +280,7 @@ class AccountingService:
         elif not self._settings.database_url.reveal().startswith("sqlite"):
             # other processes, on this machine or another, cannot be detected
             self._log.info(
-                "Limits are counted by this process alone: where several share the database, set passthrough.redis_url "
+                "Limits are counted by this gateway alone: where several share the database, set passthrough.redis_url "
                 "to have them count together"
             )
 

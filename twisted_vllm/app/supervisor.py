@@ -14,6 +14,7 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import ILogObserver, Logger
 
 from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.limit_server import limit_server
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
@@ -25,6 +26,8 @@ from twisted_vllm.http.net.inherited import OpenSockets, open_sockets
 from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.observability.logging.setup import TwistdLog, finish, give_to_twistd, install
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.ratelimit.memory.reconciliation import BudgetReconciliation
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
 from twisted_vllm.workers.processes import Command, Processes
@@ -43,6 +46,8 @@ class SupervisorService(Service):
     Attributes:
         hub: talks to the processes.
         processes: those that run.
+        limits: counts for the processes.
+        reconciliation: keeps its budgets as the database has them.
     """
 
     _log = Logger()
@@ -89,6 +94,9 @@ class SupervisorService(Service):
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer, Shortages())
         self.hub = Hub(reactor, coalescer)
+        limiter = LocalLimiter(lambda *crossed: self.limits.soft_budget_crossed(*crossed))
+        self.reconciliation = BudgetReconciliation(limiter)
+        self.limits = limit_server(self.hub, limiter, self.reconciliation)
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
