@@ -247,15 +247,26 @@ class AccountingService:
         parts = [part.stop() for part in (self._redis, self.writer) if part is not None]
         return gatherResults(parts)
 
-    def spend_set(self, spend: Spend) -> None:
-        """Set the spend that an administrator set."""
-        if self._budgets.holds(spend.kind, spend.id):
-            self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
+    def spend_set(self, spend: Spend, *, is_found: bool = False) -> None:
+        """Set the spend that an administrator set; `is_found` as in `WorkerLimiter.budget_reset`."""
+        if not self._budgets.holds(spend.kind, spend.id):
+            return
+        words = spend.kind, spend.id, spend.spend, spend.period_start
+        supervised = self._supervised
+        if supervised is None or self._redis is not None:
+            self.limiter.budget_reset(*words)
+        # what another process did is found by all: one of them tells it
+        if supervised is not None and (self._siblings.housekeeps or not is_found):
+            supervised.budget_reset(*words, is_found=is_found)
 
-    def budget_gone(self, kind: str, id: str) -> None:
-        """Forget the budget of somebody who was deleted or has none of its own any more."""
+    def budget_gone(self, kind: str, id: str, *, is_found: bool = False) -> None:
+        """Forget the budget of somebody who was deleted or has none of its own any more, likewise."""
         self._budgets.forget(kind, id)
-        self.limiter.budget_forgotten(kind, id)
+        supervised = self._supervised
+        if supervised is None or self._redis is not None:
+            self.limiter.budget_forgotten(kind, id)
+        if supervised is not None and (self._siblings.housekeeps or not is_found):
+            supervised.budget_forgotten(kind, id, is_found=is_found)
 
     def read_anew(self) -> None:
         """Store again what rows refer to: the database may have been restored."""

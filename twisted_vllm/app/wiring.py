@@ -319,8 +319,8 @@ class Wiring:
         self.registry = Registry(
             self.store,
             self.index,
-            accounting.spend_set,
-            budget_gone=accounting.budget_gone,
+            lambda spend: accounting.spend_set(spend, is_found=self.registry.is_following),
+            budget_gone=lambda kind, id: accounting.budget_gone(kind, id, is_found=self.registry.is_following),
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,

@@ -57,6 +57,12 @@ class WorkerLimiter(Limiter, Protocol):
 
     on_soft_budget: Callable[[str, str, int, int], None]
 
+    def budget_reset(self, kind: str, id: str, spend: int, period_start: int, *, is_found: bool = False) -> None:
+        """As `Limiter.budget_reset`; `is_found`: another process set it, and it was found in the database."""
+
+    def budget_forgotten(self, kind: str, id: str, *, is_found: bool = False) -> None:
+        """As `Limiter.budget_forgotten`, likewise."""
+
     def load(self, budgets: Sequence[tuple[str, str, int, int]], clock: Any) -> Deferred[Any]:
         """Tell the supervisor what the database has of all budgets, unless it knows; the Deferred never fails."""
 

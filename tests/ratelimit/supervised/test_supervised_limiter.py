@@ -394,38 +394,36 @@ class TestBudgets:
         gateway.exchange()
         assert [each.key for each in gateway.limiter.budgets()] == [("end_user", "3")]
 
-    def test_what_an_administrator_set_counts_once_whoever_hears_of_it(self) -> None:
+    def test_what_an_administrator_set_is_not_set_again_when_it_is_found_in_the_database(self) -> None:
         gateway = GatewayInMemory()
-        first, second = gateway.start(1), gateway.start(2)
-        who = key(max_budget=100)
-        first.counting.limiter.budget_reset("key", "k1", 90, 0)
-        assert isinstance(admitted(first, who, cost=11), BudgetExceeded)
-        first.counting.limiter.budget_reset("key", "k1", 0, 0)
-        first.counting.limiter.settle(admitted(first, who, cost=60), 0, 60, 0.0)
-        first.exchange()
+        worker, who = gateway.start(1), key(max_budget=100)
+        worker.counting.limiter.budget_reset("key", "k1", 90, 0)
+        assert isinstance(admitted(worker, who, cost=11), BudgetExceeded)
+        worker.counting.limiter.budget_reset("key", "k1", 0, 0)
+        worker.counting.limiter.settle(admitted(worker, who, cost=60), 0, 60, 0.0)
+        worker.exchange()
         gateway.limiter.budget_committed("key", "k1", 60, 60, 0)
-        for echo in (second, gateway.housekeeper):
-            echo.counting.limiter.budget_reset("key", "k1", 90, 0)
-            echo.counting.limiter.budget_reset("key", "k1", 0, 0)
+        gateway.housekeeper.counting.limiter.budget_reset("key", "k1", 0, 0, is_found=True)
         gateway.exchange()
         assert gateway.limiter.spent == 60
-        # done once more, by somebody else
-        second.counting.limiter.budget_reset("key", "k1", 0, 0)
+        # another machine did it
+        gateway.now += 10
+        gateway.housekeeper.counting.limiter.budget_reset("key", "k1", 0, 0, is_found=True)
         gateway.exchange()
         assert gateway.limiter.spent == 0
 
-    def test_a_budget_that_was_made_again_survives_the_echo_of_its_end(self) -> None:
+    def test_a_budget_that_was_made_again_survives_when_its_end_is_found_in_the_database(self) -> None:
         gateway = GatewayInMemory()
-        first, second = gateway.start(1), gateway.start(2)
-        first.counting.limiter.budget_forgotten("key", "k1")
-        first.counting.limiter.budget_reset("key", "k1", 70, 0)
-        first.exchange()
-        second.counting.limiter.budget_forgotten("key", "k1")
-        second.exchange()
+        worker, found = gateway.start(1), gateway.housekeeper.counting.limiter
+        worker.counting.limiter.budget_forgotten("key", "k1")
+        worker.counting.limiter.budget_reset("key", "k1", 70, 0)
+        worker.exchange()
+        found.budget_forgotten("key", "k1", is_found=True)
+        gateway.exchange()
         assert gateway.limiter.spent == 70
         gateway.now += 10
-        second.counting.limiter.budget_forgotten("key", "k1")
-        second.exchange()
+        found.budget_forgotten("key", "k1", is_found=True)
+        gateway.exchange()
         assert gateway.limiter.spent == 0
 
     def test_the_housekeeper_hears_of_soft_budgets_also_after_a_restart(self) -> None:

@@ -56,7 +56,8 @@ class RedisLimiter:
         on_soft_budget: called when the spend crosses a soft budget, in one of all processes, once per period.
         lease: how long the lease lasts, in seconds.
         clock: a Lua function ``clock`` that replaces Redis' own clock, for tests.
-        fallback: counts while Redis is unavailable, in place of `local`: the supervisor's, for several workers.
+        fallback: counts while Redis is unavailable, in place of `local`: the supervisor's, for several workers. What
+            an administrator does is told to it by others.
     """
 
     def __init__(
@@ -237,8 +238,6 @@ class RedisLimiter:
     def budget_reset(self, kind: str, id: str, spend: int, period_start: int) -> None:
         """As `LocalLimiter.budget_reset`, in Redis too."""
         self._local.budget_reset(kind, id, spend, period_start)
-        if self._fallback is not self._local:
-            self._fallback.budget_reset(kind, id, spend, period_start)
         if self._ready:
             key = key_of("budget", kind, id)
             sent = self._connection.run(self._scripts.reset, [key], [str(period_start), str(spend)])
@@ -254,8 +253,6 @@ class RedisLimiter:
     def budget_forgotten(self, kind: str, id: str) -> None:
         """As `LocalLimiter.budget_forgotten`."""
         self._local.budget_forgotten(kind, id)
-        if self._fallback is not self._local:
-            self._fallback.budget_forgotten(kind, id)
 
     def _admit_without_redis(
         self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float

@@ -1,23 +1,20 @@
-"""Tells what an administrator did from its echo: each process learns of it from the database, and tells it again."""
+"""Tells what an administrator did from its echo: the housekeeper finds it in the database, and tells it again."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
 
-#: seconds within which all processes have told what one of them did
+#: seconds within which the housekeeper has found in the database what a worker did
 ECHO_SECONDS = 5.0
-#: acts to remember; about 300 bytes each
+#: acts to remember; about 200 bytes each
 MOST_ACTS = 10_000
-
-#: what was done, when, and who has told it
-_Act = tuple[Hashable, float, set[int]]
 
 
 class Echoes:
-    """Remembers for a while what was told of whom, and by which processes.
+    """Remembers for a while about whom a process of this gateway did something.
 
-    A process tells an act once. So what it tells is an echo if another process has told it, and it has not.
+    What the housekeeper tells of those meanwhile is left out: it may be older than what was counted since.
     """
 
     def __init__(self, seconds: float = ECHO_SECONDS, most: int = MOST_ACTS) -> None:
@@ -25,34 +22,23 @@ class Echoes:
 
         Args:
             seconds: how long an act is remembered.
-            most: those whose acts are remembered.
+            most: acts that are remembered.
         """
         self._seconds = seconds
         self._most = most
-        self._acts: OrderedDict[Hashable, list[_Act]] = OrderedDict()
+        self._acts: OrderedDict[Hashable, float] = OrderedDict()
 
     def __len__(self) -> int:
-        """Return of how many anything is remembered."""
+        """Return how many acts are remembered."""
         return len(self._acts)
 
-    def is_echo(self, whom: Hashable, act: Hashable, process: int, now: float) -> bool:
-        """Return whether a process only tells what another one has told. Whatever it is, it is remembered.
-
-        Args:
-            whom: what the act is about.
-            act: what was done.
-            process: who tells it.
-            now: in seconds.
-        """
-        acts = [each for each in self._acts.pop(whom, ()) if 0 <= now - each[1] < self._seconds]
-        self._acts[whom] = acts
+    def done(self, whom: Hashable, now: float) -> None:
+        """Note that a process did something about somebody; `now` is in seconds."""
+        self._acts.pop(whom, None)
+        self._acts[whom] = now
         if len(self._acts) > self._most:
             self._acts.popitem(last=False)
-        for done, _, processes in acts:
-            if done == act and process not in processes:
-                processes.add(process)
-                return True
-        acts.append((act, now, {process}))
-        # one who does the same again and again is bounded too
-        del acts[:-8]
-        return False
+
+    def may_be_echo(self, whom: Hashable, now: float) -> bool:
+        """Return whether what was found in the database about somebody may be what a process did."""
+        return 0 <= now - self._acts.get(whom, -self._seconds - 1.0) < self._seconds

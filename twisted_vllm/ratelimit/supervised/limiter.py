@@ -128,18 +128,26 @@ class SupervisedLimiter:
         """As `LocalLimiter.budget_committed`."""
         self._questions.add((Operation.COMMITTED, kind, id, wire(amount), wire(total), period_start))
 
-    def budget_reset(self, kind: str, id: str, spend: int, period_start: int) -> None:
-        """As `LocalLimiter.budget_reset`. Every process tells what an administrator set; the first one counts."""
-        self._questions.add((Operation.RESET, kind, id, wire(spend), period_start))
+    def budget_reset(self, kind: str, id: str, spend: int, period_start: int, *, is_found: bool = False) -> None:
+        """As `LocalLimiter.budget_reset`.
+
+        Args:
+            kind: the owner's kind.
+            id: the owner's id.
+            spend: in picodollars.
+            period_start: the first second of its period.
+            is_found: whether it was found in the database; else this process has set it.
+        """
+        self._questions.add((Operation.RESET, kind, id, wire(spend), period_start, is_found))
 
     def budget_released(self, kind: str, id: str) -> bool:
         """Use a budget no more. The supervisor keeps it while others use it, or while it is not idle."""
         self._questions.add((Operation.RELEASED, kind, id))
         return True
 
-    def budget_forgotten(self, kind: str, id: str) -> None:
-        """As `LocalLimiter.budget_forgotten`."""
-        self._questions.add((Operation.GONE, kind, id))
+    def budget_forgotten(self, kind: str, id: str, *, is_found: bool = False) -> None:
+        """As `LocalLimiter.budget_forgotten`; `is_found` as in `budget_reset`."""
+        self._questions.add((Operation.GONE, kind, id, is_found))
 
     def load(self, budgets: Sequence[tuple[str, str, int, int]], clock: Any) -> Deferred[Any]:
         """Tell the supervisor what the database has of all budgets, unless it knows. It admits nobody before.

@@ -48,9 +48,9 @@ class Operation:
     LOADED = 5
     #: kind, id: this worker uses a budget no more
     RELEASED = 6
-    #: kind, id, spend, start of the period: an administrator set what was spent
+    #: kind, id, spend, start of the period, whether it was found in the database: an administrator set what was spent
     RESET = 7
-    #: kind, id: a budget is no more
+    #: kind, id, whether it was found in the database: a budget is no more
     GONE = 8
     #: kind, id, amount, total, start of the period: the database has more of what was settled
     COMMITTED = 9

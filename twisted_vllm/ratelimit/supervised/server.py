@@ -204,16 +204,23 @@ class LimitServer:
         elif kind == Operation.RELEASED:
             self._release(process, (operation[1], operation[2]))
         elif kind == Operation.RESET:
-            _, whose, id, spend, start = operation
-            if not self._echoes.is_echo((whose, id), (spend, start), sender, now):
+            _, whose, id, spend, start, is_found = operation
+            if self._takes((whose, id), is_found, now):
                 limiter.budget_reset(whose, id, int(spend), start)
         elif kind == Operation.GONE:
-            _, whose, id = operation
-            if not self._echoes.is_echo((whose, id), None, sender, now):
+            _, whose, id, is_found = operation
+            if self._takes((whose, id), is_found, now):
                 self._forget((whose, id))
         elif kind == Operation.COMMITTED:
             _, whose, id, amount, total, start = operation
             limiter.budget_committed(whose, id, int(amount), int(total), start)
+
+    def _takes(self, key: tuple[str, str], is_found: bool, now: float) -> bool:
+        """Return whether to take what an administrator did: not if it was told by the process that did it."""
+        if is_found:
+            return not self._echoes.may_be_echo(key, now)
+        self._echoes.done(key, now)
+        return True
 
     def _load(self, budgets: list[Any], sender: int) -> None:
         """Take what a process has read from the database, unless it is known: what was read may be old by now."""
