@@ -146,6 +146,16 @@ class AccountingService:
         metrics.add(PreflightCollector(self.observer))
 
     @property
+    def counts_here(self) -> bool:
+        """Whether this process alone counts, so that `local` knows what is used of rates and budgets."""
+        return self._redis is None and self._supervised is None
+
+    @property
+    def knows_spend(self) -> bool:
+        """Whether `local` knows what is spent of budgets, at least as the database has it."""
+        return self._redis is not None or self._supervised is None
+
+    @property
     def watched(self) -> WatchedBudgets:
         """The budgets to watch, of all processes of the gateway."""
         if self._supervised is None or self._redis is not None:
