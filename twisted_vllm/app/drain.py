@@ -71,6 +71,7 @@ class Drain:
 
     Attributes:
         begun: whether the drain has begun; then the gateway is no longer ready.
+        after_ports: called when the listening ports are closed.
     """
 
     _log = Logger()
@@ -93,6 +94,7 @@ class Drain:
             refuse_waiting: refuses the requests that wait for a server; returns how many there were.
         """
         self.begun = False
+        self.after_ports: Callable[[], None] = _nothing
         self._refuse_waiting = refuse_waiting
         self._reactor = reactor
         self._site = site
@@ -113,6 +115,13 @@ class Drain:
         else:
             self._stopping = True
             self._log.info("Received {name}: draining; once more cuts what still runs", name=name)
+            self._reactor.stop()
+
+    def begin(self, reason: str) -> None:
+        """Stop the reactor, which starts the drain, unless it was stopped; the log says the reason."""
+        if not self._stopping and not self.begun:
+            self._stopping = True
+            self._log.info("Draining: {reason}", reason=reason)
             self._reactor.stop()
 
     def abort(self) -> None:
@@ -139,6 +148,7 @@ class Drain:
                 call.cancel()
         closing = [maybeDeferred(port.stopListening) for port in ports]
         ports.clear()
+        self.after_ports()
         timer = self._reactor.callLater(0 if self._aborting else self._timeout, self._cut)
         drained = self._site.drain()
         yield gatherResults(closing)
@@ -165,3 +175,7 @@ class Drain:
             return
         count = self._site.abort()
         self._log.warn("Cut {count} connections that were still in work", count=count)
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 from collections.abc import Callable, Sequence
@@ -16,9 +15,11 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.heap import forget_generated_sources, map_large_blocks
+from twisted_vllm.app.member import Member
+from twisted_vllm.app.membership import Membership
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
-from twisted_vllm.app.start_error import StartError
+from twisted_vllm.app.start_error import StartError, explain_address
 from twisted_vllm.app.wiring import Wiring
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
@@ -26,14 +27,6 @@ from twisted_vllm.http.net.open_files import open_file_limit
 from twisted_vllm.observability.logging.setup import finish, give_to_twistd, install
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.registry import ChangeFollower
-
-#: what to do about an address that cannot be listened on, by the errno
-_WHERE_TO_LISTEN = {
-    errno.EADDRINUSE: " (a running program has it: stop that one, or choose another address with --listen or "
-    "passthrough.listen)",
-    errno.EACCES: " (ports below 1024 need more rights: start as root with --uid, or choose a higher port)",
-    errno.EADDRNOTAVAIL: " (this machine does not have the address)",
-}
 
 
 class GatewayService(Service):
@@ -58,6 +51,7 @@ class GatewayService(Service):
         read_again: Callable[[], Settings] | None = None,
         directory: str = "",
         manager: ServiceManager = NO_MANAGER,
+        member: Member | None = None,
     ) -> None:
         """Build the gateway; nothing is opened yet.
 
@@ -71,6 +65,7 @@ class GatewayService(Service):
             read_again: reads the settings again, as `Wiring` says.
             directory: where the names of files in them begin.
             manager: is told when the gateway serves, reloads and stops.
+            member: makes this one of several processes; None if it is the whole gateway.
 
         Raises:
             ValueError: a listen string is not an endpoint.
@@ -85,7 +80,8 @@ class GatewayService(Service):
         self._companions = companions
         self._signals = signals
         self._hang_up = hang_up
-        wiring = self.wiring = Wiring(reactor, settings, observer, read_again, directory, manager)
+        wiring = self.wiring = Wiring(reactor, settings, observer, read_again, directory, manager, member)
+        self._membership = None if member is None else Membership(member, wiring, reactor)
         self._manager = manager
         self.site = wiring.site
         self._drain = wiring.drain
@@ -175,6 +171,8 @@ class GatewayService(Service):
         )
 
         self._manager.ready()
+        if self._membership is not None:
+            self._membership.start()
 
     def _listen(self) -> None:
         failures: list[Failure] = []
@@ -190,9 +188,7 @@ class GatewayService(Service):
             endpoint.listen(self.site).addCallbacks(self.ports.append, failed)
         starting = False
         if failures:
-            error = getattr(failures[0].value, "socketError", None)
-            advice = _WHERE_TO_LISTEN.get(getattr(error, "errno", None) or 0, "")
-            self._refuse_to_start(failures[0].getErrorMessage() + advice)
+            self._refuse_to_start(explain_address(failures[0].value))
 
     def _refuse_to_start(self, reason: str) -> NoReturn:
         self._log.critical("The gateway cannot start: {reason}", reason=reason)
@@ -235,6 +231,8 @@ class GatewayService(Service):
             [self.wiring.accounting.stop(), self.wiring.database.stop(), self.wiring.reports.stop()],
         )
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
+        if self._membership is not None:
+            self._membership.stop()
         if self._signals is not None:
             self._signals.restore()
         finish(self._observer)

@@ -11,9 +11,10 @@ from twisted.internet.endpoints import serverFromString
 from twisted_vllm.app.quickstart import Quickstart
 from twisted_vllm.app.telemetry.otlp_receivers import trace_receivers
 from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.config.checks import process_count
 from twisted_vllm.config.listen import below, is_tls
 from twisted_vllm.config.load import load
-from twisted_vllm.config.problems import ConfigError, Problem
+from twisted_vllm.config.problems import ConfigError, Place, Problem, Report
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Settings
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.client.tls import read_all
@@ -26,6 +27,7 @@ class SettingsSource:
     Attributes:
         file: the configuration file, if there is one.
         listen: the endpoints of the command line.
+        workers: the number of workers of the command line, as it was written; None if it says nothing.
         quickstart: the defaults of ``--quickstart``, if it was given.
         directory: the working directory of the command line: twistd changes it later.
     """
@@ -34,6 +36,7 @@ class SettingsSource:
     listen: tuple[str, ...] = ()
     quickstart: Quickstart | None = None
     directory: str = attrs.field(factory=os.getcwd)
+    workers: str | None = None
 
     def read(self, environ: Mapping[str, str]) -> Settings:
         """Read the settings, at the start or in any thread.
@@ -55,6 +58,8 @@ class SettingsSource:
             default_database_url=DEFAULT_DATABASE_URL if chosen is None else chosen.database_url,
             default_api_base=None if chosen is None else chosen.api_base,
         )
+        if self.workers is not None:
+            settings = attrs.evolve(settings, workers=_workers(self.workers, environ))
         problems = _parsing_problems(settings, self.directory if moved else None)
         if problems:
             raise ConfigError(problems)
@@ -89,3 +94,16 @@ def _parsing_problems(settings: Settings, directory: str | None) -> list[Problem
     except GatewayError as error:
         problems.append(Problem("passthrough.tenant_routes", error.message))
     return problems
+
+
+def _workers(text: str, environ: Mapping[str, str]) -> int | str:
+    """Return the number of workers of the command line.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    place = Place("--workers", Report(), environ)
+    found = place.attempt(process_count, int(text) if text.isdecimal() else text)
+    if found is None:
+        raise ConfigError(place.report.problems)
+    return found

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from types import TracebackType
+
+#: what to do about an address that cannot be listened on, by the errno
+_WHERE_TO_LISTEN = {
+    errno.EADDRINUSE: " (a running program has it: stop that one, or choose another address with --listen or "
+    "passthrough.listen)",
+    errno.EACCES: " (ports below 1024 need more rights: start as root with --uid, or choose a higher port)",
+    errno.EADDRNOTAVAIL: " (this machine does not have the address)",
+}
 
 
 class StartError(Exception):
@@ -25,3 +34,9 @@ def explain_start_errors() -> None:
             print(f"vllm-passthrough cannot start: {error}", file=sys.__stderr__)
 
     sys.excepthook = show
+
+
+def explain_address(error: BaseException | None) -> str:
+    """Return why an address cannot be listened on, and what to do; `error` is a `CannotListenError`."""
+    number = getattr(getattr(error, "socketError", None), "errno", None) or 0
+    return f"{error}{_WHERE_TO_LISTEN.get(number, '')}"

@@ -20,6 +20,7 @@ from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.start_error import explain_start_errors
 from twisted_vllm.app.usage_errors import explain_unknown_option
 from twisted_vllm.auth.authenticator import generate_key
+from twisted_vllm.config.checks import AUTO
 from twisted_vllm.config.describe import describe, describe_environment, describe_refused, summarize
 from twisted_vllm.config.problems import ConfigError, Place, Rejected, Report, located
 from twisted_vllm.config.secret import Secret
@@ -68,6 +69,7 @@ class Options(usage.Options):
         super().__init__()
         self.config_file: str | None = None
         self.listen: list[str] = []
+        self.workers: str | None = None
         self.source = SettingsSource()
         self.settings: Settings | None = None
         self.quickstart: Quickstart | None = None
@@ -96,6 +98,10 @@ class Options(usage.Options):
     def opt_listen(self, endpoint: str) -> None:
         """Listen on this Twisted endpoint; may be repeated. [default: tcp:4000:interface=127.0.0.1]"""
         self.listen.append(endpoint)
+
+    def opt_workers(self, number: str) -> None:
+        """Serve with this many processes, which count as one; auto is one for each core. [default: 1]"""
+        self.workers = number
 
     def opt_import_litellm(self, url: str) -> None:
         """Copy keys, teams and spend from LiteLLM's database (URL or os.environ/NAME), and end."""
@@ -128,7 +134,7 @@ class Options(usage.Options):
                 self.quickstart = prepare(
                     environ, has_file=self.config_file is not None, make_key=lambda: generate_key(token_bytes)
                 )
-            self.source = SettingsSource(self.config_file, tuple(self.listen), self.quickstart)
+            self.source = SettingsSource(self.config_file, tuple(self.listen), self.quickstart, workers=self.workers)
             self.settings = self.source.read(environ)
         except ConfigError as error:
             told = "\n".join(describe_refused(error)) if self["check"] else str(error)
@@ -169,6 +175,11 @@ class Options(usage.Options):
         return probe(reactor, settings)
 
 
+def workers_of(setting: int | str) -> int:
+    """Return how many workers a setting asks for; ``auto`` is one for each core that the process may use."""
+    return len(os.sched_getaffinity(0)) if setting == AUTO else int(setting)
+
+
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}" if line else "" for line in text.splitlines())
 
@@ -194,7 +205,28 @@ def makeService(options: Options) -> IService:
             f"The log file cannot be opened: {error.strerror}: {error.filename} (the gateway's user must be able to "
             "write there)"
         ) from None
+    manager = ServiceManager(os.environ.get("NOTIFY_SOCKET"))
     chosen = options.quickstart
+    workers = workers_of(settings.workers)
+    if workers > 1:
+        # imported here: only a gateway with several processes needs it
+        from twisted_vllm.app.supervisor import SupervisorService
+
+        if chosen is not None:
+            sys.stdout.write(welcome(chosen, settings.listen[0]))
+            sys.stdout.flush()
+        return SupervisorService(
+            reactor,
+            settings,
+            workers,
+            options.source,
+            observer,
+            twistd,
+            "default" if options.parent is None else options.parent.get("reactor") or "default",
+            StopSignals(reactor),
+            hang_up,
+            manager,
+        )
     companions = []
     if chosen is not None:
         sys.stdout.write(welcome(chosen, settings.listen[0]))
@@ -216,7 +248,7 @@ def makeService(options: Options) -> IService:
             hang_up,
             read_again=lambda: options.source.read(dict(os.environ)),
             directory=options.source.directory,
-            manager=ServiceManager(os.environ.get("NOTIFY_SOCKET")),
+            manager=manager,
         )
     except ConfigError as error:
         # what only the start finds out: a file that cannot be opened, Python that cannot be imported

@@ -34,6 +34,7 @@ from twisted_vllm.app.component_settings import (
 )
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
+from twisted_vllm.app.member import Member
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
@@ -130,6 +131,7 @@ from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
 from twisted_vllm.usage_export.metrics import UsageExportCollector
 from twisted_vllm.usage_export.service import UsageExport
+from twisted_vllm.workers.siblings import ALONE, Siblings
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
@@ -139,6 +141,8 @@ class Wiring:
     """The components of the gateway, which the root service starts and stops.
 
     Attributes:
+        siblings: the other processes of the gateway, if there are several.
+        sockets: the reactor of the data path's sockets.
         endpoints: the endpoints to listen on.
         models: the model list: entries of the file and of the database, and the servers that DNS finds.
         health: checks the servers.
@@ -179,6 +183,7 @@ class Wiring:
         read_again: Callable[[], Settings] | None = None,
         directory: str = "",
         manager: ServiceManager = NO_MANAGER,
+        member: Member | None = None,
     ) -> None:
         """Create the components.
 
@@ -189,6 +194,7 @@ class Wiring:
             read_again: reads the settings again, in another thread; None where nothing can be read again.
             directory: where the names of files in the settings begin, if they are read again.
             manager: is told when a reload begins and ends.
+            member: makes this one of several processes; None if it is the whole gateway.
 
         Raises:
             ValueError: a listen string is not an endpoint.
@@ -209,7 +215,13 @@ class Wiring:
         ids = RequestIds(os.urandom)
         self._directory = directory
         self._listeners = Listeners(sockets, directory)
-        self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
+        self.sockets = sockets
+        self.siblings: Siblings = ALONE
+        if member is None:
+            self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
+        else:
+            self.siblings = member.join(reactor, coalescer)
+            self.endpoints = list(member.endpoints(self._listeners, reactor, sockets, shortages))
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(

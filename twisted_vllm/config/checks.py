@@ -51,6 +51,10 @@ _SECRET_HEADERS = frozenset(
 ) | {"sec-websocket-protocol"}
 
 
+#: the most processes that serve clients, and the word for one on each core
+MAX_WORKERS, AUTO = 256, "auto"
+
+
 @attrs.frozen
 class Checker(Generic[T]):
     """Validates and converts a value, and describes the accepted values for the reference.
@@ -395,6 +399,12 @@ def one_number_of(*numbers: int) -> Checker[int]:
         return found
 
     return check
+
+
+@checker("whole number", f"1 to {MAX_WORKERS}, or auto")
+def process_count(value: object, place: Place) -> int | str:
+    """Check for a number of processes; ``auto`` is one for each core."""
+    return AUTO if value == AUTO else whole(1, MAX_WORKERS)(value, place)
 
 
 def optional(check: Checker[T], null: str, *, empty: bool = False) -> Checker[T | None]:

@@ -33,6 +33,7 @@ from twisted_vllm.config.checks import (
     origin,
     period,
     price,
+    process_count,
     route_rule,
     seconds,
     secret,
@@ -1075,6 +1076,14 @@ class Settings:
         "ssl:443:privateKey=key.pem:certKey=cert.pem, unix:/run/vllm.sock and systemd:domain=INET:index=0 work as "
         "well. The colons of an IPv6 address need a backslash each. The backlog is 4096 unless the endpoint names one "
         "(tcp:4000:backlog=50). The option --listen wins over it.",
+        reload=False,
+    )
+    workers: int | str = setting(
+        1,
+        process_count,
+        "How many processes serve clients, which count as one: limits, metrics and changes are of all together. auto "
+        "is one for each core. Beside them, one process writes the ledger and checks the servers, and one starts the "
+        "others; with 1, one process does it all. The option --workers wins over it.",
         reload=False,
     )
     allow_anonymous: bool = setting(

@@ -67,13 +67,19 @@ class Listeners:
         """The certificates of the ports that listen with TLS."""
         return self._certificates
 
-    def endpoint(self, text: str) -> IStreamServerEndpoint:
+    def endpoint(self, text: str, reactor: Any = None) -> IStreamServerEndpoint:
         """Return the endpoint that a string describes.
+
+        Args:
+            text: the string.
+            reactor: listens in place of the usual one.
 
         Raises:
             ValueError: it is none.
         """
-        reactor = _Listening(self._reactor, self._certificates) if is_tls(text) else self._reactor
+        reactor = reactor or self._reactor
+        if is_tls(text):
+            reactor = _Listening(reactor, self._certificates)
         endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
         return endpoint
 

@@ -1,0 +1,208 @@
+"""The root service of a gateway with several processes: it opens the sockets, and starts and replaces the processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import msgspec
+from twisted.application.service import Service
+from twisted.internet.defer import inlineCallbacks
+from twisted.internet.error import CannotListenError
+from twisted.logger import ILogObserver, Logger
+
+from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.reload import HangUp
+from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
+from twisted_vllm.app.settings_source import SettingsSource
+from twisted_vllm.app.start_error import StartError, explain_address
+from twisted_vllm.config.listen import with_backlog
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.http.net.epoll_hub import data_path_reactor
+from twisted_vllm.http.net.inherited import OpenSockets, open_sockets
+from twisted_vllm.http.net.shortages import Shortages
+from twisted_vllm.http.net.write_coalescing import WriteCoalescer
+from twisted_vllm.observability.logging.setup import TwistdLog, finish, give_to_twistd, install
+from twisted_vllm.workers.hub import Hub
+from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
+from twisted_vllm.workers.processes import Command, Processes
+from twisted_vllm.workers.siblings import HOUSEKEEPER
+
+#: the module that a process runs
+WORKER_MODULE = "twisted_vllm.app.worker"
+
+#: where the descriptors of a process begin: the socket to the supervisor, then those of clients
+_CONTROL = 3
+
+
+class SupervisorService(Service):
+    """Several processes that are one gateway.
+
+    Attributes:
+        hub: talks to the processes.
+        processes: those that run.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        workers: int,
+        source: SettingsSource,
+        observer: ILogObserver,
+        twistd: TwistdLog,
+        reactor_name: str,
+        signals: StopSignals,
+        hang_up: HangUp,
+        manager: ServiceManager = NO_MANAGER,
+    ) -> None:
+        """Set up; nothing is opened yet.
+
+        Args:
+            reactor: Twisted's reactor.
+            settings: the settings.
+            workers: how many workers to start.
+            source: where each process reads its settings.
+            observer: the log observer.
+            twistd: what twistd's command line says of the log.
+            reactor_name: the reactor of the processes.
+            signals: the stop signals: the first drains, the second cuts.
+            hang_up: the signal to reload.
+            manager: is told when the gateway serves and stops.
+        """
+        self._reactor = reactor
+        self._settings = settings
+        self._workers = workers
+        self._source = source
+        self._observer = observer
+        self._twistd = twistd
+        self._reactor_name = reactor_name
+        self._signals = signals
+        self._hang_up = hang_up
+        self._manager = manager
+        self._opened: list[OpenSockets] = []
+        self._stopping = False
+        coalescer = WriteCoalescer()
+        sockets = data_path_reactor(reactor, coalescer, Shortages())
+        self.hub = Hub(reactor, coalescer)
+        self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
+        self.processes.on_serving = self._serving
+        self.processes.on_give_up = self._give_up
+
+    def setServiceParent(self, parent: object) -> None:
+        """Join an application, and set its log before twistd creates its own."""
+        give_to_twistd(self._observer, parent)
+        super().setServiceParent(parent)
+
+    def privilegedStartService(self) -> None:
+        """Start to log, and open the sockets, before twistd drops the privileges for low ports.
+
+        Raises:
+            StartError: an address cannot be listened on.
+        """
+        super().privilegedStartService()
+        install(self._observer)
+        for text in self._settings.listen:
+            try:
+                self._opened.append(open_sockets(self._reactor, with_backlog(text), self._workers))
+            except CannotListenError as error:
+                self._refuse_to_start(explain_address(error))
+
+    def startService(self) -> None:
+        """Start the processes, once the reactor runs."""
+        super().startService()
+        self._signals.install(self._signalled)
+        self._hang_up.install(self._reload, self._signalled)
+        self._reactor.callWhenRunning(self.processes.start)
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Have the workers drain, then the housekeeper write what is left, and fire."""
+        super().stopService()
+        self._stopping = True
+        self._manager.stopping()
+        closing = self._reactor.callLater(self._settings.drain_delay, self._close_sockets)
+        yield self.processes.stop_all(lambda slot: slot != HOUSEKEEPER)
+        yield self.processes.stop_all()
+        if closing.active():
+            closing.cancel()
+            self._close_sockets()
+        self._log.info("All processes have ended")
+        self._signals.restore()
+        finish(self._observer)
+
+    def _signalled(self, name: str) -> None:
+        if self._stopping:
+            self._log.warn("Received {name} again: what still runs is cut", name=name)
+            self.processes.cut()
+        else:
+            self._stopping = True
+            self._log.info("Received {name}: draining; once more cuts what still runs", name=name)
+            self._reactor.stop()
+
+    def _reload(self, name: str) -> None:
+        self._log.warn("Received {name}, which is not supported with several workers", name=name)
+
+    def _serving(self) -> None:
+        for opened in self._opened:
+            self._log.info("Listening on {address}", address=opened.name)
+        self._log.info("Serving with {workers} workers", workers=self._workers)
+        self._manager.ready()
+
+    def _give_up(self, reason: str) -> None:
+        self._log.critical("The gateway gives up: {reason}", reason=reason)
+        self._reactor.stop()
+
+    def _close_sockets(self) -> None:
+        opened, self._opened = self._opened, []
+        for each in opened:
+            each.close()
+
+    def _refuse_to_start(self, reason: str) -> NoReturn:
+        self._log.critical("The gateway cannot start: {reason}", reason=reason)
+        self._close_sockets()
+        raise StartError(reason) from None
+
+    def _command(self, number: int, slot: int, control: int) -> Command:
+        """Return how to start a process."""
+        descriptors = {0: 0, 1: 1, 2: 2, _CONTROL: control}
+
+        def passed(ours: int) -> int:
+            theirs = max(descriptors) + 1
+            descriptors[theirs] = ours
+            return theirs
+
+        # the housekeeper accepts from nobody
+        opened: Sequence[OpenSockets] = () if slot == HOUSEKEEPER else self._opened
+        sockets = tuple(
+            Sockets(each.text, int(each.family), tuple(passed(ours) for ours in each.descriptors)) for each in opened
+        )
+        chosen = self._source.quickstart
+        defaults = None
+        if chosen is not None:
+            simulator = chosen.simulator
+            defaults = Defaults(
+                chosen.database_url,
+                None if simulator is None else passed(simulator.fileno()),
+            )
+        twistd = self._twistd
+        order = Order(
+            number=number,
+            slot=slot,
+            workers=self._workers,
+            control=_CONTROL,
+            sockets=sockets,
+            file=self._source.file,
+            listen=self._source.listen,
+            directory=self._source.directory,
+            reactor=self._reactor_name,
+            log=Log(twistd.is_daemon, twistd.logfile, twistd.syslog_prefix),
+            quickstart=defaults,
+        )
+        arguments = [sys.executable, "-m", WORKER_MODULE, msgspec.json.encode(order).decode()]
+        environ = dict(os.environ if chosen is None else chosen.environ)
+        return Command(arguments, environ, descriptors)

@@ -1,0 +1,105 @@
+"""One process of a gateway with several: ``python -m twisted_vllm.app.worker ORDER``. The supervisor starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from twisted.application import reactors
+from twisted.logger import Logger, globalLogBeginner
+
+from twisted_vllm.workers.messages import VERSION
+from twisted_vllm.workers.orders import Order
+
+_log = Logger()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Be what the order says until told to end; return the exit status."""
+    order = msgspec.json.decode(arguments[0], type=Order)
+    if order.version != VERSION:
+        print("The supervisor is of another version: restart the whole gateway", file=sys.stderr)
+        return 1
+    # the supervisor answers to the terminal, and tells what it wants
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if "LISTEN_FDS" in os.environ:
+        # systemd's sockets were inherited by the supervisor; here their endpoints are only parsed
+        os.environ["LISTEN_PID"] = str(os.getpid())
+    reactors.installReactor(order.reactor)
+    from twisted.internet import reactor
+
+    return _run(reactor, order)
+
+
+def _run(reactor: Any, order: Order) -> int:
+    # imported here: the reactor is installed now
+    from twisted_vllm.app.drain import StopSignals
+    from twisted_vllm.app.member import Member
+    from twisted_vllm.app.quickstart import Quickstart
+    from twisted_vllm.app.service import GatewayService
+    from twisted_vllm.app.settings_source import SettingsSource
+    from twisted_vllm.app.start_error import StartError
+    from twisted_vllm.config.describe import describe_refused
+    from twisted_vllm.config.problems import ConfigError
+    from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
+    from twisted_vllm.workers.siblings import HOUSEKEEPER
+
+    chosen = None
+    if order.quickstart is not None:
+        defaults = order.quickstart
+        simulator = None if defaults.simulator is None else socket.socket(fileno=defaults.simulator)
+        chosen = Quickstart(dict(os.environ), None, defaults.database_url, simulator)
+    source = SettingsSource(order.file, order.listen, chosen, order.directory)
+    try:
+        settings = source.read(dict(os.environ))
+        log = order.log
+        twistd = TwistdLog(is_daemon=log.is_daemon, logfile=log.logfile, syslog_prefix=log.syslog_prefix)
+        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)
+        service = GatewayService(
+            reactor,
+            settings,
+            observer,
+            [] if chosen is None or order.slot != HOUSEKEEPER else _simulator(reactor, chosen),
+            None if order.slot == HOUSEKEEPER else StopSignals(reactor),
+            read_again=lambda: source.read(dict(os.environ)),
+            directory=order.directory,
+            member=Member(order),
+        )
+        globalLogBeginner.beginLoggingTo([observer], discardBuffer=True)
+        service.privilegedStartService()
+        service.startService()
+    except ConfigError as error:
+        print("\n".join(describe_refused(error)), file=sys.__stderr__)
+        return 1
+    except StartError as error:
+        print(f"vllm-passthrough cannot start: {error}", file=sys.__stderr__)
+        return 1
+    if order.slot == HOUSEKEEPER:
+        # it ends when the workers have ended
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.run()
+    return 0
+
+
+def _simulator(reactor: Any, chosen: Any) -> list[Any]:
+    """Return the simulated vLLM of ``--quickstart``, which the housekeeper runs."""
+    if chosen.simulator is None:
+        return []
+    from twisted.internet.endpoints import AdoptedStreamServerEndpoint
+
+    from twisted_vllm.simulator.service import SimulatorService
+    from twisted_vllm.simulator.settings import SimulatorSettings
+
+    endpoint = AdoptedStreamServerEndpoint(reactor, chosen.simulator.fileno(), chosen.simulator.family)
+    return [SimulatorService(reactor, SimulatorSettings(), [endpoint])]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,254 @@
+"""Starts the processes of a gateway, and replaces those that end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import ProcessProtocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twisted_vllm.workers.hub import Hub
+from twisted_vllm.workers.siblings import HOUSEKEEPER
+
+#: the supervisor tells a process to end: at first when its work is done, then at once
+STOP, CUT = "stop", "cut"
+
+#: the first and the longest wait before a process is replaced, in seconds
+FIRST_BACKOFF, MAX_BACKOFF = 0.1, 10.0
+#: a process that lived so many seconds was well: the next wait is the first again
+WELL_SECONDS = 30.0
+#: so many processes of one slot in a row that were not well, and the gateway gives up
+MOST_FAILURES = 8
+
+
+@attrs.frozen
+class Command:
+    """How a process is started.
+
+    Attributes:
+        arguments: the program and its arguments.
+        environ: its environment.
+        descriptors: its descriptors, as ``childFDs`` of ``IReactorProcess.spawnProcess``.
+    """
+
+    arguments: Sequence[str]
+    environ: Mapping[str, str] = attrs.field(repr=False)
+    descriptors: Mapping[int, int]
+
+
+#: returns the command of a process by its number, its slot and the socket to the supervisor
+MakeCommand = Callable[[int, int, int], Command]
+
+
+class Running(ProcessProtocol):
+    """A process that was started.
+
+    Attributes:
+        number: its number.
+        slot: its slot.
+        started: when, in the reactor's seconds.
+        is_ready: whether it said that it does its work.
+        is_ending: whether it was told to end.
+        ended: fires when it has ended.
+    """
+
+    def __init__(self, number: int, slot: int, started: float, on_end: Callable[[Running, str], None]) -> None:
+        self.number = number
+        self.slot = slot
+        self.started = started
+        self.is_ready = False
+        self.is_ending = False
+        self.ended: Deferred[None] = Deferred()
+        self._on_end = on_end
+
+    @property
+    def name(self) -> str:
+        """Its name in the log."""
+        return name_of(self.slot)
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None once it has ended."""
+        return None if self.transport is None else self.transport.pid
+
+    def signal(self, name: str) -> None:
+        """Send it a signal; nothing happens if it has ended."""
+        transport: Any = self.transport
+        if transport is not None:
+            with contextlib.suppress(ProcessExitedAlready):
+                transport.signalProcess(name)
+
+    def processEnded(self, reason: Failure = connectionDone) -> None:
+        """It has ended, and its descriptors are closed."""
+        value: Any = reason.value
+        number = getattr(value, "signal", None)
+        how = f"by {signal.Signals(number).name}" if number else f"with status {getattr(value, 'exitCode', 0)}"
+        self._on_end(self, how)
+        self.ended.callback(None)
+
+
+def name_of(slot: int) -> str:
+    """Return the name of a slot in logs and metrics."""
+    return "housekeeper" if slot == HOUSEKEEPER else f"worker-{slot}"
+
+
+class Processes:
+    """The processes of a gateway, one for each slot.
+
+    Attributes:
+        running: those that were started and have not ended, by their numbers.
+        on_serving: called once, when all slots are ready for the first time.
+        on_give_up: called once with the reason when a slot cannot be filled.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, sockets: Any, hub: Hub, workers: int, make_command: MakeCommand) -> None:
+        """Set up; `start` starts them.
+
+        Args:
+            reactor: starts processes.
+            sockets: the reactor of the sockets to them.
+            hub: talks to them.
+            workers: how many workers there are, beside the housekeeper.
+            make_command: returns the command of a process.
+        """
+        self.running: dict[int, Running] = {}
+        self.on_serving: Callable[[], None] = _ignore
+        self.on_give_up: Callable[[str], None] = _ignore_reason
+        self._reactor = reactor
+        self._sockets = sockets
+        self._hub = hub
+        self._slots = range(HOUSEKEEPER, workers + 1)
+        self._make_command = make_command
+        self._number = 0
+        self._served = False
+        self._stopping = False
+        self._failures: dict[int, int] = {}
+        self._starting: dict[int, IDelayedCall] = {}
+        hub.on_ready = self._ready
+
+    def start(self) -> None:
+        """Start a process for each slot."""
+        for slot in self._slots:
+            self.start_one(slot)
+
+    def start_one(self, slot: int) -> Running:
+        """Start a process for a slot."""
+        self._number += 1
+        number = self._number
+        ours, theirs = socket.socketpair()
+        process = Running(number, slot, self._reactor.seconds(), self._ended)
+        self.running[number] = process
+        self._hub.connect(self._sockets, ours, number, slot)
+        try:
+            command = self._make_command(number, slot, theirs.fileno())
+            self._reactor.spawnProcess(
+                process, command.arguments[0], command.arguments, dict(command.environ), childFDs=command.descriptors
+            )
+        finally:
+            theirs.close()
+        return process
+
+    def stop_all(self, slots: Callable[[int], bool] = lambda slot: True) -> Deferred[Any]:
+        """Tell the processes of some slots to end when their work is done; fires when they have ended."""
+        self._stopping = True
+        for call in self._starting.values():
+            call.cancel()
+        self._starting.clear()
+        waiting = []
+        for process in list(self.running.values()):
+            if slots(process.slot):
+                self.stop_one(process)
+                waiting.append(process.ended)
+        return _all_of(waiting)
+
+    def stop_one(self, process: Running) -> None:
+        """Tell a process to end when its work is done."""
+        process.is_ending = True
+        self._hub.send(process.number, STOP, None)
+
+    def cut(self) -> None:
+        """Tell all processes to end at once."""
+        for process in self.running.values():
+            self._hub.send(process.number, CUT, None)
+
+    def signal(self, name: str) -> None:
+        """Send a signal to all processes."""
+        for process in list(self.running.values()):
+            process.signal(name)
+
+    def _ready(self, number: int) -> None:
+        process = self.running.get(number)
+        if process is None:
+            return
+        process.is_ready = True
+        if not self._served and {each.slot for each in self.running.values() if each.is_ready} == set(self._slots):
+            self._served = True
+            self.on_serving()
+
+    def _ended(self, process: Running, how: str) -> None:
+        self.running.pop(process.number, None)
+        self._hub.close(process.number)
+        if process.is_ending or self._stopping:
+            return
+        slot = process.slot
+        seconds = self._reactor.seconds() - process.started
+        failures = self._failures[slot] = 1 if seconds >= WELL_SECONDS else self._failures.get(slot, 0) + 1
+        self._log.error(
+            "The {process} (pid {pid}) has ended {how} after {seconds:.1f} s",
+            process=process.name,
+            pid=process.pid,
+            how=how,
+            seconds=seconds,
+        )
+        if not process.is_ready and not self._served:
+            self._give_up(f"the {process.name} ended {how} before it was ready; the log says why")
+        elif failures >= MOST_FAILURES:
+            self._give_up(f"the {process.name} ended {failures} times in a row, the last time {how}")
+        else:
+            wait = min(FIRST_BACKOFF * 2 ** (failures - 1), MAX_BACKOFF)
+            self._starting[slot] = self._reactor.callLater(wait, self._replace, slot)
+
+    def _replace(self, slot: int) -> None:
+        del self._starting[slot]
+        self.start_one(slot)
+
+    def _give_up(self, reason: str) -> None:
+        give_up, self.on_give_up = self.on_give_up, _ignore_reason
+        give_up(reason)
+
+
+def _all_of(waiting: list[Deferred[None]]) -> Deferred[Any]:
+    """Return a Deferred that fires when all have fired; they stay usable by others."""
+    done: Deferred[Any] = Deferred()
+    left = len(waiting)
+    if not left:
+        return succeed(None)
+
+    def ended(value: None) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            done.callback(None)
+
+    for each in waiting:
+        each.addCallback(ended)
+    return done
+
+
+def _ignore() -> None:
+    """Do nothing."""
+
+
+def _ignore_reason(reason: str) -> None:
+    """Do nothing."""
