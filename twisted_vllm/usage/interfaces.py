@@ -134,7 +134,13 @@ class ISpoolAccounts(Protocol):
 
 
 class IJointAccounts(Protocol):
-    """What the rows of several spools add up to together. Their rows are the own ones, whichever process served."""
+    """What the rows of several spools add up to together. Their rows are the own ones, whichever process served.
+
+    Attributes:
+        name: what messages call them.
+    """
+
+    name: str
 
     @property
     def waiting(self) -> Waiting:

@@ -284,6 +284,7 @@ class JointAccounts(_Accounts, IJointAccounts):
 
     def __init__(self, accounting: Accounting) -> None:
         """Begin without spools; `accounting` is what all accounts share."""
+        self.name = "all processes"
         super().__init__({}, {}, accounting)
 
     def join(self, name: str) -> Position | None:

@@ -115,7 +115,7 @@ class FollowedSpool:
         """Where the rows end that were written."""
         with self._files.lock:
             current = self._files.current
-            return Position(self._number, 0) if current is None else Position(current.number, current.end)
+            return Position(self._number + 1, 0) if current is None else Position(current.number, current.end)
 
     def other_processes(self) -> int:
         """Return how many other living processes share the directory.
@@ -242,6 +242,12 @@ class FollowedSpool:
         self._files.sync()
 
     # the end
+
+    def finish(self) -> bool:
+        """Write no more to the current segment; return whether no row is left that is in none."""
+        with self._files.lock:
+            self._files.close_segment()
+        return not self._buffer
 
     def close(self) -> None:
         """Write and sync the rest, and leave the segments to another process."""

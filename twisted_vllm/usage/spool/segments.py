@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 from twisted_vllm.usage.spool.format import header_line
@@ -239,13 +239,14 @@ def claim_orphans(directory: Path, skipped: Iterable[str], own: str = "") -> lis
     matches = (_SEGMENT.fullmatch(entry) or _LOCK.fullmatch(entry) for entry in os.listdir(directory))
     names = {match[1] for match in matches if match} - set(skipped)
     found = [claimed for name in sorted(names) if (claimed := claim(directory, name)) is not None]
-    return [claimed for claimed in found if not _is_left_to_another(claimed, own)]
+    ours = {own, *(claimed.name for claimed in found)}
+    return [claimed for claimed in found if not _is_left_to_another(claimed, ours)]
 
 
-def _is_left_to_another(claimed: Claim, own: str) -> bool:
-    """Return whether a living process follows a name that was just claimed; then the claim is released."""
+def _is_left_to_another(claimed: Claim, ours: Container[str]) -> bool:
+    """Return whether another process follows a name that was just claimed; then the claim is released."""
     follower = claimed.follower
-    if not follower or follower == own or not _is_held(claimed.directory / f"{follower}.lock"):
+    if not follower or follower in ours or not _is_held(claimed.directory / f"{follower}.lock"):
         return False
     claimed.release()
     return True

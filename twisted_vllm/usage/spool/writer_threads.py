@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import attrs
@@ -119,6 +119,8 @@ class WriterThreads:
         self._next_recovery = self._next_deletion = 0.0
         #: how many parts of the work were done
         self._moved = 0
+        #: whether new spend is told
+        self._tells = True
 
     def reconfigure(self, retention: float | None) -> None:
         """Keep rows for another time from now on; the argument is the constructor's."""
@@ -328,21 +330,31 @@ class WriterThreads:
         self._moved += 1
         return True
 
-    def _flush(self, accounts: ISpoolAccounts, *, force: bool) -> bool | None:
-        """Write a part of what was gathered; return whether there is more, or None if it must be retried."""
+    def _flush(self, accounts: ISpoolAccounts | IJointAccounts, *, force: bool, tells: bool = True) -> bool | None:
+        """Write a part of what was gathered; return whether there is more, or None if it must be retried.
+
+        Args:
+            accounts: have it.
+            force: whether it is due whatever there is.
+            tells: whether to tell the new spend.
+        """
         result = self.batch_writer.reach(f"sums of {accounts.name}", lambda: accounts.flush(force=force))
         if result is None:
             return None
         more, updates = result
         if more:
             self._moved += 1
-        if updates:
+        if updates and tells and self._tells:
             self._reactor.callFromThread(self._on_committed, updates)
         return more
 
+    def _followed(self) -> Collection[str]:
+        """Return the names that are read while their processes live."""
+        return ()
+
     def _claim_orphans(self) -> None:
         try:
-            self._recovery.claim()
+            self._recovery.claim(self._own.name, self._followed())
         except OSError as error:
             self._log.error("The ledger's spool cannot be searched: {reason}", reason=error.strerror, **LEDGER_ALERT)
 
