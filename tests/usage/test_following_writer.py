@@ -173,9 +173,8 @@ async def test_the_next_housekeeper_goes_on_where_the_last_one_was(
     await first.until(lambda: len(store.counted) == 10)
     # it dies: nothing of it is closed
     first.writer._stopping.set()
-    for thread in (first.writer._thread, first.writer._sync_thread):
-        assert thread is not None
-        thread.join()
+    assert first.writer._thread is not None
+    first.writer._thread.join()
     put(one, *usage_rows(10, 10))
     second = make_machine().start()
     second.writer.follow(one.name)

@@ -51,6 +51,7 @@ class FollowedSpool:
         randbytes: Callable[[int], bytes] = os.urandom,
         monotonic: Callable[[], float] = time.monotonic,
         segment_bytes: int = SEGMENT_BYTES,
+        group: str = "",
     ) -> None:
         """Set up; `open` creates the first segment.
 
@@ -59,8 +60,11 @@ class FollowedSpool:
             randbytes: for the name of this process's segments.
             monotonic: the clock, in seconds.
             segment_bytes: the size at which a segment is followed by the next.
+            group: what the processes have in common to which this one belongs; empty if it is alone.
         """
         self.directory = directory
+        self._group = group
+        self._follower = ""
         self.failures = 0
         self._randbytes = randbytes
         self._monotonic = monotonic
@@ -83,6 +87,8 @@ class FollowedSpool:
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._claim = claim_new(self.directory, self._randbytes)
+        if self._group:
+            self._claim.join_group(self._group)
         self._open_segment()
 
     @property
@@ -118,18 +124,19 @@ class FollowedSpool:
             return Position(self._number + 1, 0) if current is None else Position(current.number, current.end)
 
     def other_processes(self) -> int:
-        """Return how many other living processes share the directory.
+        """Return how many other living processes share the directory, but for those of the group.
 
         Raises:
             OSError: it cannot be read.
         """
-        return count_other_owners(self.directory, self.name)
+        return count_other_owners(self.directory, self.name, self._group)
 
     def followed_by(self, name: str) -> None:
         """Leave the segments to the process whose segments have this name, also after this process has ended."""
-        if self._claim is not None:
+        if self._claim is not None and name not in (self._follower, self.name):
             try:
                 self._claim.follow(name)
+                self._follower = name
             except OSError as error:
                 # Then any process may take them over, as it may those of one that nobody follows.
                 self._log.warn("{directory} cannot be written: {reason}", directory=str(self.directory), reason=error)

@@ -19,6 +19,8 @@ from twisted_vllm.usage.spool.format import header_line
 NOTE_BYTES = 64
 #: begins the note of a name whose segments another process reads
 _FOLLOWED = b"followed by "
+#: likewise of a process that is one of several
+_MEMBER = b"member of "
 
 _SEGMENT = re.compile(r"([0-9a-z]+)-([0-9]+)\.spool")
 _LOCK = re.compile(r"([0-9a-z]+)\.lock")
@@ -166,6 +168,14 @@ class Claim:
         """
         self.note(_FOLLOWED + name.encode("ascii"))
 
+    def join_group(self, group: str) -> None:
+        """Note that the process belongs to some, until it is known which of them reads the segments.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.note(_MEMBER + group.encode("ascii"))
+
     @property
     def follower(self) -> str:
         """The name of the process that reads the segments; empty if it is the owner.
@@ -272,14 +282,26 @@ def path_of(directory: Path, name: str, number: int) -> Path:
     return directory / f"{name}-{number:06d}.spool"
 
 
-def count_other_owners(directory: Path, own: str) -> int:
-    """Return how many names other processes hold.
+def count_other_owners(directory: Path, own: str, group: str = "") -> int:
+    """Return how many names other processes hold, but for those of this process's group.
+
+    Args:
+        directory: where the segments are.
+        own: the name of this process.
+        group: its group; empty if it is alone.
 
     Raises:
         OSError: the directory cannot be read.
     """
     names = {match[1] for entry in os.listdir(directory) if (match := _LOCK.fullmatch(entry))}
-    return sum(_is_held(directory / f"{name}.lock") for name in names - {own})
+    ours = {_FOLLOWED + own.encode("ascii"), _MEMBER + group.encode("ascii")} if group else set()
+    count = 0
+    for name in names - {own}:
+        path = directory / f"{name}.lock"
+        if _is_held(path):
+            with contextlib.suppress(FileNotFoundError):
+                count += path.read_bytes().rstrip() not in ours
+    return count
 
 
 def _is_held(path: Path) -> bool:

@@ -26,6 +26,7 @@ from twisted_vllm.usage.spool.batch_writer import BatchWriter
 from twisted_vllm.usage.spool.followed import FollowedSpool
 from twisted_vllm.usage.spool.queue import Batch
 from twisted_vllm.usage.spool.recovery import OrphanRecovery
+from twisted_vllm.usage.spool.sync_thread import SyncThread
 
 #: The maximum time in seconds, and the maximum number of rows, to collect for one transaction. Fewer rows would write
 #: the same sums, and sync the disk, more often; more rows gain little.
@@ -109,8 +110,7 @@ class WriterThreads:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._sync_thread: threading.Thread | None = None
-        self._sync_failed = False
+        self._syncing = SyncThread(spool)
         self._deadline = float("inf")
         #: what the rows of the name that is recovered add up to
         self._orphans: ISpoolAccounts | None = None
@@ -143,9 +143,8 @@ class WriterThreads:
     def start(self) -> None:
         """Start to move rows, former runs' rows first."""
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
-        self._sync_thread = threading.Thread(target=self._keep_syncing, name="ledger-sync", daemon=True)
         self._thread.start()
-        self._sync_thread.start()
+        self._syncing.start()
 
     def pending(self) -> Pending:
         """Return what the database does not have yet."""
@@ -165,6 +164,7 @@ class WriterThreads:
         self._own.flush()
         self._deadline = time.monotonic() + STOP_SECONDS
         self._stopping.set()
+        self._syncing.stop()
         self._wake.set()
         done: Deferred[None] = Deferred()
         # In a thread: joining the others would block the reactor.
@@ -172,10 +172,10 @@ class WriterThreads:
         return done
 
     def _join_threads(self, done: Deferred[None]) -> None:
-        for thread in (self._sync_thread, self._thread):
-            if thread is not None:
-                # a little longer than the thread's own deadline, at which it ends by itself if it can
-                thread.join(max(self._deadline - time.monotonic(), 0.0) + 0.2)
+        # a little longer than the thread's own deadline, at which it ends by itself if it can
+        self._syncing.join(max(self._deadline - time.monotonic(), 0.0) + 0.2)
+        if self._thread is not None:
+            self._thread.join(max(self._deadline - time.monotonic(), 0.0) + 0.2)
         self._reactor.callFromThread(self._close_spool, done)
 
     def _close_spool(self, done: Deferred[None]) -> None:
@@ -367,18 +367,3 @@ class WriterThreads:
             return False
         self._next_deletion = time.monotonic() + RETENTION_SECONDS
         return True
-
-    # the thread that syncs
-
-    def _keep_syncing(self) -> None:
-        while not self._stopping.wait(1.0):
-            try:
-                self._own.sync()
-            except OSError as error:
-                if not self._sync_failed:
-                    self._log.critical(
-                        "The ledger's spool cannot be synced: {reason}", reason=error.strerror, **LEDGER_ALERT
-                    )
-                self._sync_failed = True
-            else:
-                self._sync_failed = False
