@@ -199,11 +199,13 @@ class Budgets(RuleBasedStateMachine):
     @rule()
     def commit_what_dead_ones_left(self) -> None:
         """Before the writer knows, it tells a part of it."""
+        if self.budgets.is_running:
+            return
         amount = 0
         for each in self.all:
             if not each.is_alive:
                 amount += self.move(each, each.settled + 1)
-        if amount and not self.budgets.is_running:
+        if amount:
             assert self.budgets.is_needed
             self.budgets.committed([total(self.stored, amount)])
 

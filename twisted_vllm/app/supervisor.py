@@ -19,6 +19,7 @@ from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.start_error import StartError, explain_address
+from twisted_vllm.app.supervised_budgets import SupervisedBudgets
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.net.epoll_hub import data_path_reactor
@@ -27,7 +28,6 @@ from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.observability.logging.setup import TwistdLog, finish, give_to_twistd, install
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
-from twisted_vllm.ratelimit.memory.reconciliation import BudgetReconciliation
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
 from twisted_vllm.workers.processes import Command, Processes
@@ -47,7 +47,7 @@ class SupervisorService(Service):
         hub: talks to the processes.
         processes: those that run.
         limits: counts for the processes.
-        reconciliation: keeps its budgets as the database has them.
+        budgets: keeps its budgets as the database has them.
     """
 
     _log = Logger()
@@ -95,8 +95,8 @@ class SupervisorService(Service):
         sockets = data_path_reactor(reactor, coalescer, Shortages())
         self.hub = Hub(reactor, coalescer)
         limiter = LocalLimiter(lambda *crossed: self.limits.soft_budget_crossed(*crossed))
-        self.reconciliation = BudgetReconciliation(limiter)
-        self.limits = limit_server(self.hub, limiter, self.reconciliation)
+        self.budgets = SupervisedBudgets(self.hub, limiter)
+        self.limits = limit_server(self.hub, limiter, self.budgets.reconciliation)
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up

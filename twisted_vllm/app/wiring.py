@@ -310,6 +310,7 @@ class Wiring:
             lambda end_users: self.store.read(lambda transaction: transaction.spend.of(END_USER, end_users)),
             self.usage_export.held_from,
             self.siblings,
+            self.store.spend_of_wanted,
             None if counting is None else counting.limiter,
             workers,
         )

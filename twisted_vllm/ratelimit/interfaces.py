@@ -63,6 +63,9 @@ class WorkerLimiter(Limiter, Protocol):
     def budget_forgotten(self, kind: str, id: str, *, is_found: bool = False) -> None:
         """As `Limiter.budget_forgotten`, likewise."""
 
+    def flush(self) -> None:
+        """Send the settlements of this turn now."""
+
     def load(self, budgets: Sequence[tuple[str, str, int, int]], clock: Any) -> Deferred[Any]:
         """Tell the supervisor what the database has of all budgets, unless it knows; the Deferred never fails."""
 

@@ -18,7 +18,7 @@ from twisted_vllm.ratelimit.allowance import Allowance, Limited, ModelBudget
 from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.reservation import Reservation
-from twisted_vllm.ratelimit.supervised.budgets import SupervisedBudgets
+from twisted_vllm.ratelimit.supervised.budget_copies import BudgetCopies
 from twisted_vllm.ratelimit.supervised.messages import Operation, error_of, refusal
 from twisted_vllm.ratelimit.supervised.questions import LATE_SECONDS
 from twisted_vllm.ratelimit.supervised.subjects import Subjects
@@ -448,7 +448,7 @@ class TestBudgets:
 
         def look() -> list[Budget]:
             found: list[Budget] = []
-            for step in SupervisedBudgets(gateway.housekeeper).steps(10):
+            for step in BudgetCopies(gateway.housekeeper).steps(10):
                 step.addCallback(found.extend)
             return found
 
@@ -457,7 +457,7 @@ class TestBudgets:
             (f"{number:02}", number, MIDNIGHT, number) for number in range(1, 25)
         ]
         found[3].told = 99
-        SupervisedBudgets(gateway.housekeeper).told([found[3]])
+        BudgetCopies(gateway.housekeeper).told([found[3]])
         gateway.exchange()
         assert [each.told for each in look()][3] == 99
 

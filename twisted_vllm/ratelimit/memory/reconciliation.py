@@ -87,6 +87,10 @@ class BudgetReconciliation:
         """Note that a process has said how far its rows are; its settlements before are known."""
         self._former.discard(process)
 
+    def failed(self) -> None:
+        """Note that not all have answered: the writer begins again."""
+        self.is_running, self.is_needed = False, True
+
     def wanted(self, first: int, most: int) -> list[tuple[str, str]]:
         """Return some of the budgets whose totals are wanted.
 
@@ -127,11 +131,19 @@ class BudgetReconciliation:
         """Take totals that grew by amounts which were settled, all of whose settlements are known."""
         if self.is_needed or self.is_running:
             # Perhaps some of it was never settled here: the writer tells all totals soon.
-            self._stale.update((each.kind, each.id) for each in totals)
+            self._remember(totals)
             return
         for each in totals:
             if each.total is not None:
                 self._limiter.budget_committed(each.kind, each.id, each.amount, each.total, each.period_start)
+
+    def uncertain(self, totals: Iterable[BudgetTotal]) -> None:
+        """Take totals that grew by amounts of which nobody knows whether all settlements are known."""
+        self.is_needed = True
+        self._remember(totals)
+
+    def _remember(self, totals: Iterable[BudgetTotal]) -> None:
+        self._stale.update((each.kind, each.id) for each in totals)
 
     def _reconciled(self, each: BudgetTotal) -> None:
         self._limiter.budget_reconciled(each.kind, each.id, each.total, each.period_start, self.generation)

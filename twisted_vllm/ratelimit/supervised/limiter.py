@@ -149,6 +149,10 @@ class SupervisedLimiter:
         """As `LocalLimiter.budget_forgotten`; `is_found` as in `budget_reset`."""
         self._questions.add((Operation.GONE, kind, id, is_found))
 
+    def flush(self) -> None:
+        """Send what this turn has settled now, before anything that is sent afterwards."""
+        self._questions.flush()
+
     def load(self, budgets: Sequence[tuple[str, str, int, int]], clock: Any) -> Deferred[Any]:
         """Tell the supervisor what the database has of all budgets, unless it knows. It admits nobody before.
 

@@ -58,7 +58,7 @@ class Questions:
         operations = self._operations
         operations.append(operation)
         if len(operations) == 1:
-            self._at_send(self._flush)
+            self._at_send(self.flush)
 
     def next_number(self) -> int:
         """Return the number of the next question."""
@@ -95,7 +95,8 @@ class Questions:
             # an admission is taken back; of a count, there is nothing to settle
             self.add((Operation.SETTLE, number, 0, 0, False))
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send the operations of this turn now."""
         operations, self._operations = self._operations, []
         if operations:
             self._tell(LIMITS, operations)

@@ -10,7 +10,7 @@ from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.supervised.messages import BUDGETS, TOLD, Known, Page, Speaks, Told
 
 
-class SupervisedBudgets:
+class BudgetCopies:
     """Copies of the supervisor's budgets, for the housekeeper."""
 
     def __init__(self, supervisor: Speaks) -> None:
