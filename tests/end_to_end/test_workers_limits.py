@@ -208,3 +208,32 @@ def test_a_frozen_supervisor_has_requests_with_limits_refused_and_others_served(
     finally:
         os.kill(gateway.pid, signal.SIGCONT)
     wait_until(lambda: all(gateway.chat(limited) == (200, "") for _ in range(10)))
+
+
+def test_while_redis_is_away_the_supervisor_counts(tmp_path: Path) -> None:
+    from tests.services.private_redis import PrivateRedis, find_redis
+
+    binary = find_redis()
+    if binary is None:
+        pytest.skip("Redis' server program (redis-server) is not installed")
+    redis = PrivateRedis(binary)
+    redis.start()
+    try:
+        with (
+            served(GatedServer().serve) as server,
+            TwoWorkers(
+                tmp_path,
+                server.port,
+                settings="  workers: 2\n  limits_on_redis_loss: local\n",
+                VLLM_PASSTHROUGH_REDIS_URL=redis.url,
+            ) as gateway,
+        ):
+            wait_until(lambda: gateway.messages("Serving with 2 workers"))
+            key = gateway.make_key(rpm_limit=10)
+            wait_until(lambda: all(gateway.knows(key) for _ in range(20)))
+            assert Counter(gateway.chat(key)[0] for _ in range(30)) == {200: 10, 429: 20}
+            redis.stop()
+            wait_until(lambda: len(gateway.messages("this gateway's supervisor counts limits")) == 3)
+            assert Counter(gateway.chat(key)[0] for _ in range(30)) == {200: 10, 429: 20}
+    finally:
+        redis.remove()

@@ -208,7 +208,7 @@ class TestSameAnswers:
             if act == "admit":
                 found = admitted_with(worker, *words)
                 try:
-                    expected: Any = local.admit(*words, gateway.now)
+                    expected: Any = local.admit(*words, now=gateway.now)
                 except GatewayError as error:
                     assert type(found) is type(error)
                     assert vars(found) == vars(error)
