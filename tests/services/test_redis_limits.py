@@ -263,7 +263,7 @@ async def test_while_redis_is_away_each_process_counts_for_itself_and_says_so_on
 
 @pytest_twisted.ensureDeferred
 async def test_while_redis_is_away_the_supervisor_counts_for_its_workers(
-    make_limiter: MakeLimiter, redis: PrivateRedis
+    reactor: Any, make_limiter: MakeLimiter
 ) -> None:
     gateway = GatewayInMemory()
     workers = [gateway.start(1), gateway.start(2)]
@@ -289,7 +289,8 @@ async def test_while_redis_is_away_the_supervisor_counts_for_its_workers(
                 limiters[number % 2].settle(reservation, 0, 0, NOON)
         gateway.exchange()
         assert gateway.limiter.in_flight == 0
-    assert any("this gateway's supervisor counts limits" in text for text in texts(events))
+        await until(reactor, lambda: len(texts(events)) == 2)
+    assert all("this gateway's supervisor counts limits" in text for text in texts(events))
 
 
 @pytest_twisted.ensureDeferred

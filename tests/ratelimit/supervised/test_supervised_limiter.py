@@ -207,8 +207,9 @@ class TestSameAnswers:
         for act, *words in acts:
             if act == "admit":
                 found = admitted_with(worker, *words)
+                limited, model, estimate, expected_cost = words
                 try:
-                    expected: Any = local.admit(*words, now=gateway.now)
+                    expected: Any = local.admit(limited, model, estimate, expected_cost, gateway.now)
                 except GatewayError as error:
                     assert type(found) is type(error)
                     assert vars(found) == vars(error)

@@ -109,12 +109,13 @@ class Workers(RuleBasedStateMachine):
             if act == "admit":
                 asked.is_delivered = True
                 try:
-                    asked.model = self.model.admit(*asked.words, now=self.now)
+                    limited, model, tokens, cost = asked.words
+                    asked.model = self.model.admit(limited, model, tokens, cost, self.now)
                 except (RateLimitExceeded, BudgetExceeded) as error:
                     asked.model = error
             elif isinstance(asked.model, Reservation):
-                tokens, cost, sent = words
-                self.model.settle(asked.model, tokens, cost, self.now, sent=sent)
+                used, spent, sent = words
+                self.model.settle(asked.model, used, spent, self.now, sent=sent)
         self.sent[number].clear()
 
     @rule(which=st.integers(0, 3))
