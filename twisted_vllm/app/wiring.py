@@ -142,7 +142,6 @@ class Wiring:
 
     Attributes:
         siblings: the other processes of the gateway, if there are several.
-        sockets: the reactor of the data path's sockets.
         endpoints: the endpoints to listen on.
         models: the model list: entries of the file and of the database, and the servers that DNS finds.
         health: checks the servers.
@@ -215,13 +214,12 @@ class Wiring:
         ids = RequestIds(os.urandom)
         self._directory = directory
         self._listeners = Listeners(sockets, directory)
-        self.sockets = sockets
         self.siblings: Siblings = ALONE
         if member is None:
             self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
         else:
-            self.siblings = member.join(reactor, coalescer)
-            self.endpoints = list(member.endpoints(self._listeners, reactor, sockets, shortages))
+            self.siblings = member.join(reactor, sockets, shortages, coalescer)
+            self.endpoints = list(member.endpoints(self._listeners))
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(
