@@ -18,6 +18,7 @@ from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.start_error import StartError, explain_address
+from twisted_vllm.app.supervised_budgets import SupervisedBudgets
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.net.epoll_hub import data_path_reactor
@@ -25,6 +26,7 @@ from twisted_vllm.http.net.inherited import OpenSockets, open_sockets
 from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.observability.logging.setup import TwistdLog, finish, give_to_twistd, install
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
 from twisted_vllm.workers.processes import Command, Processes
@@ -43,6 +45,8 @@ class SupervisorService(Service):
     Attributes:
         hub: talks to the processes.
         processes: those that run.
+        limiter: counts the limits of all processes.
+        budgets: tells it what the housekeeper writes.
     """
 
     _log = Logger()
@@ -89,6 +93,8 @@ class SupervisorService(Service):
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer, Shortages())
         self.hub = Hub(reactor, coalescer)
+        self.limiter = LocalLimiter()
+        self.budgets = SupervisedBudgets(self.hub, self.limiter)
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
