@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 
 from twisted_vllm.app.start_error import StartError
@@ -28,11 +29,25 @@ from twisted_vllm.storage.usage.retention import HeldFrom, nothing_held
 from twisted_vllm.usage.interfaces import SpendUpdate
 from twisted_vllm.usage.metrics import LedgerCollector
 from twisted_vllm.usage.pricing import PriceTable
+from twisted_vllm.usage.spool.followed import FollowedSpool
 from twisted_vllm.usage.spool.spool import Spool
+from twisted_vllm.usage.spool.sync_thread import SyncThread
 from twisted_vllm.usage.spool.writer import LedgerWriter
+from twisted_vllm.usage.spool.writer_threads import WriterThreads
+from twisted_vllm.workers.siblings import ALONE, Siblings
+
+if TYPE_CHECKING:
+    from twisted_vllm.app.shared_ledger import HousekeptLedger
 
 #: the maximum seconds at start for moving the rows that former runs left in the spool
 RECOVERY_SECONDS = 10.0
+#: how long the end waits for a disk that is synced, in seconds
+CLOSE_SECONDS = 0.5
+
+
+def _no_spends(_wanted: Callable[[str, str], bool]) -> Deferred[list[Spend]]:
+    """Return nothing: the default of `AccountingService`."""
+    return succeed([])
 
 
 class _Rules(TypedDict):
@@ -62,7 +77,7 @@ class AccountingService:
         limiter: enforces limits, in memory or in Redis.
         local: knows the budgets' spend, as the database has it if the limiter counts in Redis.
         spool: the ledger rows that the database does not have yet; None if the ledger is disabled.
-        writer: moves them; None before `open`.
+        writer: moves them; None before `open`, and where another process does.
         observer: meters and limits requests.
         on_soft_budget: called when the spend crosses a soft budget, which is logged in any case.
     """
@@ -79,6 +94,8 @@ class AccountingService:
         client_of: Callable[[RequestContext], str],
         read_spend: ReadSpend,
         held_from: HeldFrom = nothing_held,
+        siblings: Siblings = ALONE,
+        spends: Callable[[Callable[[str, str], bool]], Deferred[list[Spend]]] = _no_spends,
     ) -> None:
         """Create them; nothing is opened yet.
 
@@ -91,6 +108,8 @@ class AccountingService:
             client_of: returns the address of a request's client.
             read_spend: reads the spend of end users from the database.
             held_from: from when on retention must keep rows.
+            siblings: the other processes of the gateway.
+            spends: reads the spend of those for whose kind and id its argument is true.
         """
         self.on_soft_budget: SoftBudgetCrossed = ignore_soft_budget
         self._index = index
@@ -114,10 +133,22 @@ class AccountingService:
         self._held_from = held_from
         self._reactor = reactor
         self._settings = settings
-        self.spool: Spool | None = Spool(settings.spool_directory) if ledger.enabled else None
-        self.writer: LedgerWriter | None = None
+        self._siblings = siblings
+        self.spool: FollowedSpool | None = None
+        self.writer: WriterThreads | None = None
+        self._housekept: HousekeptLedger | None = None
+        self._syncing: SyncThread | None = None
+        #: what a housekeeper without a ledger tells the supervisor at its start
+        self._untold: Sequence[Spend] = ()
+        self._has_told_of_others = False
         self._store: UsageDatabase | None = None
         self._periods = Periods(settings.ledger.usage_retention)
+        if ledger.enabled and siblings.alone:
+            self.spool = Spool(settings.spool_directory)
+        elif ledger.enabled:
+            self.spool = FollowedSpool(settings.spool_directory, group=str(os.getppid()))
+        if not siblings.alone:
+            self._join(reactor, lambda: spends(self._budgets.holds))
         self._budgets = EndUserBudgets(self.limiter, index, read_spend)
         self.observer = Accounting(
             limiter=self.limiter,
@@ -160,8 +191,33 @@ class AccountingService:
         """Use the prices of another model list, and nothing else of the settings."""
         self.observer.use_prices(PriceTable(settings.models, settings.default_prices))
 
+    def _join(self, reactor: Any, spends: Callable[[], Deferred[list[Spend]]]) -> None:
+        """Be one of several processes."""
+        # Imported here: only then it is needed.
+        from twisted_vllm.app.ledger_messages import RESTORED, SPENT, Nothing, Totals
+        from twisted_vllm.app.shared_ledger import HousekeptLedger, tell_position
+
+        siblings, redis = self._siblings, self._redis
+
+        def spent(message: Totals, sender: int) -> None:
+            for each in message.totals:
+                if each.total is not None:
+                    self.local.budget_committed(each.kind, each.id, 0, each.total, each.period_start)
+
+        siblings.on(RESTORED, Nothing, lambda message, sender: self._forget_references())
+        siblings.on(SPENT, Totals, spent)
+        if self.spool is None:
+            return
+        tell_position(siblings, self.spool)
+        if siblings.housekeeps:
+            self._housekept = HousekeptLedger(siblings, self.spool, spends, reactor, shares_spend=redis is not None)
+            if redis is None:
+                self._housekept.on_reconciled = self._warn_of_other_processes
+
     def open(self, spends: Callable[[Callable[[str, str], bool]], Iterable[Spend]]) -> None:
         """Open the spool, move the rows of former runs, and then load the spend from the database.
+
+        A process that does not keep house leaves both to the one that does. Where Redis counts, each has the spend.
 
         Args:
             spends: reads the spend from the open database, of those for whose kind and id its argument is true.
@@ -170,25 +226,11 @@ class AccountingService:
             StartError: the spool cannot be written to.
             StoreError: the database's URL cannot be used.
         """
-        spool = self.spool
+        siblings, spool = self._siblings, self.spool
         if spool is not None:
-            self._store = UsageDatabase(
-                self._settings.database_url,
-                self._period_start,
-                also_pay=self._index.also_pay,
-                periods=self._periods,
-                has_budget=self._has_budget,
-                held_from=self._held_from,
-                top_end_users=self._settings.ledger.top_end_users,
-                top_tags=self._settings.ledger.top_tags,
-            )
-            self.writer = LedgerWriter(
-                self._reactor,
-                spool,
-                self._store,
-                self._committed,
-                retention=self._settings.ledger.usage_retention,
-            )
+            if siblings.housekeeps:
+                self._store = self._make_store()
+                self.writer = self._make_writer(spool, self._store)
             try:
                 spool.open()
             except OSError as error:
@@ -196,24 +238,75 @@ class AccountingService:
                     f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
-            self.writer.recover(RECOVERY_SECONDS)
+            if self.writer is not None:
+                self.writer.recover(RECOVERY_SECONDS)
             self._metrics.add(LedgerCollector(spool, self.writer))
-        for spend in spends(self._budgets.holds):
-            self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
+        if siblings.housekeeps or self._redis is not None:
+            found = list(spends(self._budgets.holds))
+            for spend in found:
+                self.local.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
+            if spool is None and not siblings.alone and siblings.housekeeps:
+                self._untold = found
+
+    def _make_store(self) -> UsageDatabase:
+        return UsageDatabase(
+            self._settings.database_url,
+            self._period_start,
+            also_pay=self._index.also_pay,
+            periods=self._periods,
+            has_budget=self._has_budget,
+            held_from=self._held_from,
+            top_end_users=self._settings.ledger.top_end_users,
+            top_tags=self._settings.ledger.top_tags,
+        )
+
+    def _make_writer(self, spool: FollowedSpool, store: UsageDatabase) -> WriterThreads:
+        retention, housekept = self._settings.ledger.usage_retention, self._housekept
+        if isinstance(spool, Spool):
+            return LedgerWriter(self._reactor, spool, store, self._committed, retention=retention)
+        from twisted_vllm.usage.spool.following_writer import FollowingWriter
+
+        assert housekept is not None
+        return FollowingWriter(
+            self._reactor, spool, store, self._committed, housekept.history_changed, retention=retention
+        )
 
     def start(self) -> None:
         """Start to move rows to the database, and to connect to Redis; warn if limits are not shared."""
-        if self._redis is None:
+        if self._redis is None and self._siblings.alone:
             self._warn_of_other_processes()
         if self._redis is not None:
             self._redis.start()
         if self.writer is not None:
             self.writer.start()
+        elif self.spool is not None:
+            self._syncing = SyncThread(self.spool)
+            self._syncing.start()
+        if self._housekept is not None:
+            self._housekept.start(self.writer)
+        elif self._untold:
+            from twisted_vllm.app.shared_ledger import tell_loaded
+
+            tell_loaded(self._siblings, self._untold)
+            self._untold = ()
 
     def stop(self) -> Deferred[Any]:
         """Move the remaining rows within a time limit, release reservations, and fire."""
+        if self._housekept is not None:
+            self._housekept.stop()
         parts = [part.stop() for part in (self._redis, self.writer) if part is not None]
-        return gatherResults(parts)
+        return gatherResults(parts).addCallback(self._close_spool)
+
+    def _close_spool(self, _: object) -> None:
+        """Leave the rows to the housekeeper, if this process does not move them itself."""
+        if self._syncing is not None and self.spool is not None:
+            self._syncing.stop()
+            self._syncing.join(CLOSE_SECONDS)
+            try:
+                self.spool.close()
+            except OSError as error:
+                # The directory may be gone; the process ends anyway.
+                self._log.error("The ledger's spool cannot be closed in order: {reason}", reason=error.strerror)
 
     def spend_set(self, spend: Spend) -> None:
         """Set the spend that an administrator set."""
@@ -227,10 +320,20 @@ class AccountingService:
 
     def read_anew(self) -> None:
         """Store again what rows refer to: the database may have been restored."""
+        self._forget_references()
+        if not self._siblings.alone:
+            from twisted_vllm.app.ledger_messages import RESTORED, Nothing
+
+            self._siblings.share(RESTORED, Nothing())
+
+    def _forget_references(self) -> None:
         if self._store is not None:
             self._store.forget_references()
 
     def _warn_of_other_processes(self) -> None:
+        if self._has_told_of_others:
+            return
+        self._has_told_of_others = True
         spool = self.spool
         try:
             others = 0 if spool is None else spool.other_processes()
@@ -239,21 +342,26 @@ class AccountingService:
             others = 0
         if others:
             self._log.warn(
-                "Other processes share {directory}, {others} at present. Each counts limits for itself: together they "
-                "admit a multiple. Set passthrough.redis_url to have them count together",
+                "Other gateways share {directory}, {others} processes at present. Each counts limits for itself: "
+                "together they admit a multiple. Set passthrough.redis_url to have them count together",
                 directory=str(spool and spool.directory),
                 others=others,
             )
         elif not self._settings.database_url.reveal().startswith("sqlite"):
             # other processes, on this machine or another, cannot be detected
             self._log.info(
-                "Limits are counted by this process alone: where several share the database, set passthrough.redis_url "
+                "Limits are counted by this gateway alone: where several share the database, set passthrough.redis_url "
                 "to have them count together"
             )
 
     def _committed(self, spent: Sequence[SpendUpdate]) -> None:
+        housekept = self._housekept
         for each in spent:
-            self.limiter.budget_committed(each.kind, each.id, each.amount, each.total, each.period_start)
+            # Of several processes, the supervisor knows the amounts.
+            amount = each.amount if housekept is None else 0
+            self.local.budget_committed(each.kind, each.id, amount, each.total, each.period_start)
+        if housekept is not None:
+            housekept.committed(spent)
 
     def _period_start(self, kind: str, id: str, time: float) -> int:
         return period_of(self._index.allowance_of(kind, id).budget_duration, time)[0]

@@ -25,6 +25,7 @@ from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.shared_reload import Prepared, ReloadCoordinator, digest_of, refused
 from twisted_vllm.app.start_error import StartError, explain_address
+from twisted_vllm.app.supervised_budgets import SupervisedBudgets
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
@@ -41,6 +42,7 @@ from twisted_vllm.observability.logging.setup import (
     give_to_twistd,
     install,
 )
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
 from twisted_vllm.workers.processes import Command, Processes
@@ -59,6 +61,8 @@ class SupervisorService(Service):
     Attributes:
         hub: talks to the processes.
         processes: those that run.
+        limiter: counts the limits of all processes.
+        budgets: tells it what the housekeeper writes.
     """
 
     _log = Logger()
@@ -105,6 +109,8 @@ class SupervisorService(Service):
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer, Shortages())
         self.hub = Hub(reactor, coalescer)
+        self.limiter = LocalLimiter()
+        self.budgets = SupervisedBudgets(self.hub, self.limiter)
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up

@@ -295,6 +295,8 @@ class Wiring:
             client_of,
             lambda end_users: self.store.read(lambda transaction: transaction.spend.of(END_USER, end_users)),
             self.usage_export.held_from,
+            self.siblings,
+            self.store.spend_of_wanted,
         )
         self.models = ModelList(
             settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom

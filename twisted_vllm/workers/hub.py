@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -87,6 +87,11 @@ class Hub:
     def ready(self) -> Mapping[int, int]:
         """The slots of the processes that are ready, by their numbers."""
         return {number: process.slot for number, process in self._processes.items() if process.is_ready}
+
+    @property
+    def connected(self) -> Collection[int]:
+        """The numbers of the processes that have not ended."""
+        return self._processes.keys()
 
     def unsent(self, number: int) -> int:
         """Return the bytes that a process does not take."""
