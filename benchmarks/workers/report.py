@@ -84,7 +84,7 @@ def markdown(figures: Figures) -> str:
 
 
 def _rows(lines: Sequence[Line], streams: int) -> Iterator[list[str]]:
-    first = {}
+    first: dict[str, Line] = {}
     for line in lines:
         first.setdefault(line.load, line)
     for line in lines:

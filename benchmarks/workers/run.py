@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -256,11 +256,11 @@ def _apply(each: Contestant, name: str, plan: Plan, notes: Notes) -> Cost:
         raise CannotStart(f"{what}: nothing was answered")
     if load.streams:
         notes.pace(each.name, units / outcome.seconds, plan.streams / INTERVAL)
-    by_kind: Counter[str] = Counter()
+    by_kind = defaultdict[str, float](float)
     for part, seconds in used.items():
         by_kind[part.kind] += seconds / units * 1e6
     workers = [seconds for part, seconds in used.items() if part.slot]
-    evenness = min(workers) / max(workers) if workers and max(workers) and not load.single else None
+    evenness = min(workers) / max(workers) if any(workers) and not load.single else None
     return Cost(units / outcome.seconds, outcome.p50, outcome.p99, dict(by_kind), evenness)
 
 
