@@ -90,6 +90,7 @@ def test_few_settings_need_a_restart() -> None:
         "passthrough.listen",
         "passthrough.redis_url",
         "passthrough.timeouts.redis",
+        "passthrough.workers",
     }
 
 

@@ -117,10 +117,17 @@ class Drain:
             self._log.info("Received {name}: draining; once more cuts what still runs", name=name)
             self._reactor.stop()
 
-    def begin(self, reason: str) -> None:
-        """Stop the reactor, which starts the drain, unless it was stopped; the log says the reason."""
+    def begin(self, reason: str, *, at_once: bool = False) -> None:
+        """Stop the reactor, which starts the drain, unless it was stopped; the log says the reason.
+
+        Args:
+            reason: why.
+            at_once: whether to serve nobody else, without the delay for load balancers.
+        """
         if not self._stopping and not self.begun:
             self._stopping = True
+            if at_once:
+                self._delay = 0.0
             self._log.info("Draining: {reason}", reason=reason)
             self._reactor.stop()
 

@@ -222,7 +222,7 @@ def makeService(options: Options) -> IService:
             options.source,
             observer,
             twistd,
-            (options.parent or {}).get("reactor") or "default",
+            "default" if options.parent is None else options.parent.get("reactor") or "default",
             StopSignals(reactor),
             hang_up,
             manager,
