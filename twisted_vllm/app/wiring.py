@@ -38,6 +38,7 @@ from twisted_vllm.app.member import Member
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
+from twisted_vllm.app.shared_changes import SharedChanges
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
@@ -142,7 +143,6 @@ class Wiring:
 
     Attributes:
         siblings: the other processes of the gateway, if there are several.
-        sockets: the reactor of the data path's sockets.
         endpoints: the endpoints to listen on.
         models: the model list: entries of the file and of the database, and the servers that DNS finds.
         health: checks the servers.
@@ -215,13 +215,12 @@ class Wiring:
         ids = RequestIds(os.urandom)
         self._directory = directory
         self._listeners = Listeners(sockets, directory)
-        self.sockets = sockets
         self.siblings: Siblings = ALONE
         if member is None:
             self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
         else:
-            self.siblings = member.join(reactor, coalescer)
-            self.endpoints = list(member.endpoints(self._listeners, reactor, sockets, shortages))
+            self.siblings = member.join(reactor, sockets, shortages, coalescer)
+            self.endpoints = list(member.endpoints(self._listeners))
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(
@@ -317,6 +316,7 @@ class Wiring:
         self.models = ModelList(
             settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
         )
+        shared_changes = SharedChanges(self.siblings)
         self.registry = Registry(
             self.store,
             self.index,
@@ -325,7 +325,9 @@ class Wiring:
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
+            tell_others=None if self.siblings.alone else shared_changes.tell,
         )
+        shared_changes.follow(self.registry)
         self.metrics.add(AuditCollector(self.registry))
         self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor, workers)
 

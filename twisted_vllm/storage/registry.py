@@ -42,7 +42,8 @@ class Registry:
         a subject that loses its budget or is deleted. read_anew: called when everything was read anew, because the
         database was restored or too much was missed. models_set: called with all stored models when one changed, and at
         the start. patience: a change that had to wait for longer, in seconds, for
-        earlier ones is not begun. monotonic: seconds, from any start.
+        earlier ones is not begun. tell_others: has the other processes of this gateway read what was changed; a change
+        is over when its Deferred has fired. monotonic: seconds, from any start.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Registry:
         models_set: Callable[[tuple[StoredModel, ...]], None] = lambda models: None,
         *,
         patience: float = DATABASE_SECONDS,
+        tell_others: Callable[[], Deferred[None]] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -63,6 +65,7 @@ class Registry:
         self._budget_gone = budget_gone
         self._read_anew = read_anew
         self._models_set = models_set
+        self._tell_others = tell_others
         self._models: dict[str, StoredModel] = {}
         self.reconfigure(patience)
         self._monotonic = monotonic
@@ -102,7 +105,12 @@ class Registry:
         Raises:
             StoreUnavailable: the database failed, or earlier changes take too long.
         """
-        return self._lock.run(self._change, work, self._monotonic() + self._patience)
+        changing = self._lock.run(self._change, work, self._monotonic() + self._patience)
+        return changing if self._tell_others is None else changing.addCallback(self._told)
+
+    def _told(self, result: T) -> Deferred[T]:
+        assert self._tell_others is not None
+        return self._tell_others().addCallback(lambda _: result)
 
     @inlineCallbacks
     def _change(self, work: Callable[[Transaction], T], latest: float) -> Generator[Deferred[Any], Any, T]:
