@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,54 @@ def test_a_frozen_supervisor_has_requests_with_limits_refused_and_others_served(
     finally:
         os.kill(gateway.pid, signal.SIGCONT)
     wait_until(lambda: all(gateway.chat(limited) == (200, "") for _ in range(10)))
+
+
+def test_what_is_counted_as_spent_is_what_the_database_has_after_processes_were_killed(deployment: Deployment) -> None:
+    gateway = deployment.gateway
+    key = gateway.make_key(max_budget=10**6)
+    wait_until(lambda: all(gateway.knows(key) for _ in range(20)))
+    stop = threading.Event()
+    answered = Counter[int]()
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                answered[gateway.chat(key)[0]] += 1
+            except (OSError, HTTPException):
+                # its worker was killed
+                answered[0] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for slot in (1, 0):
+            time.sleep(0.7)
+            wait_until(lambda: len(gateway.processes()) == 3)
+            os.kill(gateway.processes()[slot], signal.SIGKILL)
+        time.sleep(0.7)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert answered[200] > 100
+    assert answered.keys() <= {0, 200}
+
+    def spends() -> tuple[float, float]:
+        """What the database has, and what the supervisor counts, which it says when it refuses."""
+        spend = json.loads(ask(gateway.port, f"/key/info?key={key}", MASTER_KEY)[1])["info"]["spend"]
+        text = ask(gateway.port, TARGET, key, "POST", BODY.decode())[1]
+        found = re.search(r"Current cost: ([0-9.]+),", text)
+        return spend, float(found[1]) if found else -1.0
+
+    assert ask(gateway.port, "/key/update", MASTER_KEY, "POST", json.dumps({"key": key, "max_budget": 1}))[0] == 200
+    wait_until(lambda: spends()[0] == spends()[1] >= 7 * answered[200])
+    # it stays so
+    time.sleep(1.2)
+    spend, counted = spends()
+    print(f"{dict(answered)}: {spend} in the database, {counted} in the supervisor")
+    assert spend == counted
+    assert 7 * answered[200] <= spend <= 7 * answered[200] + RESERVED * answered[0]
 
 
 def test_while_redis_is_away_the_supervisor_counts(tmp_path: Path) -> None:
