@@ -108,6 +108,25 @@ async def test_spend_that_was_set_anew_is_told_here_and_in_other_processes(datab
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_registry_says_whether_another_process_did_what_it_tells(database: Database) -> None:
+    told: list[tuple[str, bool]] = []
+    here, there = (
+        Registry(
+            Store(database),
+            KeyIndex(),
+            lambda spend, name=name: told.append((name, registries[name].is_following)),
+        )
+        for name in ("here", "there")
+    )
+    registries = {"here": here, "there": there}
+    await there.follow()
+    await here.change(lambda transaction: transaction.spend.set("key", "k", 7, 0))
+    await there.follow()
+    assert told == [("here", False), ("there", True)]
+    assert not there.is_following
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_process_that_missed_too_much_is_told_all_that_was_spent(database: Database) -> None:
     told: list[Spend] = []
     registry = Registry(Store(database), KeyIndex(), told.append)
