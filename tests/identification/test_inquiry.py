@@ -170,9 +170,9 @@ def test_at_the_stop_whoever_waits_is_refused(asking: Asking) -> None:
 @pytest.mark.parametrize(("processes", "a_second"), [(1, 20), (2, 10), (4, 5), (64, 5)])
 def test_workers_share_the_questions_of_a_second(processes: int, a_second: int) -> None:
     asking = Asking(processes)
-    for number in range(1000):
+    for number in range(10_000):
         asking.ask(str(number))
         if not asking.questions[-1].called:
             asking.questions[-1].callback(None)
-        asking.clock.advance(0.01)
+        asking.clock.advance(0.001)
     assert 9 * a_second <= len(asking.questions) <= 10 * a_second + 1
