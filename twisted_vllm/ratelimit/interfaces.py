@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
 from twisted_vllm.ratelimit.allowance import Limited
+from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.reservation import Reservation
 
 
@@ -62,6 +63,15 @@ class WorkerLimiter(Limiter, Protocol):
 
     def budget_forgotten(self, kind: str, id: str, *, is_found: bool = False) -> None:
         """As `Limiter.budget_forgotten`, likewise."""
+
+    def used(self, subject: Limited, model: str, now: float) -> Mapping[str, int]:
+        """Return the counts of the last 60 seconds by limit, as far as they are known here."""
+
+    def budget_of(self, subject: Limited, now: float) -> Budget | None:
+        """Return the budget of a subject in the current period; None if it is not known here."""
+
+    def tell_soft_budget(self, kind: str, id: str, spent: int, soft: int) -> None:
+        """Have `on_soft_budget` called in the housekeeper."""
 
     def flush(self) -> None:
         """Send the settlements of this turn now."""

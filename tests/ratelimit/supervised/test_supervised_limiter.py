@@ -463,6 +463,45 @@ class TestBudgets:
         assert [each.told for each in look()][3] == 99
 
 
+class TestUse:
+    def test_what_is_used_is_told_for_the_next_look(self) -> None:
+        gateway = GatewayInMemory()
+        worker, other = gateway.start(1), gateway.start(2)
+        limiter = worker.counting.limiter
+        who, stranger = key(rpm=9, tpm=900, max_budget=100, budget_duration="1d"), key("k2", rpm=1, max_budget=1)
+        other.counting.limiter.settle(admitted(other, who, tokens=30, cost=20), 30, 20, 0.0)
+        other.exchange()
+
+        def look() -> list[Any]:
+            found = []
+            for each in (who, stranger):
+                budget = limiter.budget_of(each, gateway.now)
+                found.append((limiter.used(each, "", gateway.now), budget and (budget.spent, budget.ends)))
+            gateway.clock.advance(0)
+            return found
+
+        assert look() == [({}, None)] * 2
+        found, nothing = look()
+        assert found == ({"rpm": 1, "tpm": 30}, (20, MIDNIGHT + DAY))
+        assert nothing[0] == {"rpm": 0, "tpm": 0}
+        assert nothing[1][0] == 0
+        # the next day
+        gateway.now += DAY
+        assert look()[0][1] == (0, MIDNIGHT + 2 * DAY)
+        # nobody looks, and nobody is asked
+        gateway.clock.pump([1.0, 1.0])
+        assert gateway.clock.getDelayedCalls() == []
+
+    def test_a_soft_budget_that_redis_tells_a_worker_of_is_told_by_the_housekeeper(self) -> None:
+        gateway = GatewayInMemory()
+        heard: list[Any] = []
+        gateway.housekeeper.counting.limiter.on_soft_budget = lambda *crossed: heard.append(crossed)
+        gateway.start(1).counting.limiter.tell_soft_budget("key", "k", 10**30, 5)
+        gateway.exchange()
+        gateway.exchange()
+        assert heard == [("key", "k", 10**30, 5)]
+
+
 class TestCounts:
     def test_workers_count_together(self) -> None:
         gateway = GatewayInMemory()

@@ -24,6 +24,9 @@ class Questions:
 
     If the supervisor is late, those who wait are refused, and others at once, until it answers again. So what it does
     not take is bounded by the requests in work.
+
+    Attributes:
+        is_late: whether the supervisor did not answer in time, and has not answered since.
     """
 
     _log = Logger()
@@ -45,7 +48,6 @@ class Questions:
         #: the last number at each of the last ticks
         self._ticks: deque[int] = deque()
         self._is_ticking = False
-        #: whether the supervisor did not answer in time, and has not answered since
         self.is_late = False
         supervisor.on(LIMITS, list, self._answered)
 
