@@ -110,15 +110,8 @@ async def test_spend_that_was_set_anew_is_told_here_and_in_other_processes(datab
 @pytest_twisted.ensureDeferred
 async def test_a_registry_says_whether_another_process_did_what_it_tells(database: Database) -> None:
     told: list[tuple[str, bool]] = []
-    here, there = (
-        Registry(
-            Store(database),
-            KeyIndex(),
-            lambda spend, name=name: told.append((name, registries[name].is_following)),
-        )
-        for name in ("here", "there")
-    )
-    registries = {"here": here, "there": there}
+    here = Registry(Store(database), KeyIndex(), lambda spend: told.append(("here", here.is_following)))
+    there = Registry(Store(database), KeyIndex(), lambda spend: told.append(("there", there.is_following)))
     await there.follow()
     await here.change(lambda transaction: transaction.spend.set("key", "k", 7, 0))
     await there.follow()
