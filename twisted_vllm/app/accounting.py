@@ -164,7 +164,7 @@ class AccountingService:
             self.spool = FollowedSpool(settings.spool_directory, group=str(os.getppid()))
         if not siblings.alone:
             self._join(reactor, lambda: spends(self._budgets.holds))
-        self._budgets = EndUserBudgets(self.limiter, index, read_spend, max(MAX_KNOWN // workers, 1))
+        self._budgets = EndUserBudgets(self.limiter, index, read_spend, max(MAX_KNOWN // workers, 1), self._refuses_all)
         self.observer = Accounting(
             limiter=self.limiter,
             end_users=index,
@@ -418,6 +418,9 @@ class AccountingService:
 
     def _has_budget(self, kind: str, id: str) -> bool:
         return self._index.allowance_of(kind, id).has_budget
+
+    def _refuses_all(self) -> bool:
+        return self._supervised is not None and self._redis is None and self._supervised.is_away
 
     def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
         if self._supervised is not None and not self._siblings.housekeeps:

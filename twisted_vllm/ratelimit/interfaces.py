@@ -58,6 +58,10 @@ class WorkerLimiter(Limiter, Protocol):
 
     on_soft_budget: Callable[[str, str, int, int], None]
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the supervisor does not answer, so that every request with limits is refused."""
+
     def budget_reset(self, kind: str, id: str, spend: int, period_start: int, *, is_found: bool = False) -> None:
         """As `Limiter.budget_reset`; `is_found`: another process set it, and it was found in the database."""
 

@@ -291,6 +291,12 @@ class TestEnds:
         assert isinstance(result_of(admit(worker, who)), LimitsUnavailable)
         with pytest.raises(LimitsUnavailable):
             worker.counting.limiter.check([who], NOON)
+        # nothing is gathered for it
+        assert worker.counting.limiter.is_away
+        worker.end_turn()
+        worker.counting.limiter.budget_loaded("end_user", "e", 1, 0)
+        worker.counting.limiter.budget_released("end_user", "e")
+        assert worker.at_end == []
         # others are served
         assert isinstance(worker.counting.limiter.admit((), "m", 1, 1, NOON), Reservation)
         worker.exchange()

@@ -90,6 +90,11 @@ class SupervisedLimiter:
         self._subjects = Subjects(questions.add)
         self._use = KnownUse(supervisor, clock)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the supervisor does not answer, so that every request with limits is refused."""
+        return self._questions.is_late
+
     def admit(
         self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
     ) -> Reservation | Deferred[Reservation]:
@@ -127,7 +132,8 @@ class SupervisedLimiter:
 
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:
         """Use a budget, as it was read from the database. What the supervisor knows of it already stays."""
-        self._questions.add((Operation.LOADED, kind, id, wire(spend), period_start))
+        if not self._questions.is_late:
+            self._questions.add((Operation.LOADED, kind, id, wire(spend), period_start))
 
     def budget_committed(self, kind: str, id: str, amount: int, total: int, period_start: int) -> None:
         """As `LocalLimiter.budget_committed`."""
@@ -147,7 +153,8 @@ class SupervisedLimiter:
 
     def budget_released(self, kind: str, id: str) -> bool:
         """Use a budget no more. The supervisor keeps it while others use it, or while it is not idle."""
-        self._questions.add((Operation.RELEASED, kind, id))
+        if not self._questions.is_late:
+            self._questions.add((Operation.RELEASED, kind, id))
         return True
 
     def budget_forgotten(self, kind: str, id: str, *, is_found: bool = False) -> None:
