@@ -93,6 +93,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         ):
             assert ask(gateway.port, path, MASTER_KEY, "POST", json.dumps(fields))[0] == 200
         keys = {"reads": gateway.make_key(), "held": gateway.make_key(max_parallel_requests=50)}
+        keys["counted"] = gateway.make_key(rpm_limit=60)
         keys |= {name: gateway.make_key(**limits) for name, (limits, _, _) in LIMITS.items()}
         # the other worker hears of new keys half a second later
         last = list(keys.values())[-1]
@@ -135,37 +136,44 @@ def test_what_no_limit_counts_is_counted_over_the_workers(deployment: Deployment
     assert found == {(200, ""): READS, (429, "rate_limit_exceeded"): COUNT - READS}
 
 
-def test_what_a_killed_worker_held_is_free_within_a_second(deployment: Deployment) -> None:
-    server, gateway, key = deployment.server, deployment.gateway, deployment.keys["held"]
-    head = f"POST {TARGET} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-    raw = f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+def test_what_a_killed_worker_held_is_free_within_a_second_and_its_requests_stay_counted(
+    deployment: Deployment,
+) -> None:
+    server, gateway = deployment.server, deployment.gateway
+    held, counted = deployment.keys["held"], deployment.keys["counted"]
     server.taken = 0
     server.gate.clear()
     connections: list[Connection] = []
+    over = (429, "rate_limit_exceeded")
 
-    def held(count: int) -> None:
+    def send(key: str, count: int) -> None:
+        """Have the server take so many more requests, none of which it answers."""
+        head = f"POST {TARGET} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+        before = server.taken
         for _ in range(count):
             connections.append(connect(gateway.port))
-            connections[-1].send(raw)
-        wait_until(lambda: server.taken == 50)
+            connections[-1].send(head.encode() + BODY)
+        wait_until(lambda: server.taken == before + count)
 
     try:
-        held(50)
-        assert gateway.chat(key) == (429, "rate_limit_exceeded")
-        workers = gateway.processes()
-        os.kill(workers[1], signal.SIGKILL)
+        send(counted, 60)
+        first = len(connections)
+        send(held, 50)
+        assert [gateway.chat(key) for key in (held, counted)] == [over, over]
+        os.kill(gateway.processes()[1], signal.SIGKILL)
         began = time.monotonic()
         wait_until(lambda: any(is_closed(each) for each in connections))
         lost = 0
         while time.monotonic() < began + 1.0:
-            lost = sum(is_closed(each) for each in connections)
+            lost = sum(is_closed(each) for each in connections[first:])
             time.sleep(0.05)
         assert 0 < lost < 50
-        server.taken = 50 - lost
-        held(lost)
-        assert gateway.chat(key) == (429, "rate_limit_exceeded")
+        send(held, lost)
+        assert gateway.chat(held) == over
+        assert [gateway.chat(counted) for _ in range(10)] == [over] * 10
         server.gate.set()
-        wait_until(lambda: gateway.chat(key) == (200, ""))
+        wait_until(lambda: gateway.chat(held) == (200, ""))
     finally:
         server.gate.set()
         for each in connections:
