@@ -26,10 +26,11 @@ from twisted_vllm.usage.estimate import estimate_prompt
 COUNT = 2_000
 #: tokens, and as many dollars, that are reserved for one request
 RESERVED = estimate_prompt(BODY) + 4
-FAILURES, READS = 83, 151
+FAILURES, READS, CHANGES = 83, 151, 17
 
 SETTINGS = f"""  workers: 2
   trusted_proxies: [127.0.0.1]
+  self_service: {{enabled: true, max_changes: {CHANGES}}}
   limits: {{max_failed_authentications: {FAILURES}, max_uncounted_requests: {READS}}}
 litellm_settings: {{max_end_user_budget: {29 * RESERVED + RESERVED - 1}}}
 """
@@ -89,10 +90,12 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         wait_until(lambda: gateway.messages("Serving with 2 workers"))
         for path, fields in (
             ("/team/new", {"team_id": "team", "rpm_limit": 37}),
+            ("/user/new", {"user_id": "person", "auto_create_key": False}),
             ("/customer/new", {"user_id": "known", "max_budget": 23 * RESERVED + RESERVED - 1}),
         ):
             assert ask(gateway.port, path, MASTER_KEY, "POST", json.dumps(fields))[0] == 200
         keys = {"reads": gateway.make_key(), "held": gateway.make_key(max_parallel_requests=50)}
+        keys["person"] = gateway.make_key(user_id="person")
         keys["counted"] = gateway.make_key(rpm_limit=60)
         keys |= {name: gateway.make_key(**limits) for name, (limits, _, _) in LIMITS.items()}
         # the other worker hears of new keys half a second later
@@ -134,6 +137,12 @@ def test_what_no_limit_counts_is_counted_over_the_workers(deployment: Deployment
     head += "Access-Control-Request-Method: POST\r\n"
     found = deployment.burst(head, b"", READS)
     assert found == {(200, ""): READS, (429, "rate_limit_exceeded"): COUNT - READS}
+
+
+def test_what_people_change_is_counted_over_the_workers(deployment: Deployment) -> None:
+    head = f"POST /key/generate HTTP/1.1\r\nAuthorization: Bearer {deployment.keys['person']}\r\n"
+    found = deployment.burst(f"{head}Content-Type: application/json\r\n", b"{}")
+    assert found == {(200, ""): CHANGES, (429, "rate_limit_exceeded"): COUNT - CHANGES}
 
 
 def test_what_a_killed_worker_held_is_free_within_a_second_and_its_requests_stay_counted(
