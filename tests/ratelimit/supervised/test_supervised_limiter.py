@@ -125,11 +125,24 @@ class TestMessages:
         for number in range(1000):
             named = [subjects.number_of(often), subjects.number_of(Limited("key", str(number), Allowance(rpm=1)))]
             for operation in sent:
-                (known.add if operation[0] == Operation.DEFINE else known.remove)(operation[1])
+                if operation[0] == Operation.DEFINE:
+                    known.add(operation[1])
+                else:
+                    known.difference_update(operation[1:])
             sent.clear()
             assert known.issuperset(named)
             assert len(known) == len(subjects) <= 10
         assert subjects.number_of(often) == 1
+
+    def test_a_subject_that_was_forgotten_is_sent_again_and_counted_on(self) -> None:
+        gateway = GatewayInMemory()
+        worker, who = gateway.start(1), key("often", rpm=2)
+        worker.counting.limiter._subjects = Subjects(worker.counting.limiter._questions.add, most=4)
+        assert isinstance(admitted(worker, who), Reservation)
+        for number in range(50):
+            assert isinstance(admitted(worker, key(str(number), rpm=1), key(f"{number}b", rpm=1)), Reservation)
+        assert isinstance(admitted(worker, who), Reservation)
+        assert isinstance(admitted(worker, who), RateLimitExceeded)
 
     def test_numbers_of_any_size_arrive(self) -> None:
         worker = GatewayInMemory().start(1)

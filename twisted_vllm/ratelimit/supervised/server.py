@@ -95,6 +95,7 @@ class LimitServer:
 
     Attributes:
         limiter: counts.
+        on_loaded: called once the budgets are loaded.
     """
 
     _log = Logger()
@@ -117,6 +118,7 @@ class LimitServer:
             now: returns the time in Unix seconds.
         """
         self.limiter = limiter
+        self.on_loaded: Callable[[], None] = _nothing
         self._hub = hub
         self._reconciliation = reconciliation
         self._counts = counts
@@ -199,7 +201,8 @@ class LimitServer:
             _, number, whose, id, allowance = operation
             process.subjects[number] = Limited(whose, id, _allowance(allowance))
         elif kind == Operation.FORGET:
-            process.subjects.pop(operation[1], None)
+            for number in operation[1:]:
+                process.subjects.pop(number, None)
         elif kind == Operation.COUNT:
             _, number, table, name = operation
             answers.append((number, Answer.COUNTED, *self._counts[table].add(name, now)))
@@ -236,6 +239,7 @@ class LimitServer:
                 limiter.budget_loaded(kind, id, int(spend), start)
 
     def _loaded(self, message: None, sender: int) -> None:
+        self.on_loaded()
         held, self._held = self._held or [], None
         for number, operations in held:
             self._received(operations, number)
@@ -324,3 +328,7 @@ class LimitServer:
     def _told(self, told: list[Told], sender: int) -> None:
         for each in told:
             self.limiter.budget_told(each.kind, each.id, each.start, int(each.told))
+
+
+def _nothing() -> None:
+    """Do nothing."""
