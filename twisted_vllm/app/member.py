@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 
 from twisted_vllm.config.listen import split
 from twisted_vllm.http.net.certificates import Listeners
-from twisted_vllm.http.net.inherited import InheritedListening
+from twisted_vllm.http.net.inherited import InheritedListening, listen_inherited
 from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.workers.link import Link
@@ -32,19 +32,50 @@ class Member:
         self.order = order
         self._control = socket.socket(fileno=order.control)
 
-    def join(self, reactor: Any, coalescer: WriteCoalescer) -> Link:
-        """Return the link to the others, which is not connected yet."""
+    def join(self, reactor: Any, sockets: Any, shortages: Shortages, coalescer: WriteCoalescer) -> Link:
+        """Return the link to the others, which is not connected yet.
+
+        Args:
+            reactor: Twisted's.
+            sockets: the reactor of the data path.
+            shortages: is told when there is no descriptor for a connection.
+            coalescer: knows the turns of the data path.
+        """
+        self._reactor = reactor
+        self._sockets = sockets
+        self._shortages = shortages
         return Link(reactor, coalescer, self.order.number, self.order.slot)
 
-    def connect(self, link: Link, sockets: Any) -> None:
-        """Connect the link; `sockets` is the reactor of the data path."""
-        link.connect(sockets, self._control)
+    def connect(self, link: Link) -> None:
+        """Connect the link."""
+        link.connect(self._sockets, self._control)
 
-    def endpoints(
-        self, listeners: Listeners, reactor: Any, sockets: Any, shortages: Shortages
-    ) -> Sequence[IStreamServerEndpoint]:
+    def endpoints(self, listeners: Listeners) -> Sequence[IStreamServerEndpoint]:
         """Return the endpoints of the slot, whose ports accept from the supervisor's sockets."""
-        return [self._endpoint(each, listeners, reactor, sockets, shortages) for each in self.order.sockets]
+        return [self._endpoint(each, listeners) for each in self.order.sockets]
+
+    def listen_for(self, slot: int, ports: Sequence[Any]) -> Sequence[IListeningPort]:
+        """Accept the clients of another slot as those of this one.
+
+        Args:
+            slot: the other slot.
+            ports: those of this slot.
+        """
+        pairs = zip(self.order.sockets, ports, strict=True)
+        return [
+            listen_inherited(
+                self._reactor,
+                self._sockets,
+                self._shortages,
+                opened.of_slot(slot),
+                opened.family,
+                port.backlog,
+                port.factory,
+            )
+            for opened, port in pairs
+            # one socket for all is accepted from by all
+            if len(opened.descriptors) > 1
+        ]
 
     def close_sockets(self) -> None:
         """Close the supervisor's sockets here: no client comes from them any more."""
@@ -52,11 +83,9 @@ class Member:
             for descriptor in each.descriptors:
                 os.close(descriptor)
 
-    def _endpoint(
-        self, opened: Sockets, listeners: Listeners, reactor: Any, sockets: Any, shortages: Shortages
-    ) -> IStreamServerEndpoint:
+    def _endpoint(self, opened: Sockets, listeners: Listeners) -> IStreamServerEndpoint:
         descriptor = opened.of_slot(self.order.slot)
-        listening = InheritedListening(reactor, sockets, shortages, descriptor, opened.family)
+        listening = InheritedListening(self._reactor, self._sockets, self._shortages, descriptor, opened.family)
         if split(opened.text)[0] == _SYSTEMD:
             # systemd's own numbers of descriptors are the supervisor's; the endpoint closes what it is given
             found: IStreamServerEndpoint = AdoptedStreamServerEndpoint(

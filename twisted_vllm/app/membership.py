@@ -2,33 +2,87 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
+from twisted.internet.interfaces import IListeningPort
+
 from twisted_vllm.app.member import Member
+from twisted_vllm.app.shared_reload import SharedReload
 from twisted_vllm.app.wiring import Wiring
 from twisted_vllm.workers.link import Link
-from twisted_vllm.workers.processes import CUT, STOP
+from twisted_vllm.workers.processes import ACCEPT, ALIVE, CUT, STOP, Accept
+
+#: without a supervisor, the housekeeper looks so often whether workers are left, in seconds, and gives them so much
+#: longer than they need to drain
+LOOK_SECONDS, DRAIN_GRACE = 0.25, 5.0
 
 
 class Membership:
     """The part of a process that obeys the supervisor."""
 
-    def __init__(self, member: Member, wiring: Wiring, reactor: Any) -> None:
-        """Set up; the supervisor is heard from `start` on."""
+    def __init__(self, member: Member, wiring: Wiring, reactor: Any, ports: Sequence[IListeningPort]) -> None:
+        """Set up; the supervisor is heard once the reactor runs.
+
+        Args:
+            member: what this process is to be.
+            wiring: its parts.
+            reactor: Twisted's.
+            ports: those of its own slot, once it listens.
+        """
         link = wiring.siblings
         assert isinstance(link, Link)
         self._member = member
         self._link = link
         self._wiring = wiring
+        self._ports = ports
+        self._reactor = reactor
+        self._ends: float | None = None
+        self._accepting: dict[int, Sequence[IListeningPort]] = {}
         link.on(STOP, type(None), lambda message, sender: wiring.drain.begin("the supervisor said so"))
         link.on(CUT, type(None), lambda message, sender: wiring.drain.abort())
-        link.on_supervisor_gone = lambda reason: wiring.drain.begin("there is no supervisor any more")
-        wiring.drain.after_ports = member.close_sockets
+        SharedReload(link, wiring.reloader)
+        link.answers(ALIVE, type(None), lambda question, asker: None)
+        link.on(ACCEPT, Accept, self._accept)
+        link.on_supervisor_gone = self._supervisor_gone
+        wiring.drain.after_ports = self._stop_accepting
         # in any case, so that nothing that is told before is lost
         reactor.callWhenRunning(self._connect)
 
     def _connect(self) -> None:
-        self._member.connect(self._link, self._wiring.sockets)
+        self._member.connect(self._link)
+
+    def _accept(self, message: Accept, sender: int) -> None:
+        """Accept clients of a slot that has no worker at present, or no longer."""
+        if self._wiring.drain.begun:
+            return
+        for port in self._accepting.pop(message.slot, ()):
+            port.stopListening()
+        if message.begin:
+            self._accepting[message.slot] = self._member.listen_for(message.slot, self._ports)
+
+    def _stop_accepting(self) -> None:
+        accepting, self._accepting = self._accepting, {}
+        for ports in accepting.values():
+            for port in ports:
+                port.stopListening()
+        self._member.close_sockets()
+
+    def _supervisor_gone(self, reason: str) -> None:
+        if self._link.housekeeps and self._waits_for_workers():
+            # it writes what they leave
+            self._reactor.callLater(LOOK_SECONDS, self._supervisor_gone, reason)
+            return
+        self._wiring.drain.begin("there is no supervisor any more", at_once=True)
+
+    def _waits_for_workers(self) -> bool:
+        """Return whether to go on without a supervisor: workers drain, and have not taken too long yet."""
+        now = self._reactor.seconds()
+        if self._ends is None:
+            settings = self._wiring.reloader.settings
+            self._ends = now + settings.drain_timeout + DRAIN_GRACE
+        return now < self._ends and any(os.path.exists(f"/proc/{pid}") for pid in self._link.pids.values())
 
     def start(self) -> None:
         """Tell that this process does its work."""

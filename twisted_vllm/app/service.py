@@ -81,7 +81,7 @@ class GatewayService(Service):
         self._signals = signals
         self._hang_up = hang_up
         wiring = self.wiring = Wiring(reactor, settings, observer, read_again, directory, manager, member)
-        self._membership = None if member is None else Membership(member, wiring, reactor)
+        self._membership = None if member is None else Membership(member, wiring, reactor, self.ports)
         self._manager = manager
         self.site = wiring.site
         self._drain = wiring.drain
@@ -146,7 +146,8 @@ class GatewayService(Service):
         self.wiring.usage_export.start()
         self.wiring.background.start()
         self.wiring.telemetry.start()
-        self.wiring.budgets.start()
+        if self.wiring.siblings.housekeeps:
+            self.wiring.budgets.start()
         self.wiring.audit_retention.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)

@@ -38,6 +38,7 @@ from twisted_vllm.app.member import Member
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
+from twisted_vllm.app.shared_changes import SharedChanges
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
@@ -142,7 +143,6 @@ class Wiring:
 
     Attributes:
         siblings: the other processes of the gateway, if there are several.
-        sockets: the reactor of the data path's sockets.
         endpoints: the endpoints to listen on.
         models: the model list: entries of the file and of the database, and the servers that DNS finds.
         health: checks the servers.
@@ -215,13 +215,12 @@ class Wiring:
         ids = RequestIds(os.urandom)
         self._directory = directory
         self._listeners = Listeners(sockets, directory)
-        self.sockets = sockets
         self.siblings: Siblings = ALONE
         if member is None:
             self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
         else:
-            self.siblings = member.join(reactor, coalescer)
-            self.endpoints = list(member.endpoints(self._listeners, reactor, sockets, shortages))
+            self.siblings = member.join(reactor, sockets, shortages, coalescer)
+            self.endpoints = list(member.endpoints(self._listeners))
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(
@@ -285,8 +284,21 @@ class Wiring:
             randbytes=os.urandom,
         )
         self.metrics.add(UsageExportCollector(self.usage_export))
-        self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
-        self._changes = ChangeLimits(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
+        workers = 1 if member is None else member.order.workers
+        counting = None
+        if not self.siblings.alone:
+            # Imported here: a gateway of one process counts by itself.
+            from twisted_vllm.ratelimit.supervised.worker import SupervisedCounting
+
+            counting = SupervisedCounting(self.siblings, reactor, coalescer.at_send)
+        self._uncounted = uncounted = UncountedRequests(
+            limits.max_uncounted_requests, *(() if counting is None else (counting.reads, counting.preflights))
+        )
+        self._changes = ChangeLimits(
+            settings.self_service.max_changes,
+            settings.self_service.max_changes_per_day,
+            *(() if counting is None else (counting.changes_of_minute, counting.changes_of_day)),
+        )
         self.accounting = accounting = AccountingService(
             reactor,
             settings,
@@ -298,21 +310,26 @@ class Wiring:
             self.usage_export.held_from,
             self.siblings,
             self.store.spend_of_wanted,
+            None if counting is None else counting.limiter,
+            workers,
         )
         self.models = ModelList(
             settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
         )
+        shared_changes = SharedChanges(self.siblings)
         self.registry = Registry(
             self.store,
             self.index,
-            accounting.spend_set,
-            budget_gone=accounting.budget_gone,
+            lambda spend: accounting.spend_set(spend, is_found=self.registry.is_following),
+            budget_gone=lambda kind, id: accounting.budget_gone(kind, id, is_found=self.registry.is_following),
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
+            tell_others=None if self.siblings.alone else shared_changes.tell,
         )
+        shared_changes.follow(self.registry)
         self.metrics.add(AuditCollector(self.registry))
-        self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
+        self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor, workers)
 
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
@@ -360,7 +377,9 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self.each_minute.add(authenticator.sweep)
-        self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
+        self._throttle = throttle = AuthenticationThrottle(
+            limits.max_failed_authentications, None if counting is None else counting.failures
+        )
         self._tokens = TokenIndex(self.index)
         self._key_sets: KeySets | None = None
         self._people = Directory(self.registry, time)
@@ -384,7 +403,7 @@ class Wiring:
             **admission_of(settings),
         )
         cooperate = turn_cooperator(reactor).cooperate
-        self.budgets = BudgetWatch(accounting.local, self.index, cooperate, reactor)
+        self.budgets = BudgetWatch(accounting.watched, self.index, cooperate, reactor)
         accounting.on_soft_budget = self.budgets.soft_budget_crossed
         listing = ModelListing(
             router,

@@ -42,7 +42,8 @@ class Registry:
         a subject that loses its budget or is deleted. read_anew: called when everything was read anew, because the
         database was restored or too much was missed. models_set: called with all stored models when one changed, and at
         the start. patience: a change that had to wait for longer, in seconds, for
-        earlier ones is not begun. monotonic: seconds, from any start.
+        earlier ones is not begun. tell_others: has the other processes of this gateway read what was changed; a change
+        is over when its Deferred has fired. monotonic: seconds, from any start.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Registry:
         models_set: Callable[[tuple[StoredModel, ...]], None] = lambda models: None,
         *,
         patience: float = DATABASE_SECONDS,
+        tell_others: Callable[[], Deferred[None]] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -63,11 +65,14 @@ class Registry:
         self._budget_gone = budget_gone
         self._read_anew = read_anew
         self._models_set = models_set
+        self._tell_others = tell_others
         self._models: dict[str, StoredModel] = {}
         self.reconfigure(patience)
         self._monotonic = monotonic
         #: entries of the audit log, by what became of them
         self.audited = {"written": 0, "failed": 0}
+        #: whether what is applied now was done by another process
+        self.is_following = False
         self._lock = DeferredLock()
         self._begun = self._overtaking = 0
         self._revision = NO_REVISION
@@ -100,7 +105,12 @@ class Registry:
         Raises:
             StoreUnavailable: the database failed, or earlier changes take too long.
         """
-        return self._lock.run(self._change, work, self._monotonic() + self._patience)
+        changing = self._lock.run(self._change, work, self._monotonic() + self._patience)
+        return changing if self._tell_others is None else changing.addCallback(self._told)
+
+    def _told(self, result: T) -> Deferred[T]:
+        assert self._tell_others is not None
+        return self._tell_others().addCallback(lambda _: result)
 
     @inlineCallbacks
     def _change(self, work: Callable[[Transaction], T], latest: float) -> Generator[Deferred[Any], Any, T]:
@@ -193,6 +203,16 @@ class Registry:
         if self._begun != begun:
             return False
         self._overtaking = 0
+        self.is_following = True
+        try:
+            self._apply_others(update, spends)
+        finally:
+            self.is_following = False
+        self._revision = revision
+        return True
+
+    def _apply_others(self, update: Changes | Snapshot | None, spends: list[Spend]) -> None:
+        """Apply what other processes did, with all spend if everything was read anew."""
         if isinstance(update, Changes):
             self._apply(update)
         elif update is not None:
@@ -205,8 +225,6 @@ class Registry:
             for spend in spends:
                 self._spend_set(spend)
             self._read_anew()
-        self._revision = revision
-        return True
 
     def _replace_models(self, snapshot: Snapshot) -> None:
         self._models = dict(snapshot.models)

@@ -26,7 +26,11 @@ class _Process:
     number: int
     slot: int
     channel: Channel
-    is_ready: bool = False
+    pid: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        return self.pid > 0
 
 
 class Hub:
@@ -151,6 +155,9 @@ class Hub:
         self._when_left.append(handler)
 
     def _received(self, sender: int, envelope: Envelope) -> None:
+        if sender not in self._processes:
+            # it has ended, as all others know
+            return
         target = envelope.peer
         envelope.peer = sender
         if target == SUPERVISOR:
@@ -180,9 +187,9 @@ class Hub:
             return
         for number, other in self._processes.items():
             if other.is_ready:
-                self.send(sender, JOINED, Joined(number, other.slot))
-                self.send(number, JOINED, Joined(sender, process.slot))
-        process.is_ready = True
+                self.send(sender, JOINED, Joined(number, other.slot, other.pid))
+                self.send(number, JOINED, Joined(sender, process.slot, message.pid))
+        process.pid = message.pid
         self._call(self._when_joined, sender)
         self.on_ready(sender)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -29,10 +30,12 @@ class Joined(msgspec.Struct, array_like=True, frozen=True, gc=False):
     Attributes:
         number: its number.
         slot: its slot.
+        pid: its process id.
     """
 
     number: int
     slot: int
+    pid: int
 
 
 class Left(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -42,7 +45,9 @@ class Left(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Ready(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The sender is ready."""
+    """The sender is ready; `pid` is its process id."""
+
+    pid: int
 
 
 class Link:
@@ -54,6 +59,7 @@ class Link:
         housekeeps: whether it does what must be done once on a machine.
         number: as in `Siblings`.
         slot: as in `Siblings`.
+        pids: the process ids of the others; those that ran when the supervisor ended stay.
         on_supervisor_gone: called with the reason when the supervisor has ended.
     """
 
@@ -74,6 +80,7 @@ class Link:
         self.housekeeps = slot == HOUSEKEEPER
         self.serves = not self.housekeeps
         self.on_supervisor_gone: Callable[[str], None] = _ignore
+        self.pids: dict[int, int] = {}
         self._others: dict[int, int] = {}
         self._when_joined: list[Callable[[int], None]] = []
         self._when_left: list[Callable[[int], None]] = []
@@ -89,7 +96,7 @@ class Link:
 
     def ready(self) -> None:
         """Tell that this process does its work: the others may talk to it."""
-        self.tell(READY, Ready())
+        self.tell(READY, Ready(os.getpid()))
 
     def close(self) -> None:
         """Send what waits, and talk no more."""
@@ -155,9 +162,11 @@ class Link:
 
     def _joined(self, message: Joined, sender: int) -> None:
         self._others[message.number] = message.slot
+        self.pids[message.number] = message.pid
         self._call(self._when_joined, message.number)
 
     def _left(self, message: Left, sender: int) -> None:
+        self.pids.pop(message.number, None)
         if self._others.pop(message.number, None) is not None:
             self._call(self._when_left, message.number)
         self._topics.gone(message.number, "the process has ended")

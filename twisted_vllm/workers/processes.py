@@ -9,18 +9,29 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+import msgspec
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol, connectionDone
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.siblings import HOUSEKEEPER
+from twisted_vllm.workers.topics import NoAnswer
 
 #: the supervisor tells a process to end: at first when its work is done, then at once
 STOP, CUT = "stop", "cut"
+#: it asks each second whether a process is alive, and kills one that says nothing for so many seconds
+ALIVE, LOOK_SECONDS, SILENT_SECONDS = "alive", 1.0, 30.0
+#: it also kills one that leaves so many bytes of messages unread
+MAX_UNREAD = 64 * 1024 * 1024
+#: it tells a worker whether to accept for another slot
+ACCEPT = "accept"
+#: seconds that a new process has to get ready before the old one of its slot is kept
+READY_SECONDS = 120.0
 
 #: the first and the longest wait before a process is replaced, in seconds
 FIRST_BACKOFF, MAX_BACKOFF = 0.1, 10.0
@@ -28,6 +39,22 @@ FIRST_BACKOFF, MAX_BACKOFF = 0.1, 10.0
 WELL_SECONDS = 30.0
 #: so many processes of one slot in a row that were not well, and the gateway gives up
 MOST_FAILURES = 8
+
+
+class Accept(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A worker is to accept clients of another slot, or no longer.
+
+    Attributes:
+        slot: the other slot.
+        begin: whether to begin or to end.
+    """
+
+    slot: int
+    begin: bool
+
+
+class NotReady(Exception):
+    """A process that was to replace another did not get ready; the message says why."""
 
 
 @attrs.frozen
@@ -58,6 +85,9 @@ class Running(ProcessProtocol):
         started: when, in the reactor's seconds.
         is_ready: whether it said that it does its work.
         is_ending: whether it was told to end.
+        is_trial: whether it is to replace another one, which stays if this one ends before it is ready.
+        is_asked: whether it was asked if it is alive, and has not answered yet.
+        ready: fires when it is ready; it fails with `NotReady` if it ends before.
         ended: fires when it has ended.
     """
 
@@ -67,6 +97,9 @@ class Running(ProcessProtocol):
         self.started = started
         self.is_ready = False
         self.is_ending = False
+        self.is_trial = False
+        self.is_asked = False
+        self.ready: Deferred[None] = Deferred()
         self.ended: Deferred[None] = Deferred()
         self._on_end = on_end
 
@@ -80,12 +113,12 @@ class Running(ProcessProtocol):
         """Its process id; None once it has ended."""
         return None if self.transport is None else self.transport.pid
 
-    def signal(self, name: str) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal; nothing happens if it has ended."""
         transport: Any = self.transport
         if transport is not None:
             with contextlib.suppress(ProcessExitedAlready):
-                transport.signalProcess(name)
+                transport.signalProcess(int(number))
 
     def processEnded(self, reason: Failure = connectionDone) -> None:
         """It has ended, and its descriptors are closed."""
@@ -93,6 +126,9 @@ class Running(ProcessProtocol):
         number = getattr(value, "signal", None)
         how = f"by {signal.Signals(number).name}" if number else f"with status {getattr(value, 'exitCode', 0)}"
         self._on_end(self, how)
+        if not self.is_ready:
+            self.ready.addErrback(_ignore_failure)
+            self.ready.errback(NotReady(f"it ended {how}; the log says why"))
         self.ended.callback(None)
 
 
@@ -135,19 +171,24 @@ class Processes:
         self._stopping = False
         self._failures: dict[int, int] = {}
         self._starting: dict[int, IDelayedCall] = {}
+        self._acceptors: dict[int, int] = {}
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = reactor
         hub.on_ready = self._ready
 
     def start(self) -> None:
         """Start a process for each slot."""
         for slot in self._slots:
             self.start_one(slot)
+        self._looking.start(LOOK_SECONDS, now=False)
 
-    def start_one(self, slot: int) -> Running:
-        """Start a process for a slot."""
+    def start_one(self, slot: int, *, is_trial: bool = False) -> Running:
+        """Start a process for a slot; `is_trial` as in `Running`."""
         self._number += 1
         number = self._number
         ours, theirs = socket.socketpair()
         process = Running(number, slot, self._reactor.seconds(), self._ended)
+        process.is_trial = is_trial
         self.running[number] = process
         self._hub.connect(self._sockets, ours, number, slot)
         try:
@@ -162,6 +203,8 @@ class Processes:
     def stop_all(self, slots: Callable[[int], bool] = lambda slot: True) -> Deferred[Any]:
         """Tell the processes of some slots to end when their work is done; fires when they have ended."""
         self._stopping = True
+        if self._looking.running:
+            self._looking.stop()
         for call in self._starting.values():
             call.cancel()
         self._starting.clear()
@@ -171,6 +214,38 @@ class Processes:
                 self.stop_one(process)
                 waiting.append(process.ended)
         return _all_of(waiting)
+
+    @inlineCallbacks
+    def replace_all(self) -> Any:
+        """Replace the processes one after the other by new ones, workers first, without a client that is refused.
+
+        A worker gets ready beside the one that it replaces, which then drains. The housekeeper's old process ends
+        before the new one begins: both would write the ledger.
+
+        Raises:
+            NotReady: a new process did not get ready. Those of its slot and of the later ones were not replaced.
+        """
+        for slot in self._slots:
+            if slot == HOUSEKEEPER:
+                continue
+            former = [each for each in self.running.values() if each.slot == slot and not each.is_ending]
+            process = self.start_one(slot, is_trial=True)
+            try:
+                yield process.ready.addTimeout(READY_SECONDS, self._reactor)
+            except TimeoutError:
+                process.is_ending = True
+                process.send_signal(signal.SIGKILL)
+                raise NotReady(f"it was not ready after {READY_SECONDS:g} s") from None
+            process.is_trial = False
+            if self._stopping:
+                return
+            for each in former:
+                self.stop_one(each)
+        for process in [each for each in self.running.values() if each.slot == HOUSEKEEPER]:
+            self.stop_one(process)
+            yield process.ended
+        if not self._stopping:
+            yield self.start_one(HOUSEKEEPER).ready
 
     def stop_one(self, process: Running) -> None:
         """Tell a process to end when its work is done."""
@@ -182,16 +257,19 @@ class Processes:
         for process in self.running.values():
             self._hub.send(process.number, CUT, None)
 
-    def signal(self, name: str) -> None:
-        """Send a signal to all processes."""
+    def reopen_logs(self) -> None:
+        """Have all processes open their log files again. One that is not ready yet has just opened them."""
         for process in list(self.running.values()):
-            process.signal(name)
+            if process.is_ready:
+                process.send_signal(signal.SIGUSR1)
 
     def _ready(self, number: int) -> None:
         process = self.running.get(number)
         if process is None:
             return
         process.is_ready = True
+        self._assign()
+        process.ready.callback(None)
         if not self._served and {each.slot for each in self.running.values() if each.is_ready} == set(self._slots):
             self._served = True
             self.on_serving()
@@ -199,18 +277,18 @@ class Processes:
     def _ended(self, process: Running, how: str) -> None:
         self.running.pop(process.number, None)
         self._hub.close(process.number)
+        self._assign()
         if process.is_ending or self._stopping:
             return
         slot = process.slot
         seconds = self._reactor.seconds() - process.started
         failures = self._failures[slot] = 1 if seconds >= WELL_SECONDS else self._failures.get(slot, 0) + 1
         self._log.error(
-            "The {process} (pid {pid}) has ended {how} after {seconds:.1f} s",
-            process=process.name,
-            pid=process.pid,
-            how=how,
-            seconds=seconds,
+            "The {process} has ended {how} after {seconds:.1f} s", process=process.name, how=how, seconds=seconds
         )
+        if process.is_trial:
+            # its slot is not empty
+            return
         if not process.is_ready and not self._served:
             self._give_up(f"the {process.name} ended {how} before it was ready; the log says why")
         elif failures >= MOST_FAILURES:
@@ -222,6 +300,48 @@ class Processes:
     def _replace(self, slot: int) -> None:
         del self._starting[slot]
         self.start_one(slot)
+
+    def _look(self) -> None:
+        """Kill what does not answer, or does not read: it holds up others, and will not come back."""
+        for process in list(self.running.values()):
+            unread = self._hub.unsent(process.number)
+            if unread > MAX_UNREAD:
+                self._kill(process, f"leaves {unread} bytes of messages unread")
+            elif process.is_ready and not process.is_asked:
+                process.is_asked = True
+                asking = self._hub.ask(process.number, ALIVE, None, type(None), SILENT_SECONDS)
+                asking.addCallbacks(self._answered, self._silent, (process,), {}, (process,))
+
+    def _answered(self, answer: None, process: Running) -> None:
+        process.is_asked = False
+
+    def _silent(self, failure: Failure, process: Running) -> None:
+        failure.trap(NoAnswer)
+        if process.number in self.running and not process.is_ending:
+            self._kill(process, f"does not answer: {failure.getErrorMessage()}")
+
+    def _kill(self, process: Running, reason: str) -> None:
+        self._log.error("The {process} {reason}; it is killed", process=process.name, reason=reason)
+        process.send_signal(signal.SIGKILL)
+
+    def _assign(self) -> None:
+        """Have a worker accept for each slot that has none, so that no client waits for the next."""
+        if self._stopping:
+            return
+        ready = {each.number: each.slot for each in self.running.values() if each.is_ready and not each.is_ending}
+        workers = sorted(number for number, slot in ready.items() if slot != HOUSEKEEPER)
+        filled = set(ready.values())
+        for slot in self._slots:
+            acceptor = self._acceptors.get(slot)
+            if slot == HOUSEKEEPER:
+                continue
+            if slot in filled:
+                if acceptor is not None:
+                    del self._acceptors[slot]
+                    self._hub.send(acceptor, ACCEPT, Accept(slot, False))
+            elif acceptor not in ready and workers:
+                self._acceptors[slot] = workers[slot % len(workers)]
+                self._hub.send(self._acceptors[slot], ACCEPT, Accept(slot, True))
 
     def _give_up(self, reason: str) -> None:
         give_up, self.on_give_up = self.on_give_up, _ignore_reason
@@ -244,6 +364,10 @@ def _all_of(waiting: list[Deferred[None]]) -> Deferred[Any]:
     for each in waiting:
         each.addCallback(ended)
     return done
+
+
+def _ignore_failure(failure: Failure) -> None:
+    """Do nothing: whoever waits for it has been told."""
 
 
 def _ignore() -> None:
