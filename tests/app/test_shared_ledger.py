@@ -71,7 +71,7 @@ class Gateway:
         spool.open()
         process = Process(number, link, spool)
         self.all.append(process)
-        tell_position(link, spool)
+        tell_position(link, spool, lambda: None)
         if slot == HOUSEKEEPER:
             housekept = HousekeptLedger(link, spool, self._spends, self.reactor, shares_spend=False)
             process.housekept = housekept
@@ -267,7 +267,7 @@ def test_totals_go_in_messages_of_a_bounded_size() -> None:
             sent.append((topic, len(message.totals)))
 
     spends: Mapping[str, int] = {f"k{number}": number for number in range(4_500)}
-    shared_ledger.tell_loaded(
+    shared_ledger._tell_loaded(
         Siblings(),  # type: ignore[arg-type]
         [Spend("key", id, amount, 0, amount) for id, amount in spends.items()],
     )
