@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.end_to_end.many_callers import PRICED, Callers, make_keys, serve
 from tests.end_to_end.process_harness import FULL, served
@@ -52,7 +53,7 @@ class Calling:
             each.join()
 
 
-def kill_and_check(directory: Path, url: str, spool: Path, **variables: str) -> None:
+def kill_and_check(directory: Path, url: str, spool: Path, **variables: Any) -> None:
     """Kill each process of a gateway, several times in a random order; compare what the clients saw with the ledger."""
     make_keys(url)
     chance = random.Random(11)
