@@ -220,6 +220,16 @@ class AccountingService:
         if self._budgets.holds(spend.kind, spend.id):
             self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
 
+    def spend_found(self, spend: Spend) -> None:
+        """Take what somebody had spent who has a budget now, from what the database says.
+
+        Redis may count more of it already: a key that another process made is used before all have heard of it.
+        """
+        if self._redis is None:
+            self.spend_set(spend)
+        elif self._budgets.holds(spend.kind, spend.id):
+            self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
+
     def budget_gone(self, kind: str, id: str) -> None:
         """Forget the budget of somebody who was deleted or has none of its own any more."""
         self._budgets.forget(kind, id)

@@ -304,6 +304,7 @@ class Wiring:
             self.store,
             self.index,
             accounting.spend_set,
+            spend_found=accounting.spend_found,
             budget_gone=accounting.budget_gone,
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
