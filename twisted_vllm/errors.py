@@ -483,6 +483,13 @@ class Draining(GatewayError):
     code = "draining"
 
 
+class ReloadFailed(GatewayError):
+    """The configuration was not read again by all processes of the gateway."""
+
+    status = 503
+    code = "reload_failed"
+
+
 class ResponseNotLocated(GatewayError):
     """A stored response may be on a server that does not answer."""
 

@@ -146,7 +146,8 @@ class GatewayService(Service):
         self.wiring.usage_export.start()
         self.wiring.background.start()
         self.wiring.telemetry.start()
-        self.wiring.budgets.start()
+        if self.wiring.siblings.housekeeps:
+            self.wiring.budgets.start()
         self.wiring.audit_retention.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)
