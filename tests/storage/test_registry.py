@@ -197,6 +197,27 @@ async def test_what_was_spent_before_there_was_a_budget_is_told_with_the_budget(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_key_that_was_used_before_another_process_heard_of_it_is_found_and_not_set(database: Database) -> None:
+    told: list[Spend] = []
+    found: list[Spend] = []
+    other = Registry(Store(database), KeyIndex(), told.append, spend_found=found.append)
+    record = key_record(1, allowance=Allowance(max_budget=5))
+
+    def work(transaction: Any) -> None:
+        transaction.keys.insert(record)
+        insert = tables.spend.insert().values(kind="key", id=record.key_id, period_start=0, spend=3, total_spend=3)
+        transaction.connection.execute(insert)
+
+    await Store(database).change(work)
+    await other.follow()
+    assert (told, found) == ([], [Spend("key", record.key_id, 3, 0, 3)])
+    await Store(database).change(lambda transaction: transaction.spend.set("key", record.key_id, 0, 0))
+    await other.follow()
+    assert len(found) == 1
+    assert [(spend.id, spend.spend) for spend in told] == [(record.key_id, 0)]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_database_that_was_restored_to_the_same_number_of_changes_is_read_anew(
     registry: Registry, database: Database, tmp_path: Path
 ) -> None:

@@ -321,6 +321,7 @@ class Wiring:
             self.store,
             self.index,
             lambda spend: accounting.spend_set(spend, is_found=self.registry.is_following),
+            spend_found=lambda spend: accounting.spend_set(spend, is_found=self.registry.is_following, is_known=True),
             budget_gone=lambda kind, id: accounting.budget_gone(kind, id, is_found=self.registry.is_following),
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
