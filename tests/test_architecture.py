@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "observability": PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"},
     # an entry's limits are windows, as those of keys
     "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
+    "upstreams.shared": PLAIN | {"http", "ratelimit", "upstreams", "workers"},
     # processes talk over sockets as those of the data path
     "workers": PLAIN | {"http"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
