@@ -74,7 +74,7 @@ class Grant(msgspec.Struct, array_like=True, frozen=True, gc=False):
         name: as in `Claim`.
         more: how many places it holds more.
         keep: how many it may keep: the others go back as soon as they are free. -1 if it may keep all.
-        recall: a number that the answer to this repeats; 0 if it needs none.
+        recall: a number that the answer to this repeats; 0 if it needs none. The answer says also what is needed now.
     """
 
     name: str

@@ -35,8 +35,8 @@ from twisted_vllm.upstreams.shared.claims import (
 from twisted_vllm.upstreams.shared.leased_limits import LeasedLimits
 from twisted_vllm.workers.siblings import Siblings
 
-#: requests of one model for which grants of entries are asked at a time
-MOST_ASKED = 256
+#: requests of one model for which grants of entries are asked at a time: few, so that workers take turns
+MOST_ASKED = 16
 
 
 class HeldPlaces:
@@ -361,7 +361,7 @@ class SharingDispatcher(Dispatcher):
             self._flush_soon()
 
     def _granted_places(self, grant: Grant) -> bool:
-        """Take a grant; return whether it recalls nothing."""
+        """Take a grant; return whether it wants no answer."""
         lease = self._leases.get(grant.name)
         if lease is None:
             # of a server or a queue that is gone since: it goes back
@@ -369,7 +369,7 @@ class SharingDispatcher(Dispatcher):
             return True
         lease.held += grant.more
         lease.keep = None if grant.keep < 0 else grant.keep
-        return lease.keep is None
+        return not grant.recall
 
     def _answer_recalls(self, recalled: list[Grant]) -> list[Claim]:
         if not recalled:
@@ -379,14 +379,15 @@ class SharingDispatcher(Dispatcher):
         replies = []
         for grant in recalled:
             lease = self._leases[grant.name]
+            keep = lease.held if grant.keep < 0 else grant.keep
             state = states.get(grant.name)
             if state is not None:
                 used, need = state.in_flight_here, self._need_of(state, waiting)
             else:
                 for group in [each for each in self._queues if self._queue_name(each) == grant.name]:
-                    self._trim(group, grant.keep)
+                    self._trim(group, keep)
                 used = need = self._queued()[grant.name]
-            returned = lease.give_back(used, grant.keep)
+            returned = lease.give_back(used, keep)
             replies.append(self._claim(lease, need, lease.weight, returned, grant.recall))
         return replies
 

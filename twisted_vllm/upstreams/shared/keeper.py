@@ -72,6 +72,10 @@ class LimitKeeper:
         if message.round:
             self._rounds[process, message.round] = set(names)
         self._balance(names)
+        for claim in message.claims:
+            if not (claim.recall or claim.returned):
+                for other, grant in self._places[claim.name].ask_again(process):
+                    self._grants.setdefault(other, []).append(grant)
         for entry in message.entries:
             windows = self._entries.get(entry.name)
             if windows is None:

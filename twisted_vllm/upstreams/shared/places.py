@@ -69,6 +69,20 @@ class Places:
         """Take back what a process holds that has ended; return whether it held or wanted anything."""
         return self._holders.pop(process, None) is not None
 
+    def ask_again(self, process: int) -> Iterator[tuple[int, Grant]]:
+        """Ask the others what they need now, if a process gets less than it needs; yield what to tell which process.
+
+        What they told may be an old story: nobody tells each request that ends.
+        """
+        asking = self._holders.get(process)
+        if asking is None or asking.held >= asking.need:
+            return
+        for number, holder in self._holders.items():
+            if number != process and holder.held and not holder.recall:
+                self._recalls += 1
+                holder.recall = self._recalls
+                yield number, Grant(self.name, 0, -1 if holder.keep is None else holder.keep, self._recalls)
+
     def balance(self) -> Iterator[tuple[int, Grant]]:
         """Grant what is free, and take back what others need; yield what to tell which process."""
         holders = self._holders
