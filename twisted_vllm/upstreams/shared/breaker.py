@@ -68,7 +68,7 @@ class SharedBreaker(Breaker):
         tell: called with this breaker, and with what the others must know: its `Status`, or what was `Seen`.
     """
 
-    __slots__ = ("_number", "owner", "tell", "turn")
+    __slots__ = ("_failed_in", "_number", "owner", "tell", "turn")
 
     def __init__(self, number: int, tell: Callable[[SharedBreaker, Status | Seen], None], **options: Any) -> None:
         """Begin closed.
@@ -80,6 +80,8 @@ class SharedBreaker(Breaker):
         """
         super().__init__(**options)
         self._number = number
+        # the ticket of its own last failure
+        self._failed_in = -1
         self.owner = 0
         self.turn = 0
         self.tell = tell
@@ -111,10 +113,14 @@ class SharedBreaker(Breaker):
         if self.closed or not self.turn:
             return super().allows(now)
         later = TURN * self.turn
-        if self.state == HALF_OPEN and self._trial_since is None:
-            return now >= self.retry_at + later
-        # a clock that was set back must not lengthen a cool-down
-        return super().allows(now - later) or (self.state == OPEN and now < self.since)
+        if self.state == OPEN:
+            # a clock that was set back must not lengthen a cool-down
+            return now >= self.retry_at + later or now < self.since
+        if self.state == HALF_OPEN:
+            if self._trial_since is None:
+                return now >= self.retry_at + later
+            return not 0 <= now - self._trial_since < self._max_cooldown + later
+        return False
 
     def begin(self, now: float) -> int:
         """As `Breaker.begin`."""
@@ -137,6 +143,7 @@ class SharedBreaker(Breaker):
         """As `Breaker.failed`."""
         before = self.ticket
         if ticket == before and self.closed:
+            self._failed_in = ticket
             self.tell(self, Seen(ticket, reason, answered))
         super().failed(now, reason, ticket, answered=answered)
         self._tell_change(before)
@@ -176,13 +183,14 @@ class SharedBreaker(Breaker):
             self.fails = 0
             return
         self.fails += 1
-        if self.fails > self._allowed_fails:
+        # who failed alone opens it by itself, and tells that
+        if self.fails > self._allowed_fails and self._failed_in == self.ticket:
             before = self.ticket
             self._open(now, seen.reason, seen.answered)
             self._tell_change(before)
 
-    def adopt(self, told: Status) -> bool:
-        """Take the state of another process, if it is a later one.
+    def adopt(self, told: Status, sender: int) -> bool:
+        """Take the state that a process tells, if it is a later one.
 
         Returns:
             Whether this process has no later one.
@@ -191,8 +199,9 @@ class SharedBreaker(Breaker):
         if theirs < ours:
             return False
         if theirs == ours:
-            # the checks found out since when it can be alive
-            self.retry_at = told.retry_at
+            if sender == self.owner:
+                # what its checks found since
+                self.reason, self.retry_at, self.last_resort = told.reason, told.retry_at, told.last_resort
             self.fails = max(self.fails, told.fails)
             return True
         if told.state not in _RANKS:

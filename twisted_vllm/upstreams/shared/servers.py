@@ -214,7 +214,7 @@ class SharedServers:
             if state is None or not isinstance(state.breaker, SharedBreaker):
                 continue
             breaker = state.breaker
-            if breaker.adopt(told.status):
+            if breaker.adopt(told.status, sender):
                 breaker.turn = self._turn_after(breaker.owner)
             else:
                 later.append(StatusOf(told.server, breaker.status))
