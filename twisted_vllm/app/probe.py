@@ -14,14 +14,16 @@ from twisted.internet.threads import deferToThreadPool
 from twisted_vllm.app.probe_receivers import Receiver, Unusable, receivers_of
 from twisted_vllm.config.describe import url_of
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
+from twisted_vllm.config.redis_places import RedisPlace
 from twisted_vllm.config.settings import Server, Settings
-from twisted_vllm.config.urls import RedisServer, describe_database
+from twisted_vllm.config.urls import describe_database
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, words_of
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
+from twisted_vllm.ratelimit.redis.client import RedisUnavailable
 from twisted_vllm.ratelimit.redis.connection import RedisConnection
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.reachability import look_at_database
@@ -133,14 +135,14 @@ class Probe:
             return Finding(subject, str(error), failed=True)
 
     @inlineCallbacks
-    def _redis(self, server: RedisServer) -> Any:
+    def _redis(self, place: RedisPlace) -> Any:
         told: Deferred[str] = Deferred()
 
         def tell(fault: str) -> None:
             if not told.called:
                 told.callback(fault)
 
-        connection = RedisConnection(self._reactor, server, PATIENCE, lambda: tell(""), tell)
+        connection = RedisConnection(self._reactor, place, PATIENCE, lambda: tell(""), tell)
         connection.start()
         try:
             fault = yield told.addTimeout(PATIENCE, self._reactor)
@@ -148,8 +150,14 @@ class Probe:
             fault = f"it gave no answer within {PATIENCE:g} s"
         # in a turn of its own: what has just told is not to be stopped from within
         yield deferLater(self._reactor, 0)
+        found = ""
+        if not fault:
+            try:
+                found = yield connection.describe()
+            except RedisUnavailable as error:
+                fault = str(error)
         yield connection.stop()
-        return Finding(server.name, fault or "reachable", failed=bool(fault))
+        return Finding(place.name, fault or f"reachable: {found}", failed=bool(fault))
 
     @inlineCallbacks
     def _receiver(self, receiver: Receiver) -> Any:
