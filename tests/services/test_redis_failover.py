@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet.defer import DeferredList
@@ -13,9 +15,11 @@ from twisted.internet.task import deferLater
 from tests.ratelimit.limiter_contract import NOON, key
 from tests.services.private_redis import PROGRAMS, PrivateRedis, installed
 from tests.services.redis_groups import Cluster, Replicated, wait_until
-from twisted_vllm.config.redis_places import RedisPlace
+from twisted_vllm.app.probe_redis import look_at_redis
+from twisted_vllm.config.redis_places import RedisCluster, RedisPlace
 from twisted_vllm.errors import LimitsUnavailable, RateLimitExceeded
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.ratelimit.redis.client import RedisUnavailable
 from twisted_vllm.ratelimit.redis.discovery import SLOT
 from twisted_vllm.ratelimit.redis.limiter import RedisLimiter
 
@@ -178,6 +182,27 @@ async def test_a_planned_failover_loses_next_to_nothing_where_a_master_needs_its
     wait_until(lambda: replicated.named() == replicated.replica.port)
     assert load.admitted <= LIMIT + 20
     assert count_on(replicated.replica) >= LIMIT
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_probe_says_which_master_it_found_and_tells_no_password(
+    reactor: Any, replicated: Replicated, cluster: Cluster
+) -> None:
+    program = "Valkey" if "valkey" in replicated.master.program else "Redis"
+    for place, master in ((replicated.place, replicated.master), (cluster.place, cluster.owner(SLOT))):
+        found = await look_at_redis(reactor, place, PATIENCE)
+        address, version, role = found.split(", ")
+        assert (address, role) == (f"127.0.0.1:{master.port}", "master with 1 replica")
+        assert re.fullmatch(program + r" [0-9]+\.[0-9]+\.[0-9]+", version)
+    for place, reason in (
+        (attrs.evolve(replicated.place, service="nobody"), "it knows no master that is called nobody"),
+        (replicated.replica.server, "it is a replica"),
+        (RedisCluster((replicated.master.server,)), "cluster support disabled"),
+        (attrs.evolve(replicated.place, sentinels=(replicated.master.server,)), "unknown command"),
+    ):
+        with pytest.raises(RedisUnavailable, match=reason) as caught:
+            await look_at_redis(reactor, place, PATIENCE)
+        assert replicated.master.password not in str(caught.value)
 
 
 @pytest_twisted.ensureDeferred

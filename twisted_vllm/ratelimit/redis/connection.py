@@ -134,7 +134,10 @@ class RedisConnection:
 
     @inlineCallbacks
     def describe(self) -> Any:
-        """Return a Deferred of where the connection goes to: address, program, version, role."""
+        """Return a Deferred of where the connection goes to: address, program, version, role.
+
+        It fails with `RedisUnavailable`, also if that is a replica.
+        """
         protocol = self._protocol
         if protocol is None:
             raise RedisUnavailable("there is no connection", answered=True)
@@ -270,6 +273,6 @@ def _role(role: Any) -> str:
     match role:
         case ["master", _, list(replicas)]:
             return f"master with {len(replicas)} replica{'' if len(replicas) == 1 else 's'}"
-        case [str(name), *_]:
-            return "a replica, which takes no changes" if name == "slave" else name[:_VERSION_LENGTH]
+        case ["slave", *_]:
+            raise RedisUnavailable("it is a replica, which takes no changes: name its master", answered=False)
     return ""
