@@ -38,7 +38,9 @@ from twisted_vllm.app.member import Member
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
+from twisted_vllm.app.shared_background import SharedBackground
 from twisted_vllm.app.shared_changes import SharedChanges
+from twisted_vllm.app.shared_exports import share_export
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
@@ -154,8 +156,10 @@ class Wiring:
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
         usage_export: exports the ledger's rows of closed days.
-        background: follows responses that servers generate in the background.
+        background: follows responses that servers generate in the background; `shared_background` has the housekeeper
+            go on with those of processes that have ended.
         inquiry: asks the database before a caller is refused.
+        changes: has other processes of the gateway read what was changed.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         budgets: watches how much of their budgets keys and others have used.
@@ -283,7 +287,9 @@ class Wiring:
             now=time,
             randbytes=os.urandom,
         )
-        self.metrics.add(UsageExportCollector(self.usage_export))
+        share_export(self.siblings, self.usage_export)
+        if self.siblings.housekeeps:
+            self.metrics.add(UsageExportCollector(self.usage_export))
         self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
         self._changes = ChangeLimits(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
         self.accounting = accounting = AccountingService(
@@ -301,7 +307,7 @@ class Wiring:
         self.models = ModelList(
             settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
         )
-        shared_changes = SharedChanges(self.siblings)
+        self.changes = shared_changes = SharedChanges(self.siblings)
         self.registry = Registry(
             self.store,
             self.index,
@@ -347,6 +353,7 @@ class Wiring:
             files=None if accounting.spool is None else PendingFiles(settings.spool_directory / "background"),
             assumed_output_tokens=limits.assumed_output_tokens,
         )
+        self.shared_background = SharedBackground(self.siblings, background, reactor)
         self.metrics.add(BackgroundCollector(background))
         self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
         self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
