@@ -10,6 +10,7 @@ from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.proxy.budget_watch import INTERVAL, STEP, BudgetWatch, Crossing
 from twisted_vllm.ratelimit.allowance import Allowance, Limited, ModelBudget, model_budget_id
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.ratelimit.watched_budgets import LocalBudgets
 
 #: a budget of one day
 DAILY = Allowance(max_budget=1000, budget_duration="1d")
@@ -25,13 +26,17 @@ class Watched:
         self.limiter = LocalLimiter()
         self.index = KeyIndex()
         self.crossings: list[Crossing] = []
-        self.watch = BudgetWatch(self.limiter, self.index, turn_cooperator(self.clock).cooperate, self.clock)
+        self.watch = self.make()
         self.begin()
+
+    def make(self) -> BudgetWatch:
+        cooperate = turn_cooperator(self.clock).cooperate
+        return BudgetWatch(LocalBudgets(self.limiter), self.index, cooperate, self.clock)
 
     def begin(self) -> None:
         """Begin to watch, as after a start."""
         self.watch.stop()
-        self.watch = BudgetWatch(self.limiter, self.index, turn_cooperator(self.clock).cooperate, self.clock)
+        self.watch = self.make()
         self.watch.on_crossing.append(self.crossings.append)
         self.watch.start()
         self.turns()

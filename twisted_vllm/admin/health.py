@@ -196,9 +196,9 @@ async def metrics(context: AdminContext, request: IRequest) -> bytes:
     """
     await context.authenticator.find_out(request)
     if context.metrics_are_open:
-        named = context.authenticator.is_reader(request)
+        named = await context.authenticator.is_reader(request)
     else:
-        context.authenticator.caller_of(request, Access.READER, "metrics")
+        await context.authenticator.caller_of(request, Access.READER, "metrics")
         named = True
     accept = request.requestHeaders.getRawHeaders(b"accept", [b""])
     body, content_type = context.metrics.expose(b",".join(accept).decode("latin-1"), named)

@@ -17,12 +17,13 @@ from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.proxy.accounting import Accounting
-from twisted_vllm.proxy.end_user_budgets import EndUserBudgets, ReadSpend
+from twisted_vllm.proxy.end_user_budgets import MAX_KNOWN, EndUserBudgets, ReadSpend
 from twisted_vllm.proxy.metrics import PreflightCollector
-from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter
+from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter, WorkerLimiter
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrossed, ignore_soft_budget
 from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.refusals import dollars
+from twisted_vllm.ratelimit.watched_budgets import LocalBudgets, WatchedBudgets
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.known_partitions import Periods
 from twisted_vllm.storage.usage.retention import HeldFrom, nothing_held
@@ -50,6 +51,10 @@ def _no_spends(_wanted: Callable[[str, str], bool]) -> Deferred[list[Spend]]:
     return succeed([])
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class _Rules(TypedDict):
     """What the settings say about the accounting of requests: arguments of `Accounting`."""
 
@@ -74,7 +79,7 @@ class AccountingService:
     """The services that meter, limit and store usage.
 
     Attributes:
-        limiter: enforces limits, in memory or in Redis.
+        limiter: enforces limits: in memory, in the supervisor or in Redis.
         local: knows the budgets' spend, as the database has it if the limiter counts in Redis.
         spool: the ledger rows that the database does not have yet; None if the ledger is disabled.
         writer: moves them; None before `open`, and where another process does.
@@ -96,6 +101,8 @@ class AccountingService:
         held_from: HeldFrom = nothing_held,
         siblings: Siblings = ALONE,
         spends: Callable[[Callable[[str, str], bool]], Deferred[list[Spend]]] = _no_spends,
+        supervised: WorkerLimiter | None = None,
+        workers: int = 1,
     ) -> None:
         """Create them; nothing is opened yet.
 
@@ -110,12 +117,20 @@ class AccountingService:
             held_from: from when on retention must keep rows.
             siblings: the other processes of the gateway.
             spends: reads the spend of those for whose kind and id its argument is true.
+            supervised: counts with the other processes; None in a process that is the whole gateway.
+            workers: how many processes serve.
         """
         self.on_soft_budget: SoftBudgetCrossed = ignore_soft_budget
         self._index = index
         self._metrics = metrics
         self.local = local = LocalLimiter(self._crossed)
         self.limiter: Limiter = local
+        self._siblings = siblings
+        self._supervised = supervised
+        self._loads: list[tuple[str, str, int, int]] = []
+        if supervised is not None:
+            supervised.on_soft_budget = self._crossed
+            self.limiter = supervised
         self._redis: SharedLimiter | None = None
         if settings.redis is not None:
             # Imported here: only a gateway with Redis needs its client, which takes 1 MB.
@@ -128,18 +143,16 @@ class AccountingService:
                 on_loss=settings.limits_on_redis_loss,
                 local=local,
                 on_soft_budget=self._crossed,
+                fallback=supervised,
             )
         ledger = settings.ledger
         self._held_from = held_from
         self._reactor = reactor
         self._settings = settings
-        self._siblings = siblings
         self.spool: FollowedSpool | None = None
         self.writer: WriterThreads | None = None
         self._housekept: HousekeptLedger | None = None
         self._syncing: SyncThread | None = None
-        #: what a housekeeper without a ledger tells the supervisor at its start
-        self._untold: Sequence[Spend] = ()
         self._has_told_of_others = False
         self._store: UsageDatabase | None = None
         self._periods = Periods(settings.ledger.usage_retention)
@@ -149,7 +162,7 @@ class AccountingService:
             self.spool = FollowedSpool(settings.spool_directory, group=str(os.getppid()))
         if not siblings.alone:
             self._join(reactor, lambda: spends(self._budgets.holds))
-        self._budgets = EndUserBudgets(self.limiter, index, read_spend)
+        self._budgets = EndUserBudgets(self.limiter, index, read_spend, max(MAX_KNOWN // workers, 1))
         self.observer = Accounting(
             limiter=self.limiter,
             end_users=index,
@@ -160,6 +173,25 @@ class AccountingService:
             **_rules_of(settings),
         )
         metrics.add(PreflightCollector(self.observer))
+
+    @property
+    def counts_here(self) -> bool:
+        """Whether this process alone counts, so that `local` knows what is used of rates and budgets."""
+        return self._redis is None and self._supervised is None
+
+    @property
+    def knows_spend(self) -> bool:
+        """Whether `local` knows what is spent of budgets, at least as the database has it."""
+        return self._redis is not None or self._siblings.housekeeps
+
+    @property
+    def watched(self) -> WatchedBudgets:
+        """The budgets to watch, of all processes of the gateway."""
+        if self._supervised is None or self._redis is not None:
+            return LocalBudgets(self.local)
+        from twisted_vllm.ratelimit.supervised.budget_copies import BudgetCopies
+
+        return BudgetCopies(self._siblings)
 
     @property
     def shares_limits(self) -> bool | None:
@@ -208,7 +240,7 @@ class AccountingService:
         siblings.on(SPENT, Totals, spent)
         if self.spool is None:
             return
-        tell_position(siblings, self.spool)
+        tell_position(siblings, self.spool, _nothing if self._supervised is None else self._supervised.flush)
         if siblings.housekeeps:
             self._housekept = HousekeptLedger(siblings, self.spool, spends, reactor, shares_spend=redis is not None)
             if redis is None:
@@ -245,8 +277,8 @@ class AccountingService:
             found = list(spends(self._budgets.holds))
             for spend in found:
                 self.local.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
-            if spool is None and not siblings.alone and siblings.housekeeps:
-                self._untold = found
+            if self._supervised is not None and siblings.housekeeps:
+                self._loads = [(each.kind, each.id, each.spend, each.period_start) for each in found]
 
     def _make_store(self) -> UsageDatabase:
         return UsageDatabase(
@@ -275,6 +307,9 @@ class AccountingService:
         """Start to move rows to the database, and to connect to Redis; warn if limits are not shared."""
         if self._redis is None and self._siblings.alone:
             self._warn_of_other_processes()
+        if self._supervised is not None and self._siblings.housekeeps:
+            loads, self._loads = self._loads, []
+            self._supervised.load(loads, self._reactor)
         if self._redis is not None:
             self._redis.start()
         if self.writer is not None:
@@ -284,11 +319,6 @@ class AccountingService:
             self._syncing.start()
         if self._housekept is not None:
             self._housekept.start(self.writer)
-        elif self._untold:
-            from twisted_vllm.app.shared_ledger import tell_loaded
-
-            tell_loaded(self._siblings, self._untold)
-            self._untold = ()
 
     def stop(self) -> Deferred[Any]:
         """Move the remaining rows within a time limit, release reservations, and fire."""
@@ -308,15 +338,30 @@ class AccountingService:
                 # The directory may be gone; the process ends anyway.
                 self._log.error("The ledger's spool cannot be closed in order: {reason}", reason=error.strerror)
 
-    def spend_set(self, spend: Spend) -> None:
-        """Set the spend that an administrator set."""
-        if self._budgets.holds(spend.kind, spend.id):
-            self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
+    def spend_set(self, spend: Spend, *, is_found: bool = False) -> None:
+        """Set the spend that an administrator set; `is_found` as in `WorkerLimiter.budget_reset`."""
+        if not self._budgets.holds(spend.kind, spend.id):
+            return
+        words = spend.kind, spend.id, spend.spend, spend.period_start
+        supervised = self._supervised
+        if supervised is None or self._redis is not None:
+            self.limiter.budget_reset(*words)
+        elif self._siblings.housekeeps:
+            self.local.budget_reset(*words)
+        # what another process did is found by all: one of them tells it
+        if supervised is not None and (self._siblings.housekeeps or not is_found):
+            supervised.budget_reset(*words, is_found=is_found)
 
-    def budget_gone(self, kind: str, id: str) -> None:
-        """Forget the budget of somebody who was deleted or has none of its own any more."""
+    def budget_gone(self, kind: str, id: str, *, is_found: bool = False) -> None:
+        """Forget the budget of somebody who was deleted or has none of its own any more, likewise."""
         self._budgets.forget(kind, id)
-        self.limiter.budget_forgotten(kind, id)
+        supervised = self._supervised
+        if supervised is None or self._redis is not None:
+            self.limiter.budget_forgotten(kind, id)
+        elif self._siblings.housekeeps:
+            self.local.budget_forgotten(kind, id)
+        if supervised is not None and (self._siblings.housekeeps or not is_found):
+            supervised.budget_forgotten(kind, id, is_found=is_found)
 
     def read_anew(self) -> None:
         """Store again what rows refer to: the database may have been restored."""

@@ -149,8 +149,8 @@ class GatewayService(Service):
             self.wiring.usage_export.start()
             self.wiring.audit_retention.start()
             self.wiring.background.start()
+            self.wiring.budgets.start()
         self.wiring.telemetry.start()
-        self.wiring.budgets.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)
         for warning in self._settings.warnings:

@@ -47,10 +47,17 @@ RETRY_SECONDS = 1.0
 BEGIN_SECONDS = 10.0
 
 
-def tell_position(siblings: Siblings, spool: FollowedSpool) -> None:
-    """Have this process answer how far its rows are: all that it has settled until then."""
+def tell_position(siblings: Siblings, spool: FollowedSpool, send_settlements: Callable[[], None]) -> None:
+    """Have this process answer how far its rows are: all that it has settled until then.
+
+    Args:
+        siblings: the other processes.
+        spool: has the rows.
+        send_settlements: sends what this turn has settled, which must arrive before the answer.
+    """
 
     def answer(message: Follow, sender: int) -> SpoolEnd:
+        send_settlements()
         spool.flush()
         if message.by:
             spool.followed_by(message.by)
@@ -60,7 +67,7 @@ def tell_position(siblings: Siblings, spool: FollowedSpool) -> None:
     siblings.answers(POSITION, Follow, answer)
 
 
-def tell_loaded(siblings: Siblings, spends: Iterable[Spend]) -> None:
+def _tell_loaded(siblings: Siblings, spends: Iterable[Spend]) -> None:
     """Tell the supervisor the spend of those who have a budget."""
     for totals in _in_messages(BudgetTotal(each.kind, each.id, each.spend, each.period_start) for each in spends):
         siblings.tell(LOADED, totals)
@@ -165,7 +172,7 @@ class HousekeptLedger:
                 writer.follow(each.name)
             await writer.move_to({each.name: each.position for each in found.ends}, ended)
             if not self._is_loaded:
-                tell_loaded(siblings, await self._spends())
+                _tell_loaded(siblings, await self._spends())
             await self._tell_wanted(writer)
             siblings.tell(FINISHED, Nothing())
             self._is_loaded = True

@@ -20,6 +20,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.limit_server import limit_server
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
@@ -61,8 +62,8 @@ class SupervisorService(Service):
     Attributes:
         hub: talks to the processes.
         processes: those that run.
-        limiter: counts the limits of all processes.
-        budgets: tells it what the housekeeper writes.
+        limits: counts for the processes.
+        budgets: keeps its budgets as the database has them.
     """
 
     _log = Logger()
@@ -109,8 +110,9 @@ class SupervisorService(Service):
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer, Shortages())
         self.hub = Hub(reactor, coalescer)
-        self.limiter = LocalLimiter()
-        self.budgets = SupervisedBudgets(self.hub, self.limiter)
+        limiter = LocalLimiter(lambda *crossed: self.limits.soft_budget_crossed(*crossed))
+        self.budgets = SupervisedBudgets(self.hub, limiter)
+        self.limits = limit_server(self.hub, limiter, self.budgets.reconciliation)
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up

@@ -290,8 +290,21 @@ class Wiring:
         share_export(self.siblings, self.usage_export)
         if self.siblings.housekeeps:
             self.metrics.add(UsageExportCollector(self.usage_export))
-        self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
-        self._changes = ChangeLimits(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
+        workers = 1 if member is None else member.order.workers
+        counting = None
+        if not self.siblings.alone:
+            # Imported here: a gateway of one process counts by itself.
+            from twisted_vllm.ratelimit.supervised.worker import SupervisedCounting
+
+            counting = SupervisedCounting(self.siblings, reactor, coalescer.at_send)
+        self._uncounted = uncounted = UncountedRequests(
+            limits.max_uncounted_requests, *(() if counting is None else (counting.reads, counting.preflights))
+        )
+        self._changes = ChangeLimits(
+            settings.self_service.max_changes,
+            settings.self_service.max_changes_per_day,
+            *(() if counting is None else (counting.changes_of_minute, counting.changes_of_day)),
+        )
         self.accounting = accounting = AccountingService(
             reactor,
             settings,
@@ -303,6 +316,8 @@ class Wiring:
             self.usage_export.held_from,
             self.siblings,
             self.store.spend_of_wanted,
+            None if counting is None else counting.limiter,
+            workers,
         )
         self.models = ModelList(
             settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
@@ -311,8 +326,8 @@ class Wiring:
         self.registry = Registry(
             self.store,
             self.index,
-            accounting.spend_set,
-            budget_gone=accounting.budget_gone,
+            lambda spend: accounting.spend_set(spend, is_found=self.registry.is_following),
+            budget_gone=lambda kind, id: accounting.budget_gone(kind, id, is_found=self.registry.is_following),
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
@@ -320,7 +335,7 @@ class Wiring:
         )
         shared_changes.follow(self.registry)
         self.metrics.add(AuditCollector(self.registry))
-        self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
+        self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor, workers)
 
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
@@ -369,7 +384,9 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self.each_minute.add(authenticator.sweep)
-        self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
+        self._throttle = throttle = AuthenticationThrottle(
+            limits.max_failed_authentications, None if counting is None else counting.failures
+        )
         self._tokens = TokenIndex(self.index)
         self._key_sets: KeySets | None = None
         self._people = Directory(self.registry, time)
@@ -393,7 +410,7 @@ class Wiring:
             **admission_of(settings),
         )
         cooperate = turn_cooperator(reactor).cooperate
-        self.budgets = BudgetWatch(accounting.local, self.index, cooperate, reactor)
+        self.budgets = BudgetWatch(accounting.watched, self.index, cooperate, reactor)
         accounting.on_soft_budget = self.budgets.soft_budget_crossed
         listing = ModelListing(
             router,

@@ -110,9 +110,7 @@ class EndUserBudgets:
             id, _ = self._known.popitem(last=False)
             if self._index.has_record(id):
                 continue
-            if self._limiter.budget_is_idle(END_USER, id):
-                self._limiter.budget_forgotten(END_USER, id)
-            else:
+            if not self._limiter.budget_released(END_USER, id):
                 self._known[id] = None
 
 

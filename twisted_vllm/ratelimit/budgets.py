@@ -18,6 +18,7 @@ class Budget:
         soft: the soft budget of the last request.
         duration: the period's length, as in `Allowance`.
         ends: when the period ends.
+        is_loaded: whether it was ever said what the database has.
         epoch: the number of the period; a reservation belongs to one.
         told: the spend up to which it was told which share of the budget is used: what the database had when this
             process first knew of the budget counts as told. The watch of the budgets sets it.
@@ -31,6 +32,7 @@ class Budget:
         "duration",
         "ends",
         "epoch",
+        "is_loaded",
         "key",
         "reserved",
         "saved",
@@ -47,6 +49,7 @@ class Budget:
         self.soft: int | None = None
         self.duration: str | None = None
         self.ends = -inf
+        self.is_loaded = False
         self.epoch = 0
         self.told = 0
         self._start = -1
@@ -81,6 +84,7 @@ class Budget:
 
     def loaded(self, spend: int, period_start: int) -> None:
         """Set the spend of a period from the database, unless the period is over."""
+        self.is_loaded = True
         if period_start >= self._start:
             is_first = not self.epoch
             if period_start > self._start:
@@ -126,6 +130,7 @@ class Budget:
             period_start: when its period began, in Unix seconds.
             generation: this generation.
         """
+        self.is_loaded = True
         if total is not None:
             self.loaded(total, period_start)
         self.unsaved = self._recent_of(generation)

@@ -71,6 +71,8 @@ class Registry:
         self._monotonic = monotonic
         #: entries of the audit log, by what became of them
         self.audited = {"written": 0, "failed": 0}
+        #: whether what is applied now was done by another process
+        self.is_following = False
         self._lock = DeferredLock()
         self._begun = self._overtaking = 0
         self._revision = NO_REVISION
@@ -227,6 +229,16 @@ class Registry:
         if self._begun != begun:
             return False
         self._overtaking = 0
+        self.is_following = True
+        try:
+            self._apply_others(update, spends)
+        finally:
+            self.is_following = False
+        self._revision = revision
+        return True
+
+    def _apply_others(self, update: Changes | Snapshot | None, spends: list[Spend]) -> None:
+        """Apply what other processes did, with all spend if everything was read anew."""
         if isinstance(update, Changes):
             self._apply(update)
         elif update is not None:
@@ -239,8 +251,6 @@ class Registry:
             for spend in spends:
                 self._spend_set(spend)
             self._read_anew()
-        self._revision = revision
-        return True
 
     def _replace_models(self, snapshot: Snapshot) -> None:
         self._models = dict(snapshot.models)

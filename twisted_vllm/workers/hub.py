@@ -157,6 +157,9 @@ class Hub:
         self._when_left.append(handler)
 
     def _received(self, sender: int, envelope: Envelope) -> None:
+        if sender not in self._processes:
+            # it has ended, as all others know
+            return
         target = envelope.peer
         envelope.peer = sender
         if target == SUPERVISOR:

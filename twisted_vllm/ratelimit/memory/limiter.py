@@ -205,6 +205,24 @@ class LocalLimiter:
         """Set the spend that an administrator set in the database; the soft budget warns again."""
         self._budget((kind, id)).reset(spend, period_start)
 
+    def budget_is_loaded(self, kind: str, id: str) -> bool:
+        """Return whether it was ever said what the database has of a budget."""
+        budget = self._budgets.get((kind, id))
+        return budget is not None and budget.is_loaded
+
+    def budget_told(self, kind: str, id: str, start: int, told: int) -> None:
+        """Set `Budget.told`, unless the period that began at `start` is over."""
+        budget = self._budgets.get((kind, id))
+        if budget is not None and budget.start == start:
+            budget.told = told
+
+    def budget_released(self, kind: str, id: str) -> bool:
+        """Remove a budget if it is idle; return whether it was."""
+        is_idle = self.budget_is_idle(kind, id)
+        if is_idle:
+            self.budget_forgotten(kind, id)
+        return is_idle
+
     def budget_is_idle(self, kind: str, id: str) -> bool:
         """Return whether the database has all that was spent of a budget, and nothing is reserved."""
         budget = self._budgets.get((kind, id))
