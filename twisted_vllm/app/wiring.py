@@ -261,10 +261,11 @@ class Wiring:
         )
 
         self.database = Database(reactor, settings.database_url, settings.timeouts.database)
+        self._workers = workers = 1 if member is None else member.order.workers
         self.reports = ReportReader(
             reactor,
             settings.database_url,
-            report_limits_of(limits),
+            report_limits_of(limits, workers),
             settings.timeouts.report,
             lambda: self.accounting.kept_from(),
         )
@@ -290,7 +291,6 @@ class Wiring:
         share_export(self.siblings, self.usage_export)
         if self.siblings.housekeeps:
             self.metrics.add(UsageExportCollector(self.usage_export))
-        workers = 1 if member is None else member.order.workers
         counting = None
         if not self.siblings.alone:
             # Imported here: a gateway of one process counts by itself.
@@ -627,7 +627,7 @@ class Wiring:
         self._pass_through.reconfigure(limits)
         self._admin.reconfigure(**admin_of(settings))
         self.database.reconfigure(timeouts.database)
-        self.reports.reconfigure(report_limits_of(limits), timeouts.report)
+        self.reports.reconfigure(report_limits_of(limits, self._workers), timeouts.report)
         self.audit_retention.reconfigure(settings.audit_retention)
         self.registry.reconfigure(timeouts.database)
         self.usage_export.reconfigure(settings.ledger.export, settings.ledger.usage_retention)
