@@ -343,13 +343,22 @@ class AccountingService:
                 # The directory may be gone; the process ends anyway.
                 self._log.error("The ledger's spool cannot be closed in order: {reason}", reason=error.strerror)
 
-    def spend_set(self, spend: Spend, *, is_found: bool = False) -> None:
-        """Set the spend that an administrator set; `is_found` as in `WorkerLimiter.budget_reset`."""
+    def spend_set(self, spend: Spend, *, is_found: bool = False, is_known: bool = False) -> None:
+        """Set the spend that an administrator set.
+
+        Args:
+            spend: what the database has.
+            is_found: as in `WorkerLimiter.budget_reset`.
+            is_known: nothing was set: somebody who had spent this has a budget now. Redis may count more of it already,
+                as a key that another process made is used before all have heard of it.
+        """
         if not self._budgets.holds(spend.kind, spend.id):
             return
         words = spend.kind, spend.id, spend.spend, spend.period_start
         supervised = self._supervised
-        if supervised is None or self._redis is not None:
+        if self._redis is not None and is_known:
+            self.limiter.budget_loaded(*words)
+        elif supervised is None or self._redis is not None:
             self.limiter.budget_reset(*words)
         elif self._siblings.housekeeps:
             self.local.budget_reset(*words)
