@@ -10,7 +10,7 @@ import msgspec
 from twisted.logger import Logger
 
 from twisted_vllm.errors import BudgetExceeded, RateLimitExceeded
-from twisted_vllm.ratelimit.allowance import Allowance, Limited
+from twisted_vllm.ratelimit.allowance import END_USER, Allowance, Limited
 from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.memory.reconciliation import BudgetReconciliation
@@ -208,7 +208,9 @@ class LimitServer:
             answers.append((number, Answer.COUNTED, *self._counts[table].add(name, now)))
         elif kind == Operation.LOADED:
             _, whose, id, spend, start = operation
-            self._use(process, (whose, id))
+            if whose == END_USER:
+                # the budgets of others are kept for ever
+                self._use(process, (whose, id))
             self._load([(whose, id, spend, start)], sender)
         elif kind == Operation.RELEASED:
             self._release(process, (operation[1], operation[2]))
