@@ -232,6 +232,8 @@ class GatewayService(Service):
             [self.wiring.accounting.stop(), self.wiring.database.stop(), self.wiring.reports.stop()],
         )
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
+        if self.wiring.shared_metrics is not None:
+            self.wiring.shared_metrics.tell_last()
         if self._membership is not None:
             self._membership.stop()
         if self._signals is not None:

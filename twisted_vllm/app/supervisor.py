@@ -21,12 +21,14 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.limit_server import limit_server
+from twisted_vllm.app.metrics_keeper import MetricsKeeper
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.shared_reload import Prepared, ReloadCoordinator, digest_of, refused
 from twisted_vllm.app.start_error import StartError, explain_address
 from twisted_vllm.app.supervised_budgets import SupervisedBudgets
+from twisted_vllm.app.supervisor_metrics import SupervisorMetrics
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
@@ -64,6 +66,7 @@ class SupervisorService(Service):
         processes: those that run.
         limits: counts for the processes.
         budgets: keeps its budgets as the database has them.
+        metrics: collects the metrics of all processes.
     """
 
     _log = Logger()
@@ -116,6 +119,9 @@ class SupervisorService(Service):
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
+        self.metrics = MetricsKeeper(
+            self.hub, SupervisorMetrics(self.hub, self.processes, self.limits, workers), reactor
+        )
         self._coordinator = ReloadCoordinator(self.hub, self._prepare, manager.reloading, self._reloaded)
 
     def setServiceParent(self, parent: object) -> None:
@@ -145,6 +151,7 @@ class SupervisorService(Service):
         signal.signal(signal.SIGUSR2, self._replace)
         self._hang_up.install(self._reload, self._signalled)
         self._reactor.callWhenRunning(self.processes.start)
+        self.metrics.start()
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -158,6 +165,7 @@ class SupervisorService(Service):
         if closing.active():
             closing.cancel()
             self._close_sockets()
+        self.metrics.stop()
         self._log.info("All processes have ended")
         self._signals.restore()
         finish(self._observer)

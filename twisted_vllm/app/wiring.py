@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from random import random
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -134,6 +134,10 @@ from twisted_vllm.usage_export.metrics import UsageExportCollector
 from twisted_vllm.usage_export.service import UsageExport
 from twisted_vllm.workers.siblings import ALONE, Siblings
 
+if TYPE_CHECKING:
+    # a gateway of one process has nothing to share
+    from twisted_vllm.app.shared_metrics import SharedMetrics
+
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
 
@@ -151,7 +155,8 @@ class Wiring:
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
         audit_retention: drops old entries of the audit log.
-        metrics: the gateway's metrics.
+        metrics: the metrics of this process.
+        shared_metrics: those of all processes; None if this is the whole gateway.
         accounting: meters, limits and stores usage.
         usage_export: exports the ledger's rows of closed days.
         background: follows responses that servers generate in the background.
@@ -271,6 +276,11 @@ class Wiring:
         self.index = KeyIndex()
         self.index.reconfigure(gateway_limits_of(settings))
         self.metrics = Metrics()
+        self.shared_metrics: SharedMetrics | None = None
+        if not self.siblings.alone:
+            from twisted_vllm.app.shared_metrics import SharedMetrics
+
+            self.shared_metrics = SharedMetrics(self.metrics, self.siblings)
         self.metrics.add(StaleConnectionCollector(self.agent))
         self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
@@ -475,7 +485,7 @@ class Wiring:
                 file_is_lost=self.database.file_is_lost,
             ),
             endpoints=lambda: tuple(endpoints_of(router.groups)),
-            metrics=self.metrics,
+            metrics=self.metrics if self.shared_metrics is None else self.shared_metrics,
             metrics_of_servers=metrics_of_servers.expose,
             client_of=client_of_admin,
             failures=throttle,
@@ -543,6 +553,8 @@ class Wiring:
             draining=lambda: self.drain.begun,
             budgets=self.budgets,
             directory=directory,
+            siblings=self.siblings,
+            snapshot=self.metrics.snapshot if self.shared_metrics is None else self.shared_metrics.snapshot,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)
         self.revoker = Revoker(admission, self.site.running, reactor)

@@ -90,6 +90,7 @@ class LimitServer:
 
     Attributes:
         limiter: counts.
+        operations: how many operations workers asked for: admissions, settlements, counts.
     """
 
     _log = Logger()
@@ -112,6 +113,7 @@ class LimitServer:
             now: returns the time in Unix seconds.
         """
         self.limiter = limiter
+        self.operations = 0
         self._hub = hub
         self._reconciliation = reconciliation
         self._counts = counts
@@ -146,6 +148,7 @@ class LimitServer:
         process = self._processes.get(sender)
         if process is None:
             process = self._processes[sender] = _Process()
+        self.operations += len(operations)
         now = self._now()
         self.limiter.generation = self._reconciliation.generation_of(sender)
         answers: list[Any] = []
