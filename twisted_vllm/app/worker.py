@@ -48,6 +48,7 @@ def _run(reactor: Any, order: Order) -> int:
     from twisted_vllm.config.describe import describe_refused
     from twisted_vllm.config.problems import ConfigError
     from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
+    from twisted_vllm.workers.processes import name_of
     from twisted_vllm.workers.siblings import HOUSEKEEPER
 
     chosen = None
@@ -60,7 +61,7 @@ def _run(reactor: Any, order: Order) -> int:
         settings = source.read(dict(os.environ))
         log = order.log
         twistd = TwistdLog(is_daemon=log.is_daemon, logfile=log.logfile, syslog_prefix=log.syslog_prefix)
-        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)
+        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd, name_of(order.slot))
         service = GatewayService(
             reactor,
             settings,
