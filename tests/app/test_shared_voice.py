@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from twisted.internet.task import deferLater
+from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel
 
 from tests.end_to_end.end_to_end_harness import eventually
@@ -121,10 +121,8 @@ async def test_a_process_that_does_not_answer_counts_as_it_last_did(
     housekeeper, worker, _ = await three(processes, reactor)
     assert (await housekeeper.samples())[SERVED] == 111
     late: Any = processes.links[12]
-    late._topics._answerers[OWN] = (
-        late._topics._answerers[OWN][0],
-        lambda question, asker: deferLater(reactor, 0.5, list),
-    )
+    never: Deferred[None] = Deferred()
+    late._topics._answerers[OWN] = late._topics._answerers[OWN][0], lambda question, asker: never
     worker.served.count = 20
     found = await housekeeper.samples()
     assert (found[SERVED], found["vllm_passthrough_connections"]) == (121, 21)

@@ -45,7 +45,7 @@ class SharedReadiness:
         self._loop.clock = reactor
         siblings.on(READINESS, Found, self._heard)
         siblings.on_joined(self._joined)
-        siblings.on_left(lambda number: self._others.pop(number, None) and None)
+        siblings.on_left(self._left)
 
     def start(self) -> None:
         """Tell the others from now on."""
@@ -78,6 +78,9 @@ class SharedReadiness:
 
     def _joined(self, number: int) -> None:
         self._siblings.send(number, READINESS, self._found())
+
+    def _left(self, number: int) -> None:
+        self._others.pop(number, None)
 
     def _heard(self, found: Found, sender: int) -> None:
         if sender in self._siblings.others:
