@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.start_error import StartError, explain_address
 from twisted_vllm.config.listen import with_backlog
+from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.net.epoll_hub import data_path_reactor
 from twisted_vllm.http.net.inherited import OpenSockets, open_sockets
@@ -30,7 +32,9 @@ from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.setup import TwistdLog, finish, give_to_twistd, install
+from twisted_vllm.observability.logging.sinks import RotatedFile
 from twisted_vllm.workers.hub import Hub
+from twisted_vllm.workers.link import FAILED, Failed
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
 from twisted_vllm.workers.processes import Command, Processes
 from twisted_vllm.workers.siblings import HOUSEKEEPER
@@ -64,6 +68,7 @@ class SupervisorService(Service):
         signals: StopSignals,
         hang_up: HangUp,
         manager: ServiceManager = NO_MANAGER,
+        owner: tuple[int, int] | None = None,
     ) -> None:
         """Set up; nothing is opened yet.
 
@@ -78,6 +83,7 @@ class SupervisorService(Service):
             signals: the stop signals: the first drains, the second cuts.
             hang_up: the signal to reload.
             manager: is told when the gateway serves and stops.
+            owner: the user and the group that twistd will change to; None if it stays what it is.
         """
         self._reactor = reactor
         self._settings = settings
@@ -89,6 +95,7 @@ class SupervisorService(Service):
         self._signals = signals
         self._hang_up = hang_up
         self._manager = manager
+        self._owner = owner
         self._opened: list[OpenSockets] = []
         self._stopping = self._replacing = False
         coalescer = WriteCoalescer()
@@ -97,6 +104,9 @@ class SupervisorService(Service):
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
+        self.hub.on(FAILED, Failed, self._failed)
+        #: why the last process that could not start could not
+        self._reason = ""
 
     def setServiceParent(self, parent: object) -> None:
         """Join an application, and set its log before twistd creates its own."""
@@ -111,15 +121,27 @@ class SupervisorService(Service):
         """
         super().privilegedStartService()
         install(self._observer)
+        if self._owner is not None and isinstance(self._observer, LineObserver):
+            sink = self._observer.writer.sink
+            if isinstance(sink, RotatedFile):
+                # every process opens it, once it is of the other user; whoever may not do this may not change to it
+                with suppress(PermissionError):
+                    sink.give_to(*self._owner)
         for text in self._settings.listen:
             try:
                 self._opened.append(open_sockets(self._reactor, with_backlog(text), self._workers))
-            except CannotListenError as error:
+            except (CannotListenError, OSError) as error:
                 self._refuse_to_start(explain_address(error))
 
     def startService(self) -> None:
-        """Start the processes, once the reactor runs."""
+        """Start the processes, once the reactor runs.
+
+        Raises:
+            StartError: their user cannot read what they need.
+        """
         super().startService()
+        if self._owner is not None:
+            self._look_as_owner()
         self._signals.install(self._signalled)
         signal.signal(signal.SIGUSR1, self._reopen)
         signal.signal(signal.SIGUSR2, self._replace)
@@ -141,6 +163,16 @@ class SupervisorService(Service):
         self._log.info("All processes have ended")
         self._signals.restore()
         finish(self._observer)
+
+    def _look_as_owner(self) -> None:
+        """Look whether the processes will start, now that the privileges are dropped: one error here, not one of each."""
+        if not os.access(sys.executable, os.X_OK, effective_ids=True):
+            self._refuse_to_start(f"the user of --uid ({os.geteuid()}) may not run {sys.executable}")
+        try:
+            self._source.read(os.environ)
+        except ConfigError as error:
+            user = f"the user of --uid ({os.geteuid()}) must be able to read every file: each process reads them"
+            self._refuse_to_start(f"{'; '.join(map(str, error.problems))} ({user})")
 
     def _signalled(self, name: str) -> None:
         if self._stopping:
@@ -187,8 +219,21 @@ class SupervisorService(Service):
         self._log.info("Serving with {workers} workers", workers=self._workers)
         self._manager.ready()
 
+    def _failed(self, message: Failed, sender: int) -> None:
+        """A process cannot start."""
+        process = self.processes.running.get(sender)
+        if process is not None:
+            name, self._reason = process.name, message.reason
+            self._log.error("The {process} cannot start: {reason}", process=name, reason=message.reason)
+        # it waits for this
+        self.hub.close(sender)
+
     def _give_up(self, reason: str) -> None:
         self._log.critical("The gateway gives up: {reason}", reason=reason)
+        if sys.__stderr__ is not None:
+            # sys.stderr is redirected to the log by now
+            cannot = f"vllm-passthrough cannot start: {self._reason.rstrip()}"
+            print(cannot if self._reason else f"vllm-passthrough gives up: {reason}", file=sys.__stderr__)
         # twistd has no way to end with a status; this is called when all else is done
         atexit.register(_end_with_failure)
         if not self._stopping:

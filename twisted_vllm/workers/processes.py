@@ -124,7 +124,13 @@ class Running(ProcessProtocol):
         """It has ended, and its descriptors are closed."""
         value: Any = reason.value
         number = getattr(value, "signal", None)
-        how = f"by {signal.Signals(number).name}" if number else f"with status {getattr(value, 'exitCode', 0)}"
+        self._end(f"by {signal.Signals(number).name}" if number else f"with status {getattr(value, 'exitCode', 0)}")
+
+    def not_started(self, reason: str) -> None:
+        """It could not be started."""
+        self._end(reason)
+
+    def _end(self, how: str) -> None:
         self._on_end(self, how)
         if not self.is_ready:
             self.ready.addErrback(_ignore_failure)
@@ -196,6 +202,9 @@ class Processes:
             self._reactor.spawnProcess(
                 process, command.arguments[0], command.arguments, dict(command.environ), childFDs=command.descriptors
             )
+        except OSError as error:
+            # no more processes, memory or descriptors, or no permission
+            process.not_started(f"before it began: {error}")
         finally:
             theirs.close()
         return process
