@@ -36,6 +36,7 @@ from twisted_vllm.observability.logging.sinks import RotatedFile
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.link import FAILED, Failed
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
+from twisted_vllm.workers.permits import ConnectionPermits
 from twisted_vllm.workers.processes import Command, Processes
 from twisted_vllm.workers.siblings import HOUSEKEEPER
 
@@ -52,6 +53,7 @@ class SupervisorService(Service):
     Attributes:
         hub: talks to the processes.
         processes: those that run.
+        connection_permits: shares out client connections.
     """
 
     _log = Logger()
@@ -104,6 +106,7 @@ class SupervisorService(Service):
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
+        self.connection_permits = ConnectionPermits(self.hub)
         self.hub.on(FAILED, Failed, self._failed)
         #: why the last process that could not start could not
         self._reason = ""
@@ -165,7 +168,7 @@ class SupervisorService(Service):
         finish(self._observer)
 
     def _look_as_owner(self) -> None:
-        """Look whether the processes will start, now that the privileges are dropped: one error here, not one of each."""
+        """Look whether the processes can start, now that the privileges are dropped: one error, not one of each."""
         if not os.access(sys.executable, os.X_OK, effective_ids=True):
             self._refuse_to_start(f"the user of --uid ({os.geteuid()}) may not run {sys.executable}")
         try:
