@@ -18,7 +18,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -32,6 +32,8 @@ help:
 	@echo 'make bench-routing  compare routing policies over your vLLM servers: make bench-routing ARGS=--help'
 	@echo 'make bench-telemetry  what metrics, traces and sinks cost: make bench-telemetry ARGS=--help'
 	@echo 'make bench-growth  what a request costs with many keys, end users and rows: make bench-growth ARGS=--help'
+	@echo 'make bench-workers  one process against several workers, with wrk and nginx: make bench-workers ARGS=--help'
+	@echo 'make bench-streams  what open streams cost, up to 50,000: make bench-streams ARGS=--help'
 	@echo 'make wheel     build dist/*.whl'
 	@echo 'make clean     remove what make made'
 
@@ -103,6 +105,12 @@ bench-telemetry: $(VENV)/installed
 
 bench-growth: $(VENV)/installed
 	@exec $(BIN)/python -m benchmarks.growth $(ARGS)
+
+bench-workers: $(VENV)/installed
+	@exec $(BIN)/python -m benchmarks.workers $(ARGS)
+
+bench-streams: $(VENV)/installed
+	@exec $(BIN)/python -m benchmarks.streams $(ARGS)
 
 wheel: $(VENV)/installed
 	rm -rf build dist

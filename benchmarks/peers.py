@@ -137,7 +137,7 @@ class RunningGateway:
 
 @contextmanager
 def run_gateway_of(
-    config: Mapping[str, object], variables: Mapping[str, str], directory: Path
+    config: Mapping[str, object], variables: Mapping[str, str], directory: Path, *options: str
 ) -> Iterator[RunningGateway]:
     """Run a gateway with a JSON log in a file.
 
@@ -145,6 +145,7 @@ def run_gateway_of(
         config: its settings, but those of the master key and the log.
         variables: of its environment.
         directory: where it runs.
+        options: more options of its command line.
 
     Raises:
         CannotStart: it does not start.
@@ -161,7 +162,7 @@ def run_gateway_of(
     (directory / "gateway.yaml").write_text(json.dumps(whole))
     environ = environment(**variables, LITELLM_MASTER_KEY=master_key, PYTHONPATH=str(REPOSITORY))
     twistd = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
-    arguments = ["vllm-passthrough", "--config=gateway.yaml", f"--listen=tcp:{port}:interface=127.0.0.1"]
+    arguments = ["vllm-passthrough", "--config=gateway.yaml", f"--listen=tcp:{port}:interface=127.0.0.1", *options]
     log = directory / "gateway.out"
     with running([*twistd, *arguments], log, environ=environ, directory=directory) as process:
         wait_until_ready(process, log, lambda: answers(port, "/health/readiness"))

@@ -58,6 +58,7 @@ class PostgresqlServer:
             user gets it.
         password: of its only user, `user`.
         settings: more of its settings, as in ``fsync=off``.
+        before: stands before the server's command, such as what runs it elsewhere, and as a user that it accepts.
 
     Raises:
         LookupError: as `unprivileged`.
@@ -65,11 +66,19 @@ class PostgresqlServer:
 
     user = "gateway"
 
-    def __init__(self, binaries: Path, directory: Path, password: str, settings: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        binaries: Path,
+        directory: Path,
+        password: str,
+        settings: Iterable[str] = (),
+        before: Iterable[str] = (),
+    ) -> None:
         self.password = password
         self.directory = directory
         self._binaries = binaries
         self._settings = tuple(settings)
+        self._before = tuple(before)
         self._process: subprocess.Popen[bytes] | None = None
         self._as_user = unprivileged()
         if self._as_user:
@@ -103,11 +112,12 @@ class PostgresqlServer:
             RuntimeError: it does not; with its log.
         """
         settings = ["listen_addresses=", f"unix_socket_directories={self.directory}", *self._settings]
-        command = [str(self._binaries / "postgres"), "-D", str(self.directory / "data")]
+        command = [*self._before, str(self._binaries / "postgres"), "-D", str(self.directory / "data")]
+        as_user = {} if self._before else self._as_user
         for setting in settings:
             command += ["-c", setting]
         with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log, **self._as_user)
+            self._process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log, **as_user)
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -143,7 +153,5 @@ class PostgresqlServer:
         Raises:
             psycopg.Error: it failed.
         """
-        with psycopg.connect(
-            host=str(self.directory), user=self.user, password=self.password, dbname="postgres", autocommit=True
-        ) as connection:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(statement.encode())

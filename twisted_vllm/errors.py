@@ -313,7 +313,7 @@ class BudgetExceeded(GatewayError):
 
 
 class LimitsUnavailable(GatewayError):
-    """Redis is unavailable, and the operator refuses limited requests without it."""
+    """The supervisor does not answer; or Redis, and the operator refuses limited requests without it."""
 
     status = 503
     code = "limits_unavailable"
@@ -481,6 +481,13 @@ class Draining(GatewayError):
 
     status = 503
     code = "draining"
+
+
+class ReloadFailed(GatewayError):
+    """The configuration was not read again by all processes of the gateway."""
+
+    status = 503
+    code = "reload_failed"
 
 
 class ResponseNotLocated(GatewayError):

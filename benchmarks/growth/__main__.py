@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 
 import msgspec
 
-from benchmarks.growth.databases import Databases, PostgresqlDatabases, SqliteDatabases
+from benchmarks.growth.databases import POSTGRESQL, SQLITE, opened_databases
 from benchmarks.growth.load import find_wrk
 from benchmarks.growth.options import add_size, size_of, spread_of
 from benchmarks.growth.report import Growth, markdown
 from benchmarks.growth.run import PARTS, Measurement, Plan
 from benchmarks.options import number, whole
 from benchmarks.peers import own_upstream
-from benchmarks.postgresql import PostgresqlServer, find_binaries
 from benchmarks.processes import CannotStart, end_on_sigterm
 from benchmarks.run import say
-
-SQLITE, POSTGRESQL = "sqlite", "postgresql"
-
-_SETTINGS = ("fsync=off", "max_connections=60", "shared_buffers=256MB", "max_wal_size=4GB")
 
 _EPILOG = """
 A database is filled first, by the gateway's own storage: a million rows take minutes. To fill it once and measure it
@@ -118,7 +112,7 @@ def measure(plan: Plan, filled: dict[str, str | None], json: Path | None) -> Ite
     for kind, url in filled.items():
         with ExitStack() as stack:
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="benchmarks-growth-")))
-            databases = stack.enter_context(_databases(kind, url, directory))
+            databases = stack.enter_context(opened_databases(kind, url, directory))
             if databases is None:
                 say("PostgreSQL is left out: its programs (initdb, postgres) are not installed.")
                 continue
@@ -127,38 +121,6 @@ def measure(plan: Plan, filled: dict[str, str | None], json: Path | None) -> Ite
         save(growth)
         done.append(growth)
         yield growth
-
-
-@contextmanager
-def _databases(kind: str, url: str | None, directory: Path) -> Iterator[Databases | None]:
-    if kind == SQLITE:
-        yield SqliteDatabases(directory)
-        return
-    if url is not None:
-        databases = PostgresqlDatabases(url)
-        try:
-            yield databases
-        finally:
-            databases.remove()
-        return
-    binaries = find_binaries()
-    if binaries is None:
-        yield None
-        return
-    # the server's own user must reach it, and a socket's path must be short
-    place = Path(mkdtemp(prefix="growth-"))
-    try:
-        server = PostgresqlServer(binaries, place, "of-the-benchmark-alone", _SETTINGS)
-        server.initialise()
-        server.start()
-        try:
-            yield PostgresqlDatabases(server.url("postgres"))
-        finally:
-            server.stop()
-    except (LookupError, RuntimeError) as error:
-        raise CannotStart(str(error)) from None
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":

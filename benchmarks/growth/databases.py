@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Protocol
 
 import psycopg
@@ -15,10 +16,15 @@ from sqlalchemy.engine import make_url
 
 from benchmarks.growth.ledger import purpose_of
 from benchmarks.measure import ProcessTree
+from benchmarks.postgresql import PostgresqlServer, find_binaries
 from benchmarks.processes import CannotStart
 
 #: what the names of databases begin with, so that they can be told from others on the same server
 _PREFIX = "growth_"
+#: the kinds
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
+#: of a PostgreSQL server of the benchmark's own
+_SETTINGS = ("fsync=off", "max_connections=60", "shared_buffers=256MB", "max_wal_size=4GB")
 
 
 class Databases(Protocol):
@@ -170,6 +176,48 @@ class PostgresqlDatabases:
         """Drop the databases."""
         while self._made:
             self._ask("postgres", f'DROP DATABASE IF EXISTS "{self._made.pop()}" WITH (FORCE)')
+
+
+@contextmanager
+def opened_databases(kind: str, url: str | None, directory: Path) -> Iterator[Databases | None]:
+    """Give databases of a kind during a block; None where PostgreSQL is not installed.
+
+    Args:
+        kind: `SQLITE` or `POSTGRESQL`.
+        url: of a database on a PostgreSQL server that runs; None starts one.
+        directory: where SQLite's files are.
+
+    Raises:
+        CannotStart: PostgreSQL does not start, or cannot be used.
+    """
+    if kind == SQLITE:
+        yield SqliteDatabases(directory)
+        return
+    if url is not None:
+        databases = PostgresqlDatabases(url)
+        try:
+            yield databases
+        finally:
+            databases.remove()
+        return
+    binaries = find_binaries()
+    if binaries is None:
+        yield None
+        return
+    # the server's own user must reach it, and a socket's path must be short
+    place = Path(mkdtemp(prefix="growth-"))
+    try:
+        server = PostgresqlServer(binaries, place, "of-the-benchmark-alone", _SETTINGS)
+        server.initialise()
+        server.start()
+        try:
+            yield PostgresqlDatabases(server.url("postgres"))
+        finally:
+            server.stop()
+    except (LookupError, RuntimeError) as error:
+        raise CannotStart(str(error)) from None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _file_of(url: str) -> Path:

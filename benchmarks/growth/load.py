@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Outcome(msgspec.Struct, frozen=True):
         failed: answers with a status of 400 or more.
         broken: connections that failed, and answers that did not come.
         p50, p99: milliseconds.
+        bytes: that were received, also of answers that were not whole at the end; 0 where the script does not say.
     """
 
     requests: int
@@ -37,6 +38,7 @@ class Outcome(msgspec.Struct, frozen=True):
     broken: int
     p50: float
     p99: float
+    bytes: int = 0
 
     def complaint(self) -> str | None:
         """Return what went wrong, in words; None where nothing did."""
@@ -86,7 +88,15 @@ def apply_load(port: int, requests: Requests, seconds: float, *, before: int = 0
     Raises:
         CannotStart: wrk failed.
     """
-    command = _command(port, CONNECTIONS, seconds, requests.arguments(before=before))
+    return run_wrk(_command(port, CONNECTIONS, seconds, requests.arguments(before=before)), seconds)
+
+
+def run_wrk(command: Sequence[str], seconds: float) -> Outcome:
+    """Run wrk with a script that prints an `Outcome`.
+
+    Raises:
+        CannotStart: wrk failed.
+    """
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=seconds + _GRACE_SECONDS, check=False
     )

@@ -42,8 +42,9 @@ class GatedServer:
 
     def serve(self, connection: Connection) -> None:
         while head := connection.read_head():
-            if not head.startswith(b"GET"):
+            if head.startswith(b"POST"):
                 connection.read(len(BODY))
+            if not head.startswith(b"GET"):
                 with self._lock:
                     self.taken += 1
             assert self.gate.wait(PATIENCE)
@@ -76,14 +77,24 @@ class LimitingGateway(Configured):
         return [line["message"] for line in lines if words in line.get("message", "")]
 
 
-def burst(ports: list[int], key: str, count: int, server: GatedServer, expected: int) -> Counter[tuple[int, str]]:
+def burst(
+    ports: list[int], key: str, count: int, server: GatedServer, expected: int, raw: bytes = b""
+) -> Counter[tuple[int, str]]:
     """Send `count` requests at once, in turn to each port, while the server answers none.
+
+    Args:
+        ports: where.
+        key: the caller's key.
+        count: how many.
+        server: takes those that are admitted.
+        expected: how many it takes.
+        raw: another request than for a chat of the key.
 
     Returns:
         How many were answered with which status and code of an error.
     """
     head = f"POST {TARGET} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-    raw = f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+    raw = raw or f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
     connections = {}
     poll = select.poll()
     server.taken = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import DeferredList, ensureDeferred
+from twisted.internet.defer import CancelledError, DeferredList, ensureDeferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import deferLater
@@ -17,6 +17,7 @@ from twisted.logger import capturedLogs as captured_logs
 
 from benchmarks.free_ports import free_port
 from tests.ratelimit.limiter_contract import NOON, LimiterContract, key
+from tests.ratelimit.supervised.gateway_in_memory import GatewayInMemory
 from tests.self_signed import self_signed_pem
 from tests.services.private_redis import PrivateRedis
 from twisted_vllm.config.secret import Secret
@@ -258,6 +259,38 @@ async def test_while_redis_is_away_each_process_counts_for_itself_and_says_so_on
     await admitted(limiter, key(parallel=1))
     limiter.settle(local, 0, 0, NOON)
     await refused(limiter, key(parallel=1))
+
+
+@pytest_twisted.ensureDeferred
+async def test_while_redis_is_away_the_supervisor_counts_for_its_workers(
+    reactor: Any, make_limiter: MakeLimiter
+) -> None:
+    gateway = GatewayInMemory()
+    workers = [gateway.start(1), gateway.start(2)]
+    with captured_logs() as events:
+        limiters = [
+            await make_limiter(
+                RedisServer("127.0.0.1", free_port()), wait=False, on_loss="local", fallback=worker.counting.limiter
+            )
+            for worker in workers
+        ]
+        limits = key(rpm=5, parallel=4)
+        asked = [limiters[number % 2].admit((limits,), "", 0, 0, NOON) for number in range(8)]
+        gateway.exchange()
+        found = await DeferredList(asked, consumeErrors=True)
+        assert sum(is_admitted for is_admitted, _ in found) == 4
+        # a client that goes while it waits
+        gone = limiters[0].admit((limits,), "", 0, 0, NOON)
+        gone.addErrback(lambda failure: failure.trap(CancelledError))
+        gone.cancel()
+        for number, (is_admitted, reservation) in enumerate(found):
+            if is_admitted:
+                assert isinstance(reservation, Reservation)
+                limiters[number % 2].settle(reservation, 0, 0, NOON)
+        gateway.exchange()
+        assert gateway.limiter.in_flight == 0
+        await until(reactor, lambda: len(texts(events)) == 2)
+    assert all("this gateway's supervisor counts limits" in text for text in texts(events))
 
 
 @pytest_twisted.ensureDeferred

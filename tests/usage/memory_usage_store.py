@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zope.interface import implementer
@@ -12,6 +12,7 @@ from twisted_vllm.usage.interfaces import (
     BEGINNING,
     DatabaseUnavailable,
     HistoryChanged,
+    IJointAccounts,
     ISpoolAccounts,
     IUsageStore,
     Position,
@@ -69,15 +70,61 @@ class MemoryAccounts(ISpoolAccounts):
             if store.unavailable or store.sums_unavailable:
                 raise DatabaseUnavailable("it is unavailable")
             store.marks[self.name] = self._end
-            store.counted += self._gathered
-            cost, self._gathered = sum(row.cost for row in self._gathered), []
-            if not cost:
-                return True, []
-            total = sum(row.cost for row in store.counted)
-            return True, [SpendUpdate("key", "k1", cost if self._own else 0, total, 0)]
+            return True, store.count(self._gathered, own=self._own)
 
     def close(self) -> None:
         self._store.marks.pop(self.name, None)
+
+
+class MemoryJointAccounts(IJointAccounts):
+    """Accounts of several spools, of whose rows the same key pays."""
+
+    def __init__(self, store: MemoryUsageStore) -> None:
+        self.name = "all"
+        self._store = store
+        self._ends: dict[str, Position] = {}
+        self._gathered: list[UsageRow] = []
+
+    @property
+    def waiting(self) -> Waiting:
+        return Waiting(len(self._gathered), 0.0 if self._gathered else None)
+
+    def join(self, name: str) -> Position | None:
+        self._store.check()
+        if name in self._store.uneven:
+            self._store.uneven.discard(name)
+            return None
+        self._ends[name] = self._store.marks.get(name, BEGINNING)
+        return self._ends[name]
+
+    def kept_from(self, name: str) -> Position:
+        return self._store.marks.get(name, BEGINNING)
+
+    def add(self, written: Sequence[Any], ends: Mapping[str, Position]) -> None:
+        for name, end in ends.items():
+            assert end > self._ends[name], "rows were added twice"
+            self._ends[name] = end
+        for rows in written:
+            self._gathered += rows
+
+    def flush(self, *, force: bool = False) -> tuple[bool, list[SpendUpdate]]:
+        store = self._store
+        with store.changed:
+            moved = {name: end for name, end in self._ends.items() if end > self.kept_from(name)}
+            if not moved or not (force or store.flushes):
+                return False, []
+            if store.was_restored:
+                store.was_restored = False
+                raise HistoryChanged("it was restored")
+            if store.unavailable or store.sums_unavailable:
+                raise DatabaseUnavailable("it is unavailable")
+            store.marks |= moved
+            return True, store.count(self._gathered, own=True)
+
+    def leave(self, name: str) -> None:
+        self._store.check()
+        self._store.marks.pop(name, None)
+        del self._ends[name]
 
 
 @implementer(IUsageStore)
@@ -92,6 +139,7 @@ class MemoryUsageStore:
         sums_unavailable: whether the database takes rows alone.
         rows_unavailable: whether it takes all but rows.
         was_restored: whether the next sums find another database.
+        uneven: spools that cannot join others at first.
     """
 
     single_writer = False
@@ -103,11 +151,35 @@ class MemoryUsageStore:
         self.flushes = True
         self.unavailable = self.sums_unavailable = self.rows_unavailable = self.was_restored = False
         self.rejected: set[str] = set()
+        self.uneven: set[str] = set()
         self.attempts = 0
         self.batches: list[int] = []
         self.deletions: list[int] = []
         self.closed = False
         self.changed = threading.Condition()
+
+    def count(self, gathered: list[UsageRow], *, own: bool) -> list[SpendUpdate]:
+        """Add rows up that were gathered, which are none then."""
+        self.counted += gathered
+        cost = sum(row.cost for row in gathered)
+        gathered.clear()
+        if not cost:
+            return []
+        return [SpendUpdate("key", "k1", cost if own else 0, sum(row.cost for row in self.counted), 0)]
+
+    def check(self) -> None:
+        """Fail if the database is unavailable."""
+        if self.unavailable:
+            raise DatabaseUnavailable("it is unavailable")
+
+    def open_joint_accounts(self) -> MemoryJointAccounts:
+        return MemoryJointAccounts(self)
+
+    def spend_of(self, scopes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
+        with self.changed:
+            self.check()
+            spent = sum(row.cost for row in self.counted)
+            return {scope: (0, spent) for scope in scopes if scope == ("key", "k1") and spent}
 
     def write(self, rows: Sequence[UsageRow]) -> list[UsageRow]:
         with self.changed:

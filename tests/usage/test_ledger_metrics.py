@@ -184,7 +184,7 @@ def test_rows_that_neither_disk_nor_database_accepts_are_reported_with_their_age
 
 @pytest.mark.usefixtures("full_disk")
 def test_rows_for_which_memory_has_no_room_either_are_lost(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twisted_vllm.usage.spool.spool.UNSAVED_ROWS", 10)
+    monkeypatch.setattr("twisted_vllm.usage.spool.followed.UNSAVED_ROWS", 10)
     ledger.put(*usage_rows(15))
     found = ledger.scrape()
     assert (found["unsaved_rows"], found["rows_lost_total"]) == (10, 5)

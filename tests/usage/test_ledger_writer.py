@@ -22,6 +22,7 @@ from twisted_vllm.usage.interfaces import DatabaseUnavailable, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool import batch_writer as batch_writer_module
 from twisted_vllm.usage.spool import writer as writer_module
+from twisted_vllm.usage.spool import writer_threads
 from twisted_vllm.usage.spool.batch_writer import BatchWriter, quarantine
 from twisted_vllm.usage.spool.format import encode_rows, header_line
 from twisted_vllm.usage.spool.segments import Segment
@@ -142,7 +143,7 @@ async def test_what_a_run_left_is_moved_by_the_next_and_no_amount_is_its_own(
 async def test_an_outage_of_rows_alone_is_one_outage_until_it_takes_rows(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.01)
+    monkeypatch.setattr(writer_threads, "MAX_BACKOFF", 0.01)
     bench.put(usage_row(0))
     await bench.until(lambda: len(bench.store.counted) == 1)
     with captured_logs() as events:
@@ -159,7 +160,7 @@ async def test_an_outage_of_rows_alone_is_one_outage_until_it_takes_rows(
 
 @pytest_twisted.ensureDeferred
 async def test_an_outage_is_logged_once_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.1)
+    monkeypatch.setattr(writer_threads, "MAX_BACKOFF", 0.1)
     bench.store.unavailable = True
     with captured_logs() as events:
         bench.put(*usage_rows(3))
@@ -217,7 +218,7 @@ async def test_a_row_that_the_database_refuses_is_set_aside_and_the_others_are_k
 async def test_what_is_set_aside_stands_there_once_however_often_its_batch_is_tried(
     make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logged_failures: Any
 ) -> None:
-    monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.01)
+    monkeypatch.setattr(writer_threads, "MAX_BACKOFF", 0.01)
     damaged = b"12345678 cut\n"
     rows = usage_rows(8)
     (tmp_path / "a1-000001.spool").write_bytes(header_line() + damaged + encode_rows(rows))
@@ -243,7 +244,7 @@ async def test_what_is_set_aside_stands_there_once_however_often_its_batch_is_tr
 async def test_a_disk_that_takes_nothing_aside_keeps_no_row_from_the_database_and_no_amount_counts_twice(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, logged_failures: Any
 ) -> None:
-    monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.01)
+    monkeypatch.setattr(writer_threads, "MAX_BACKOFF", 0.01)
     tried: list[int] = []
 
     def set_aside_at_last(directory: Path, name: str, lines: Sequence[bytes]) -> Path:
@@ -332,7 +333,7 @@ async def test_a_spool_whose_directory_has_gone_does_not_hold_up_the_end(bench: 
 async def test_a_database_that_hangs_does_not_hold_up_the_end(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, make_bench: Callable[..., Bench]
 ) -> None:
-    monkeypatch.setattr(writer_module, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(writer_threads, "STOP_SECONDS", 0.1)
     with bench.store.changed:
         # it holds the store's lock, as a server does that does not answer
         bench.put(*usage_rows(3))

@@ -14,7 +14,7 @@ from twisted.logger import capturedLogs as captured_logs
 from tests.builders import usage_row, usage_rows
 from tests.conftest import LoggedFailures
 from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.spool import spool as spool_module
+from twisted_vllm.usage.spool import followed as spool_module
 from twisted_vllm.usage.spool.queue import CACHED_BYTES, Batch
 from twisted_vllm.usage.spool.spool import Spool
 

@@ -101,8 +101,12 @@ class AdminAuthenticator:
             if waiting is not None:
                 await waiting
 
-    def principal_of(self, request: IRequest) -> Principal:
+    async def principal_of(self, request: IRequest, *, again: bool = False) -> Principal:
         """Return the principal of a request.
+
+        Args:
+            request: the request.
+            again: whether it was asked for before: then the request is counted already.
 
         Raises:
             MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey, TooManyFailures: as in the pass-through.
@@ -112,36 +116,41 @@ class AdminAuthenticator:
         try:
             principal = self._authenticator.authenticate(_credential_headers(request), now)
         except MissingApiKey as error:
-            raise self._throttle.record_failure(error, self.client_of(request), now) from None
+            raise await self._failed(error, request, now) from None
         # for the log; the type is not IRequest's: the gateway's own request has a context
         cast(Any, request).context.principal = principal
-        self._uncounted.count(principal, now)
+        counting = None if again else self._uncounted.count(principal, now)
+        if counting is not None:
+            await counting
         return principal
 
-    def caller_of(self, request: IRequest, access: Access, action: str) -> Principal:
+    async def caller_of(self, request: IRequest, access: Access, action: str, *, again: bool = False) -> Principal:
         """Return the principal of a request to a route, which it may call.
 
         Args:
             request: the request.
             access: who may call the route.
             action: the name of the route.
+            again: as in `principal_of`.
 
         Raises:
             RouteNotAllowed: the caller may not.
         """
-        principal = self.principal_of(request)
+        principal = await self.principal_of(request, again=again)
         check_access(access, principal, f"/{action}", self.settings.enabled)
         return principal
 
-    def count_change(self, principal: Principal) -> None:
+    async def count_change(self, principal: Principal) -> None:
         """Count a change that somebody makes for themselves.
 
         Raises:
             RateLimitExceeded: it is one too many for its user.
         """
-        self._changes.count(principal, self._now().timestamp())
+        counting = self._changes.count(principal, self._now().timestamp())
+        if counting is not None:
+            await counting
 
-    def is_reader(self, request: IRequest) -> bool:
+    async def is_reader(self, request: IRequest) -> bool:
         """Return whether somebody who may read everything makes a request that everybody may make.
 
         Raises:
@@ -151,7 +160,7 @@ class AdminAuthenticator:
         try:
             principal = self._authenticator.authenticate(_credential_headers(request), now)
         except MissingApiKey as error:
-            refusal = self._throttle.record_failure(error, self.client_of(request), now)
+            refusal = await self._failed(error, request, now)
             if refusal is not error:
                 raise refusal from None
             return False
@@ -159,6 +168,11 @@ class AdminAuthenticator:
             return False
         cast(Any, request).context.principal = principal
         return reads_everything(principal)
+
+    async def _failed(self, error: MissingApiKey, request: IRequest, now: float) -> GatewayError:
+        """Count a failed authentication; return what the client is told."""
+        refusal = self._throttle.record_failure(error, self.client_of(request), now)
+        return refusal if isinstance(refusal, GatewayError) else await refusal
 
     def is_master(self, key: str) -> bool:
         """Return whether a key is the master key, in constant time."""

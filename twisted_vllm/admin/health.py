@@ -61,7 +61,7 @@ class EndpointReport(Response, kw_only=True):
     ]
     reason: Annotated[str, msgspec.Meta(description="Why it is in this state; empty if it never was in another.")]
     since: Annotated[datetime, msgspec.Meta(description="Since when it is in this state.")]
-    in_flight: Annotated[int, msgspec.Meta(description="Requests that this process has there.")]
+    in_flight: Annotated[int, msgspec.Meta(description="Requests that this gateway has there.")]
 
 
 class HealthReport(Response, kw_only=True):
@@ -196,9 +196,9 @@ async def metrics(context: AdminContext, request: IRequest) -> bytes:
     """
     await context.authenticator.find_out(request)
     if context.metrics_are_open:
-        named = context.authenticator.is_reader(request)
+        named = await context.authenticator.is_reader(request)
     else:
-        context.authenticator.caller_of(request, Access.READER, "metrics")
+        await context.authenticator.caller_of(request, Access.READER, "metrics")
         named = True
     accept = request.requestHeaders.getRawHeaders(b"accept", [b""])
     body, content_type = context.metrics.expose(b",".join(accept).decode("latin-1"), named)

@@ -116,7 +116,7 @@ class Routes:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
                 authenticator = context.authenticator
                 await authenticator.find_out(request)
-                principal = authenticator.caller_of(request, access, action)
+                principal = await authenticator.caller_of(request, access, action)
                 parameters = read_query(request)
                 given = {name: text for name, text in parameters.items() if text}
                 call = AdminCall(request, context, principal, action, path, given)
@@ -164,13 +164,13 @@ class Routes:
                 authenticator = context.authenticator
                 await authenticator.find_out(request)
                 # before the body is read: a stranger's is never held
-                caller = authenticator.caller_of(request, access, action)
+                caller = await authenticator.caller_of(request, access, action)
                 if access is Access.SELF_SERVICE:
-                    authenticator.count_change(caller)
+                    await authenticator.count_change(caller)
                 context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))
                 given = without_blanks(body.flat(_with_path(await read_object(request), path, body)))
                 # the key may have been blocked while the body arrived
-                principal = authenticator.caller_of(request, access, action)
+                principal = await authenticator.caller_of(request, access, action, again=True)
                 call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_body(given, body))
 

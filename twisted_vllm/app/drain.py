@@ -102,6 +102,7 @@ class Drain:
         self._site = site
         self.reconfigure(delay, timeout)
         self._stopping = self._aborting = self._finished = False
+        self._is_signalled = self._is_told = False
         self._delayed: Deferred[None] | None = None
 
     def reconfigure(self, delay: float, timeout: float) -> None:
@@ -111,9 +112,12 @@ class Drain:
 
     def signalled(self, name: str) -> None:
         """Handle a signal: the first stops the reactor, which starts the drain; the next one aborts."""
+        is_first, self._is_signalled = not self._is_signalled, True
         if self.begun or self._stopping:
-            self._log.warn("Received {name} again: what still runs is cut", name=name)
-            self.abort()
+            # a supervisor may have said so just before the signal, which is not the second then
+            if not (is_first and self._is_told):
+                self._log.warn("Received {name} again: what still runs is cut", name=name)
+                self.abort()
         else:
             self._stopping = True
             self._log.info("Received {name}: draining; once more cuts what still runs", name=name)
@@ -126,6 +130,7 @@ class Drain:
             reason: why.
             at_once: whether to serve nobody else, without the delay for load balancers.
         """
+        self._is_told = True
         if not self._stopping and not self.begun:
             self._stopping = True
             if at_once:

@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.interfaces import IListeningPort
 
 from twisted_vllm.app.member import Member
+from twisted_vllm.app.shared_reload import SharedReload
 from twisted_vllm.app.wiring import Wiring
 from twisted_vllm.workers.link import Link
 from twisted_vllm.workers.processes import ACCEPT, ALIVE, CUT, STOP, Accept
@@ -41,6 +42,7 @@ class Membership:
         self._accepting: dict[int, Sequence[IListeningPort]] = {}
         link.on(STOP, type(None), lambda message, sender: wiring.drain.begin("the supervisor said so"))
         link.on(CUT, type(None), lambda message, sender: wiring.drain.abort())
+        SharedReload(link, wiring.reloader)
         link.answers(ALIVE, type(None), lambda question, asker: None)
         link.on(ACCEPT, Accept, self._accept)
         link.on_supervisor_gone = self._supervisor_gone

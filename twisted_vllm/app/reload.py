@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
+import attrs
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,6 +29,23 @@ SUCCEEDED, INVALID, FAILED = "succeeded", "invalid", "failed"
 
 #: paths that a line of the log names; the answer to an administrator names all
 MAX_NAMED = 20
+
+
+@attrs.frozen
+class Planned:
+    """Settings that were read and prepared, and are not in effect.
+
+    Attributes:
+        read: what was read.
+        plan: what changes.
+        files: the paths of settings whose files differ.
+        apply: puts them into effect.
+    """
+
+    read: Settings
+    plan: ReloadPlan
+    files: tuple[str, ...]
+    apply: Callable[[], None]
 
 
 class Prepare(Protocol):
@@ -50,6 +68,7 @@ class Reloader:
         succeeded_at: when the settings in effect were read, in Unix seconds; at first, the start.
         last_failed: whether the last reload did not succeed.
         restart_needed: settings that differ since the last reload and need a restart.
+        coordinate: reloads in all processes of the gateway; None if there is only this one.
     """
 
     _log = Logger()
@@ -86,6 +105,7 @@ class Reloader:
         self.succeeded_at = now()
         self.last_failed = False
         self.restart_needed: tuple[str, ...] = ()
+        self.coordinate: Callable[[], Deferred[Reloaded]] | None = None
 
     def reload(self) -> Deferred[Reloaded]:
         """Read the settings and put them into effect. Those who ask while a reload runs get the next one together.
@@ -94,6 +114,8 @@ class Reloader:
             ConfigError: the settings cannot be used. Nothing was changed.
             Draining: the gateway is shutting down. Nothing was changed.
         """
+        if self.coordinate is not None:
+            return self.coordinate()
         done: Deferred[Reloaded] = Deferred()
         self._waiting.append(done)
         if not self._running:
@@ -130,20 +152,43 @@ class Reloader:
 
     @inlineCallbacks
     def _reload(self) -> Any:
+        planned: Planned = yield self.plan()
+        return self.put_into_effect(planned)
+
+    @inlineCallbacks
+    def plan(self) -> Any:
+        """Read and prepare the settings, and change nothing; the Deferred has the `Planned`.
+
+        Raises:
+            ConfigError: they cannot be used.
+            Draining: the gateway is shutting down.
+        """
         self._check_runs()
         try:
-            plan, files, apply = yield self._in_thread(self._planned)
+            planned: Planned = yield self._in_thread(self._planned)
         except ConfigError as error:
             self._ended(INVALID)
-            self._log.error("The configuration cannot be used; nothing was changed:\n{problems}", problems=str(error))
+            if self.coordinate is None:
+                self._log.error(
+                    "The configuration cannot be used; nothing was changed:\n{problems}", problems=str(error)
+                )
             raise
         except Exception:
             self._ended(FAILED)
             self._log.failure("The configuration could not be read again; nothing was changed")
             raise
         self._check_runs()
+        return planned
+
+    def not_put_into_effect(self) -> None:
+        """Note that what was prepared is not used: another process of the gateway could not prepare it."""
+        self._ended(FAILED)
+
+    def put_into_effect(self, planned: Planned) -> Reloaded:
+        """Put settings into effect, in one turn of the reactor."""
+        plan = planned.plan
         try:
-            apply()
+            planned.apply()
         except Exception:
             self._ended(FAILED)
             self._log.failure("The new configuration is in effect in part only: restart the gateway")
@@ -151,17 +196,18 @@ class Reloader:
         self._ended(SUCCEEDED)
         self.restart_needed = plan.restart_needed
         self.settings = plan.settings
-        changed = tuple(dict.fromkeys((*plan.changed, *files)))
+        changed = tuple(dict.fromkeys((*plan.changed, *planned.files)))
         self._tell(changed, plan)
         return Reloaded(changed, plan.restart_needed, plan.settings.warnings)
 
-    def _planned(self) -> tuple[ReloadPlan, tuple[str, ...], Callable[[], None]]:
+    def _planned(self) -> Planned:
         """Read, compare and prepare, in another thread."""
         # to parse a file of a thousand models takes a second
         sys.setswitchinterval(min(SWITCH_SECONDS, self._ordinary_switching))
         try:
-            plan = plan_reload(self.settings, self._read())
-            return plan, *self._prepare(plan.settings)
+            read = self._read()
+            plan = plan_reload(self.settings, read)
+            return Planned(read, plan, *self._prepare(plan.settings))
         finally:
             sys.setswitchinterval(self._ordinary_switching)
 

@@ -140,13 +140,17 @@ class GatewayService(Service):
         self.wiring.health.start()
         self.wiring.models.start()
         self.wiring.kv_caches.configure(self.wiring.models.current.servers)
-        self.wiring.load_scraper.start()
+        if self.wiring.siblings.housekeeps:
+            self.wiring.load_scraper.start()
+        if self.wiring.sharing is not None:
+            self.wiring.sharing.start()
         self.wiring.each_minute.start()
         self.wiring.accounting.start()
         self.wiring.usage_export.start()
         self.wiring.background.start()
         self.wiring.telemetry.start()
-        self.wiring.budgets.start()
+        if self.wiring.siblings.housekeeps:
+            self.wiring.budgets.start()
         self.wiring.audit_retention.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)
@@ -212,6 +216,8 @@ class GatewayService(Service):
         self.wiring.models.stop()
         self.wiring.kv_caches.stop()
         self.wiring.load_scraper.stop()
+        if self.wiring.sharing is not None:
+            self.wiring.sharing.stop()
         self.wiring.agent.close()
         self.wiring.disconnects.close()
         self.wiring.deadlines.stop()

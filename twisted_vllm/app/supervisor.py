@@ -6,23 +6,28 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+import attrs
 import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.error import CannotListenError
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.limit_server import limit_server
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
+from twisted_vllm.app.shared_reload import Prepared, ReloadCoordinator, digest_of, refused
 from twisted_vllm.app.start_error import StartError, explain_address
+from twisted_vllm.app.supervised_budgets import SupervisedBudgets
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
@@ -31,8 +36,17 @@ from twisted_vllm.http.net.inherited import OpenSockets, open_sockets
 from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.observability.logging.observer import LineObserver
-from twisted_vllm.observability.logging.setup import TwistdLog, finish, give_to_twistd, install
+from twisted_vllm.observability.logging.setup import (
+    GatewayLog,
+    LogTargetError,
+    TwistdLog,
+    finish,
+    give_to_twistd,
+    install,
+)
 from twisted_vllm.observability.logging.sinks import RotatedFile
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.upstreams.shared.keeper import LimitKeeper
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.link import FAILED, Failed
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
@@ -54,6 +68,8 @@ class SupervisorService(Service):
         hub: talks to the processes.
         processes: those that run.
         connection_permits: shares out client connections.
+        limits: counts for the processes.
+        budgets: keeps its budgets as the database has them.
     """
 
     _log = Logger()
@@ -100,9 +116,14 @@ class SupervisorService(Service):
         self._owner = owner
         self._opened: list[OpenSockets] = []
         self._stopping = self._replacing = False
+        self._hash_seed = str(int.from_bytes(os.urandom(4), "big"))
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer, Shortages())
         self.hub = Hub(reactor, coalescer)
+        self._limit_keeper = LimitKeeper(self.hub, reactor)
+        limiter = LocalLimiter(lambda *crossed: self.limits.soft_budget_crossed(*crossed))
+        self.budgets = SupervisedBudgets(self.hub, limiter)
+        self.limits = limit_server(self.hub, limiter, self.budgets.reconciliation)
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
@@ -110,6 +131,7 @@ class SupervisorService(Service):
         self.hub.on(FAILED, Failed, self._failed)
         #: why the last process that could not start could not
         self._reason = ""
+        self._coordinator = ReloadCoordinator(self.hub, self._prepare, manager.reloading, self._reloaded)
 
     def setServiceParent(self, parent: object) -> None:
         """Join an application, and set its log before twistd creates its own."""
@@ -163,6 +185,7 @@ class SupervisorService(Service):
         if closing.active():
             closing.cancel()
             self._close_sockets()
+        self._limit_keeper.stop()
         self._log.info("All processes have ended")
         self._signals.restore()
         finish(self._observer)
@@ -214,7 +237,29 @@ class SupervisorService(Service):
         )
 
     def _reload(self, name: str) -> None:
-        self._log.warn("Received {name}, which is not supported with several workers", name=name)
+        self._log.info("Received {name}: reading the configuration again in all processes", name=name)
+        self._coordinator.reload()
+
+    def _prepare(self) -> Deferred[tuple[Prepared, Callable[[], None]]]:
+        """Read the settings for the supervisor's own part, in a thread."""
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._read_again)
+
+    def _read_again(self) -> tuple[Prepared, Callable[[], None]]:
+        try:
+            settings = self._source.read(dict(os.environ))
+            prepared = self._observer.prepare(settings.log) if isinstance(self._observer, GatewayLog) else _nothing
+        except (ConfigError, OSError, LogTargetError):
+            return refused(Failure()), _nothing
+
+        def apply() -> None:
+            prepared()
+            self._settings = attrs.evolve(settings, listen=self._settings.listen, workers=self._settings.workers)
+
+        return Prepared(digest_of(settings), warnings=tuple(settings.warnings)), apply
+
+    def _reloaded(self) -> None:
+        if not self._stopping:
+            self._manager.ready()
 
     def _serving(self) -> None:
         for opened in self._opened:
@@ -284,6 +329,7 @@ class SupervisorService(Service):
             sockets=sockets,
             file=self._source.file,
             listen=self._source.listen,
+            asked_workers=self._source.workers,
             directory=self._source.directory,
             reactor=self._reactor_name,
             log=Log(twistd.is_daemon, twistd.logfile, twistd.syslog_prefix),
@@ -291,7 +337,14 @@ class SupervisorService(Service):
         )
         arguments = [sys.executable, "-m", WORKER_MODULE, msgspec.json.encode(order).decode()]
         environ = dict(os.environ if chosen is None else chosen.environ)
+        if environ.get("PYTHONHASHSEED", "random") in ("", "random"):
+            # workers tell each other hashes of prompts
+            environ["PYTHONHASHSEED"] = self._hash_seed
         return Command(arguments, environ, descriptors)
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _end_with_failure() -> None:

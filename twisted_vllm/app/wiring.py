@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from random import random
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -115,6 +115,7 @@ from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.discovered import Answer, ServiceName
+from twisted_vllm.upstreams.discovery import LookUp
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.health_report import endpoints_of
@@ -134,6 +135,9 @@ from twisted_vllm.usage_export.metrics import UsageExportCollector
 from twisted_vllm.usage_export.service import UsageExport
 from twisted_vllm.workers.permitted import PermittedConnections
 from twisted_vllm.workers.siblings import ALONE, Siblings
+
+if TYPE_CHECKING:
+    from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
@@ -168,6 +172,7 @@ class Wiring:
         agent: the connections to servers.
         shortages: counts what failed for want of a descriptor or a port.
         descriptors: how many descriptors clients, servers and forms may take.
+        sharing: has other processes know the same of the servers; None if there are none.
         servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
             them.
         site: the factory of client connections.
@@ -231,12 +236,14 @@ class Wiring:
         )
         # now, while twistd still has the privileges to read the files
         self.agent.reconfigure(settings.servers, descriptors.upstreams, read_all(settings.servers))
-        self.dispatcher = dispatcher = Dispatcher(self.deadlines)
+        self.sharing = sharing = _sharing_of(self.siblings, self.deadlines, reactor)
+        self.dispatcher = dispatcher = Dispatcher(self.deadlines) if sharing is None else sharing.dispatcher
         client = PassThroughClient(self.agent)
         self.kv_caches = kv_caches = KvCaches(reactor, reactor, PromptTokenizer(client, reactor))
         routing, health = settings.routing, settings.health
         self._breaker = breaker_of(settings)
-        self.servers = Servers(lambda: Breaker(**self._breaker, random=random, now=reactor.seconds()))
+        make_breaker = Breaker if sharing is None else sharing.make_breaker
+        self.servers = Servers(lambda: make_breaker(**self._breaker, random=random, now=reactor.seconds()))
         self.router = router = Router(
             settings.models,
             settings.default_server,
@@ -245,6 +252,7 @@ class Wiring:
             random=random,
             retry_share=settings.retry.budget,
             make_table=lambda: kv_caches.table(PrefixTable()),
+            make_limits=None if sharing is None else sharing.make_limits,
         )
 
         prober = Prober(self.agent.endpoint_of, reactor, self.agent.ask_for_tls)
@@ -257,7 +265,12 @@ class Wiring:
             on_dead=_send_elsewhere,
             on_alive=lambda state: dispatcher.serve(),
             on_gone=router.forget_cache,
+            checks=self.siblings.housekeeps,
         )
+        look_up: LookUp = partial(_look_up, reactor)
+        if sharing is not None:
+            sharing.use(router, self.health)
+            look_up = sharing.look_up(look_up)
 
         self.database = Database(reactor, settings.database_url, settings.timeouts.database)
         self.reports = ReportReader(
@@ -287,8 +300,21 @@ class Wiring:
             randbytes=os.urandom,
         )
         self.metrics.add(UsageExportCollector(self.usage_export))
-        self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
-        self._changes = ChangeLimits(settings.self_service.max_changes, settings.self_service.max_changes_per_day)
+        workers = 1 if member is None else member.order.workers
+        counting = None
+        if not self.siblings.alone:
+            # Imported here: a gateway of one process counts by itself.
+            from twisted_vllm.ratelimit.supervised.worker import SupervisedCounting
+
+            counting = SupervisedCounting(self.siblings, reactor, coalescer.at_send)
+        self._uncounted = uncounted = UncountedRequests(
+            limits.max_uncounted_requests, *(() if counting is None else (counting.reads, counting.preflights))
+        )
+        self._changes = ChangeLimits(
+            settings.self_service.max_changes,
+            settings.self_service.max_changes_per_day,
+            *(() if counting is None else (counting.changes_of_minute, counting.changes_of_day)),
+        )
         self.accounting = accounting = AccountingService(
             reactor,
             settings,
@@ -298,16 +324,21 @@ class Wiring:
             client_of,
             lambda end_users: self.store.read(lambda transaction: transaction.spend.of(END_USER, end_users)),
             self.usage_export.held_from,
+            self.siblings,
+            self.store.spend_of_wanted,
+            None if counting is None else counting.limiter,
+            workers,
         )
-        self.models = ModelList(
-            settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
-        )
+        self.models = ModelList(settings, self._use_models, look_up=look_up, clock=reactor, randbytes=os.urandom)
+        if sharing is not None:
+            sharing.follow(self.models.discovery)
         shared_changes = SharedChanges(self.siblings)
         self.registry = Registry(
             self.store,
             self.index,
-            accounting.spend_set,
-            budget_gone=accounting.budget_gone,
+            lambda spend: accounting.spend_set(spend, is_found=self.registry.is_following),
+            spend_found=lambda spend: accounting.spend_set(spend, is_found=self.registry.is_following, is_known=True),
+            budget_gone=lambda kind, id: accounting.budget_gone(kind, id, is_found=self.registry.is_following),
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
@@ -315,7 +346,7 @@ class Wiring:
         )
         shared_changes.follow(self.registry)
         self.metrics.add(AuditCollector(self.registry))
-        self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
+        self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor, workers)
 
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
@@ -363,14 +394,16 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self.each_minute.add(authenticator.sweep)
-        self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
+        self._throttle = throttle = AuthenticationThrottle(
+            limits.max_failed_authentications, None if counting is None else counting.failures
+        )
         self._tokens = TokenIndex(self.index)
         self._key_sets: KeySets | None = None
         self._people = Directory(self.registry, time)
         self._identifier = identifier = Identifier(inquiry)
         self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
-        places = ResponsePlaces()
+        places = ResponsePlaces() if sharing is None else sharing.places
         locator = ResponseLocator(client, reactor, places)
 
         def locate(response_id: str) -> Deferred[Server | None]:
@@ -387,7 +420,7 @@ class Wiring:
             **admission_of(settings),
         )
         cooperate = turn_cooperator(reactor).cooperate
-        self.budgets = BudgetWatch(accounting.local, self.index, cooperate, reactor)
+        self.budgets = BudgetWatch(accounting.watched, self.index, cooperate, reactor)
         accounting.on_soft_budget = self.budgets.soft_budget_crossed
         listing = ModelListing(
             router,
@@ -648,10 +681,16 @@ class Wiring:
 
     def _servers_acted(self) -> None:
         """Look at once whether servers sleep."""
+        if self.sharing is not None:
+            self.sharing.servers.acted()
+            return
         for state in self.servers:
             self.health.check_now(state)
 
     def _caches_emptied(self) -> None:
+        if self.sharing is not None:
+            self.sharing.servers.emptied()
+            return
         for state in self.servers:
             self.router.forget_cache(state)
 
@@ -672,6 +711,15 @@ class Wiring:
         self.background.reconfigure(servers, settings.limits.assumed_output_tokens)
         self.agent.keep_only(servers)
         self.kv_caches.configure(servers)
+
+
+def _sharing_of(siblings: Siblings, deadlines: DeadlineSweeper, reactor: Any) -> ServerSharing | None:
+    """Return what shares the servers with other processes; None if there are none."""
+    if siblings.alone:
+        return None
+    from twisted_vllm.upstreams.shared.sharing import ServerSharing
+
+    return ServerSharing(siblings, deadlines, reactor)
 
 
 def _look_up(reactor: Any, name: ServiceName, settings: DiscoverySettings) -> Deferred[Answer]:

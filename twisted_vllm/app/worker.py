@@ -55,7 +55,7 @@ def _run(reactor: Any, order: Order, control: int) -> int:
         defaults = order.quickstart
         simulator = None if defaults.simulator is None else socket.socket(fileno=defaults.simulator)
         chosen = Quickstart(dict(os.environ), None, defaults.database_url, simulator)
-    source = SettingsSource(order.file, order.listen, chosen, order.directory)
+    source = SettingsSource(order.file, order.listen, chosen, order.directory, order.asked_workers)
     try:
         settings = source.read(dict(os.environ))
         log = order.log

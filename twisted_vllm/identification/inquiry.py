@@ -19,8 +19,10 @@ from twisted_vllm.client_address import client_of
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.identification.waiting_places import WaitingPlaces
 
-#: questions in a second
+#: questions in a second, of all processes of a gateway together
 MOST_QUESTIONS = 20
+#: questions in a second that one of many processes may ask at least, so that nobody waits long
+LEAST_QUESTIONS = 5
 #: seconds that a caller waits for an answer; after that it is refused, and so is everybody until the answer has come
 QUESTION_SECONDS = 1.0
 #: seconds without questions after one that failed
@@ -49,13 +51,15 @@ class Inquiry:
 
     _log = Logger()
 
-    def __init__(self, catch_up: Callable[[], Deferred[None]], clock: IReactorTime) -> None:
+    def __init__(self, catch_up: Callable[[], Deferred[None]], clock: IReactorTime, processes: int = 1) -> None:
         """Make it.
 
         Args:
             catch_up: applies all that was changed before the call, as `Registry.catch_up`.
             clock: the reactor.
+            processes: how many processes of the gateway ask.
         """
+        self._interval = 1 / max(MOST_QUESTIONS / processes, LEAST_QUESTIONS)
         self._catch_up = catch_up
         self._clock = clock
         self.asked = 0
@@ -106,7 +110,7 @@ class Inquiry:
         self._next = None
         self._running = True
         self.asked += 1
-        self._earliest = self._clock.seconds() + 1 / MOST_QUESTIONS
+        self._earliest = self._clock.seconds() + self._interval
         self._of_question, self._waiting = self._waiting, []
         overdue = self._clock.callLater(QUESTION_SECONDS, self._give_up)
         self._catch_up().addBoth(self._answered, overdue)

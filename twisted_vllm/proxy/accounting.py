@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -26,6 +27,7 @@ from twisted_vllm.proxy.ledger import TEXT_LIMIT, UsageSink
 from twisted_vllm.proxy.serving import Serving
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.interfaces import Limiter
+from twisted_vllm.ratelimit.minute_counts import Later
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.upstreams.router import Destination
 from twisted_vllm.usage.estimate import (
@@ -188,11 +190,23 @@ class Accounting(RequestObserver):
         """
         if authorization.principal is PREFLIGHT:
             # A stranger sends it: it must not spend or reveal what an end user may use, nor write to the ledger.
-            self._uncounted.count_preflight(self._client_of(context), self._now())
-            self.preflights += 1
-            return None
+            counting = self._uncounted.count_preflight(self._client_of(context), self._now())
+            if counting is None:
+                self.preflights += 1
+            return _deferred(counting, self._admit_preflight)
         if authorization.uncounted:
-            self._uncounted.count(authorization.principal, self._now())
+            counting = self._uncounted.count(authorization.principal, self._now())
+            if counting is not None:
+                # the reservation is in the context already if it was decided at once
+                return _deferred(counting, lambda: self._open(context, authorization, admitted) or context.reservation)
+        return self._open(context, authorization, admitted)
+
+    def _admit_preflight(self) -> None:
+        self.preflights += 1
+
+    def _open(
+        self, context: RequestContext, authorization: Authorization, admitted: Admitted
+    ) -> Deferred[Reservation] | None:
         if self._fail_closed:
             self._check_ledger()
         facts = admitted.facts
@@ -274,13 +288,16 @@ class Accounting(RequestObserver):
             return None
         return reserved
 
-    def count_read(self, principal: Principal) -> None:
+    def count_read(self, principal: Principal) -> Deferred[None] | None:
         """Count a request that the gateway answers itself.
+
+        Returns:
+            None, or what fails with the error if it is decided later.
 
         Raises:
             RateLimitExceeded: it is one too many for its key.
         """
-        self._uncounted.count(principal, self._now())
+        return _deferred(self._uncounted.count(principal, self._now()))
 
     def placed(
         self,
@@ -540,3 +557,12 @@ class Accounting(RequestObserver):
             found = Fingerprint()
             self._fingerprints.keep(key, found, len(model) + len(route))
         return found
+
+
+def _deferred(counting: Later[None] | None, then: Callable[[], Any] = lambda: None) -> Deferred[Any] | None:
+    """Return the result of a function that is called once a request is counted; None if that was done at once."""
+    if counting is None:
+        return None
+    # what counts later is Twisted's
+    assert isinstance(counting, Deferred)
+    return counting.addCallback(lambda _: then())

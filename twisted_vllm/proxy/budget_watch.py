@@ -17,8 +17,8 @@ from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.http.net.bounded_turns import Cooperate
 from twisted_vllm.ratelimit.allowance import KEY, MODEL_BUDGET, SEPARATOR
 from twisted_vllm.ratelimit.budgets import Budget
-from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.periods import period_of
+from twisted_vllm.ratelimit.watched_budgets import WatchedBudgets
 
 #: the shares of a budget that are told, in percent, in ascending order
 SHARES = (80, 90, 100)
@@ -63,7 +63,7 @@ class Crossing(msgspec.Struct, frozen=True, gc=False):
 
 
 class BudgetWatch:
-    """Looks through all budgets in memory, twice a minute and in steps.
+    """Looks through all budgets, twice a minute and in steps.
 
     A share is told once per period. What the database had already when the process first knew of a budget is not told:
     it was told before a restart. If several processes count in Redis, each looks at what the database has, which is
@@ -75,17 +75,17 @@ class BudgetWatch:
 
     _log = Logger()
 
-    def __init__(self, limiter: LocalLimiter, index: KeyIndex, cooperate: Cooperate, clock: Any) -> None:
+    def __init__(self, budgets: WatchedBudgets, index: KeyIndex, cooperate: Cooperate, clock: Any) -> None:
         """Set up; nothing is watched yet.
 
         Args:
-            limiter: has the budgets.
+            budgets: the budgets.
             index: knows who has which budget.
             cooperate: runs an iterator in steps.
             clock: the reactor's clock (``IReactorTime``).
         """
         self.on_crossing: list[Callable[[Crossing], None]] = []
-        self._limiter = limiter
+        self._budgets = budgets
         self._index = index
         self._cooperate = cooperate
         self._clock = clock
@@ -127,26 +127,31 @@ class BudgetWatch:
     def _failed(self, failure: Any) -> None:
         self._log.failure("The budgets could not be looked through", failure)
 
-    def _steps(self) -> Iterator[None]:
+    def _steps(self) -> Iterator[Deferred[Any] | None]:
         counts: dict[tuple[str, int], int] = {}
         crossings, self._soft = self._soft, []
         wanted = {_key_of(each) for each in crossings}
-        budgets = iter(self._limiter.budgets())
-        while step := list(islice(budgets, STEP)):
+        for step in self._budgets.steps(STEP):
+            if isinstance(step, Deferred):
+                page: list[Budget] = []
+                yield step.addCallback(page.extend)
+                step = page
+            told = [(budget, budget.told) for budget in step]
             now = self._clock.seconds()
             for budget in step:
                 crossing = self._look_at(budget, now, counts)
                 if crossing is not None and self.on_crossing:
                     crossings.append(crossing)
                     wanted.add(_key_of(crossing))
-            yield
+            self._budgets.told([budget for budget, before in told if budget.told != before])
+            yield None
         self._counts = counts
         keys: dict[str, KeyGrant] = {}
         wanted.discard("")
         grants = iter(self._index.grants() if wanted else ())
         while found := list(islice(grants, STEP)):
             keys.update((grant.key_id, grant) for grant in found if grant.key_id in wanted)
-            yield
+            yield None
         for each in crossings:
             if (key := keys.get(_key_of(each))) is not None:
                 each = msgspec.structs.replace(each, key=key)
@@ -155,7 +160,7 @@ class BudgetWatch:
                     tell(each)
                 except Exception:
                     self._log.failure("What is told of budgets failed")
-            yield
+            yield None
 
     def _look_at(self, budget: Budget, now: float, counts: dict[tuple[str, int], int]) -> Crossing | None:
         kind, id = budget.key

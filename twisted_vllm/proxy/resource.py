@@ -79,6 +79,18 @@ class _NotYetKnown(Exception):
         self.waiting = waiting
 
 
+class _RefusedLater(Exception):
+    """The caller is refused; the error for the client is known in a moment.
+
+    Attributes:
+        waiting: has it.
+    """
+
+    def __init__(self, waiting: Deferred[GatewayError]) -> None:
+        super().__init__()
+        self.waiting = waiting
+
+
 @implementer(IResource, IStreamingResource)
 class PassThroughResource:
     """Forwards requests to vLLM servers."""
@@ -172,6 +184,8 @@ class PassThroughResource:
             cached = self._authorize(request)
         except _NotYetKnown as error:
             self._identify_later(request, error.waiting)
+        except _RefusedLater as error:
+            self._refuse_later(request, error.waiting)
         else:
             self._authorized(request, cached)
 
@@ -181,9 +195,24 @@ class PassThroughResource:
 
         def proceed(_: None) -> None:
             request.resume_body("caller")
-            self._authorized(request, self._authorize(request, for_good=True))
+            try:
+                cached = self._authorize(request, for_good=True)
+            except _RefusedLater as error:
+                self._refuse_later(request, error.waiting)
+            else:
+                self._authorized(request, cached)
 
         PendingStep(request, None, waiting).then(proceed)
+
+    def _refuse_later(self, request: GatewayRequest, waiting: Deferred[GatewayError]) -> None:
+        """Refuse a caller once the failure is counted; meanwhile the body is not read."""
+        request.pause_body("caller")
+
+        def refuse(error: GatewayError) -> None:
+            request.resume_body("caller")
+            raise error
+
+        PendingStep(request, None, waiting).then(refuse)
 
     def _authorized(self, request: GatewayRequest, cached: CachedAuthorization | None) -> None:
         context = request.context
@@ -224,8 +253,17 @@ class PassThroughResource:
         steered = SERVER in headers and not principal.restricts_models
         if not model_id and (steered or listing.forwards(principal)):
             return False
-        if self._accounting is not None:
-            self._accounting.count_read(principal)
+        counting = None if self._accounting is None else self._accounting.count_read(principal)
+        if counting is None:
+            self._answer_list(request, listing, principal, model_id)
+        else:
+            counted = PendingStep(request, None, counting)
+            counted.then(lambda _: self._answer_list(request, listing, principal, model_id))
+        return True
+
+    @staticmethod
+    def _answer_list(request: GatewayRequest, listing: ModelListing, principal: Principal, model_id: str) -> None:
+        headers = request.context.head.first
         query: dict[str, str] = {}
         with suppress(ValueError):
             query = dict(parse_qsl(request.uri.partition(b"?")[2].decode("latin-1"), max_num_fields=MAX_PARAMETERS))
@@ -234,7 +272,6 @@ class PassThroughResource:
         else:
             answer = listing.listed(principal, query, headers)
         PendingStep(request, None, answer).then(lambda body: request.respond(200, list(JSON_ANSWER), body))
-        return True
 
     def _wants_body(self, context: RequestContext, authorization: Authorization) -> bool:
         """Return whether to hold a body that decides nothing about the request's server."""
@@ -300,7 +337,12 @@ class PassThroughResource:
         if not isinstance(refusal, MissingApiKey):
             # no guess: the token is valid, or it is not known whether it is
             raise refusal
-        raise self._throttle.record_failure(refusal, address, now)
+        counted = self._throttle.record_failure(refusal, address, now)
+        if isinstance(counted, GatewayError):
+            raise counted
+        # what counts later is Twisted's
+        assert isinstance(counted, Deferred)
+        raise _RefusedLater(counted)
 
     def _take(self, request: GatewayRequest, body: bytes, cached: CachedAuthorization | None = None) -> None:
         """Take a small body that is complete."""

@@ -13,22 +13,26 @@ class Budget:
     Attributes:
         key: the kind and the id of the owner.
         saved: the spend in the database.
-        unsaved: the spend through this process that the database does not have yet.
+        unsaved: the spend that was settled here, and that nobody has told to be in the database.
         reserved: by requests in flight.
         soft: the soft budget of the last request.
         duration: the period's length, as in `Allowance`.
         ends: when the period ends.
+        is_loaded: whether it was ever said what the database has.
         epoch: the number of the period; a reservation belongs to one.
         told: the spend up to which it was told which share of the budget is used: what the database had when this
             process first knew of the budget counts as told. The watch of the budgets sets it.
     """
 
     __slots__ = (
+        "_generation",
+        "_recent",
         "_start",
         "_warned",
         "duration",
         "ends",
         "epoch",
+        "is_loaded",
         "key",
         "reserved",
         "saved",
@@ -45,10 +49,14 @@ class Budget:
         self.soft: int | None = None
         self.duration: str | None = None
         self.ends = -inf
+        self.is_loaded = False
         self.epoch = 0
         self.told = 0
         self._start = -1
         self._warned: int | None = None
+        #: the newest generation that settled anything, and how much it settled
+        self._generation = 0
+        self._recent = 0
 
     @property
     def spent(self) -> int:
@@ -76,6 +84,7 @@ class Budget:
 
     def loaded(self, spend: int, period_start: int) -> None:
         """Set the spend of a period from the database, unless the period is over."""
+        self.is_loaded = True
         if period_start >= self._start:
             is_first = not self.epoch
             if period_start > self._start:
@@ -97,11 +106,38 @@ class Budget:
         self.told = self.saved
         self._warned = None
 
-    def settle(self, epoch: int, reserved: int, cost: int) -> None:
-        """Replace a request's reservation by its cost, unless its period is over."""
+    def settle(self, epoch: int, reserved: int, cost: int, generation: int = 0) -> None:
+        """Replace a request's reservation by its cost, unless its period is over.
+
+        Args:
+            epoch: the period of the reservation.
+            reserved: what was reserved, in picodollars.
+            cost: the cost, in picodollars.
+            generation: as in `LocalLimiter`.
+        """
         if epoch == self.epoch:
             self.reserved -= reserved
             self.unsaved += cost
+            if generation >= self._generation:
+                self._recent = self._recent_of(generation) + cost
+                self._generation = generation
+
+    def reconciled(self, total: int | None, period_start: int, generation: int) -> None:
+        """Set the database's total, which includes all that former generations settled, and nothing of this one.
+
+        Args:
+            total: in picodollars; None if the database has no spend.
+            period_start: when its period began, in Unix seconds.
+            generation: this generation.
+        """
+        self.is_loaded = True
+        if total is not None:
+            self.loaded(total, period_start)
+        self.unsaved = self._recent_of(generation)
+
+    def _recent_of(self, generation: int) -> int:
+        """Return what a generation has settled, if no later one has settled anything."""
+        return self._recent if generation == self._generation else 0
 
     def crossed(self) -> bool:
         """Return whether to warn that the soft budget is reached: once per period and soft budget."""
@@ -114,5 +150,5 @@ class Budget:
     def _begin(self, start: int) -> None:
         self._start = start
         self.epoch += 1
-        self.saved = self.unsaved = self.reserved = self.told = 0
+        self.saved = self.unsaved = self.reserved = self.told = self._recent = 0
         self._warned = None

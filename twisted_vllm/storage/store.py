@@ -92,6 +92,16 @@ class Store:
         """Return every spend record."""
         return self._database.run(all_spend, writes=False, seconds=FOLLOW_SECONDS)
 
+    def spend_of_wanted(self, wanted: Callable[[str, str], bool]) -> Deferred[list[Spend]]:
+        """Return the spend records of those who are wanted; `wanted` is called in another thread.
+
+        Args:
+            wanted: called with the kind and id of each.
+        """
+        return self._database.run(
+            lambda connection: all_spend(connection, wanted), writes=False, seconds=FOLLOW_SECONDS
+        )
+
     def spend_now(self, wanted: Callable[[str, str], bool]) -> list[Spend]:
         """Return the spend records of those who are wanted, blocking: for the start, before the reactor runs.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -133,6 +133,57 @@ class ISpoolAccounts(Protocol):
         """
 
 
+class IJointAccounts(Protocol):
+    """What the rows of several spools add up to together. Their rows are the own ones, whichever process served.
+
+    Attributes:
+        name: what messages call them.
+    """
+
+    name: str
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is not written yet. Any thread may ask."""
+
+    def join(self, name: str) -> Position | None:
+        """Take the rows of one more spool.
+
+        Returns:
+            The position from which on rows are taken; None if the database has its rows in one amount and not in
+            another, or in part: then accounts of its own go on with it until that is over.
+
+        Raises:
+            DatabaseUnavailable: call it again.
+        """
+
+    def kept_from(self, name: str) -> Position:
+        """The position before which no row of a spool is needed any more."""
+
+    def add(self, written: Sequence[Written], ends: Mapping[str, Position]) -> None:
+        """Gather rows that were written.
+
+        Args:
+            written: what `IUsageStore.write` returned for them.
+            ends: where those of each spool end.
+        """
+
+    def flush(self, *, force: bool = False) -> tuple[bool, list[SpendUpdate]]:
+        """Write a part of what was gathered, if it is due; as `ISpoolAccounts.flush`.
+
+        Raises:
+            DatabaseUnavailable: call it again.
+            HistoryChanged: the accounts are worthless; open others, and add the rows of the spools again.
+        """
+
+    def leave(self, name: str) -> None:
+        """Take no more rows of a spool of which nothing is left, and remove what the database keeps of it.
+
+        Raises:
+            DatabaseUnavailable: call it again.
+        """
+
+
 class IUsageStore(Interface):
     """Stores rows permanently, and what they add up to. One thread uses it, and it blocks that thread."""
 
@@ -166,6 +217,18 @@ class IUsageStore(Interface):
             name: the spool's name.
             own: whether this process served the requests.
             told_to: the position up to which their spend was told already, before the database was restored.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+
+    def open_joint_accounts() -> IJointAccounts:
+        """Return accounts of several spools, none of which has joined yet."""
+
+    def spend_of(scopes: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], tuple[int, int]]:
+        """Return the start of the budget period of some who spend, in Unix seconds, and the spend in it, by who.
+
+        Those who have spent nothing are left out.
 
         Raises:
             DatabaseUnavailable: the database cannot be read.

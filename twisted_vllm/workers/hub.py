@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -88,6 +88,11 @@ class Hub:
         """The slots of the processes that are ready, by their numbers."""
         return {number: process.slot for number, process in self._processes.items() if process.is_ready}
 
+    @property
+    def connected(self) -> Collection[int]:
+        """The numbers of the processes that have not ended."""
+        return self._processes.keys()
+
     def unsent(self, number: int) -> int:
         """Return the bytes that a process does not take."""
         process = self._processes.get(number)
@@ -150,6 +155,9 @@ class Hub:
         self._when_left.append(handler)
 
     def _received(self, sender: int, envelope: Envelope) -> None:
+        if sender not in self._processes:
+            # it has ended, as all others know
+            return
         target = envelope.peer
         envelope.peer = sender
         if target == SUPERVISOR:

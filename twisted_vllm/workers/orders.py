@@ -56,6 +56,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sockets: where clients come from.
         file: the configuration file.
         listen: the endpoints of the command line.
+        asked_workers: the number of workers of the command line, as it was written.
         directory: the working directory of the command line.
         reactor: the name of Twisted's reactor.
         log: what twistd says of the log.
@@ -70,6 +71,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sockets: tuple[Sockets, ...]
     file: str | None
     listen: tuple[str, ...]
+    asked_workers: str | None
     directory: str
     reactor: str
     log: Log

@@ -40,9 +40,14 @@ class LocalLimiter:
 
     Args:
         on_soft_budget: called when the spend crosses a soft budget, once per period.
+
+    Attributes:
+        generation: of what is settled next. `BudgetReconciliation` tells what generations are; one process alone has
+            one.
     """
 
     def __init__(self, on_soft_budget: SoftBudgetCrossed = ignore_soft_budget) -> None:
+        self.generation = 0
         self._on_soft_budget = on_soft_budget
         self._scopes: dict[tuple[str, str], Scope] = {}
         self._budgets: dict[tuple[str, str], Budget] = {}
@@ -155,7 +160,7 @@ class LocalLimiter:
             elif not sent:
                 window.correct(bucket, -1, now)
         for budget, epoch in reservation.budgets:
-            budget.settle(epoch, reservation.cost, cost)
+            budget.settle(epoch, reservation.cost, cost, self.generation)
             self._warn(budget)
 
     def budget_of(self, subject: Limited, now: float) -> Budget:
@@ -185,9 +190,42 @@ class LocalLimiter:
             budget.committed(amount, total, period_start)
             self._warn(budget)
 
+    def budget_reconciled(self, kind: str, id: str, total: int | None, period_start: int, generation: int) -> None:
+        """Set the database's total as `Budget.reconciled` does. Does nothing if there is no budget."""
+        budget = self._budgets.get((kind, id))
+        if budget is not None:
+            budget.reconciled(total, period_start, generation)
+            self._warn(budget)
+
+    def has_budget(self, kind: str, id: str) -> bool:
+        """Return whether anything is known of a budget."""
+        return (kind, id) in self._budgets
+
     def budget_reset(self, kind: str, id: str, spend: int, period_start: int) -> None:
         """Set the spend that an administrator set in the database; the soft budget warns again."""
         self._budget((kind, id)).reset(spend, period_start)
+
+    def known_budget(self, kind: str, id: str) -> Budget | None:
+        """Return a budget as it is, in whichever period; None if nothing is known of it."""
+        return self._budgets.get((kind, id))
+
+    def budget_is_loaded(self, kind: str, id: str) -> bool:
+        """Return whether it was ever said what the database has of a budget."""
+        budget = self._budgets.get((kind, id))
+        return budget is not None and budget.is_loaded
+
+    def budget_told(self, kind: str, id: str, start: int, told: int) -> None:
+        """Set `Budget.told`, unless the period that began at `start` is over."""
+        budget = self._budgets.get((kind, id))
+        if budget is not None and budget.start == start:
+            budget.told = told
+
+    def budget_released(self, kind: str, id: str) -> bool:
+        """Remove a budget if it is idle; return whether it was."""
+        is_idle = self.budget_is_idle(kind, id)
+        if is_idle:
+            self.budget_forgotten(kind, id)
+        return is_idle
 
     def budget_is_idle(self, kind: str, id: str) -> bool:
         """Return whether the database has all that was spent of a budget, and nothing is reserved."""

@@ -16,6 +16,7 @@ from twisted_vllm.config.urls import RedisServer
 from twisted_vllm.errors import LimitsUnavailable
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.headers import limit_headers
+from twisted_vllm.ratelimit.interfaces import Limiter
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrossed, ignore_soft_budget
 from twisted_vllm.ratelimit.redis.connection import RedisConnection, RedisUnavailable
 from twisted_vllm.ratelimit.redis.protocol import (
@@ -51,10 +52,12 @@ class RedisLimiter:
         server: where Redis is.
         timeout: how long a reply may take, in seconds.
         on_loss: ``local`` or ``refuse``, as in the settings.
-        local: counts while Redis is unavailable, and keeps the budgets' spend from the database.
+        local: keeps the budgets' spend from the database, and counts while Redis is unavailable.
         on_soft_budget: called when the spend crosses a soft budget, in one of all processes, once per period.
         lease: how long the lease lasts, in seconds.
         clock: a Lua function ``clock`` that replaces Redis' own clock, for tests.
+        fallback: counts while Redis is unavailable, in place of `local`: the supervisor's, for several workers. What
+            an administrator does is told to it by others.
     """
 
     def __init__(
@@ -68,10 +71,13 @@ class RedisLimiter:
         on_soft_budget: SoftBudgetCrossed = ignore_soft_budget,
         lease: float = LEASE_SECONDS,
         clock: str | None = None,
+        fallback: Limiter | None = None,
     ) -> None:
         self._refuses = on_loss == "refuse"
-        self._outage = OutageLog(server.name, refuses=self._refuses)
+        who = "this process counts limits for itself" if fallback is None else "this gateway's supervisor counts limits"
+        self._outage = OutageLog(server.name, refuses=self._refuses, otherwise=who)
         self._local = local
+        self._fallback: Limiter = local if fallback is None else fallback
         self._on_soft_budget = on_soft_budget
         self._scripts = Scripts(int(lease * 1000), clock)
         self._renew_seconds = lease / 3
@@ -175,7 +181,18 @@ class RedisLimiter:
 
         def admit_without_redis() -> None:
             if not result.called:
-                self._admit_without_redis(limited, model, tokens, cost, now).chainDeferred(result)
+                self._admit_without_redis(limited, model, tokens, cost, now).addCallbacks(admitted, refused)
+
+        def admitted(reservation: Reservation) -> None:
+            if result.called:
+                # the caller has gone meanwhile
+                self.settle(reservation, 0, 0, now, sent=False)
+            else:
+                result.callback(reservation)
+
+        def refused(failure: Failure) -> None:
+            if not result.called:
+                result.errback(failure)
 
         answer.addCallbacks(answered, failed)
         return result
@@ -188,7 +205,7 @@ class RedisLimiter:
         if not self._ready:
             if self._refuses:
                 raise _unavailable()
-            self._local.check(limited, now)
+            self._fallback.check(limited, now)
             return
         known = LocalLimiter()
         for subject in limited:
@@ -200,7 +217,7 @@ class RedisLimiter:
     def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Replace a request's reservation by its actual usage, as `LocalLimiter.settle`; it does not wait for Redis."""
         if not isinstance(reservation, RedisReservation):
-            self._local.settle(reservation, tokens, cost, now, sent=sent)
+            self._fallback.settle(reservation, tokens, cost, now, sent=sent)
         elif not reservation.settled:
             reservation.settled = True
             settlement = reservation.settlement(tokens, cost, sent=sent)
@@ -211,6 +228,8 @@ class RedisLimiter:
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:
         """As `LocalLimiter.budget_loaded`; the next request updates Redis."""
         self._local.budget_loaded(kind, id, spend, period_start)
+        if self._fallback is not self._local:
+            self._fallback.budget_loaded(kind, id, spend, period_start)
 
     def budget_committed(self, kind: str, id: str, amount: int, total: int, period_start: int) -> None:
         """As `LocalLimiter.budget_committed`; the next request updates Redis."""
@@ -224,9 +243,12 @@ class RedisLimiter:
             sent = self._connection.run(self._scripts.reset, [key], [str(period_start), str(spend)])
             sent.addErrback(_ignore_unavailable)
 
-    def budget_is_idle(self, kind: str, id: str) -> bool:
-        """As `LocalLimiter.budget_is_idle`; Redis has its own reservations."""
-        return self._local.budget_is_idle(kind, id)
+    def budget_released(self, kind: str, id: str) -> bool:
+        """As `LocalLimiter.budget_released`; Redis has its own reservations."""
+        is_rid = self._local.budget_released(kind, id)
+        if is_rid and self._fallback is not self._local:
+            self._fallback.budget_released(kind, id)
+        return is_rid
 
     def budget_forgotten(self, kind: str, id: str) -> None:
         """As `LocalLimiter.budget_forgotten`."""
@@ -237,7 +259,9 @@ class RedisLimiter:
     ) -> Deferred[Reservation]:
         if self._refuses:
             return fail(_unavailable())
-        return maybeDeferred(self._local.admit, limited, model, tokens, cost, now)
+        admit: Any = self._fallback.admit
+        admitted: Deferred[Reservation] = maybeDeferred(admit, limited, model, tokens, cost, now)
+        return admitted
 
     def _settle(self, number: int, settlement: Settlement) -> None:
         def answered(text: str) -> None:
@@ -359,19 +383,21 @@ class OutageLog:
     Args:
         server: the name of Redis in the log.
         refuses: whether requests with limits are refused meanwhile.
+        otherwise: what happens if not.
     """
 
     _log = Logger()
 
-    def __init__(self, server: str, *, refuses: bool) -> None:
+    def __init__(self, server: str, *, refuses: bool, otherwise: str = "this process counts limits for itself") -> None:
         self._server = server
+        self._otherwise = otherwise
         self.reconfigure(refuses=refuses)
         self._is_out = False
         self._is_silent = False
 
     def reconfigure(self, *, refuses: bool) -> None:
         """Say from now on what else happens meanwhile."""
-        self._then = "requests with limits are refused" if refuses else "this process counts limits for itself"
+        self._then = "requests with limits are refused" if refuses else self._otherwise
 
     def begin(self, reason: str) -> None:
         """Log the beginning of an outage, unless it was logged."""

@@ -1,8 +1,8 @@
-"""What one spool's rows add up to, and how far the database has it."""
+"""What the rows of some spools add up to, and how far the database has it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import attrs
@@ -57,59 +57,62 @@ class Cut(Generic[G]):
 
     Attributes:
         gathered: what it is.
-        to: the position of the spool up to which it has all rows.
+        to: the positions of the spools up to which it has all rows, by the spool's name.
         steps: the steps.
         began: when the oldest of its rows was gathered, by the caller's clock in seconds.
+        done: the last step that is done; empty before the first.
     """
 
     gathered: G
-    to: Position
+    to: Mapping[str, Position]
     steps: Steps
     began: float
+    done: str
 
 
 class Account(Generic[G]):
-    """One amount of one spool: its sums, or its spend.
+    """One amount of some spools: their sums, or their spend.
 
-    Rows come in the order of the spool. Those that the database has, by its mark, are left out.
+    Rows come in the order of each spool. Those that the database has, by its mark, are left out. Spools are written
+    together: each transaction moves the marks of all that have rows in it.
 
     Attributes:
         what: `SPEND` or `SUMS`.
-        mark: the mark in the database, as far as it is known.
-        sent: the mark of a transaction of which it is unknown whether it was committed; None for none.
+        marks: the marks in the database, as far as they are known, by the spool's name.
+        sent: the marks of a transaction of which it is unknown whether it was committed; None for none.
         gathered: what was gathered since the last cut.
         cut: what is being written; None for nothing.
-        end: where the gathered rows end in the spool.
+        ends: where the gathered rows of each spool end.
         cut_at: when the last cut was made, by the caller's clock in seconds.
-        split_at: where a cut ends in any case: the rows that follow count otherwise. None for nowhere.
+        split_at: where a cut ends in any case: the rows that follow count otherwise.
     """
 
-    def __init__(self, what: str, mark: Mark, make: Callable[[], G], now: float) -> None:
+    def __init__(self, what: str, marks: Mapping[str, Mark], make: Callable[[], G], now: float) -> None:
         """Begin where the database is.
 
         Args:
             what: `SPEND` or `SUMS`.
-            mark: the mark in the database.
+            marks: the marks in the database. Where a former process left one between two transactions, there is no
+                other spool.
             make: makes what gathers.
             now: the caller's clock, in seconds.
         """
         self.what = what
-        self.mark = mark
-        self.sent: Mark | None = None
+        self.marks = dict(marks)
+        self.sent: Mapping[str, Mark] | None = None
         self._make: Callable[[], G] = make
         self.gathered: G = make()
         self.cut: Cut[G] | None = None
-        self.end = mark.at
+        self.ends = {name: mark.at for name, mark in marks.items()}
         self.cut_at = now
         #: when the oldest of the gathered rows was gathered; None without any
         self._began: float | None = None
-        #: where rows end that may not be in one cut with those that follow
-        self.split_at: Position | None = None
+        self.split_at: Mapping[str, Position] = {}
 
     @property
-    def resumes_to(self) -> Position | None:
-        """Where the rows end that a former process was adding; None if it left nothing unfinished."""
-        return self.mark.to if self.mark.is_between and self.cut is None else None
+    def resumes_to(self) -> Mapping[str, Position]:
+        """Where the rows end that a former process was adding, if it left any unfinished."""
+        return {} if self.cut is not None else {name: mark.to for name, mark in self.marks.items() if mark.is_between}
 
     @property
     def rows(self) -> int:
@@ -122,22 +125,28 @@ class Account(Generic[G]):
         cut = self.cut
         return self._began if cut is None or not cut.gathered.rows else cut.began
 
-    def add(self, batches: Sequence[UsageBatch], end: Position | None, now: float) -> None:
-        """Take the next rows. They may not lie on both sides of one of the marks' positions.
+    def add(self, batches: Sequence[UsageBatch], ends: Mapping[str, Position] | None, now: float) -> None:
+        """Take the next rows. Those of one spool may not lie on both sides of one of its marks' positions.
 
         Args:
             batches: the rows.
-            end: where they end in the spool; None for rows that are in no spool.
+            ends: where they end in the spools; None for rows that are in no spool. Of several spools, the database
+                has none of the rows in this amount.
             now: the clock of the constructor.
         """
-        if end is not None:
-            if end <= self.mark.at:
+        if ends is not None:
+            if all(end <= self.marks[name].at for name, end in ends.items()):
                 return
-            self.end = max(end, self.end)
+            for name, end in ends.items():
+                self.ends[name] = max(end, self.ends[name])
         if self._began is None and batches:
             self._began = now
         for batch in batches:
             self.gathered.add(batch)
+
+    def has_new(self, name: str) -> bool:
+        """Return whether rows of a spool are gathered, or a part of it without any."""
+        return self.ends[name] > self.marks[name].at
 
     def is_due(self, now: float, rhythm: Rhythm, *, force: bool) -> bool:
         """Return whether to write what was gathered.
@@ -148,13 +157,13 @@ class Account(Generic[G]):
             force: whether to write whatever there is.
         """
         resumes_to = self.resumes_to
-        if resumes_to is not None:
+        if resumes_to:
             # It is written exactly as far as it was begun.
-            return force or self.end >= resumes_to
+            return force or all(self.ends[name] >= to for name, to in resumes_to.items())
         entries = self.gathered.entries
-        if not self.gathered.rows and self.end <= self.mark.at:
+        if not self.gathered.rows and not any(map(self.has_new, self.marks)):
             return False
-        if force or (self.split_at is not None and self.mark.at < self.split_at <= self.end):
+        if force or any(self.marks[name].at < split <= self.ends[name] for name, split in self.split_at.items()):
             return True
         if entries >= rhythm.entries or self.gathered.rows >= rhythm.rows:
             return True
@@ -167,7 +176,12 @@ class Account(Generic[G]):
         gathered, began = self.gathered, self._began
         # First: if it fails, nothing is forgotten.
         prepared = steps(gathered)
-        self.cut = Cut(gathered, self.resumes_to or self.end, prepared, now if began is None else began)
+        to = {name: self.ends[name] for name in self.marks if self.has_new(name)} | dict(self.resumes_to)
+        if not to:
+            # Rows of no spool have the mark of any.
+            to = {name: mark.at for name, mark in list(self.marks.items())[:1]}
+        done = next((self.marks[name].done for name in to if self.marks[name].done), "")
+        self.cut = Cut(gathered, to, prepared, now if began is None else began, done)
         self.gathered, self._began = self._make(), None
         self.cut_at = now
         return self.cut
@@ -175,31 +189,49 @@ class Account(Generic[G]):
     @property
     def in_one(self) -> bool:
         """Whether the cut has rows of no spool alone: if it were half written, nobody could go on after a crash."""
-        return self.cut is not None and self.cut.to <= self.mark.at
+        return self.cut is not None and all(to <= self.marks[name].at for name, to in self.cut.to.items())
 
-    def after(self, done: str | None) -> Mark:
-        """Return the mark after a transaction.
+    def after(self, done: str | None) -> dict[str, Mark]:
+        """Return the marks of the cut after a transaction, by the spool's name.
 
         Args:
             done: the last step of the cut that is done; None if all are.
         """
-        assert self.cut is not None
-        serial = self.mark.serial + 1
-        if done is None:
-            return Mark(serial, self.cut.to, self.cut.to)
-        return Mark(serial, self.mark.at, self.cut.to, done)
+        cut = self.cut
+        assert cut is not None
+        found: dict[str, Mark] = {}
+        for name, to in cut.to.items():
+            old = self.marks[name]
+            found[name] = Mark(old.serial + 1, to, to) if done is None else Mark(old.serial + 1, old.at, to, done)
+        return found
 
-    def follows(self, found: Mark) -> bool:
-        """Return whether a mark is that of a transaction of this cut that was sent and not confirmed."""
-        assert self.cut is not None
-        if self.sent is None or found.serial != self.mark.serial + 1:
+    def follows(self, found: Mapping[str, Mark]) -> bool:
+        """Return whether marks are those of a transaction of this cut that was sent and not confirmed."""
+        cut = self.cut
+        assert cut is not None
+        if self.sent is None:
             return False
+        done = next(iter(found.values())).done
         # It had other steps than the cut has left only if another process made it.
-        known = not found.done or found.done in self.cut.steps.after(self.mark.done)
-        return known and found == self.after(found.done or None)
+        known = not done or done in cut.steps.after(cut.done)
+        return known and found == self.after(done or None)
 
-    def committed(self, mark: Mark) -> None:
-        """Note that the database has a mark."""
-        self.mark, self.sent = mark, None
-        if not mark.done:
+    def committed(self, marks: Mapping[str, Mark]) -> None:
+        """Note that the database has the marks of a transaction of the cut."""
+        assert self.cut is not None
+        self.marks |= marks
+        self.sent = None
+        done = next(iter(marks.values())).done
+        if done:
+            self.cut.done = done
+        else:
             self.cut = None
+
+    def join(self, name: str, mark: Mark) -> None:
+        """Take the rows of another spool as well, from its mark on."""
+        self.marks[name] = mark
+        self.ends[name] = mark.at
+
+    def leave(self, name: str) -> None:
+        """Take no more rows of a spool, all of whose rows the database has."""
+        del self.marks[name], self.ends[name]

@@ -27,8 +27,8 @@ from twisted_vllm.storage.usage.partitions import UNQUALIFIED
 from twisted_vllm.storage.usage.references import References
 from twisted_vllm.storage.usage.retention import HeldFrom, drop_partitions, nothing_held
 from twisted_vllm.storage.usage.row_store import make_row_store, use_pragmas
-from twisted_vllm.storage.usage.spool_accounts import Accounting, SpoolAccounts
-from twisted_vllm.storage.usage.steps import HasBudget, SpendSteps, SumsSteps
+from twisted_vllm.storage.usage.spool_accounts import Accounting, JointAccounts, SpoolAccounts
+from twisted_vllm.storage.usage.steps import HasBudget, SpendSteps, SumsSteps, read_spend
 from twisted_vllm.storage.usage.tables import name_id, usage_payer_tags
 from twisted_vllm.storage.usage.top_names import MAX_NAMES, TopNames
 from twisted_vllm.usage.interfaces import BEGINNING, DatabaseUnavailable, IUsageStore, Position, RowsRejected
@@ -193,6 +193,18 @@ class UsageDatabase:
             DatabaseUnavailable: the database cannot be read.
         """
         return SpoolAccounts(name, told_to if own else None, self._accounting)
+
+    def open_joint_accounts(self) -> JointAccounts:
+        """Return accounts of several spools; see `IUsageStore`."""
+        return JointAccounts(self._accounting)
+
+    def spend_of(self, scopes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
+        """Return the start of the period of some who spend, and the spend in it; see `IUsageStore`.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be read.
+        """
+        return self.transact(lambda connection: read_spend(connection, scopes), writes=False)
 
     # connections
 

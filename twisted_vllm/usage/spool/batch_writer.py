@@ -15,9 +15,9 @@ from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.histogram import Histogram
 from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, Written
 from twisted_vllm.usage.records import UsageRow
+from twisted_vllm.usage.spool.followed import FollowedSpool
 from twisted_vllm.usage.spool.format import clean, encode_rows
 from twisted_vllm.usage.spool.queue import Batch
-from twisted_vllm.usage.spool.spool import Spool
 
 #: upper bounds of the seconds of a batch
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -61,7 +61,7 @@ class BatchWriter:
 
     _log = Logger()
 
-    def __init__(self, spool: Spool, store: IUsageStore) -> None:
+    def __init__(self, spool: FollowedSpool, store: IUsageStore) -> None:
         """Set up.
 
         Args:

@@ -119,13 +119,19 @@ def clean(row: UsageRow) -> UsageRow:
     return msgspec.structs.replace(clean_struct(row), payer=payer, target=target)
 
 
-def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines[UsageRow]:
+def read_lines(path: Path, start: int, end: int, max_rows: int, *, is_growing: bool = False) -> Lines[UsageRow]:
     """Read a part of a file of ledger rows; see `read_part`."""
-    return read_part(path, start, end, max_rows, decode_line)
+    return read_part(path, start, end, max_rows, decode_line, is_growing=is_growing)
 
 
 def read_part(
-    path: Path, start: int, end: int, max_rows: int, decode: Callable[[bytes], Sequence[Row] | None]
+    path: Path,
+    start: int,
+    end: int,
+    max_rows: int,
+    decode: Callable[[bytes], Sequence[Row] | None],
+    *,
+    is_growing: bool = False,
 ) -> Lines[Row]:
     """Read a part of a file: at most `READ_BYTES`, or one line that is longer.
 
@@ -135,6 +141,7 @@ def read_part(
         end: where to end. What follows the last newline before it counts as a line.
         max_rows: stop after the line that reaches this number of rows.
         decode: returns the rows of a line without its newline; None for a damaged line.
+        is_growing: whether its process may still write to it: then half a line at the end is left for later.
 
     Raises:
         OSError: the file cannot be read.
@@ -164,7 +171,7 @@ def read_part(
                 damaged.append(line)
             else:
                 rows += found
-    if at_end:
+    if at_end and not is_growing:
         damaged += [rest] if rest else []
         position = end
     return Lines(rows, damaged, position)

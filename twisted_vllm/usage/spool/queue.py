@@ -7,7 +7,6 @@ thread reads the segments.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,10 +20,9 @@ from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.usage.interfaces import BEGINNING, Position
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.format import header_line, read_lines
+from twisted_vllm.usage.spool.segment_files import SEGMENT_SECONDS, SegmentFiles
 from twisted_vllm.usage.spool.segments import Segment
 
-#: the age at which a segment is followed by the next, in seconds
-SEGMENT_SECONDS = 60.0
 #: cached rows, and their bytes in the segments: half a kilobyte each, or several with long texts
 CACHED_ROWS, CACHED_BYTES = 10_000, 8_000_000
 
@@ -80,19 +78,15 @@ class _Cached(msgspec.Struct, frozen=True, gc=False):
     rows: list[UsageRow]
 
 
-class SegmentQueue:
+class SegmentQueue(SegmentFiles):
     """The segments, oldest first: those with rows that are not acknowledged, and those that are not released yet.
 
     Rows are acknowledged once the database has them. A segment is removed once it is released as well: what its rows
     add up to may be written later.
 
     Attributes:
-        lock: guards what the threads share.
-        current: the segment that is written to, if any. Hold the lock to read it.
         pending: how many rows are not acknowledged.
         unsaved: how many of them are only in memory: they were taken while the disk failed.
-        lost: how many rows were in segments that were removed from outside.
-        written: how many rows were written.
         cached_rows: how many rows are cached in memory, at most `CACHED_BYTES` of them.
         notify_at: `notify` is called each time that the pending rows reach this number.
         notify: is called under the lock, by the thread that writes.
@@ -111,26 +105,19 @@ class SegmentQueue:
             max_cached: how many rows to keep in memory.
             lock: the lock of the queue that this one takes the place of; None for a new one.
         """
-        self.lock = threading.Lock() if lock is None else lock
-        self.current: Segment | None = None
+        super().__init__(directory, lock)
         self.pending = 0
         self.unsaved = 0
-        self.lost = 0
-        self.written = 0
         self.cached_rows = 0
         self._cached_bytes = 0
         self.notify_at = 0
         self.notify: Callable[[], None] = _ignore
-        self._directory = directory
         self._monotonic = monotonic
         self._max_cached = max_cached
         self._segments: deque[Segment] = deque()
         #: acknowledged segments that are not released, and the position before which all are
         self._kept: deque[Segment] = deque()
         self._released_to = BEGINNING
-        #: segments that are no longer written to, for the thread that syncs them
-        self._closing: list[Segment] = []
-        self._is_directory_dirty = False
         #: how far the first segment was read, and acknowledged, in bytes
         self._read_to = self._acknowledged_to = _BEGIN
         self._cache: deque[_Cached] = deque()
@@ -140,18 +127,11 @@ class SegmentQueue:
 
     def add_segment(self, segment: Segment) -> None:
         """Make a new segment the current one."""
-        self.current = segment
+        super().add_segment(segment)
         self._segments.append(segment)
-        self._is_directory_dirty = True
-
-    def close_segment(self) -> None:
-        """Write no more to the current segment."""
-        segment, self.current = self.current, None
-        if segment is not None:
-            self._closing.append(segment)
 
     def rows_written(self, segment: Segment, start: int, rows: list[UsageRow]) -> None:
-        """Note rows that were just written to a segment."""
+        """Note rows that were just written to a segment, from an offset on."""
         before, count = self.pending, len(rows)
         if not before:
             self._oldest = ended(rows[0])
@@ -297,35 +277,6 @@ class SegmentQueue:
         # one without a row needs no release
         return segment.end == _BEGIN or segment.is_lost or Position(segment.number, segment.end) <= self._released_to
 
-    # the thread that syncs
-
-    def sync(self) -> None:
-        """Sync what was written to the disk, and close segments that are no longer written to.
-
-        Raises:
-            OSError: the disk failed; the next call tries again.
-        """
-        with self.lock:
-            current = self.current
-            # taken, since two threads may sync
-            closing, self._closing = self._closing, []
-            is_directory_dirty, self._is_directory_dirty = self._is_directory_dirty, False
-        try:
-            if is_directory_dirty:
-                _sync_directory(self._directory)
-            if current is not None:
-                current.sync()
-        finally:
-            failure: OSError | None = None
-            for segment in closing:
-                try:
-                    segment.sync()
-                except OSError as error:
-                    failure = error
-                segment.close()
-        if failure is not None:
-            raise failure
-
 
 def _ignore() -> None:
     """The default of `SegmentQueue.notify`."""
@@ -334,11 +285,3 @@ def _ignore() -> None:
 def ended(row: UsageRow) -> int:
     """Return when a row's request ended, in microseconds since 1970."""
     return row.time + row.total_us
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import attrs
@@ -57,13 +57,22 @@ class OrphanRecovery:
         """Whether segments of `name` cannot be read, and are left."""
         return self.name in self._skipped
 
-    def claim(self) -> None:
+    @property
+    def names(self) -> set[str]:
+        """The names that are claimed."""
+        return {each.name for each in self._claims}
+
+    def claim(self, own: str = "", followed: Collection[str] = ()) -> None:
         """Claim the segments of processes that have ended.
+
+        Args:
+            own: the name of this process.
+            followed: names that are read elsewhere.
 
         Raises:
             OSError: the directory cannot be read.
         """
-        for claimed in claim_orphans(self._directory, self._skipped):
+        for claimed in claim_orphans(self._directory, {*self._skipped, *followed}, own):
             files = self.take(claimed)
             if files:
                 self._log.info("Taking over {files} files of the ledger's spool from another run", files=files)

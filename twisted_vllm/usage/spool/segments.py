@@ -10,13 +10,17 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 from twisted_vllm.usage.spool.format import header_line
 
 #: the size of a note
 NOTE_BYTES = 64
+#: begins the note of a name whose segments another process reads
+_FOLLOWED = b"followed by "
+#: likewise of a process that is one of several
+_MEMBER = b"member of "
 
 _SEGMENT = re.compile(r"([0-9a-z]+)-([0-9]+)\.spool")
 _LOCK = re.compile(r"([0-9a-z]+)\.lock")
@@ -58,8 +62,13 @@ class Segment:
             path.unlink(missing_ok=True)
             raise
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether the file has no name any more."""
+        return os.fstat(self._descriptor).st_nlink == 0
+
     def write(self, data: bytes) -> None:
-        """Append all of `data`, or nothing that a reader sees.
+        """Append all of `data`, or nothing that a reader sees: data is one line, and a reader ignores half of one.
 
         Raises:
             OSError: it could not be written.
@@ -126,7 +135,7 @@ class Claim:
 
     def segment(self, number: int) -> Path:
         """Return the path of a segment."""
-        return self.directory / f"{self.name}-{number:06d}.spool"
+        return path_of(self.directory, self.name, number)
 
     def segments(self) -> list[Path]:
         """Return the segments that exist, in their order."""
@@ -150,6 +159,32 @@ class Claim:
             OSError: it could not be read.
         """
         return b"" if self._descriptor is None else os.pread(self._descriptor, NOTE_BYTES, 0).rstrip()
+
+    def follow(self, name: str) -> None:
+        """Note that the process which holds another name reads and removes the segments.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.note(_FOLLOWED + name.encode("ascii"))
+
+    def join_group(self, group: str) -> None:
+        """Note that the process belongs to some, until it is known which of them reads the segments.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.note(_MEMBER + group.encode("ascii"))
+
+    @property
+    def follower(self) -> str:
+        """The name of the process that reads the segments; empty if it is the owner.
+
+        Raises:
+            OSError: it could not be read.
+        """
+        found = self.read_note()
+        return found[len(_FOLLOWED) :].decode("ascii", "replace") if found.startswith(_FOLLOWED) else ""
 
     def release(self) -> None:
         """Release the lock. If no segment is left, its file is removed as well."""
@@ -200,25 +235,73 @@ def claim_new(directory: Path, randbytes: Callable[[int], bytes]) -> Claim:
             return claimed
 
 
-def claim_orphans(directory: Path, skipped: Iterable[str]) -> list[Claim]:
-    """Claim every name whose process has ended, except those to skip.
+def claim_orphans(directory: Path, skipped: Iterable[str], own: str = "") -> list[Claim]:
+    """Claim every name whose process has ended, except those to skip and those that another process follows.
+
+    Args:
+        directory: where the segments are.
+        skipped: names to skip.
+        own: the name of the process that asks.
 
     Raises:
         OSError: the directory cannot be read or written to.
     """
     matches = (_SEGMENT.fullmatch(entry) or _LOCK.fullmatch(entry) for entry in os.listdir(directory))
     names = {match[1] for match in matches if match} - set(skipped)
-    return [claimed for name in sorted(names) if (claimed := claim(directory, name)) is not None]
+    found = [claimed for name in sorted(names) if (claimed := claim(directory, name)) is not None]
+    ours = {own, *(claimed.name for claimed in found)}
+    return [claimed for claimed in found if not _is_left_to_another(claimed, ours)]
 
 
-def count_other_owners(directory: Path, own: str) -> int:
-    """Return how many names other processes hold.
+def _is_left_to_another(claimed: Claim, ours: Container[str]) -> bool:
+    """Return whether another process follows a name that was just claimed; then the claim is released."""
+    follower = claimed.follower
+    if not follower or follower in ours or not _is_held(claimed.directory / f"{follower}.lock"):
+        return False
+    claimed.release()
+    return True
+
+
+def segments_by_name(directory: Path) -> dict[str, list[int]]:
+    """Return the numbers of the segments of each name, in their order.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    found: dict[str, list[int]] = {}
+    for entry in os.listdir(directory):
+        if match := _SEGMENT.fullmatch(entry):
+            found.setdefault(match[1], []).append(int(match[2]))
+    for numbers in found.values():
+        numbers.sort()
+    return found
+
+
+def path_of(directory: Path, name: str, number: int) -> Path:
+    """Return the path of a segment."""
+    return directory / f"{name}-{number:06d}.spool"
+
+
+def count_other_owners(directory: Path, own: str, group: str = "") -> int:
+    """Return how many names other processes hold, but for those of this process's group.
+
+    Args:
+        directory: where the segments are.
+        own: the name of this process.
+        group: its group; empty if it is alone.
 
     Raises:
         OSError: the directory cannot be read.
     """
     names = {match[1] for entry in os.listdir(directory) if (match := _LOCK.fullmatch(entry))}
-    return sum(_is_held(directory / f"{name}.lock") for name in names - {own})
+    ours = {_FOLLOWED + own.encode("ascii"), _MEMBER + group.encode("ascii")} if group else set()
+    count = 0
+    for name in names - {own}:
+        path = directory / f"{name}.lock"
+        if _is_held(path):
+            with contextlib.suppress(FileNotFoundError):
+                count += path.read_bytes().rstrip() not in ours
+    return count
 
 
 def _is_held(path: Path) -> bool:

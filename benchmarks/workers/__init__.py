@@ -1,0 +1,1 @@
+"""Compares a gateway of one process with gateways of several workers."""

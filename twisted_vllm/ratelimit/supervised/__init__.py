@@ -1,0 +1,1 @@
+"""Limits counted by the supervisor, for the workers of one gateway."""
