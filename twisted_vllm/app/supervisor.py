@@ -127,6 +127,7 @@ class SupervisorService(Service):
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
+        self.processes.drain_seconds = settings.drain_delay + settings.drain_timeout
         self.connection_permits = ConnectionPermits(self.hub)
         self.hub.on(FAILED, Failed, self._failed)
         #: why the last process that could not start could not

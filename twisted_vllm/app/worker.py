@@ -16,16 +16,17 @@ from twisted.logger import globalLogBeginner
 
 from twisted_vllm.workers.link import tell_failure
 from twisted_vllm.workers.messages import VERSION
-from twisted_vllm.workers.orders import Order
+from twisted_vllm.workers.orders import Opening, Order
 
 
 def main(arguments: Sequence[str]) -> int:
     """Be what the order says until told to end; return the exit status."""
-    order = msgspec.json.decode(arguments[0], type=Order)
+    opening = msgspec.json.decode(arguments[0], type=Opening)
     # the link closes its own
-    control = os.dup(order.control)
-    if order.version != VERSION:
+    control = os.dup(opening.control)
+    if opening.version != VERSION:
         return _fail(control, "the supervisor is of another version: restart the whole gateway")
+    order = msgspec.json.decode(arguments[0], type=Order)
     # the supervisor answers to the terminal, and tells what it wants
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
