@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, DeferredList, ensureDeferred
@@ -357,6 +359,54 @@ async def test_a_long_line_of_requests_is_no_sign_that_redis_is_away(make_limite
         results = await DeferredList(asked, consumeErrors=True)
     assert sum(succeeded for succeeded, _ in results) == 700
     assert texts(events) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_settlement_that_a_new_master_lacks_is_sent_again(
+    reactor: Any, make_limiter: MakeLimiter, redis: PrivateRedis
+) -> None:
+    limiter, other = await make_limiter(), await make_limiter()
+    held = await admitted(limiter, key(parallel=1, max_budget=10), cost=10)
+    names = sorted(redis.names())
+    copies = [
+        redis.command(
+            "EVAL",
+            "return redis.call('DUMP', KEYS[1]):gsub('.', function(c) return string.format('%02x', c:byte()) end)",
+            "1",
+            name,
+        )
+        for name in names
+    ]
+    limiter.settle(held, 0, 4, NOON)
+    await until(reactor, lambda: not limiter.unconfirmed)
+    # What a replica had that was behind: the settlement is not known.
+    for name, copy in zip(names, copies, strict=True):
+        lua = (
+            "return redis.call('RESTORE', KEYS[1], 60000, (ARGV[1]:gsub('..', function(h) "
+            "return string.char(tonumber(h, 16)) end)), 'REPLACE')"
+        )
+        redis.command("EVAL", lua, "1", name, copy.split(b"\r\n")[1].decode())
+    await refused(other, key(parallel=1))
+    redis.command("CLIENT", "KILL", "TYPE", "normal")
+    await until(reactor, lambda: not limiter.is_ready and not other.is_ready)
+    await until(reactor, lambda: limiter.is_ready and other.is_ready and not limiter.unconfirmed)
+    await admitted(other, key(parallel=1, max_budget=10), cost=6)
+    await refused(other, key(max_budget=10), cost=1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_user_needs_the_rights_that_the_manual_names(make_limiter: MakeLimiter, redis: PrivateRedis) -> None:
+    rights = "+eval +evalsha +time +role +@read +@write +@connection"
+    assert rights in (Path(__file__).parents[2] / "docs/limits.md").read_text()
+    redis.command("ACL", "SETUSER", "gate", "reset", "on", ">hush", "~vllm-passthrough:*", *rights.split())
+    try:
+        limiter = await make_limiter(attrs.evolve(redis.server, username="gate", password=Secret("hush")))
+        who = key(rpm=5, tpm=50, parallel=5, max_budget=50)
+        limiter.settle(await admitted(limiter, who, tokens=5, cost=5), 5, 5, NOON)
+        await limiter.stop()
+        assert not limiter.unconfirmed
+    finally:
+        redis.command("ACL", "DELUSER", "gate")
 
 
 @pytest_twisted.ensureDeferred

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(reactor: Any, order: Order, control: int) -> int:
     # imported here: the reactor is installed now
     from twisted_vllm.app.drain import StopSignals
+    from twisted_vllm.app.handed_over import take_over
     from twisted_vllm.app.member import Member
     from twisted_vllm.app.quickstart import Quickstart
     from twisted_vllm.app.service import GatewayService
@@ -58,7 +59,7 @@ def _run(reactor: Any, order: Order, control: int) -> int:
         chosen = Quickstart(dict(os.environ), None, defaults.database_url, simulator)
     source = SettingsSource(order.file, order.listen, chosen, order.directory, order.asked_workers)
     try:
-        settings = source.read(dict(os.environ))
+        settings = take_over(order.settings) or source.read(dict(os.environ))
         log = order.log
         twistd = TwistdLog(log.is_daemon, log.logfile, log.syslog_prefix, directory=order.directory)
         observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)

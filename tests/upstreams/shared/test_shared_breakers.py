@@ -195,4 +195,3 @@ class SharedBreakers(RuleBasedStateMachine):
 
 SharedBreakers.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 test_any_order_of_messages = SharedBreakers.TestCase
-
