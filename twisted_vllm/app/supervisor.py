@@ -196,13 +196,13 @@ class SupervisorService(Service):
 
     def _look_as_owner(self) -> None:
         """Look whether the processes can start, now that the privileges are dropped: one error, not one of each."""
-        if not os.access(sys.executable, os.X_OK, effective_ids=True):
-            self._refuse_to_start(f"the user of --uid ({os.geteuid()}) may not run {sys.executable}")
         try:
             self._source.read(os.environ)
         except ConfigError as error:
             user = f"the user of --uid ({os.geteuid()}) must be able to read every file: each process reads them"
             self._refuse_to_start(f"{'; '.join(map(str, error.problems))} ({user})")
+        if not os.access(sys.executable, os.X_OK, effective_ids=True):
+            self._refuse_to_start(f"the user of --uid ({os.geteuid()}) may not run {sys.executable}")
 
     def _signalled(self, name: str) -> None:
         if self._stopping:
@@ -265,6 +265,7 @@ class SupervisorService(Service):
         def apply() -> None:
             prepared()
             self._settings = plan.settings
+            self.processes.drain_seconds = plan.settings.drain_delay + plan.settings.drain_timeout
             former, self._handed_over = self._handed_over, HandedOver(plan.settings)
             former.close()
 
