@@ -148,4 +148,3 @@ async def test_a_process_begins_although_the_database_is_away(processes: Connect
     link.ready()
     await late.join(link, reactor)
     assert reading.reads == 1
-
