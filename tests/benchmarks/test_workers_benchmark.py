@@ -37,6 +37,7 @@ def order(slot: int) -> bytes:
         sockets=(),
         file=None,
         listen=(),
+        asked_workers=None,
         directory="/",
         reactor="default",
         log=Log(False, None, None),

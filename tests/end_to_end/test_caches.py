@@ -19,6 +19,7 @@ from tests.end_to_end.messages import LAST, chunk, length_of, whole
 from twisted_vllm.config.settings import LedgerSettings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
+from twisted_vllm.usage.spool.spool import Spool
 
 #: stands in every text that a caller or a server chooses
 MARK = "Zq7mark"
@@ -223,7 +224,7 @@ async def held(gateway: Gateway) -> HeldObjects:
     """Return what the process keeps once the log is written and the ledger's rows are in the database."""
     gateway.log_text()
     spool = gateway.service.wiring.accounting.spool
-    assert spool is not None
+    assert isinstance(spool, Spool)
     client = await gateway.connect()
     while spool.backlog().rows:
         await client.next_turn()

@@ -32,7 +32,13 @@ def serve_lists(connection: Connection) -> None:
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     with (
         served(serve_lists) as server,
-        started(Workers(tmp_path_factory.mktemp("workers"), server.port, passthrough="drain_timeout: 5")) as gateway,
+        started(
+            Workers(
+                tmp_path_factory.mktemp("workers"),
+                server.port,
+                passthrough="drain_timeout: 5, limits: {max_failed_authentications: 10000}",
+            )
+        ) as gateway,
     ):
         yield gateway
 

@@ -142,7 +142,10 @@ class GatewayService(Service):
         self.wiring.health.start()
         self.wiring.models.start()
         self.wiring.kv_caches.configure(self.wiring.models.current.servers)
-        self.wiring.load_scraper.start()
+        if self.wiring.siblings.housekeeps:
+            self.wiring.load_scraper.start()
+        if self.wiring.sharing is not None:
+            self.wiring.sharing.start()
         self.wiring.each_minute.start()
         self.wiring.accounting.start()
         if self.wiring.siblings.housekeeps:
@@ -218,6 +221,8 @@ class GatewayService(Service):
         self.wiring.models.stop()
         self.wiring.kv_caches.stop()
         self.wiring.load_scraper.stop()
+        if self.wiring.sharing is not None:
+            self.wiring.sharing.stop()
         self.wiring.agent.close()
         self.wiring.disconnects.close()
         self.wiring.deadlines.stop()

@@ -46,6 +46,7 @@ from twisted_vllm.observability.logging.setup import (
     install,
 )
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.upstreams.shared.keeper import LimitKeeper
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
 from twisted_vllm.workers.processes import Command, Processes
@@ -109,9 +110,11 @@ class SupervisorService(Service):
         self._manager = manager
         self._opened: list[OpenSockets] = []
         self._stopping = self._replacing = False
+        self._hash_seed = str(int.from_bytes(os.urandom(4), "big"))
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer, Shortages())
         self.hub = Hub(reactor, coalescer)
+        self._limit_keeper = LimitKeeper(self.hub, reactor)
         limiter = LocalLimiter(lambda *crossed: self.limits.soft_budget_crossed(*crossed))
         self.budgets = SupervisedBudgets(self.hub, limiter)
         self.limits = limit_server(self.hub, limiter, self.budgets.reconciliation)
@@ -161,6 +164,7 @@ class SupervisorService(Service):
         if closing.active():
             closing.cancel()
             self._close_sockets()
+        self._limit_keeper.stop()
         self._log.info("All processes have ended")
         self._signals.restore()
         finish(self._observer)
@@ -307,6 +311,9 @@ class SupervisorService(Service):
         )
         arguments = [sys.executable, "-m", WORKER_MODULE, msgspec.json.encode(order).decode()]
         environ = dict(os.environ if chosen is None else chosen.environ)
+        if environ.get("PYTHONHASHSEED", "random") in ("", "random"):
+            # workers tell each other hashes of prompts
+            environ["PYTHONHASHSEED"] = self._hash_seed
         return Command(arguments, environ, descriptors)
 
 

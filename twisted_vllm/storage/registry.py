@@ -38,12 +38,13 @@ class Registry:
 
     Args:
         store: stores the keys. index: is updated with every change. spend_set: called when a spend was set, by any
-        process, and when a subject that has spent something gets a budget. budget_gone: called with the kind and id of
-        a subject that loses its budget or is deleted. read_anew: called when everything was read anew, because the
-        database was restored or too much was missed. models_set: called with all stored models when one changed, and at
-        the start. patience: a change that had to wait for longer, in seconds, for
-        earlier ones is not begun. tell_others: has the other processes of this gateway read what was changed; a change
-        is over when its Deferred has fired. monotonic: seconds, from any start.
+        process. spend_found: called when a subject that has spent something gets a budget, as one whose key another
+        process made a moment ago; `spend_set` by default. budget_gone: called with the kind and id of a subject that
+        loses its budget or is deleted. read_anew: called when everything was read anew, because the database was
+        restored or too much was missed. models_set: called with all stored models when one changed, and at the start.
+        patience: a change that had to wait for longer, in seconds, for earlier ones is not begun. tell_others: has the
+        other processes of this gateway read what was changed; a change is over when its Deferred has fired. monotonic:
+        seconds, from any start.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Registry:
         read_anew: Callable[[], None] = lambda: None,
         models_set: Callable[[tuple[StoredModel, ...]], None] = lambda models: None,
         *,
+        spend_found: Callable[[Spend], None] | None = None,
         patience: float = DATABASE_SECONDS,
         tell_others: Callable[[], Deferred[None]] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -62,6 +64,7 @@ class Registry:
         self._store = store
         self._index = index
         self._spend_set = spend_set
+        self._spend_found = spend_found or spend_set
         self._budget_gone = budget_gone
         self._read_anew = read_anew
         self._models_set = models_set
@@ -269,7 +272,7 @@ class Registry:
             self._budget_gone(kind, id)
         for spend in changes.budgets:
             if (spend.kind, spend.id) not in before:
-                self._spend_set(spend)
+                self._spend_found(spend)
         for spend in changes.spend:
             self._spend_set(spend)
 
