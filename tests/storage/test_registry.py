@@ -485,10 +485,12 @@ async def test_whoever_asks_for_the_latest_changes_goes_before_changes_that_wait
 async def test_reads_behind_the_last_change_all_run(registry: Registry, database: Database) -> None:
     change = registry.change(lambda transaction: transaction.keys.insert(key_record(1)))
     first = registry.catch_up()
-    second = first.addCallback(lambda _: registry.catch_up())
+    nested: list[Deferred[None]] = []
+    first.addCallback(lambda _: nested.append(registry.catch_up()))
     third = registry.catch_up()
-    for each in (change, second, third):
+    for each in (change, first, third):
         await each
+    await nested[0]
     assert token(1) in registry.index
     # the lock is free
     await registry.change(lambda transaction: transaction.keys.insert(key_record(2)))
