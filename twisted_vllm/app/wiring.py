@@ -38,7 +38,9 @@ from twisted_vllm.app.member import Member
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
+from twisted_vllm.app.shared_background import SharedBackground
 from twisted_vllm.app.shared_changes import SharedChanges
+from twisted_vllm.app.shared_exports import share_export
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
@@ -158,8 +160,10 @@ class Wiring:
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
         usage_export: exports the ledger's rows of closed days.
-        background: follows responses that servers generate in the background.
+        background: follows responses that servers generate in the background; `shared_background` has the housekeeper
+            go on with those of processes that have ended.
         inquiry: asks the database before a caller is refused.
+        changes: has other processes of the gateway read what was changed.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         budgets: watches how much of their budgets keys and others have used.
@@ -270,10 +274,11 @@ class Wiring:
             look_up = sharing.look_up(look_up)
 
         self.database = Database(reactor, settings.database_url, settings.timeouts.database)
+        self._workers = workers = 1 if member is None else member.order.workers
         self.reports = ReportReader(
             reactor,
             settings.database_url,
-            report_limits_of(limits),
+            report_limits_of(limits, workers),
             settings.timeouts.report,
             lambda: self.accounting.kept_from(),
         )
@@ -296,8 +301,9 @@ class Wiring:
             now=time,
             randbytes=os.urandom,
         )
-        self.metrics.add(UsageExportCollector(self.usage_export))
-        workers = 1 if member is None else member.order.workers
+        share_export(self.siblings, self.usage_export)
+        if self.siblings.housekeeps:
+            self.metrics.add(UsageExportCollector(self.usage_export))
         counting = None
         if not self.siblings.alone:
             # Imported here: a gateway of one process counts by itself.
@@ -329,11 +335,12 @@ class Wiring:
         self.models = ModelList(settings, self._use_models, look_up=look_up, clock=reactor, randbytes=os.urandom)
         if sharing is not None:
             sharing.follow(self.models.discovery)
-        shared_changes = SharedChanges(self.siblings)
+        self.changes = shared_changes = SharedChanges(self.siblings)
         self.registry = Registry(
             self.store,
             self.index,
             lambda spend: accounting.spend_set(spend, is_found=self.registry.is_following),
+            spend_found=lambda spend: accounting.spend_set(spend, is_found=self.registry.is_following, is_known=True),
             budget_gone=lambda kind, id: accounting.budget_gone(kind, id, is_found=self.registry.is_following),
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
@@ -375,6 +382,7 @@ class Wiring:
             files=None if accounting.spool is None else PendingFiles(settings.spool_directory / "background"),
             assumed_output_tokens=limits.assumed_output_tokens,
         )
+        self.shared_background = SharedBackground(self.siblings, background, reactor)
         self.metrics.add(BackgroundCollector(background))
         self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
         self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
@@ -633,7 +641,7 @@ class Wiring:
         self._pass_through.reconfigure(limits)
         self._admin.reconfigure(**admin_of(settings))
         self.database.reconfigure(timeouts.database)
-        self.reports.reconfigure(report_limits_of(limits), timeouts.report)
+        self.reports.reconfigure(report_limits_of(limits, self._workers), timeouts.report)
         self.audit_retention.reconfigure(settings.audit_retention)
         self.registry.reconfigure(timeouts.database)
         self.usage_export.reconfigure(settings.ledger.export, settings.ledger.usage_retention)
