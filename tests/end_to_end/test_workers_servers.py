@@ -222,9 +222,7 @@ def burst_of(port: int, count: int) -> Counter[int]:
         f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{BODY}"
     ).encode()
     found: Counter[int] = Counter()
-    connections = []
-    for _ in range(count):
-        connections.append(socket.create_connection(("127.0.0.1", port), timeout=60))
+    connections = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(count)]
     for each in connections:
         each.sendall(request)
     for each in connections:
