@@ -141,7 +141,8 @@ class GatewayService(Service):
         self.wiring.deadlines.start()
         self.wiring.health.start()
         self.wiring.models.start()
-        self.wiring.kv_caches.configure(self.wiring.models.current.servers)
+        if self.wiring.siblings.serves:
+            self.wiring.kv_caches.configure(self.wiring.models.current.servers)
         if self.wiring.siblings.housekeeps:
             self.wiring.load_scraper.start()
         if self.wiring.sharing is not None:

@@ -741,7 +741,8 @@ class Wiring:
         self.accounting.use_models(settings)
         self.background.reconfigure(servers, settings.limits.assumed_output_tokens)
         self.agent.keep_only(servers)
-        self.kv_caches.configure(servers)
+        if self.siblings.serves:
+            self.kv_caches.configure(servers)
 
 
 def _sharing_of(siblings: Siblings, deadlines: DeadlineSweeper, reactor: Any) -> ServerSharing | None:
