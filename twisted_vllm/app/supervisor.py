@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.handed_over import HandedOver
+from twisted_vllm.app.heap import spare_from_collection
 from twisted_vllm.app.limit_server import limit_server
 from twisted_vllm.app.metrics_keeper import MetricsKeeper
 from twisted_vllm.app.reload import HangUp
@@ -129,6 +130,8 @@ class SupervisorService(Service):
         limiter = LocalLimiter(lambda *crossed: self.limits.soft_budget_crossed(*crossed))
         self.budgets = SupervisedBudgets(self.hub, limiter)
         self.limits = limit_server(self.hub, limiter, self.budgets.reconciliation)
+        # a collection of a hundred thousand budgets would delay all workers
+        self.limits.on_loaded = spare_from_collection
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
