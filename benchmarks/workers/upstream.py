@@ -1,7 +1,7 @@
 """nginx, answering as a vLLM server does: written in C, so that it leaves the processors to what is measured.
 
 ``/v1/chat/completions`` answers at once with one JSON object. ``/v1/completions`` answers with a stream of events, one
-each `INTERVAL` seconds; it needs nginx's echo module, which can wait between two events.
+each few milliseconds or seconds; it needs nginx's echo module, which can wait between two events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.free_ports import free_port
 from benchmarks.peers import find_program
 from benchmarks.processes import CannotStart, answers, environment, running, wait_until_ready
 
-#: events of a stream, the one with the usage included, and the seconds between two
+#: unless the caller says else: events of a stream, the one with the usage included, and the seconds between two
 EVENTS, INTERVAL = 64, 0.02
 ANSWER_PATH, STREAM_PATH = "/v1/chat/completions", "/v1/completions"
 _MODULES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/local/lib/nginx/modules")
@@ -78,14 +78,23 @@ class Server:
     streams: bool
 
 
+def find_echo() -> Path | None:
+    """Return where nginx's echo module is."""
+    return next((Path(place) / _ECHO for place in _MODULES if (Path(place) / _ECHO).exists()), None)
+
+
 @contextmanager
-def nginx_as_vllm(directory: Path, processes: int, files: int) -> Iterator[Server]:
+def nginx_as_vllm(
+    directory: Path, processes: int, files: int, events: int = EVENTS, interval: float = INTERVAL
+) -> Iterator[Server]:
     """Run the stand-in.
 
     Args:
         directory: where its files are.
         processes: how many processes it serves with.
         files: how many files each may open.
+        events: of a stream, the one with the usage included.
+        interval: seconds between two.
 
     Raises:
         CannotStart: nginx is not installed, or does not start.
@@ -93,7 +102,7 @@ def nginx_as_vllm(directory: Path, processes: int, files: int) -> Iterator[Serve
     program = find_program("nginx", None, ("/usr/sbin", "/usr/local/sbin"))
     if program is None:
         raise CannotStart("nginx is not installed (Debian: apt-get install nginx-light)")
-    echo = next((Path(place) / _ECHO for place in _MODULES if (Path(place) / _ECHO).exists()), None)
+    echo = find_echo()
     port = free_port()
     text = _CONF.format(
         load="" if echo is None else f"load_module {echo};\n",
@@ -104,7 +113,7 @@ def nginx_as_vllm(directory: Path, processes: int, files: int) -> Iterator[Serve
         port=port,
         answer_path=ANSWER_PATH,
         answer=_ANSWER,
-        stream="" if echo is None else _stream(),
+        stream="" if echo is None else _stream(events, interval),
     )
     (directory / "upstream.conf").write_text(text)
     log = directory / "upstream.out"
@@ -114,8 +123,8 @@ def nginx_as_vllm(directory: Path, processes: int, files: int) -> Iterator[Serve
         yield Server(port, process.pid, streams=echo is not None)
 
 
-def _stream() -> str:
-    each = f"echo -n '{_EVENT}'; echo_flush; echo_sleep {INTERVAL};"
-    parts = [each] * (EVENTS - 1) + [f"echo -n '{_LAST_EVENT}';"]
+def _stream(events: int, interval: float) -> str:
+    each = f"echo -n '{_EVENT}'; echo_flush; echo_sleep {interval};"
+    parts = [each] * (events - 1) + [f"echo -n '{_LAST_EVENT}';"]
     kind = 'default_type "text/event-stream; charset=utf-8";'
     return f"location = {STREAM_PATH} {{ {kind} echo_read_request_body; {' '.join(parts)} }}"

@@ -108,6 +108,18 @@ async def test_spend_that_was_set_anew_is_told_here_and_in_other_processes(datab
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_registry_says_whether_another_process_did_what_it_tells(database: Database) -> None:
+    told: list[tuple[str, bool]] = []
+    here = Registry(Store(database), KeyIndex(), lambda spend: told.append(("here", here.is_following)))
+    there = Registry(Store(database), KeyIndex(), lambda spend: told.append(("there", there.is_following)))
+    await there.follow()
+    await here.change(lambda transaction: transaction.spend.set("key", "k", 7, 0))
+    await there.follow()
+    assert told == [("here", False), ("there", True)]
+    assert not there.is_following
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_process_that_missed_too_much_is_told_all_that_was_spent(database: Database) -> None:
     told: list[Spend] = []
     registry = Registry(Store(database), KeyIndex(), told.append)
@@ -182,6 +194,27 @@ async def test_what_was_spent_before_there_was_a_budget_is_told_with_the_budget(
     renamed = attrs.evolve(limited, key_alias="other")
     await registry.change(lambda transaction: transaction.replace_key(limited, renamed))
     assert len(told) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_that_was_used_before_another_process_heard_of_it_is_found_and_not_set(database: Database) -> None:
+    told: list[Spend] = []
+    found: list[Spend] = []
+    other = Registry(Store(database), KeyIndex(), told.append, spend_found=found.append)
+    record = key_record(1, allowance=Allowance(max_budget=5))
+
+    def work(transaction: Any) -> None:
+        transaction.keys.insert(record)
+        insert = tables.spend.insert().values(kind="key", id=record.key_id, period_start=0, spend=3, total_spend=3)
+        transaction.connection.execute(insert)
+
+    await Store(database).change(work)
+    await other.follow()
+    assert (told, found) == ([], [Spend("key", record.key_id, 3, 0, 3)])
+    await Store(database).change(lambda transaction: transaction.spend.set("key", record.key_id, 0, 0))
+    await other.follow()
+    assert len(found) == 1
+    assert [(spend.id, spend.spend) for spend in told] == [(record.key_id, 0)]
 
 
 @pytest_twisted.ensureDeferred
@@ -423,3 +456,39 @@ async def test_two_reads_never_run_at_a_time(registry: Registry, monkeypatch: py
     for each in [registry.follow(), registry.catch_up(), registry.follow(), registry.catch_up()]:
         await each
     assert most == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_asks_for_the_latest_changes_goes_before_changes_that_wait(
+    registry: Registry, database: Database
+) -> None:
+    done: list[object] = []
+    changes = [
+        registry.change(lambda transaction, number=number: transaction.keys.insert(key_record(number)))
+        for number in range(20)
+    ]
+    for number, change in enumerate(changes):
+        change.addCallback(lambda _, number=number: done.append(number))
+    for name in ("first", "second", "third"):
+        registry.catch_up().addCallback(lambda _, name=name: done.append(name))
+    for change in changes:
+        await change
+    # the first two reads are behind one change each; who asks during a read shares the next one
+    assert done.index("first") <= 1
+    assert done.index("second") <= 3
+    assert done.index("third") == done.index("second") + 1
+    await registry.catch_up()
+    assert len(registry.index) == 20
+
+
+@pytest_twisted.ensureDeferred
+async def test_reads_behind_the_last_change_all_run(registry: Registry, database: Database) -> None:
+    change = registry.change(lambda transaction: transaction.keys.insert(key_record(1)))
+    first = registry.catch_up()
+    second = first.addCallback(lambda _: registry.catch_up())
+    third = registry.catch_up()
+    for each in (change, second, third):
+        await each
+    assert token(1) in registry.index
+    # the lock is free
+    await registry.change(lambda transaction: transaction.keys.insert(key_record(2)))

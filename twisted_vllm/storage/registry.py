@@ -38,12 +38,13 @@ class Registry:
 
     Args:
         store: stores the keys. index: is updated with every change. spend_set: called when a spend was set, by any
-        process, and when a subject that has spent something gets a budget. budget_gone: called with the kind and id of
-        a subject that loses its budget or is deleted. read_anew: called when everything was read anew, because the
-        database was restored or too much was missed. models_set: called with all stored models when one changed, and at
-        the start. patience: a change that had to wait for longer, in seconds, for
-        earlier ones is not begun. tell_others: has the other processes of this gateway read what was changed; a change
-        is over when its Deferred has fired. monotonic: seconds, from any start.
+        process. spend_found: called when a subject that has spent something gets a budget, as one whose key another
+        process made a moment ago; `spend_set` by default. budget_gone: called with the kind and id of a subject that
+        loses its budget or is deleted. read_anew: called when everything was read anew, because the database was
+        restored or too much was missed. models_set: called with all stored models when one changed, and at the start.
+        patience: a change that had to wait for longer, in seconds, for earlier ones is not begun. tell_others: has the
+        other processes of this gateway read what was changed; a change is over when its Deferred has fired. monotonic:
+        seconds, from any start.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Registry:
         read_anew: Callable[[], None] = lambda: None,
         models_set: Callable[[tuple[StoredModel, ...]], None] = lambda models: None,
         *,
+        spend_found: Callable[[Spend], None] | None = None,
         patience: float = DATABASE_SECONDS,
         tell_others: Callable[[], Deferred[None]] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -62,6 +64,7 @@ class Registry:
         self._store = store
         self._index = index
         self._spend_set = spend_set
+        self._spend_found = spend_found or spend_set
         self._budget_gone = budget_gone
         self._read_anew = read_anew
         self._models_set = models_set
@@ -78,6 +81,8 @@ class Registry:
         self._revision = NO_REVISION
         #: who waits for the read in progress, and for the one after it; None without one
         self._reading: list[Deferred[None]] | None = None
+        #: a read that waits for the change in progress, and goes before the next one
+        self._between: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
 
     def reconfigure(self, patience: float) -> None:
@@ -114,6 +119,25 @@ class Registry:
 
     @inlineCallbacks
     def _change(self, work: Callable[[Transaction], T], latest: float) -> Generator[Deferred[Any], Any, T]:
+        try:
+            result: T = yield self._change_now(work, latest)
+        finally:
+            yield self._read_between()
+        return result
+
+    @inlineCallbacks
+    def _read_between(self) -> Generator[Deferred[Any], Any, None]:
+        """Read what others changed for those who wait for it, while no change runs: one read, or until none waits."""
+        while (between := self._between) is not None:
+            self._between = None
+            # whoever waits has the failure, and may ask for the next read at once
+            yield self._follow().addBoth(between.callback)
+            if self._lock.waiting:
+                # the next change does it
+                return
+
+    @inlineCallbacks
+    def _change_now(self, work: Callable[[Transaction], T], latest: float) -> Generator[Deferred[Any], Any, T]:
         if self._monotonic() > latest:
             self.audited["failed"] += 1
             raise StoreUnavailable(
@@ -187,8 +211,13 @@ class Registry:
 
     @inlineCallbacks
     def _follow_surely(self) -> Generator[Deferred[Any], Any, bool]:
-        """Follow, behind the changes in progress if need be: their number is small, and the caller waits."""
-        if self._lock.locked or not (yield self._follow()):
+        """Follow, behind the change in progress if need be, and before those that wait."""
+        if not self._lock.locked and (yield self._follow()):
+            return True
+        if self._lock.locked:
+            self._between = between = Deferred[None]()
+            yield between
+        else:
             yield self._lock.run(self._follow)
         return True
 
@@ -243,7 +272,7 @@ class Registry:
             self._budget_gone(kind, id)
         for spend in changes.budgets:
             if (spend.kind, spend.id) not in before:
-                self._spend_set(spend)
+                self._spend_found(spend)
         for spend in changes.spend:
             self._spend_set(spend)
 
