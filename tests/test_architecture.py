@@ -20,7 +20,7 @@ PLAIN = {
     *("observability.tracing.names", "observability.tracing.told_contents"),
 }
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
-SERVICES = VALUES | {"http", "identification", "observability", "storage", "upstreams", "workers"}
+SERVICES = VALUES | {"http", "identification", "observability", "storage", "upstreams", "upstreams.shared", "workers"}
 
 #: what each part may import. A part is the longest prefix of a module's name that stands here.
 MAY_IMPORT = {
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "observability": PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"},
     # an entry's limits are windows, as those of keys
     "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
+    "upstreams.shared": PLAIN | {"http", "ratelimit", "upstreams", "workers"},
     # processes talk over sockets as those of the data path
     "workers": PLAIN | {"http"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
@@ -80,6 +81,8 @@ PURE = (
     *("upstreams.merged_metrics", "upstreams.policies", "upstreams.prefix_choice", "upstreams.prefix_table"),
     *("upstreams.recent_requests", "upstreams.rendezvous", "upstreams.resolv_conf", "upstreams.response_places"),
     *("upstreams.retry_budget", "upstreams.router", "upstreams.service_rate"),
+    *("upstreams.shared.breaker", "upstreams.shared.claims", "upstreams.shared.entry_windows"),
+    *("upstreams.shared.fair_shares", "upstreams.shared.leased_limits", "upstreams.shared.places"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
     *("usage.days", "usage.repeated_rows"),
 )

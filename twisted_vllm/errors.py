@@ -313,7 +313,7 @@ class BudgetExceeded(GatewayError):
 
 
 class LimitsUnavailable(GatewayError):
-    """Redis is unavailable, and the operator refuses limited requests without it."""
+    """The supervisor does not answer; or Redis, and the operator refuses limited requests without it."""
 
     status = 503
     code = "limits_unavailable"

@@ -7,14 +7,17 @@ time is that of the process without the thread that makes the rows. One JSON obj
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import attrs
 import msgspec
 
 from benchmarks.growth.ledger import open_store
@@ -23,13 +26,18 @@ from benchmarks.growth.traffic import Spread, Traffic
 from benchmarks.options import number, whole
 from benchmarks.peers import REPOSITORY
 from benchmarks.processes import CannotStart, environment
+from twisted_vllm.usage.spool.followed import FollowedSpool
+from twisted_vllm.usage.spool.following_writer import FollowingWriter
 from twisted_vllm.usage.spool.spool import Spool
 from twisted_vllm.usage.spool.writer import LedgerWriter
+from twisted_vllm.usage.spool.writer_threads import WriterThreads
 
 #: rows that may wait before no more are made: what the spool keeps in memory
 _MOST_WAITING = 8_000
 _TURN_SECONDS = 0.02
 _GRACE_SECONDS = 600.0
+#: rows of one turn of a busy gateway
+_FLUSHED_ROWS = 20
 
 
 class RowCost(msgspec.Struct, frozen=True):
@@ -54,7 +62,40 @@ class _Reactor:
         function(*arguments)
 
 
-def write_rows(url: str, directory: Path, size: Size, named: float, rate: int, seconds: float) -> RowCost:
+@attrs.frozen
+class _Bench:
+    """The spools that rows go to, by turns, and their writer."""
+
+    spools: Sequence[FollowedSpool]
+    writer: WriterThreads
+
+    @property
+    def waiting(self) -> int:
+        """How many rows the database does not have, about."""
+        return self.writer.pending().rows
+
+
+def _own(url: str, directory: Path) -> _Bench:
+    spool = Spool(directory)
+    spool.open()
+    return _Bench([spool], LedgerWriter(_Reactor(), spool, open_store(url), lambda _spent: None))
+
+
+def _following(url: str, directory: Path, spools: int) -> _Bench:
+    """Return a writer that follows spools of other processes, which are in this one here."""
+    own, *followed = [FollowedSpool(directory, group="bench") for _ in range(spools + 1)]
+    writer = FollowingWriter(_Reactor(), own, open_store(url), lambda _spent: None, lambda: None)
+    own.open()
+    for each in followed:
+        each.open()
+        each.followed_by(own.name)
+        writer.follow(each.name)
+    return _Bench(followed, writer)
+
+
+def write_rows(
+    url: str, directory: Path, size: Size, named: float, rate: int, seconds: float, followed: int = 0
+) -> RowCost:
     """Write rows of all keys of a size for so many seconds, and all that is left.
 
     Args:
@@ -64,13 +105,13 @@ def write_rows(url: str, directory: Path, size: Size, named: float, rate: int, s
         named: the share of the rows with an end user.
         rate: rows a second, at most.
         seconds: how long rows are made.
+        followed: how many spools of other processes the writer follows; 0 for a process that writes its own rows.
     """
     traffic = Traffic(Population(size), Spread(named=named), seed=int(time.time()))
     # what is made once for each key is not made meanwhile
     traffic.rows(time.time(), time.time(), 2 * size.keys)
-    spool = Spool(directory)
-    spool.open()
-    writer = LedgerWriter(_Reactor(), spool, open_store(url), lambda _spent: None)
+    bench = _following(url, directory, followed) if followed else _own(url, directory)
+    writer, spools = bench.writer, cycle(bench.spools)
     pause = threading.Event()
     process, own = time.process_time(), time.thread_time()
     writer.start()
@@ -81,13 +122,19 @@ def write_rows(url: str, directory: Path, size: Size, named: float, rate: int, s
         now = time.monotonic()
         due, last = min(due + (now - last) * rate, rate), now
         count = int(due)
-        if count and spool.backlog().rows < _MOST_WAITING:
+        if count and bench.waiting < _MOST_WAITING:
             ended = time.time()
-            for row in traffic.rows(ended - _TURN_SECONDS, ended, count):
-                spool.append(row)
-            spool.flush()
+            made = traffic.rows(ended - _TURN_SECONDS, ended, count)
+            for start in range(0, count, _FLUSHED_ROWS):
+                spool = next(spools)
+                for row in made[start : start + _FLUSHED_ROWS]:
+                    spool.append(row)
+                spool.flush()
             rows, due = rows + count, due - count
-    while (spool.backlog().rows or writer.pending().gathered) and time.monotonic() < last + _GRACE_SECONDS:
+    for each in bench.spools:
+        if followed:
+            each.close()
+    while writer.batch_writer.committed < rows and time.monotonic() < last + _GRACE_SECONDS:
         pause.wait(_TURN_SECONDS)
     done = threading.Event()
     writer.stop().addBoth(lambda _: done.set())
@@ -130,9 +177,14 @@ def main(arguments: Sequence[str]) -> int:
         add(f"--{name}", type=whole(0, most), default=default)
     add("--named", type=number(0, 1), default=0.0)
     add("--seconds", type=number(0.1, 3600), default=10.0)
+    add("--followed", type=whole(0, 64), default=0)
     chosen = parser.parse_args(arguments)
     size = Size(chosen.keys, chosen.users, chosen.teams, chosen.end_users, 0)
-    cost = write_rows(chosen.url, chosen.directory, size, chosen.named, chosen.rate, chosen.seconds)
+    # as the gateway does
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    cost = write_rows(chosen.url, chosen.directory, size, chosen.named, chosen.rate, chosen.seconds, chosen.followed)
     print(msgspec.json.encode(cost).decode())
     return 0
 

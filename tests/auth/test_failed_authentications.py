@@ -25,6 +25,7 @@ def test_what_it_says_of_the_time_is_true() -> None:
     failures.record_failure(WRONG, "192.0.2.1", NOW)
     refusal = failures.record_failure(WRONG, "192.0.2.1", NOW + 0.5)
     assert isinstance(failures.record_failure(WRONG, "192.0.2.1", NOW + 59.9), TooManyFailures)
+    assert isinstance(refusal, TooManyFailures)
     assert refusal.retry_after is not None
     assert failures.record_failure(WRONG, "192.0.2.1", NOW + 0.5 + refusal.retry_after) is WRONG
 

@@ -67,7 +67,9 @@ def refusal(
     try:
         authenticator.authenticate({b"authorization": b"Bearer " + presented.encode()}, NOW)
     except MissingApiKey as error:
-        return failures.record_failure(error, address, NOW)
+        found = failures.record_failure(error, address, NOW)
+        assert isinstance(found, GatewayError)
+        return found
     raise AssertionError("it was let in")
 
 

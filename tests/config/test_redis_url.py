@@ -10,13 +10,14 @@ from tests.config.config_harness import BASE as SERVER
 from tests.config.config_harness import Loader, Refusal, somewhere
 from twisted_vllm.config.describe import describe
 from twisted_vllm.config.problems import Rejected
+from twisted_vllm.config.redis_places import RedisCluster, RedisPlace, RedisSentinels, redis_url
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.urls import RedisServer, redis_url
+from twisted_vllm.config.urls import RedisServer
 
 BASE = SERVER | {"LITELLM_MASTER_KEY": "sk-1"}
 
 
-def parse(text: object) -> RedisServer:
+def parse(text: object) -> RedisPlace:
     return redis_url(text, somewhere())
 
 
@@ -41,13 +42,46 @@ def test_a_url_says_where_redis_is_and_a_name_tells_no_password(written: str, se
     assert "hush" not in repr(parse(written))
 
 
+def test_sentinels_have_a_login_of_their_own() -> None:
+    place = parse(
+        "rediss+sentinel://gate:hu%2Fsh@s1,[fd00::2]:7/limits/3?sentinel_username=look&sentinel_password=p%26w"
+    )
+    assert place == RedisSentinels(
+        (
+            RedisServer("s1", 26379, tls=True, username="look", password=Secret("p&w")),
+            RedisServer("fd00::2", 7, tls=True, username="look", password=Secret("p&w")),
+        ),
+        "limits",
+        RedisServer("s1", 6379, 3, tls=True, username="gate", password=Secret("hu/sh")),
+    )
+    assert place.name == "rediss+sentinel://s1:26379,[fd00::2]:7/limits/3"
+    assert [each.reveal() for each in place.passwords] == ["hu/sh", "p&w"]
+    assert parse("redis+sentinel://:hush@s1/limits") == RedisSentinels(
+        (RedisServer("s1", 26379),), "limits", RedisServer("s1", password=Secret("hush"))
+    ), "what the master wants is not told to the Sentinels"
+
+
+def test_a_cluster_is_found_by_some_of_its_nodes() -> None:
+    place = parse("redis+cluster://:hush@n1,n2:7000/0")
+    assert place == RedisCluster(
+        (RedisServer("n1", password=Secret("hush")), RedisServer("n2", 7000, password=Secret("hush")))
+    )
+    assert place.name == "redis+cluster://n1:6379,n2:7000"
+    assert "hush" not in repr(place)
+
+
+def test_valkey_s_spelling_means_the_same() -> None:
+    assert parse("valkeys://:hush@cache") == parse("rediss://:hush@cache")
+    assert parse("valkey+sentinel://a/x") == parse("redis+sentinel://a/x")
+
+
 @pytest.mark.parametrize(
     ("written", "reason"),
     [
         ("cache:6379", "must be a URL"),
         (6379, "must be text"),
         ("unix:///run/hush.sock", "unix is not supported"),
-        ("redis+sentinel://hush:26379/x", r"redis\+sentinel is not supported"),
+        ("redis+proxy://hush:26379/x", r"redis\+proxy is not supported"),
         ("redis://a:hush@h:port/1", "not a valid URL"),
         ("redis://:hush@", "names no host"),
         ("redis://u:hush@a,b", "names no host"),
@@ -55,6 +89,19 @@ def test_a_url_says_where_redis_is_and_a_name_tells_no_password(written: str, se
         ("redis://u:hush@h/0?ssl=true", "has parameters"),
         ("redis://u:hu#sh@h/0", "names a user|not a valid URL|parameters"),
         ("redis://hush@h", "names a user without a password"),
+        ("redis+sentinel://:hush@a,b", "names no service"),
+        ("redis+sentinel://:hush@a,b/no service", "names no service"),
+        ("redis+sentinel://:hush@a,b/gate/x", "database's number"),
+        ("redis+sentinel://:hush@a,a:26379/gate", "a host and port twice"),
+        ("redis+sentinel://:hush@a,,b/gate", "names no host"),
+        ("redis+sentinel://:hush@a:0/gate", "names no host|not a valid URL"),
+        ("redis+sentinel://:hush@a/gate?password=hush", "parameters that are not"),
+        ("redis+sentinel://:hush@a/gate?sentinel_password=hush&sentinel_password=hush", "not once"),
+        ("redis+sentinel://:hush@a/gate?sentinel_username=hush", "without sentinel_password"),
+        ("redis+sentinel://:hush@a/gate?hush", "parameters that are not"),
+        (f"redis+sentinel://:hush@{','.join(f's{n}' for n in range(33))}/gate", "more than 32"),
+        ("redis+cluster://:hush@a,b/1", "only the first"),
+        ("redis+cluster://:hush@a,b?x=hush", "has parameters"),
     ],
 )
 def test_what_is_no_such_url_is_refused_without_repeating_it(written: object, reason: str) -> None:
@@ -63,7 +110,10 @@ def test_what_is_no_such_url_is_refused_without_repeating_it(written: object, re
     assert "hush" not in str(refusal.value).replace("PASSWORD", "")
 
 
-@given(st.one_of(st.text(), st.text().map("redis://".__add__), st.text().map("rediss://u:".__add__)))
+_STARTS = ("", "redis://", "rediss://u:", "redis+sentinel://", "redis+sentinel://a/b?", "redis+cluster://a,")
+
+
+@given(st.builds(str.__add__, st.sampled_from(_STARTS), st.text()))
 def test_any_text_is_such_a_url_or_refused(text: str) -> None:
     try:
         assert parse(text).name
@@ -100,6 +150,8 @@ def test_the_check_says_where_limits_are_counted(load_text: Loader) -> None:
 def test_the_log_strikes_out_the_password_however_it_is_spelt(load_text: Loader) -> None:
     settings = load_text("passthrough: {redis_url: 'redis://:h%2Fu%40sh@cache'}", BASE)
     assert {"h/u@sh", "h%2Fu%40sh"} <= set(settings.secrets)
+    settings = load_text("passthrough: {redis_url: 'redis+sentinel://a/b?sentinel_password=h%2Fu'}", BASE)
+    assert {"h/u", "h%2Fu"} <= set(settings.secrets)
 
 
 def test_a_misspelt_policy_is_refused_with_the_nearest_name(problems_of: Refusal) -> None:

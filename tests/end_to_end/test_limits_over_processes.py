@@ -108,7 +108,7 @@ def test_the_second_process_on_a_database_says_that_each_counts_for_itself(
         with LimitingGateway(tmp_path / "two", server.port, DATABASE_URL=url) as second:
             wait_until(lambda: second.messages(words))
             [said] = second.messages(words)
-            assert "1 at present" in said
+            assert ", 1 processes at present" in said
             assert "passthrough.redis_url" in said
     # stopped processes do not count
     with LimitingGateway(tmp_path / "three", server.port, DATABASE_URL=url) as third:

@@ -114,7 +114,8 @@ def test_a_signal_reopens_the_logs_of_all_processes(gateway: Workers) -> None:
     log = gateway.directory / "gateway.log"
     log.rename(gateway.directory / "moved.log")
     gateway.signal(signal.SIGUSR1)
-    wait_until(log.exists)
+    # it is opened with the next line
+    wait_until(lambda: gateway.statuses(4, MODELS) and log.exists())
     wait_until(lambda: gateway.statuses(20, MODELS) and len(gateway.lines()) >= 20)
     (gateway.directory / "moved.log").unlink()
 

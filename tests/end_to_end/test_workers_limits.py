@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ from twisted_vllm.usage.estimate import estimate_prompt
 COUNT = 2_000
 #: tokens, and as many dollars, that are reserved for one request
 RESERVED = estimate_prompt(BODY) + 4
-FAILURES, READS = 83, 151
+FAILURES, READS, CHANGES = 83, 151, 17
 
 SETTINGS = f"""  workers: 2
   trusted_proxies: [127.0.0.1]
+  self_service: {{enabled: true, max_changes: {CHANGES}}}
   limits: {{max_failed_authentications: {FAILURES}, max_uncounted_requests: {READS}}}
 litellm_settings: {{max_end_user_budget: {29 * RESERVED + RESERVED - 1}}}
 """
@@ -87,10 +90,13 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         wait_until(lambda: gateway.messages("Serving with 2 workers"))
         for path, fields in (
             ("/team/new", {"team_id": "team", "rpm_limit": 37}),
+            ("/user/new", {"user_id": "person", "auto_create_key": False}),
             ("/customer/new", {"user_id": "known", "max_budget": 23 * RESERVED + RESERVED - 1}),
         ):
             assert ask(gateway.port, path, MASTER_KEY, "POST", json.dumps(fields))[0] == 200
         keys = {"reads": gateway.make_key(), "held": gateway.make_key(max_parallel_requests=50)}
+        keys["person"] = gateway.make_key(user_id="person")
+        keys["counted"] = gateway.make_key(rpm_limit=60)
         keys |= {name: gateway.make_key(**limits) for name, (limits, _, _) in LIMITS.items()}
         # the other worker hears of new keys half a second later
         last = list(keys.values())[-1]
@@ -133,37 +139,50 @@ def test_what_no_limit_counts_is_counted_over_the_workers(deployment: Deployment
     assert found == {(200, ""): READS, (429, "rate_limit_exceeded"): COUNT - READS}
 
 
-def test_what_a_killed_worker_held_is_free_within_a_second(deployment: Deployment) -> None:
-    server, gateway, key = deployment.server, deployment.gateway, deployment.keys["held"]
-    head = f"POST {TARGET} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-    raw = f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+def test_what_people_change_is_counted_over_the_workers(deployment: Deployment) -> None:
+    head = f"POST /key/generate HTTP/1.1\r\nAuthorization: Bearer {deployment.keys['person']}\r\n"
+    found = deployment.burst(f"{head}Content-Type: application/json\r\n", b"{}")
+    assert found == {(200, ""): CHANGES, (429, "rate_limit_exceeded"): COUNT - CHANGES}
+
+
+def test_what_a_killed_worker_held_is_free_within_a_second_and_its_requests_stay_counted(
+    deployment: Deployment,
+) -> None:
+    server, gateway = deployment.server, deployment.gateway
+    held, counted = deployment.keys["held"], deployment.keys["counted"]
     server.taken = 0
     server.gate.clear()
     connections: list[Connection] = []
+    over = (429, "rate_limit_exceeded")
 
-    def held(count: int) -> None:
+    def send(key: str, count: int) -> None:
+        """Have the server take so many more requests, none of which it answers."""
+        head = f"POST {TARGET} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+        before = server.taken
         for _ in range(count):
             connections.append(connect(gateway.port))
-            connections[-1].send(raw)
-        wait_until(lambda: server.taken == 50)
+            connections[-1].send(head.encode() + BODY)
+        wait_until(lambda: server.taken == before + count)
 
     try:
-        held(50)
-        assert gateway.chat(key) == (429, "rate_limit_exceeded")
-        workers = gateway.processes()
-        os.kill(workers[1], signal.SIGKILL)
+        send(counted, 60)
+        first = len(connections)
+        send(held, 50)
+        assert [gateway.chat(key) for key in (held, counted)] == [over, over]
+        os.kill(gateway.processes()[1], signal.SIGKILL)
         began = time.monotonic()
         wait_until(lambda: any(is_closed(each) for each in connections))
         lost = 0
         while time.monotonic() < began + 1.0:
-            lost = sum(is_closed(each) for each in connections)
+            lost = sum(is_closed(each) for each in connections[first:])
             time.sleep(0.05)
         assert 0 < lost < 50
-        server.taken = 50 - lost
-        held(lost)
-        assert gateway.chat(key) == (429, "rate_limit_exceeded")
+        send(held, lost)
+        assert gateway.chat(held) == over
+        assert [gateway.chat(counted) for _ in range(10)] == [over] * 10
         server.gate.set()
-        wait_until(lambda: gateway.chat(key) == (200, ""))
+        wait_until(lambda: gateway.chat(held) == (200, ""))
     finally:
         server.gate.set()
         for each in connections:
@@ -208,3 +227,80 @@ def test_a_frozen_supervisor_has_requests_with_limits_refused_and_others_served(
     finally:
         os.kill(gateway.pid, signal.SIGCONT)
     wait_until(lambda: all(gateway.chat(limited) == (200, "") for _ in range(10)))
+
+
+def test_what_is_counted_as_spent_is_what_the_database_has_after_processes_were_killed(deployment: Deployment) -> None:
+    gateway = deployment.gateway
+    key = gateway.make_key(max_budget=10**6)
+    wait_until(lambda: all(gateway.knows(key) for _ in range(20)))
+    stop = threading.Event()
+    answered = Counter[int]()
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                answered[gateway.chat(key)[0]] += 1
+            except (OSError, HTTPException):
+                # its worker was killed
+                answered[0] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for slot in (1, 0):
+            time.sleep(0.7)
+            wait_until(lambda: len(gateway.processes()) == 3)
+            os.kill(gateway.processes()[slot], signal.SIGKILL)
+        time.sleep(0.7)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert answered[200] > 100
+    assert answered.keys() <= {0, 200}
+
+    def spends() -> tuple[float, float]:
+        """What the database has, and what the supervisor counts, which it says when it refuses."""
+        spend = json.loads(ask(gateway.port, f"/key/info?key={key}", MASTER_KEY)[1])["info"]["spend"]
+        text = ask(gateway.port, TARGET, key, "POST", BODY.decode())[1]
+        found = re.search(r"Current cost: ([0-9.]+),", text)
+        return spend, float(found[1]) if found else -1.0
+
+    assert ask(gateway.port, "/key/update", MASTER_KEY, "POST", json.dumps({"key": key, "max_budget": 1}))[0] == 200
+    wait_until(lambda: spends()[0] == spends()[1] >= 7 * answered[200])
+    # it stays so
+    time.sleep(1.2)
+    spend, counted = spends()
+    print(f"{dict(answered)}: {spend} in the database, {counted} in the supervisor")
+    assert spend == counted
+    assert 7 * answered[200] <= spend <= 7 * answered[200] + RESERVED * answered[0]
+
+
+def test_while_redis_is_away_the_supervisor_counts(tmp_path: Path) -> None:
+    from tests.services.private_redis import PrivateRedis, find_redis
+
+    binary = find_redis()
+    if binary is None:
+        pytest.skip("Redis' server program (redis-server) is not installed")
+    redis = PrivateRedis(binary)
+    redis.start()
+    try:
+        with (
+            served(GatedServer().serve) as server,
+            TwoWorkers(
+                tmp_path,
+                server.port,
+                settings="  workers: 2\n  limits_on_redis_loss: local\n",
+                VLLM_PASSTHROUGH_REDIS_URL=redis.url,
+            ) as gateway,
+        ):
+            wait_until(lambda: gateway.messages("Serving with 2 workers"))
+            key = gateway.make_key(rpm_limit=10)
+            wait_until(lambda: all(gateway.knows(key) for _ in range(20)))
+            assert Counter(gateway.chat(key)[0] for _ in range(30)) == {200: 10, 429: 20}
+            redis.stop()
+            wait_until(lambda: len(gateway.messages("this gateway's supervisor counts limits")) == 3)
+            assert Counter(gateway.chat(key)[0] for _ in range(30)) == {200: 10, 429: 20}
+    finally:
+        redis.remove()

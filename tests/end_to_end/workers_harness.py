@@ -47,7 +47,8 @@ class Workers(MeasuredGateway):
             try:
                 arguments = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
                 found[int(child)] = json.loads(arguments[-2])["slot"]
-            except (OSError, IndexError, ValueError, KeyError):
+            except (OSError, IndexError, ValueError, KeyError, TypeError):
+                # it is not its program yet, or no more
                 continue
         return found
 

@@ -24,10 +24,10 @@ from twisted_vllm.identification.waiting_places import MOST_OF_ADDRESS, MOST_WAI
 class Asking:
     """An inquiry whose database answers when the test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 1) -> None:
         self.clock = Clock()
         self.questions: list[Deferred[None]] = []
-        self.inquiry = Inquiry(self._catch_up, self.clock)
+        self.inquiry = Inquiry(self._catch_up, self.clock, processes)
 
     def _catch_up(self) -> Deferred[None]:
         question: Deferred[None] = Deferred()
@@ -165,3 +165,14 @@ def test_at_the_stop_whoever_waits_is_refused(asking: Asking) -> None:
     asking.inquiry.stop()
     assert (first, second) == ([None], [None])
     assert asking.inquiry.ask("3", "192.0.2.1") is None
+
+
+@pytest.mark.parametrize(("processes", "a_second"), [(1, 20), (2, 10), (4, 5), (64, 5)])
+def test_workers_share_the_questions_of_a_second(processes: int, a_second: int) -> None:
+    asking = Asking(processes)
+    for number in range(10_000):
+        asking.ask(str(number))
+        if not asking.questions[-1].called:
+            asking.questions[-1].callback(None)
+        asking.clock.advance(0.001)
+    assert 9 * a_second <= len(asking.questions) <= 10 * a_second + 1

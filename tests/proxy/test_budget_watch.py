@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
+from tests.ratelimit.supervised.gateway_in_memory import GatewayInMemory
 from twisted_vllm.auth.grants import Changes, EndUser, KeyGrant, TeamGrant
 from twisted_vllm.auth.key_index import GatewayLimits, KeyIndex
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.proxy.budget_watch import INTERVAL, STEP, BudgetWatch, Crossing
 from twisted_vllm.ratelimit.allowance import Allowance, Limited, ModelBudget, model_budget_id
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.ratelimit.supervised.budget_copies import BudgetCopies
 from twisted_vllm.ratelimit.watched_budgets import LocalBudgets
 
 #: a budget of one day
@@ -200,3 +202,40 @@ def test_a_hundred_thousand_budgets_are_looked_at_in_short_steps() -> None:
     assert sum(1 for _ in watched.watch._steps()) >= count / STEP
     assert len(watched.crossings) == count
     assert watched.watch.counts() == {("team", 80): count}
+
+
+def test_the_housekeeper_watches_the_budgets_of_the_supervisor() -> None:
+    gateway = GatewayInMemory()
+    clock, index = Clock(), KeyIndex()
+    clock.advance(gateway.now)
+    index.apply(Changes(teams={str(number): TeamGrant(allowance=DAILY) for number in range(2 * STEP)}))
+    crossings: list[Crossing] = []
+
+    def watch() -> BudgetWatch:
+        budgets = BudgetCopies(gateway.housekeeper)
+        found = BudgetWatch(budgets, index, turn_cooperator(clock).cooperate, clock)
+        found.on_crossing.append(crossings.append)
+        return found
+
+    def look(watched: BudgetWatch) -> list[tuple[str, int]]:
+        crossings.clear()
+        done = watched.look()
+        for _ in range(2000):
+            clock.advance(0)
+        assert done.called
+        gateway.exchange()
+        return [(each.id, each.share) for each in crossings]
+
+    for number in range(2 * STEP):
+        gateway.limiter.budget_loaded("team", str(number), 700, int(gateway.now) // DAY * DAY)
+    first = watch()
+    assert look(first) == []
+    for number in (3, STEP + 3):
+        gateway.limiter.budget_committed("team", str(number), 0, 950, int(gateway.now) // DAY * DAY)
+    assert look(first) == [("3", 90), (str(STEP + 3), 90)]
+    assert first.counts() == {("team", 80): 2, ("team", 90): 2}
+    assert look(first) == []
+    # nor is it told again by the housekeeper that replaces this one
+    assert look(watch()) == []
+    gateway.limiter.budget_committed("team", "3", 0, 1000, int(gateway.now) // DAY * DAY)
+    assert look(watch()) == [("3", 100)]

@@ -27,7 +27,8 @@ class Questions:
         self.index.reconfigure(GatewayLimits(end_user=SMALL))
         self.asked: list[list[str]] = []
         self.answers: list[Deferred[Mapping[str, Spend]]] = []
-        self.budgets = EndUserBudgets(self.limiter, self.index, self.read, most=3)
+        self.is_away = False
+        self.budgets = EndUserBudgets(self.limiter, self.index, self.read, most=3, refuses=lambda: self.is_away)
 
     def read(self, ids: Sequence[str]) -> Deferred[Mapping[str, Spend]]:
         self.asked.append(list(ids))
@@ -143,3 +144,13 @@ def test_the_spend_of_a_key_without_a_budget_takes_no_memory() -> None:
     # What these may spend is not in their records.
     assert holds("proxy", "proxy")
     assert holds("member", "team/ann")
+
+
+def test_nobody_is_asked_for_while_the_limiter_refuses_everybody() -> None:
+    questions = Questions()
+    questions.is_away = True
+    assert questions.budgets.load("eve") is None
+    assert questions.asked == []
+    questions.is_away = False
+    assert questions.budgets.load("eve") is not None
+    assert questions.asked == [["eve"]]

@@ -7,7 +7,7 @@ import pytest
 import pytest_twisted
 
 from tests.services.private_postgresql import PrivatePostgresql, find_binaries
-from tests.services.private_redis import PrivateRedis, find_redis
+from tests.services.private_redis import PROGRAMS, PrivateRedis, installed
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.database import Database
 
@@ -46,13 +46,12 @@ def postgresql_database(reactor: Any, postgresql_url: str) -> Iterator[Database]
     pytest_twisted.blockon(database.stop())
 
 
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[PrivateRedis]:
-    """A private Redis; tests that need one are skipped, with the reason, where there is none."""
-    binary = find_redis()
-    if binary is None:
-        pytest.skip("Redis' server program (redis-server) is not installed")
-    server = PrivateRedis(binary)
+@pytest.fixture(scope="session", params=installed() or PROGRAMS[:1])
+def redis_server(request: pytest.FixtureRequest) -> Iterator[PrivateRedis]:
+    """A private Redis, and a private Valkey where there is one; without any, tests are skipped, with the reason."""
+    if not installed():
+        pytest.skip("Neither redis-server nor valkey-server is installed")
+    server = PrivateRedis(request.param)
     try:
         server.start()
         yield server

@@ -1,4 +1,4 @@
-"""A Redis server of the tests' own, on a port of the loopback that was free, with a password."""
+"""A Redis or Valkey server of the tests' own, on a port of the loopback that was free, with a password."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,25 +20,53 @@ from twisted_vllm.config.urls import RedisServer
 START_SECONDS = 15
 
 
+#: the programs that the tests can run on
+PROGRAMS = ("redis-server", "valkey-server")
+
+
 def find_redis() -> str | None:
-    """Return the path of Redis' program."""
-    return shutil.which("redis-server")
+    """Return the name of a program that is installed."""
+    return next(iter(installed()), None)
+
+
+def installed() -> list[str]:
+    """Return the names of the programs that are installed."""
+    return [name for name in PROGRAMS if shutil.which(name) is not None]
 
 
 class PrivateRedis:
-    """A server that keeps nothing on disk and lasts as long as the test session."""
+    """A server that keeps nothing on disk and lasts as long as the test session.
 
-    def __init__(self, binary: str) -> None:
-        self._binary = binary
+    Args:
+        program: the program's name, one of `PROGRAMS`.
+        lines: more lines of its configuration.
+        password: its password; None for a new one.
+        database: the number of the gateway's database on it.
+        arguments: more arguments of the program.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        lines: Sequence[str] = (),
+        *,
+        password: str | None = None,
+        database: int = 2,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self.program = program
+        self.database = database
+        self._lines = lines
+        self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
-        self.password = f"p:/@%{secrets.token_hex(8)}"
+        self.password = password or f"p:/@%{secrets.token_hex(8)}"
         self.port = free_port()
         self.directory = Path(tempfile.mkdtemp(prefix="private-redis-"))
 
     @property
     def server(self) -> RedisServer:
         """Where it is, as the gateway is told; with a database that is not the first."""
-        return RedisServer("127.0.0.1", self.port, 2, password=Secret(self.password))
+        return RedisServer("127.0.0.1", self.port, self.database, password=Secret(self.password))
 
     @property
     def url(self) -> str:
@@ -49,10 +78,10 @@ class PrivateRedis:
         file = self.directory / "redis.conf"
         file.write_text(
             f'bind 127.0.0.1\nport {self.port}\nrequirepass "{self.password}"\nsave ""\nappendonly no\n'
-            f"dir {self.directory}\nlogfile {self.directory}/log\n"
+            f"dir {self.directory}\nlogfile {self.directory}/log\n" + "".join(f"{line}\n" for line in self._lines)
         )
         file.chmod(0o600)
-        self._process = subprocess.Popen([self._binary, str(file)], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([self.program, str(file), *self._arguments], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -89,14 +118,19 @@ class PrivateRedis:
 
     def command(self, *words: str) -> bytes:
         """Run one command on the gateway's database, and return the raw answer."""
-        commands = (("AUTH", self.password), ("SELECT", str(self.server.database)), words)
+        select = [("SELECT", str(self.database))] if self.database else []
+        commands = [("AUTH", self.password), *select, words]
         with socket.create_connection(("127.0.0.1", self.port), timeout=START_SECONDS) as connection:
             connection.sendall(b"".join(_encoded(command) for command in commands) + _encoded(("QUIT",)))
             answer = b""
-            while data := connection.recv(65_536):
+            # A Sentinel knows no QUIT.
+            while b"unknown command 'QUIT'" not in answer and (data := connection.recv(65_536)):
                 answer += data
-        assert answer.startswith(b"+OK\r\n+OK\r\n"), answer
-        return answer.removeprefix(b"+OK\r\n+OK\r\n").removesuffix(b"+OK\r\n").strip()
+        accepted = b"+OK\r\n" * (len(commands) - 1)
+        assert answer.startswith(accepted), answer
+        return (
+            answer.removeprefix(accepted).partition(b"-ERR unknown command 'QUIT'")[0].removesuffix(b"+OK\r\n").strip()
+        )
 
     def names(self) -> set[str]:
         """Return the names of all keys of the gateway's database."""

@@ -11,6 +11,7 @@ import psycopg
 
 from tests.end_to_end.many_callers import PRICED, Callers, make_keys, serve
 from tests.end_to_end.process_harness import FULL, MeasuredGateway, served
+from tests.end_to_end.test_ledger_of_workers import kill_and_check
 from tests.end_to_end.twistd_harness import wait_until
 from tests.services.private_postgresql import PrivatePostgresql
 from tests.whole_ledger import check_ledger
@@ -52,6 +53,12 @@ def test_gateways_with_the_same_keys_add_up_each_request_once_and_lock_nobody_ou
     assert set(callers.seen) <= set(ids)
     assert [path for path in tmp_path.glob("*/*.spool/*") if path.name != "background"] == []
     assert (postgresql.directory / "log").read_text().count("deadlock detected") == deadlocks
+
+
+def test_kills_of_any_process_of_a_gateway_with_workers_lose_no_row_and_double_none(
+    tmp_path: Path, postgresql_url: str
+) -> None:
+    kill_and_check(tmp_path, postgresql_url, tmp_path / "vllm_passthrough.spool", DATABASE_URL=postgresql_url)
 
 
 def test_a_dump_that_is_restored_while_a_gateway_serves_has_all_sums_of_its_rows(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
-from twisted.internet.defer import DeferredList, ensureDeferred
+from twisted.internet.defer import CancelledError, DeferredList, ensureDeferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import deferLater
@@ -17,6 +19,7 @@ from twisted.logger import capturedLogs as captured_logs
 
 from benchmarks.free_ports import free_port
 from tests.ratelimit.limiter_contract import NOON, LimiterContract, key
+from tests.ratelimit.supervised.gateway_in_memory import GatewayInMemory
 from tests.self_signed import self_signed_pem
 from tests.services.private_redis import PrivateRedis
 from twisted_vllm.config.secret import Secret
@@ -261,6 +264,38 @@ async def test_while_redis_is_away_each_process_counts_for_itself_and_says_so_on
 
 
 @pytest_twisted.ensureDeferred
+async def test_while_redis_is_away_the_supervisor_counts_for_its_workers(
+    reactor: Any, make_limiter: MakeLimiter
+) -> None:
+    gateway = GatewayInMemory()
+    workers = [gateway.start(1), gateway.start(2)]
+    with captured_logs() as events:
+        limiters = [
+            await make_limiter(
+                RedisServer("127.0.0.1", free_port()), wait=False, on_loss="local", fallback=worker.counting.limiter
+            )
+            for worker in workers
+        ]
+        limits = key(rpm=5, parallel=4)
+        asked = [limiters[number % 2].admit((limits,), "", 0, 0, NOON) for number in range(8)]
+        gateway.exchange()
+        found = await DeferredList(asked, consumeErrors=True)
+        assert sum(is_admitted for is_admitted, _ in found) == 4
+        # a client that goes while it waits
+        gone = limiters[0].admit((limits,), "", 0, 0, NOON)
+        gone.addErrback(lambda failure: failure.trap(CancelledError))
+        gone.cancel()
+        for number, (is_admitted, reservation) in enumerate(found):
+            if is_admitted:
+                assert isinstance(reservation, Reservation)
+                limiters[number % 2].settle(reservation, 0, 0, NOON)
+        gateway.exchange()
+        assert gateway.limiter.in_flight == 0
+        await until(reactor, lambda: len(texts(events)) == 2)
+    assert all("this gateway's supervisor counts limits" in text for text in texts(events))
+
+
+@pytest_twisted.ensureDeferred
 async def test_while_redis_is_away_requests_with_limits_are_refused_where_that_is_wanted(
     reactor: Any, make_limiter: MakeLimiter, redis: PrivateRedis
 ) -> None:
@@ -324,6 +359,54 @@ async def test_a_long_line_of_requests_is_no_sign_that_redis_is_away(make_limite
         results = await DeferredList(asked, consumeErrors=True)
     assert sum(succeeded for succeeded, _ in results) == 700
     assert texts(events) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_settlement_that_a_new_master_lacks_is_sent_again(
+    reactor: Any, make_limiter: MakeLimiter, redis: PrivateRedis
+) -> None:
+    limiter, other = await make_limiter(), await make_limiter()
+    held = await admitted(limiter, key(parallel=1, max_budget=10), cost=10)
+    names = sorted(redis.names())
+    copies = [
+        redis.command(
+            "EVAL",
+            "return redis.call('DUMP', KEYS[1]):gsub('.', function(c) return string.format('%02x', c:byte()) end)",
+            "1",
+            name,
+        )
+        for name in names
+    ]
+    limiter.settle(held, 0, 4, NOON)
+    await until(reactor, lambda: not limiter.unconfirmed)
+    # What a replica had that was behind: the settlement is not known.
+    for name, copy in zip(names, copies, strict=True):
+        lua = (
+            "return redis.call('RESTORE', KEYS[1], 60000, (ARGV[1]:gsub('..', function(h) "
+            "return string.char(tonumber(h, 16)) end)), 'REPLACE')"
+        )
+        redis.command("EVAL", lua, "1", name, copy.split(b"\r\n")[1].decode())
+    await refused(other, key(parallel=1))
+    redis.command("CLIENT", "KILL", "TYPE", "normal")
+    await until(reactor, lambda: not limiter.is_ready and not other.is_ready)
+    await until(reactor, lambda: limiter.is_ready and other.is_ready and not limiter.unconfirmed)
+    await admitted(other, key(parallel=1, max_budget=10), cost=6)
+    await refused(other, key(max_budget=10), cost=1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_user_needs_the_rights_that_the_manual_names(make_limiter: MakeLimiter, redis: PrivateRedis) -> None:
+    rights = "+eval +evalsha +time +role +@read +@write +@connection"
+    assert rights in (Path(__file__).parents[2] / "docs/limits.md").read_text()
+    redis.command("ACL", "SETUSER", "gate", "reset", "on", ">hush", "~vllm-passthrough:*", *rights.split())
+    try:
+        limiter = await make_limiter(attrs.evolve(redis.server, username="gate", password=Secret("hush")))
+        who = key(rpm=5, tpm=50, parallel=5, max_budget=50)
+        limiter.settle(await admitted(limiter, who, tokens=5, cost=5), 5, 5, NOON)
+        await limiter.stop()
+        assert not limiter.unconfirmed
+    finally:
+        redis.command("ACL", "DELUSER", "gate")
 
 
 @pytest_twisted.ensureDeferred

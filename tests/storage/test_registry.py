@@ -108,6 +108,18 @@ async def test_spend_that_was_set_anew_is_told_here_and_in_other_processes(datab
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_registry_says_whether_another_process_did_what_it_tells(database: Database) -> None:
+    told: list[tuple[str, bool]] = []
+    here = Registry(Store(database), KeyIndex(), lambda spend: told.append(("here", here.is_following)))
+    there = Registry(Store(database), KeyIndex(), lambda spend: told.append(("there", there.is_following)))
+    await there.follow()
+    await here.change(lambda transaction: transaction.spend.set("key", "k", 7, 0))
+    await there.follow()
+    assert told == [("here", False), ("there", True)]
+    assert not there.is_following
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_process_that_missed_too_much_is_told_all_that_was_spent(database: Database) -> None:
     told: list[Spend] = []
     registry = Registry(Store(database), KeyIndex(), told.append)
@@ -444,3 +456,39 @@ async def test_two_reads_never_run_at_a_time(registry: Registry, monkeypatch: py
     for each in [registry.follow(), registry.catch_up(), registry.follow(), registry.catch_up()]:
         await each
     assert most == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_asks_for_the_latest_changes_goes_before_changes_that_wait(
+    registry: Registry, database: Database
+) -> None:
+    done: list[object] = []
+    changes = [
+        registry.change(lambda transaction, number=number: transaction.keys.insert(key_record(number)))
+        for number in range(20)
+    ]
+    for number, change in enumerate(changes):
+        change.addCallback(lambda _, number=number: done.append(number))
+    for name in ("first", "second", "third"):
+        registry.catch_up().addCallback(lambda _, name=name: done.append(name))
+    for change in changes:
+        await change
+    # the first two reads are behind one change each; who asks during a read shares the next one
+    assert done.index("first") <= 1
+    assert done.index("second") <= 3
+    assert done.index("third") == done.index("second") + 1
+    await registry.catch_up()
+    assert len(registry.index) == 20
+
+
+@pytest_twisted.ensureDeferred
+async def test_reads_behind_the_last_change_all_run(registry: Registry, database: Database) -> None:
+    change = registry.change(lambda transaction: transaction.keys.insert(key_record(1)))
+    first = registry.catch_up()
+    second = first.addCallback(lambda _: registry.catch_up())
+    third = registry.catch_up()
+    for each in (change, second, third):
+        await each
+    assert token(1) in registry.index
+    # the lock is free
+    await registry.change(lambda transaction: transaction.keys.insert(key_record(2)))

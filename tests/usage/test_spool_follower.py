@@ -315,3 +315,15 @@ def test_a_segment_of_no_row_is_not_needed_by_anybody(spool: FollowedSpool, tmp_
     assert follower.read(10) is None
     follower.release(BEGINNING)
     assert [path.name for path in tmp_path.glob("b2-*")] == ["b2-000002.spool"]
+
+
+def test_siblings_are_no_other_gateway(tmp_path: Path) -> None:
+    housekeeper, worker, early, other = (FollowedSpool(tmp_path, group=group) for group in ("7", "7", "7", ""))
+    for each in (housekeeper, worker, early, other):
+        each.open()
+    worker.followed_by(housekeeper.name)
+    assert housekeeper.other_processes() == 1
+    assert other.other_processes() == 3
+    for each in (housekeeper, worker, early, other):
+        each.close()
+    assert os.listdir(tmp_path) == []

@@ -101,8 +101,12 @@ class AdminAuthenticator:
             if waiting is not None:
                 await waiting
 
-    async def principal_of(self, request: IRequest) -> Principal:
+    async def principal_of(self, request: IRequest, *, again: bool = False) -> Principal:
         """Return the principal of a request.
+
+        Args:
+            request: the request.
+            again: whether it was asked for before: then the request is counted already.
 
         Raises:
             MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey, TooManyFailures: as in the pass-through.
@@ -115,23 +119,24 @@ class AdminAuthenticator:
             raise await self._failed(error, request, now) from None
         # for the log; the type is not IRequest's: the gateway's own request has a context
         cast(Any, request).context.principal = principal
-        counting = self._uncounted.count(principal, now)
+        counting = None if again else self._uncounted.count(principal, now)
         if counting is not None:
             await counting
         return principal
 
-    async def caller_of(self, request: IRequest, access: Access, action: str) -> Principal:
+    async def caller_of(self, request: IRequest, access: Access, action: str, *, again: bool = False) -> Principal:
         """Return the principal of a request to a route, which it may call.
 
         Args:
             request: the request.
             access: who may call the route.
             action: the name of the route.
+            again: as in `principal_of`.
 
         Raises:
             RouteNotAllowed: the caller may not.
         """
-        principal = await self.principal_of(request)
+        principal = await self.principal_of(request, again=again)
         check_access(access, principal, f"/{action}", self.settings.enabled)
         return principal
 

@@ -61,7 +61,7 @@ class EndpointReport(Response, kw_only=True):
     ]
     reason: Annotated[str, msgspec.Meta(description="Why it is in this state; empty if it never was in another.")]
     since: Annotated[datetime, msgspec.Meta(description="Since when it is in this state.")]
-    in_flight: Annotated[int, msgspec.Meta(description="Requests that this process has there.")]
+    in_flight: Annotated[int, msgspec.Meta(description="Requests that this gateway has there.")]
 
 
 class HealthReport(Response, kw_only=True):

@@ -170,7 +170,7 @@ class Routes:
                 context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))
                 given = without_blanks(body.flat(_with_path(await read_object(request), path, body)))
                 # the key may have been blocked while the body arrived
-                principal = await authenticator.caller_of(request, access, action)
+                principal = await authenticator.caller_of(request, access, action, again=True)
                 call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_body(given, body))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -19,6 +19,8 @@ from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.end_user_budgets import MAX_KNOWN, EndUserBudgets, ReadSpend
 from twisted_vllm.proxy.metrics import PreflightCollector
+from twisted_vllm.ratelimit.allowance import Limited
+from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter, WorkerLimiter
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrossed, ignore_soft_budget
 from twisted_vllm.ratelimit.periods import period_of
@@ -162,7 +164,7 @@ class AccountingService:
             self.spool = FollowedSpool(settings.spool_directory, group=str(os.getppid()))
         if not siblings.alone:
             self._join(reactor, lambda: spends(self._budgets.holds))
-        self._budgets = EndUserBudgets(self.limiter, index, read_spend, max(MAX_KNOWN // workers, 1))
+        self._budgets = EndUserBudgets(self.limiter, index, read_spend, max(MAX_KNOWN // workers, 1), self._refuses_all)
         self.observer = Accounting(
             limiter=self.limiter,
             end_users=index,
@@ -174,15 +176,18 @@ class AccountingService:
         )
         metrics.add(PreflightCollector(self.observer))
 
-    @property
-    def counts_here(self) -> bool:
-        """Whether this process alone counts, so that `local` knows what is used of rates and budgets."""
-        return self._redis is None and self._supervised is None
+    def used(self, subject: Limited, now: float) -> Mapping[str, int]:
+        """Return the counts of the last 60 seconds by limit, without those that are not known here."""
+        if self._redis is not None:
+            # Redis has the counts of all processes, and no scrape asks it
+            return {}
+        return (self._supervised or self.local).used(subject, "", now)
 
-    @property
-    def knows_spend(self) -> bool:
-        """Whether `local` knows what is spent of budgets, at least as the database has it."""
-        return self._redis is not None or self._siblings.housekeeps
+    def budget_of(self, subject: Limited, now: float) -> Budget | None:
+        """Return the budget of a subject in the current period, at least as the database has it; None if unknown."""
+        if self._supervised is not None and self._redis is None:
+            return self._supervised.budget_of(subject, now)
+        return self.local.budget_of(subject, now)
 
     @property
     def watched(self) -> WatchedBudgets:
@@ -423,7 +428,14 @@ class AccountingService:
     def _has_budget(self, kind: str, id: str) -> bool:
         return self._index.allowance_of(kind, id).has_budget
 
+    def _refuses_all(self) -> bool:
+        return self._supervised is not None and self._redis is None and self._supervised.is_away
+
     def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
+        if self._supervised is not None and not self._siblings.housekeeps:
+            # Redis said so to this worker, and the housekeeper warns
+            self._supervised.tell_soft_budget(kind, id, spent, soft)
+            return
         self._log.warn(
             "The {kind} {id} has spent {spent} in this period, over its soft budget of {soft}",
             kind=kind.replace("_", " "),

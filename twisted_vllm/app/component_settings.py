@@ -123,9 +123,18 @@ def gateway_limits_of(settings: Settings) -> GatewayLimits:
     )
 
 
-def report_limits_of(limits: Limits) -> ReportLimits:
-    """Return how many reports may run and wait."""
-    return ReportLimits(limits.max_reports, limits.max_reports_per_key, limits.max_queued_reports)
+def report_limits_of(limits: Limits, workers: int) -> ReportLimits:
+    """Return how many reports may run and wait in one process: the workers share out what the settings say.
+
+    Args:
+        limits: the settings.
+        workers: how many processes read reports. Each may read one at least.
+    """
+    return ReportLimits(
+        max(limits.max_reports // workers, 1),
+        max(limits.max_reports_per_key // workers, 1),
+        max(limits.max_queued_reports // workers, 1),
+    )
 
 
 def usage_headers_of(settings: Settings) -> list[bytes]:

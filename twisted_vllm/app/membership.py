@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twisted_vllm.app.member import Member
 from twisted_vllm.app.shared_reload import SharedReload
 from twisted_vllm.app.wiring import Wiring
 from twisted_vllm.workers.link import Link
+from twisted_vllm.workers.messages import SUPERVISOR
 from twisted_vllm.workers.processes import ACCEPT, ALIVE, CUT, STOP, Accept
 
 #: without a supervisor, the housekeeper looks so often whether workers are left, in seconds, and gives them so much
@@ -22,7 +25,16 @@ LOOK_SECONDS, DRAIN_GRACE = 0.25, 5.0
 class Membership:
     """The part of a process that obeys the supervisor."""
 
-    def __init__(self, member: Member, wiring: Wiring, reactor: Any, ports: Sequence[IListeningPort]) -> None:
+    _log = Logger()
+
+    def __init__(
+        self,
+        member: Member,
+        wiring: Wiring,
+        reactor: Any,
+        ports: Sequence[IListeningPort],
+        listen: Callable[[], None],
+    ) -> None:
         """Set up; the supervisor is heard once the reactor runs.
 
         Args:
@@ -30,6 +42,7 @@ class Membership:
             wiring: its parts.
             reactor: Twisted's.
             ports: those of its own slot, once it listens.
+            listen: has it listen.
         """
         link = wiring.siblings
         assert isinstance(link, Link)
@@ -37,6 +50,9 @@ class Membership:
         self._link = link
         self._wiring = wiring
         self._ports = ports
+        self._listen = listen
+        self._is_listening = False
+        self._early: list[Accept] = []
         self._reactor = reactor
         self._ends: float | None = None
         self._accepting: dict[int, Sequence[IListeningPort]] = {}
@@ -56,6 +72,9 @@ class Membership:
     def _accept(self, message: Accept, sender: int) -> None:
         """Accept clients of a slot that has no worker at present, or no longer."""
         if self._wiring.drain.begun:
+            return
+        if not self._is_listening:
+            self._early.append(message)
             return
         for port in self._accepting.pop(message.slot, ()):
             port.stopListening()
@@ -85,8 +104,22 @@ class Membership:
         return now < self._ends and any(os.path.exists(f"/proc/{pid}") for pid in self._link.pids.values())
 
     def start(self) -> None:
-        """Tell that this process does its work."""
+        """Tell that this process does its work, and accept clients once no change of keys is missed."""
         self._link.ready()
+        self._wiring.changes.join(self._link, self._reactor).addCallback(self._begin).addErrback(self._not_begun)
+
+    def _begin(self, _: object) -> None:
+        if self._wiring.drain.begun:
+            return
+        self._listen()
+        self._is_listening = True
+        early, self._early = self._early, []
+        for message in early:
+            self._accept(message, SUPERVISOR)
+
+    def _not_begun(self, failure: Failure) -> None:
+        self._log.failure("This process cannot accept clients", failure)
+        self._wiring.drain.begin("it cannot accept clients")
 
     def stop(self) -> None:
         """Send what waits, and say no more."""

@@ -8,21 +8,22 @@ from typing import Any
 import attrs
 import msgspec
 from twisted.internet.defer import Deferred, TimeoutError, gatherResults, inlineCallbacks
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 
 from twisted_vllm.app.probe_receivers import Receiver, Unusable, receivers_of
+from twisted_vllm.app.probe_redis import look_at_redis
 from twisted_vllm.config.describe import url_of
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
+from twisted_vllm.config.redis_places import RedisPlace
 from twisted_vllm.config.settings import Server, Settings
-from twisted_vllm.config.urls import RedisServer, describe_database
+from twisted_vllm.config.urls import describe_database
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, words_of
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
-from twisted_vllm.ratelimit.redis.connection import RedisConnection
+from twisted_vllm.ratelimit.redis.client import RedisUnavailable
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.reachability import look_at_database
 from twisted_vllm.upstreams.own_requests import get_json, read_at_most
@@ -133,23 +134,12 @@ class Probe:
             return Finding(subject, str(error), failed=True)
 
     @inlineCallbacks
-    def _redis(self, server: RedisServer) -> Any:
-        told: Deferred[str] = Deferred()
-
-        def tell(fault: str) -> None:
-            if not told.called:
-                told.callback(fault)
-
-        connection = RedisConnection(self._reactor, server, PATIENCE, lambda: tell(""), tell)
-        connection.start()
+    def _redis(self, place: RedisPlace) -> Any:
         try:
-            fault = yield told.addTimeout(PATIENCE, self._reactor)
-        except TimeoutError:
-            fault = f"it gave no answer within {PATIENCE:g} s"
-        # in a turn of its own: what has just told is not to be stopped from within
-        yield deferLater(self._reactor, 0)
-        yield connection.stop()
-        return Finding(server.name, fault or "reachable", failed=bool(fault))
+            found = yield look_at_redis(self._reactor, place, PATIENCE)
+        except RedisUnavailable as error:
+            return Finding(place.name, str(error), failed=True)
+        return Finding(place.name, f"reachable: {found}")
 
     @inlineCallbacks
     def _receiver(self, receiver: Receiver) -> Any:

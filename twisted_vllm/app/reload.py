@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
@@ -197,7 +197,8 @@ class Reloader:
         self.restart_needed = plan.restart_needed
         self.settings = plan.settings
         changed = tuple(dict.fromkeys((*plan.changed, *planned.files)))
-        self._tell(changed, plan)
+        if self.coordinate is None:
+            tell_reload(self._log, changed, plan.restart_needed, plan.settings.warnings)
         return Reloaded(changed, plan.restart_needed, plan.settings.warnings)
 
     def _planned(self) -> Planned:
@@ -222,12 +223,16 @@ class Reloader:
             self._log.warn("The configuration is not read again: the gateway shuts down")
             raise Draining("The gateway is shutting down: its configuration is not read again.", retry_after=1)
 
-    def _tell(self, changed: tuple[str, ...], plan: ReloadPlan) -> None:
-        for warning in plan.settings.warnings:
-            self._log.warn("{warning}", warning=warning)
-        self._log.info("The configuration was read again; changed: {changed}", changed=_named(changed))
-        if plan.restart_needed:
-            self._log.warn("A restart is needed for: {paths}", paths=_named(plan.restart_needed))
+
+def tell_reload(
+    log: Logger, changed: tuple[str, ...], restart_needed: tuple[str, ...], warnings: Sequence[str]
+) -> None:
+    """Write to the log what a reload did; the arguments are those of `Reloaded`."""
+    for warning in warnings:
+        log.warn("{warning}", warning=warning)
+    log.info("The configuration was read again; changed: {changed}", changed=_named(changed))
+    if restart_needed:
+        log.warn("A restart is needed for: {paths}", paths=_named(restart_needed))
 
 
 def _is_told(failure: Failure) -> None:

@@ -81,7 +81,7 @@ class GatewayService(Service):
         self._signals = signals
         self._hang_up = hang_up
         wiring = self.wiring = Wiring(reactor, settings, observer, read_again, directory, manager, member)
-        self._membership = None if member is None else Membership(member, wiring, reactor, self.ports)
+        self._membership = None if member is None else Membership(member, wiring, reactor, self.ports, self._listen)
         self._manager = manager
         self.site = wiring.site
         self._drain = wiring.drain
@@ -106,7 +106,8 @@ class GatewayService(Service):
         install(self._observer)
         for companion in self._companions:
             companion.privilegedStartService()
-        self._listen()
+        if self._membership is None:
+            self._listen()
 
     def startService(self) -> None:
         """Open the database, load the keys and start to serve. This may block: nothing else runs yet.
@@ -118,14 +119,15 @@ class GatewayService(Service):
         map_large_blocks()
         for companion in self._companions:
             companion.startService()
-        if not self.ports:
+        if not self.ports and self._membership is None:
             self._listen()
         try:
             self.wiring.database.open()
             self.wiring.reports.open()
             self.wiring.registry.load(self.wiring.store.load_now())
             self.wiring.accounting.open(self.wiring.store.spend_now)
-            self.wiring.background.recover()
+            if self.wiring.siblings.housekeeps:
+                self.wiring.background.recover()
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
         # these objects live as long as the process: exempt them from garbage collection
@@ -140,15 +142,18 @@ class GatewayService(Service):
         self.wiring.health.start()
         self.wiring.models.start()
         self.wiring.kv_caches.configure(self.wiring.models.current.servers)
-        self.wiring.load_scraper.start()
+        if self.wiring.siblings.housekeeps:
+            self.wiring.load_scraper.start()
+        if self.wiring.sharing is not None:
+            self.wiring.sharing.start()
         self.wiring.each_minute.start()
         self.wiring.accounting.start()
-        self.wiring.usage_export.start()
-        self.wiring.background.start()
-        self.wiring.telemetry.start()
         if self.wiring.siblings.housekeeps:
+            self.wiring.usage_export.start()
+            self.wiring.audit_retention.start()
+            self.wiring.background.start()
             self.wiring.budgets.start()
-        self.wiring.audit_retention.start()
+        self.wiring.telemetry.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)
         for warning in self._settings.warnings:
@@ -162,8 +167,10 @@ class GatewayService(Service):
                 share=self.site.connection_limit.most_of_one,
                 files=open_file_limit(),
             )
-        for port in self.ports:
-            self._log.info("Listening on {address}", address=_address(port))
+        if self._membership is None:
+            # else the supervisor says so
+            for port in self.ports:
+                self._log.info("Listening on {address}", address=_address(port))
         self._log.info(
             "Serving {servers} with {keys} virtual keys, {mode}",
             servers=", ".join(state.name for state in self.wiring.servers),
@@ -208,11 +215,14 @@ class GatewayService(Service):
         self.wiring.reloader.stop()
         self._manager.stopping()
         yield self._drain.run(self.ports)
+        self.wiring.shared_background.stop()
         self.wiring.background.stop()
         self.wiring.health.stop()
         self.wiring.models.stop()
         self.wiring.kv_caches.stop()
         self.wiring.load_scraper.stop()
+        if self.wiring.sharing is not None:
+            self.wiring.sharing.stop()
         self.wiring.agent.close()
         self.wiring.disconnects.close()
         self.wiring.deadlines.stop()

@@ -6,22 +6,19 @@ put them into effect; else nothing changes anywhere.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-import attrs
 import msgspec
-from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.app.reload import Planned, Reloader
+from twisted_vllm.app.reload import Planned, Reloader, tell_reload
+from twisted_vllm.app.settings_digest import Fingerprint, fingerprint_of
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import Reloaded
-from twisted_vllm.config.secret import Secret
-from twisted_vllm.errors import ReloadFailed
+from twisted_vllm.errors import Draining, ReloadFailed
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.processes import name_of
 from twisted_vllm.workers.siblings import Siblings
@@ -29,6 +26,7 @@ from twisted_vllm.workers.topics import NoAnswer
 
 #: what the messages are about
 RELOAD, PREPARE, APPLY, DISCARD = "reload", "reload.prepare", "reload.apply", "reload.discard"
+IN_EFFECT = "reload.in_effect"
 
 #: seconds that a process has to read and prepare the settings, and to put them into effect
 PREPARE_SECONDS, APPLY_SECONDS = 60.0, 10.0
@@ -36,72 +34,32 @@ PREPARE_SECONDS, APPLY_SECONDS = 60.0, 10.0
 #: a file that changes while the processes read it is read so often
 ATTEMPTS = 2
 
+#: seconds that who asks for a reload waits at most: for one that runs already, and for the next
+RELOAD_SECONDS = 2 * ATTEMPTS * (PREPARE_SECONDS + APPLY_SECONDS)
+
 
 class Prepared(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What became of the settings in one process.
+    """What became of the settings in one process, or in all.
 
     Attributes:
-        digest: of what was read; empty if it cannot be used.
+        read: the digests of what was read; None if it cannot be used.
         changed: as in `Reloaded`.
         restart_needed: likewise.
         warnings: likewise.
         problems: why they cannot be used: pairs of a path and a text.
         failure: why they could not be read at all; empty otherwise.
+        leaves: whether the process drains, and has no part in it.
+        is_mixed: whether the processes did not find the same, so that reading again may help.
     """
 
-    digest: bytes = b""
+    read: Fingerprint | None = None
     changed: tuple[str, ...] = ()
     restart_needed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     problems: tuple[tuple[str, str], ...] = ()
     failure: str = ""
-
-    @property
-    def is_good(self) -> bool:
-        """Whether they can be put into effect."""
-        return bool(self.digest)
-
-
-class Asked(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A process asks for a reload, or the supervisor for its part; `number` tells one reload from another."""
-
-    number: int = 0
-
-
-def digest_of(settings: Any) -> bytes:
-    """Return a digest of settings, secrets included: it is compared, and never shown."""
-    found = hashlib.sha256()
-    _add(found, settings)
-    return found.digest()
-
-
-def _add(found: Any, value: Any) -> None:
-    if isinstance(value, Secret):
-        value = value.reveal()
-    if attrs.has(type(value)):
-        found.update(type(value).__name__.encode())
-        for each in attrs.fields(type(value)):
-            found.update(each.name.encode())
-            _add(found, getattr(value, each.name))
-    elif isinstance(value, Mapping):
-        found.update(b"{")
-        for key, inner in value.items():
-            _add(found, key)
-            _add(found, inner)
-    elif isinstance(value, tuple | list):
-        found.update(b"[")
-        for inner in value:
-            _add(found, inner)
-    elif isinstance(value, set | frozenset):
-        found.update(b"<")
-        for text in sorted(map(repr, value)):
-            found.update(text.encode())
-    elif isinstance(value, Enum):
-        found.update(repr(value.value).encode())
-    elif isinstance(value, str | bytes | int | float | bool) or value is None:
-        found.update(f"{type(value).__name__}:{value!r};".encode())
-    else:
-        found.update(f"{type(value).__qualname__}:{value!s};".encode())
+    leaves: bool = False
+    is_mixed: bool = False
 
 
 class SharedReload:
@@ -121,9 +79,10 @@ class SharedReload:
         self._reloader = reloader
         self._planned: Planned | None = None
         reloader.coordinate = self.ask
-        siblings.answers(PREPARE, Asked, lambda asked, asker: self._prepare())
-        siblings.answers(APPLY, Asked, lambda asked, asker: self._apply())
-        siblings.on(DISCARD, Asked, lambda asked, asker: self._discard())
+        siblings.answers(PREPARE, type(None), lambda asked, asker: self._prepare())
+        siblings.answers(APPLY, type(None), lambda asked, asker: self._apply())
+        siblings.answers(IN_EFFECT, type(None), lambda asked, asker: fingerprint_of(reloader.settings))
+        siblings.on(DISCARD, type(None), lambda asked, asker: self._discard())
 
     @inlineCallbacks
     def ask(self) -> Any:
@@ -134,14 +93,12 @@ class SharedReload:
             ReloadFailed: a process could not take part.
         """
         try:
-            outcome: Prepared = yield self._siblings.ask(
-                RELOAD, Asked(), Prepared, ATTEMPTS * (PREPARE_SECONDS + APPLY_SECONDS)
-            )
+            outcome: Prepared = yield self._siblings.ask(RELOAD, None, Prepared, RELOAD_SECONDS)
         except NoAnswer as error:
             raise ReloadFailed(f"The configuration was not read again: {error}.", retry_after=1) from None
         if outcome.problems:
             raise ConfigError([Problem(path, text) for path, text in outcome.problems], list(outcome.warnings))
-        if not outcome.is_good:
+        if outcome.read is None:
             raise ReloadFailed(outcome.failure, retry_after=1)
         return Reloaded(outcome.changed, outcome.restart_needed, outcome.warnings)
 
@@ -153,7 +110,7 @@ class SharedReload:
             self._planned = found
             plan = found.plan
             changed = tuple(dict.fromkeys((*plan.changed, *found.files)))
-            return Prepared(digest_of(found.read), changed, plan.restart_needed, tuple(plan.settings.warnings))
+            return Prepared(fingerprint_of(found.read), changed, plan.restart_needed, tuple(plan.settings.warnings))
 
         return preparing.addCallbacks(planned, refused)
 
@@ -175,37 +132,53 @@ def refused(failure: Failure) -> Prepared:
     if isinstance(error, ConfigError):
         problems = tuple((each.path, each.message) for each in error.problems)
         return Prepared(problems=problems, warnings=tuple(error.warnings))
+    if isinstance(error, Draining):
+        return Prepared(leaves=True)
     return Prepared(failure=f"The configuration could not be read again: {type(error).__name__}; the log says more.")
 
 
+class Own(Protocol):
+    """What the supervisor itself does with settings, and with its processes."""
+
+    def prepare(self) -> Deferred[tuple[Prepared, Callable[[], None]]]:
+        """Read and prepare the settings; return what came of it, and what puts them into effect."""
+
+    def in_effect(self) -> Fingerprint:
+        """Return the digests of the settings in effect."""
+
+    def reload_begun(self) -> None:
+        """A reload begins."""
+
+    def reload_ended(self) -> None:
+        """It has ended."""
+
+    def end(self, number: int, reason: str) -> None:
+        """End a process that goes on with the settings of before; another one replaces it."""
+
+
 class ReloadCoordinator:
-    """The supervisor's part: one reload at a time; those who ask meanwhile share the next one."""
+    """The supervisor's part: one reload at a time; those who ask meanwhile share the next one.
+
+    A process that begins has the settings that were in effect then. If a reload changed them meanwhile, all reload once
+    more.
+    """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        hub: Hub,
-        prepare: Callable[[], Deferred[tuple[Prepared, Callable[[], None]]]],
-        begun: Callable[[], None],
-        ended: Callable[[], None],
-    ) -> None:
+    def __init__(self, hub: Hub, own: Own) -> None:
         """Answer the processes that ask for a reload.
 
         Args:
             hub: asks the processes.
-            prepare: reads the settings in the supervisor, whose part is put into effect by what it returns.
-            begun: is called when a reload begins.
-            ended: is called when it has ended.
+            own: the supervisor's own part.
         """
         self._hub = hub
-        self._prepare = prepare
-        self._begun = begun
-        self._ended = ended
+        self._own = own
         self._running = False
         self._waiting: list[Deferred[Prepared]] = []
-        self._number = 0
-        hub.answers(RELOAD, Asked, lambda asked, asker: self.reload())
+        self._joined: list[int] = []
+        hub.answers(RELOAD, type(None), lambda asked, asker: self.reload())
+        hub.on_joined(self._look_at)
 
     def reload(self) -> Deferred[Prepared]:
         """Reload in all processes, or in none."""
@@ -218,65 +191,106 @@ class ReloadCoordinator:
     @inlineCallbacks
     def _run(self) -> Any:
         self._running = True
-        self._begun()
+        self._own.reload_begun()
         while self._waiting:
             waiting, self._waiting = self._waiting, []
             try:
                 outcome: Prepared = yield self._reload()
             except Exception:
-                self._log.failure("The configuration could not be read again; nothing was changed")
+                self._log.failure("The configuration could not be read again")
                 outcome = Prepared(failure="The configuration could not be read again; the log says more.")
             self._tell(outcome)
             for done in waiting:
                 done.callback(outcome)
         self._running = False
-        self._ended()
+        self._own.reload_ended()
+        joined, self._joined = self._joined, []
+        for number in joined:
+            self._look_at(number)
 
     @inlineCallbacks
     def _reload(self) -> Any:
-        outcome = Prepared()
         for _ in range(ATTEMPTS):
-            self._number += 1
-            asked = Asked(self._number)
-            own: tuple[Prepared, Callable[[], None]] = yield self._prepare()
-            answers: dict[int, Prepared] = yield self._hub.ask_all(PREPARE, asked, Prepared, PREPARE_SECONDS)
-            outcome = _together(own[0], answers, self._hub.ready)
-            if outcome.is_good:
-                applied: dict[int, None] = yield self._hub.ask_all(APPLY, asked, type(None), APPLY_SECONDS)
-                own[1]()
-                late = self._hub.ready.keys() - applied.keys()
-                if late:
-                    names = ", ".join(sorted(name_of(self._hub.ready[number]) for number in late))
-                    return Prepared(failure=f"The new configuration is not in effect in {names}: restart the gateway.")
+            own, apply = yield self._own.prepare()
+            asked = self._hub.ready
+            answers: dict[int, Prepared] = yield self._hub.ask_all(PREPARE, None, Prepared, PREPARE_SECONDS)
+            # a process that has ended meanwhile has no say
+            silent = [slot for number, slot in asked.items() if number not in answers and number in self._hub.ready]
+            taking_part = {number: each for number, each in answers.items() if not each.leaves}
+            outcome = together(own, list(taking_part.values()), silent)
+            if outcome.read is not None:
+                # first: a process that begins from now on has the new settings
+                apply()
+                yield self._apply(taking_part)
                 return outcome
-            self._hub.share(DISCARD, asked)
-            if outcome.problems or outcome.failure != DIFFERENT:
+            for number in taking_part:
+                self._hub.send(number, DISCARD, None)
+            if not outcome.is_mixed:
                 break
         return outcome
+
+    @inlineCallbacks
+    def _apply(self, taking_part: Iterable[int]) -> Any:
+        asking = {number: self._hub.ask(number, APPLY, None, type(None), APPLY_SECONDS) for number in taking_part}
+        results: list[tuple[bool, Any]] = yield DeferredList(list(asking.values()), consumeErrors=True)
+        for number, (applied, _) in zip(asking, results, strict=True):
+            if not applied and number in self._hub.ready:
+                self._own.end(number, "did not put the new configuration into effect")
+
+    def _look_at(self, number: int) -> None:
+        """Reload once more if a process began with other settings than those in effect."""
+        if self._running:
+            self._joined.append(number)
+            return
+        asking = self._hub.ask(number, IN_EFFECT, None, Fingerprint)
+        # without an answer it has ended, or is looked after otherwise
+        asking.addCallbacks(self._compare, lambda failure: failure.trap(NoAnswer), (number,))
+
+    def _compare(self, found: Fingerprint, number: int) -> None:
+        if self._running:
+            self._joined.append(number)
+        elif found.differs(self._own.in_effect()):
+            self._log.info("A process began with another configuration than the others: all read it again")
+            self.reload()
 
     def _tell(self, outcome: Prepared) -> None:
         if outcome.problems:
             problems = str(ConfigError([Problem(path, text) for path, text in outcome.problems]))
             self._log.error("The configuration cannot be used; nothing was changed:\n{problems}", problems=problems)
-        elif not outcome.is_good:
+        elif outcome.read is None:
             self._log.error("{reason}", reason=outcome.failure)
+        else:
+            tell_reload(self._log, outcome.changed, outcome.restart_needed, outcome.warnings)
 
 
 #: the processes did not read the same
 DIFFERENT = "The processes read different configurations: the file changed meanwhile. Nothing was changed. Try again."
 
+#: no process is left that would reload
+SHUTS_DOWN = "The gateway is shutting down: its configuration is not read again."
 
-def _together(own: Prepared, answers: Mapping[int, Prepared], asked: Mapping[int, int]) -> Prepared:
-    """Return what came of a reload: good only if it is in each process, and the same."""
-    for each in (own, *answers.values()):
-        if not each.is_good:
-            return each
-    silent = sorted(name_of(slot) for number, slot in asked.items() if number not in answers)
+
+def together(own: Prepared, others: Sequence[Prepared], silent: Sequence[int]) -> Prepared:
+    """Return what comes of a reload: good only if it is in each process, and the same.
+
+    Args:
+        own: of the supervisor.
+        others: of the processes.
+        silent: the slots of those that did not answer.
+    """
+    is_mixed = any(each.read is None for each in others) and any(each.read is not None for each in others)
+    for each in (own, *others):
+        if each.read is None:
+            return msgspec.structs.replace(each, is_mixed=is_mixed)
     if silent:
-        return Prepared(failure=f"{', '.join(silent)} did not read the configuration in time. Nothing was changed.")
-    if len({each.digest for each in (own, *answers.values())}) > 1:
-        return Prepared(failure=DIFFERENT)
+        names = ", ".join(sorted(map(name_of, silent)))
+        return Prepared(failure=f"{names} did not read the configuration in time. Nothing was changed.")
+    if not others:
+        return Prepared(failure=SHUTS_DOWN)
+    read = [each.read for each in (own, *others) if each.read is not None]
+    if any(one.differs(other) for one in read for other in read):
+        return Prepared(failure=DIFFERENT, is_mixed=True)
     # what needs a restart, and what files differ, is the same in all but for what only some of them open
-    changed = tuple(dict.fromkeys(path for each in answers.values() for path in each.changed))
-    restart = tuple(dict.fromkeys(path for each in answers.values() for path in each.restart_needed))
-    return Prepared(own.digest, changed, restart, own.warnings)
+    changed = tuple(dict.fromkeys(path for each in others for path in each.changed))
+    restart = tuple(dict.fromkeys(path for each in others for path in each.restart_needed))
+    return Prepared(own.read, changed, restart, own.warnings)

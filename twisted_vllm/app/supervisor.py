@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-import attrs
 import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, inlineCallbacks
@@ -20,15 +19,18 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.handed_over import HandedOver
 from twisted_vllm.app.limit_server import limit_server
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
+from twisted_vllm.app.settings_digest import Fingerprint, fingerprint_of
 from twisted_vllm.app.settings_source import SettingsSource
-from twisted_vllm.app.shared_reload import Prepared, ReloadCoordinator, digest_of, refused
+from twisted_vllm.app.shared_reload import Prepared, ReloadCoordinator, refused
 from twisted_vllm.app.start_error import StartError, explain_address
 from twisted_vllm.app.supervised_budgets import SupervisedBudgets
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError
+from twisted_vllm.config.reload import plan_reload
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.net.epoll_hub import data_path_reactor
 from twisted_vllm.http.net.inherited import OpenSockets, open_sockets
@@ -44,6 +46,7 @@ from twisted_vllm.observability.logging.setup import (
     install,
 )
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.upstreams.shared.keeper import LimitKeeper
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
 from twisted_vllm.workers.processes import Command, Processes
@@ -107,16 +110,19 @@ class SupervisorService(Service):
         self._manager = manager
         self._opened: list[OpenSockets] = []
         self._stopping = self._replacing = False
+        self._hash_seed = str(int.from_bytes(os.urandom(4), "big"))
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer, Shortages())
         self.hub = Hub(reactor, coalescer)
+        self._limit_keeper = LimitKeeper(self.hub, reactor)
         limiter = LocalLimiter(lambda *crossed: self.limits.soft_budget_crossed(*crossed))
         self.budgets = SupervisedBudgets(self.hub, limiter)
         self.limits = limit_server(self.hub, limiter, self.budgets.reconciliation)
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
-        self._coordinator = ReloadCoordinator(self.hub, self._prepare, manager.reloading, self._reloaded)
+        self._coordinator = ReloadCoordinator(self.hub, self)
+        self._handed_over = HandedOver(settings)
 
     def setServiceParent(self, parent: object) -> None:
         """Join an application, and set its log before twistd creates its own."""
@@ -158,6 +164,7 @@ class SupervisorService(Service):
         if closing.active():
             closing.cancel()
             self._close_sockets()
+        self._limit_keeper.stop()
         self._log.info("All processes have ended")
         self._signals.restore()
         finish(self._observer)
@@ -202,26 +209,43 @@ class SupervisorService(Service):
         self._log.info("Received {name}: reading the configuration again in all processes", name=name)
         self._coordinator.reload()
 
-    def _prepare(self) -> Deferred[tuple[Prepared, Callable[[], None]]]:
+    def prepare(self) -> Deferred[tuple[Prepared, Callable[[], None]]]:
         """Read the settings for the supervisor's own part, in a thread."""
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._read_again)
 
     def _read_again(self) -> tuple[Prepared, Callable[[], None]]:
         try:
-            settings = self._source.read(dict(os.environ))
-            prepared = self._observer.prepare(settings.log) if isinstance(self._observer, GatewayLog) else _nothing
+            read = self._source.read(dict(os.environ))
+            plan = plan_reload(self._settings, read)
+            log = plan.settings.log
+            prepared = self._observer.prepare(log) if isinstance(self._observer, GatewayLog) else _nothing
         except (ConfigError, OSError, LogTargetError):
             return refused(Failure()), _nothing
 
         def apply() -> None:
             prepared()
-            self._settings = attrs.evolve(settings, listen=self._settings.listen, workers=self._settings.workers)
+            self._settings = plan.settings
+            former, self._handed_over = self._handed_over, HandedOver(plan.settings)
+            former.close()
 
-        return Prepared(digest_of(settings), warnings=tuple(settings.warnings)), apply
+        return Prepared(fingerprint_of(read), warnings=tuple(read.warnings)), apply
 
-    def _reloaded(self) -> None:
+    def in_effect(self) -> Fingerprint:
+        """Return the digests of the settings in effect."""
+        return fingerprint_of(self._settings)
+
+    def reload_begun(self) -> None:
+        """Tell the service manager."""
+        self._manager.reloading()
+
+    def reload_ended(self) -> None:
+        """Tell the service manager."""
         if not self._stopping:
             self._manager.ready()
+
+    def end(self, number: int, reason: str) -> None:
+        """End a process that goes on with the settings of before."""
+        self.processes.kill(number, reason)
 
     def _serving(self) -> None:
         for opened in self._opened:
@@ -283,9 +307,13 @@ class SupervisorService(Service):
             reactor=self._reactor_name,
             log=Log(twistd.is_daemon, twistd.logfile, twistd.syslog_prefix),
             quickstart=defaults,
+            settings=None if self._handed_over.descriptor is None else passed(self._handed_over.descriptor),
         )
         arguments = [sys.executable, "-m", WORKER_MODULE, msgspec.json.encode(order).decode()]
         environ = dict(os.environ if chosen is None else chosen.environ)
+        if environ.get("PYTHONHASHSEED", "random") in ("", "random"):
+            # workers tell each other hashes of prompts
+            environ["PYTHONHASHSEED"] = self._hash_seed
         return Command(arguments, environ, descriptors)
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from random import random
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -38,7 +38,9 @@ from twisted_vllm.app.member import Member
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
+from twisted_vllm.app.shared_background import SharedBackground
 from twisted_vllm.app.shared_changes import SharedChanges
+from twisted_vllm.app.shared_exports import share_export
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
@@ -115,6 +117,7 @@ from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.discovered import Answer, ServiceName
+from twisted_vllm.upstreams.discovery import LookUp
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.health_report import endpoints_of
@@ -133,6 +136,9 @@ from twisted_vllm.usage.spool.pending import PendingFiles
 from twisted_vllm.usage_export.metrics import UsageExportCollector
 from twisted_vllm.usage_export.service import UsageExport
 from twisted_vllm.workers.siblings import ALONE, Siblings
+
+if TYPE_CHECKING:
+    from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
@@ -154,8 +160,10 @@ class Wiring:
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
         usage_export: exports the ledger's rows of closed days.
-        background: follows responses that servers generate in the background.
+        background: follows responses that servers generate in the background; `shared_background` has the housekeeper
+            go on with those of processes that have ended.
         inquiry: asks the database before a caller is refused.
+        changes: has other processes of the gateway read what was changed.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         budgets: watches how much of their budgets keys and others have used.
@@ -167,6 +175,7 @@ class Wiring:
         agent: the connections to servers.
         shortages: counts what failed for want of a descriptor or a port.
         descriptors: how many descriptors clients, servers and forms may take.
+        sharing: has other processes know the same of the servers; None if there are none.
         servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
             them.
         site: the factory of client connections.
@@ -228,12 +237,14 @@ class Wiring:
         )
         # now, while twistd still has the privileges to read the files
         self.agent.reconfigure(settings.servers, descriptors.upstreams, read_all(settings.servers))
-        self.dispatcher = dispatcher = Dispatcher(self.deadlines)
+        self.sharing = sharing = _sharing_of(self.siblings, self.deadlines, reactor)
+        self.dispatcher = dispatcher = Dispatcher(self.deadlines) if sharing is None else sharing.dispatcher
         client = PassThroughClient(self.agent)
         self.kv_caches = kv_caches = KvCaches(reactor, reactor, PromptTokenizer(client, reactor))
         routing, health = settings.routing, settings.health
         self._breaker = breaker_of(settings)
-        self.servers = Servers(lambda: Breaker(**self._breaker, random=random, now=reactor.seconds()))
+        make_breaker = Breaker if sharing is None else sharing.make_breaker
+        self.servers = Servers(lambda: make_breaker(**self._breaker, random=random, now=reactor.seconds()))
         self.router = router = Router(
             settings.models,
             settings.default_server,
@@ -242,6 +253,7 @@ class Wiring:
             random=random,
             retry_share=settings.retry.budget,
             make_table=lambda: kv_caches.table(PrefixTable()),
+            make_limits=None if sharing is None else sharing.make_limits,
         )
 
         prober = Prober(self.agent.endpoint_of, reactor, self.agent.ask_for_tls)
@@ -254,13 +266,19 @@ class Wiring:
             on_dead=_send_elsewhere,
             on_alive=lambda state: dispatcher.serve(),
             on_gone=router.forget_cache,
+            checks=self.siblings.housekeeps,
         )
+        look_up: LookUp = partial(_look_up, reactor)
+        if sharing is not None:
+            sharing.use(router, self.health)
+            look_up = sharing.look_up(look_up)
 
         self.database = Database(reactor, settings.database_url, settings.timeouts.database)
+        self._workers = workers = 1 if member is None else member.order.workers
         self.reports = ReportReader(
             reactor,
             settings.database_url,
-            report_limits_of(limits),
+            report_limits_of(limits, workers),
             settings.timeouts.report,
             lambda: self.accounting.kept_from(),
         )
@@ -283,8 +301,9 @@ class Wiring:
             now=time,
             randbytes=os.urandom,
         )
-        self.metrics.add(UsageExportCollector(self.usage_export))
-        workers = 1 if member is None else member.order.workers
+        share_export(self.siblings, self.usage_export)
+        if self.siblings.housekeeps:
+            self.metrics.add(UsageExportCollector(self.usage_export))
         counting = None
         if not self.siblings.alone:
             # Imported here: a gateway of one process counts by itself.
@@ -313,10 +332,10 @@ class Wiring:
             None if counting is None else counting.limiter,
             workers,
         )
-        self.models = ModelList(
-            settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
-        )
-        shared_changes = SharedChanges(self.siblings)
+        self.models = ModelList(settings, self._use_models, look_up=look_up, clock=reactor, randbytes=os.urandom)
+        if sharing is not None:
+            sharing.follow(self.models.discovery)
+        self.changes = shared_changes = SharedChanges(self.siblings)
         self.registry = Registry(
             self.store,
             self.index,
@@ -363,6 +382,7 @@ class Wiring:
             files=None if accounting.spool is None else PendingFiles(settings.spool_directory / "background"),
             assumed_output_tokens=limits.assumed_output_tokens,
         )
+        self.shared_background = SharedBackground(self.siblings, background, reactor)
         self.metrics.add(BackgroundCollector(background))
         self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
         self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
@@ -387,7 +407,7 @@ class Wiring:
         self._identifier = identifier = Identifier(inquiry)
         self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
-        places = ResponsePlaces()
+        places = ResponsePlaces() if sharing is None else sharing.places
         locator = ResponseLocator(client, reactor, places)
 
         def locate(response_id: str) -> Deferred[Server | None]:
@@ -621,7 +641,7 @@ class Wiring:
         self._pass_through.reconfigure(limits)
         self._admin.reconfigure(**admin_of(settings))
         self.database.reconfigure(timeouts.database)
-        self.reports.reconfigure(report_limits_of(limits), timeouts.report)
+        self.reports.reconfigure(report_limits_of(limits, self._workers), timeouts.report)
         self.audit_retention.reconfigure(settings.audit_retention)
         self.registry.reconfigure(timeouts.database)
         self.usage_export.reconfigure(settings.ledger.export, settings.ledger.usage_retention)
@@ -660,10 +680,16 @@ class Wiring:
 
     def _servers_acted(self) -> None:
         """Look at once whether servers sleep."""
+        if self.sharing is not None:
+            self.sharing.servers.acted()
+            return
         for state in self.servers:
             self.health.check_now(state)
 
     def _caches_emptied(self) -> None:
+        if self.sharing is not None:
+            self.sharing.servers.emptied()
+            return
         for state in self.servers:
             self.router.forget_cache(state)
 
@@ -684,6 +710,15 @@ class Wiring:
         self.background.reconfigure(servers, settings.limits.assumed_output_tokens)
         self.agent.keep_only(servers)
         self.kv_caches.configure(servers)
+
+
+def _sharing_of(siblings: Siblings, deadlines: DeadlineSweeper, reactor: Any) -> ServerSharing | None:
+    """Return what shares the servers with other processes; None if there are none."""
+    if siblings.alone:
+        return None
+    from twisted_vllm.upstreams.shared.sharing import ServerSharing
+
+    return ServerSharing(siblings, deadlines, reactor)
 
 
 def _look_up(reactor: Any, name: ServiceName, settings: DiscoverySettings) -> Deferred[Answer]:

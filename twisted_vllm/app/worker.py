@@ -40,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(reactor: Any, order: Order) -> int:
     # imported here: the reactor is installed now
     from twisted_vllm.app.drain import StopSignals
+    from twisted_vllm.app.handed_over import take_over
     from twisted_vllm.app.member import Member
     from twisted_vllm.app.quickstart import Quickstart
     from twisted_vllm.app.service import GatewayService
@@ -57,7 +58,7 @@ def _run(reactor: Any, order: Order) -> int:
         chosen = Quickstart(dict(os.environ), None, defaults.database_url, simulator)
     source = SettingsSource(order.file, order.listen, chosen, order.directory, order.asked_workers)
     try:
-        settings = source.read(dict(os.environ))
+        settings = take_over(order.settings) or source.read(dict(os.environ))
         log = order.log
         twistd = TwistdLog(is_daemon=log.is_daemon, logfile=log.logfile, syslog_prefix=log.syslog_prefix)
         observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)

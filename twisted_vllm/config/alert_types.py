@@ -33,6 +33,8 @@ class AlertMark(TypedDict):
 DATABASE_ALERT = AlertMark(alert=DATABASE, alert_about="database")
 #: of Redis
 REDIS_ALERT = AlertMark(alert=DATABASE, alert_about="redis")
+#: of the supervisor, which does not answer
+SUPERVISOR_ALERT = AlertMark(alert=OUTAGE, alert_about="supervisor")
 #: of the ledger: its spool, its rows
 LEDGER_ALERT = AlertMark(alert=LEDGER, alert_about="ledger")
 #: of the process, which has no descriptors or ports left

@@ -54,6 +54,7 @@ from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
 from twisted_vllm.config.problems import Place
+from twisted_vllm.config.redis_places import RedisPlace, redis_url
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
     aliases,
@@ -65,7 +66,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls, TlsParams
 from twisted_vllm.config.sinks import SINK_ITEMS, SinkSettings, sinks
 from twisted_vllm.config.tracing import TracingSettings
-from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
+from twisted_vllm.config.urls import ResolverAddress, database_url, resolver_address
 from twisted_vllm.config.usage_export import EXPORT_DIRECTORY, EXPORT_SECTION, UsageExportSettings
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
@@ -1165,11 +1166,14 @@ class Settings:
         "key is blocked, deleted, replaced or expires, or its team is blocked. Without it, only the next request "
         "is refused.",
     )
-    redis: RedisServer | None = setting(
+    redis: RedisPlace | None = setting(
         None,
         optional(redis_url, "each process counts for itself", empty=True),
         "Where several processes count the limits of keys, users, teams, organizations and end users together: "
-        "redis://USER:PASSWORD@HOST:6379/0, or rediss:// with TLS. Percent-encode special characters of the password. "
+        "redis://USER:PASSWORD@HOST:6379/0; the master that Sentinels name: "
+        "redis+sentinel://USER:PASSWORD@HOST:26379,HOST:26379/SERVICE/0?sentinel_password=PASSWORD; a Cluster: "
+        "redis+cluster://USER:PASSWORD@HOST:6379,HOST:6379. With TLS write rediss; Valkey is the same. "
+        "Percent-encode special characters of the passwords. "
         "Without it, N processes admit up to N times as much.",
         name="redis_url",
         # a REDIS_URL in the environment may be meant for another program
@@ -1322,9 +1326,9 @@ class Settings:
         password = make_url(self.database_url.reveal()).password
         if password is not None:
             found.append(password)
-        if self.redis is not None and self.redis.password is not None:
+        for each in self.redis.passwords if self.redis is not None else ():
             # plain, and percent-encoded
-            revealed = self.redis.password.reveal()
+            revealed = each.reveal()
             found += [revealed, *{quote(revealed, safe=""), quote(revealed)} - {revealed}]
         if self.master_key is not None:
             found.append(self.master_key.reveal())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv6Address, ip_address
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import attrs
 from sqlalchemy.engine import URL, make_url
@@ -45,7 +46,6 @@ _MAX_PORT = 65_535
 _HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([^:\[\]]+))(?::([0-9]{1,5}))?")
 
 _REDIS_PORT = 6379
-_REDIS_SPELLING = "redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss:// with TLS"
 
 
 @attrs.frozen
@@ -238,7 +238,7 @@ def describe_database(url: Secret) -> str:
 
 @attrs.frozen
 class RedisServer:
-    """A Redis server.
+    """A Redis server, or one that speaks its protocol, as Valkey does.
 
     Attributes:
         host: its name or address.
@@ -259,38 +259,15 @@ class RedisServer:
     @property
     def name(self) -> str:
         """The name for logs: without user and password."""
+        return f"{'rediss' if self.tls else 'redis'}://{self.address}/{self.database}"
+
+    @property
+    def address(self) -> str:
+        """``host:port``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.database}"
+        return f"{host}:{self.port}"
 
-
-@checker("URL", "redis:// or rediss://")
-def redis_url(value: object, place: Place) -> RedisServer:
-    """Check for the URL of a Redis server. Of a refused one, only the scheme is repeated: it may hold a password."""
-    found = text(value, place)
-    scheme, separator, _ = found.partition("://")
-    if not separator or not _SCHEME.fullmatch(scheme):
-        raise Rejected(f"must be a URL ({_REDIS_SPELLING})")
-    if scheme not in ("redis", "rediss"):
-        raise Rejected(f"{scheme} is not supported (write {_REDIS_SPELLING}; sockets, sentinels and clusters are not)")
-    try:
-        parts = urlsplit(found)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise Rejected("is not a valid URL (percent-encode special characters of the password)") from None
-    if not host or "," in host or port == 0 or " " in found:
-        raise Rejected(f"names no host, or none that can be one ({_REDIS_SPELLING})")
-    if parts.query or parts.fragment:
-        raise Rejected("has parameters, of which there are none (percent-encode ? and # in a password)")
-    database = parts.path.removeprefix("/") or "0"
-    if not re.fullmatch(r"[0-9]{1,4}", database):
-        raise Rejected("must end in the database's number, as in /0, or without one")
-    if parts.username and parts.password is None:
-        raise Rejected("names a user without a password (for a password alone: redis://:PASSWORD@HOST)")
-    return RedisServer(
-        host=host,
-        port=port or _REDIS_PORT,
-        database=int(database),
-        tls=scheme == "rediss",
-        username=unquote(parts.username) if parts.username else None,
-        password=Secret(unquote(parts.password)) if parts.password else None,
-    )
+    @property
+    def passwords(self) -> Sequence[Secret]:
+        """What no log may show."""
+        return () if self.password is None else (self.password,)

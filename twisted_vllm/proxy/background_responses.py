@@ -88,6 +88,8 @@ class BackgroundResponses(RequestObserver):
 
     Attributes:
         on_charged: called with each response that was charged, and its charge. None by default.
+        on_seen_elsewhere: called with the id of each response that a client has asked for and that is not followed
+            here: another process may follow it. None by default.
     """
 
     _log = Logger()
@@ -132,6 +134,7 @@ class BackgroundResponses(RequestObserver):
         self._recovery.clock = clock
         self._stopped = False
         self.on_charged: Callable[[BackgroundWork, Charge], None] | None = None
+        self.on_seen_elsewhere: Callable[[str], None] | None = None
         self.reconfigure(servers, assumed_output_tokens)
 
     def reconfigure(self, servers: Iterable[Server], assumed_output_tokens: int) -> None:
@@ -187,9 +190,16 @@ class BackgroundResponses(RequestObserver):
             return
         authorization = context.authorization
         if authorization is not None and authorization.response_id is not None and context.sent:
-            followed = self._followed.get(authorization.response_id)
-            if followed is not None:
-                self._poll_at_once(followed)
+            if authorization.response_id in self._followed:
+                self.seen(authorization.response_id)
+            elif self.on_seen_elsewhere is not None:
+                self.on_seen_elsewhere(authorization.response_id)
+
+    def seen(self, response_id: str) -> None:
+        """Poll a response at once: its client has asked for it, and may know its end. Others are ignored."""
+        followed = self._followed.get(response_id)
+        if followed is not None and not self._stopped:
+            self._poll_at_once(followed)
 
     def _follow(self, context: RequestContext, background: BackgroundResponse) -> None:
         authorization, server, meter = context.authorization, context.server, context.meter

@@ -24,6 +24,11 @@ _WITH_RECORDS = frozenset({KEY, USER, TEAM, ORGANIZATION})
 ReadSpend = Callable[[Sequence[str]], Deferred[Mapping[str, Spend]]]
 
 
+def _refuses_not() -> bool:
+    """Return that the limiter admits requests: the default of `EndUserBudgets`."""
+    return False
+
+
 class EndUserBudgets:
     """Loads the budget of an end user when a request names it, and forgets the one that was named longest ago.
 
@@ -36,13 +41,22 @@ class EndUserBudgets:
         read: reads the spend of end users from the database.
         most: the budgets to keep. Those with requests in flight, or with spend that the database does not have yet, are
             kept in any case.
+        refuses: whether the limiter refuses everybody at present, so that nobody is asked for.
     """
 
-    def __init__(self, limiter: Limiter, index: KeyIndex, read: ReadSpend, most: int = MAX_KNOWN) -> None:
+    def __init__(
+        self,
+        limiter: Limiter,
+        index: KeyIndex,
+        read: ReadSpend,
+        most: int = MAX_KNOWN,
+        refuses: Callable[[], bool] = _refuses_not,
+    ) -> None:
         self._limiter = limiter
         self._index = index
         self._read = read
         self._most = most
+        self._refuses = refuses
         self._known: OrderedDict[str, None] = OrderedDict()
         self._waiting: dict[str, list[Deferred[None]]] = {}
         self._asked: dict[str, list[Deferred[None]]] = {}
@@ -69,10 +83,12 @@ class EndUserBudgets:
         """Have the budget of an end user without limits of its own in the limiter.
 
         Returns:
-            None if it is there; else a Deferred that fires when it is. It never fails.
+            None if it is there, or makes no difference; else a Deferred that fires when it is. It never fails.
         """
         if id in self._known:
             self._known.move_to_end(id)
+            return None
+        if self._refuses():
             return None
         loaded: Deferred[None] = Deferred()
         if id in self._asked:

@@ -672,7 +672,9 @@ class Forwarding:
             return False
         tried = (*self._tried, state)
         # one that waits for its second attempt is not in flight at a server
-        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values()) + len(group.queue)
+        in_flight = sum({each.state: each.state.in_flight_here for each in group.destinations}.values()) + len(
+            group.queue
+        )
         again = (
             self._attempts <= forwarder.retries and not self._is_bound and forwarder.dispatcher.can_place(group, tried)
         )

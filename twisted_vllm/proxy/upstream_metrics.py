@@ -76,7 +76,7 @@ class UpstreamCollector(Collector):
                 states.add_metric([server, name], name == current)
             if current not in ("closed", SLEEPING):
                 out.add_metric([server, breaker.reason], 1)
-            in_flight.add_metric([server], state.in_flight)
+            in_flight.add_metric([server], state.in_flight_here)
             waiting.add_metric([server], state.waiting)
             kv_usage.add_metric([server], state.kv_usage)
             for reason, count in {**_NO_FAILURES, **breaker.failures}.items():

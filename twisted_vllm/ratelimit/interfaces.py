@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
 from twisted_vllm.ratelimit.allowance import Limited
+from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.reservation import Reservation
 
 
@@ -57,11 +58,24 @@ class WorkerLimiter(Limiter, Protocol):
 
     on_soft_budget: Callable[[str, str, int, int], None]
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the supervisor does not answer, so that every request with limits is refused."""
+
     def budget_reset(self, kind: str, id: str, spend: int, period_start: int, *, is_found: bool = False) -> None:
         """As `Limiter.budget_reset`; `is_found`: another process set it, and it was found in the database."""
 
     def budget_forgotten(self, kind: str, id: str, *, is_found: bool = False) -> None:
         """As `Limiter.budget_forgotten`, likewise."""
+
+    def used(self, subject: Limited, model: str, now: float) -> Mapping[str, int]:
+        """Return the counts of the last 60 seconds by limit, as far as they are known here."""
+
+    def budget_of(self, subject: Limited, now: float) -> Budget | None:
+        """Return the budget of a subject in the current period; None if it is not known here."""
+
+    def tell_soft_budget(self, kind: str, id: str, spent: int, soft: int) -> None:
+        """Have `on_soft_budget` called in the housekeeper."""
 
     def flush(self) -> None:
         """Send the settlements of this turn now."""

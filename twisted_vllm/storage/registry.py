@@ -81,6 +81,8 @@ class Registry:
         self._revision = NO_REVISION
         #: who waits for the read in progress, and for the one after it; None without one
         self._reading: list[Deferred[None]] | None = None
+        #: a read that waits for the change in progress, and goes before the next one
+        self._between: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
 
     def reconfigure(self, patience: float) -> None:
@@ -117,6 +119,25 @@ class Registry:
 
     @inlineCallbacks
     def _change(self, work: Callable[[Transaction], T], latest: float) -> Generator[Deferred[Any], Any, T]:
+        try:
+            result: T = yield self._change_now(work, latest)
+        finally:
+            yield self._read_between()
+        return result
+
+    @inlineCallbacks
+    def _read_between(self) -> Generator[Deferred[Any], Any, None]:
+        """Read what others changed for those who wait for it, while no change runs: one read, or until none waits."""
+        while (between := self._between) is not None:
+            self._between = None
+            # whoever waits has the failure, and may ask for the next read at once
+            yield self._follow().addBoth(between.callback)
+            if self._lock.waiting:
+                # the next change does it
+                return
+
+    @inlineCallbacks
+    def _change_now(self, work: Callable[[Transaction], T], latest: float) -> Generator[Deferred[Any], Any, T]:
         if self._monotonic() > latest:
             self.audited["failed"] += 1
             raise StoreUnavailable(
@@ -190,8 +211,13 @@ class Registry:
 
     @inlineCallbacks
     def _follow_surely(self) -> Generator[Deferred[Any], Any, bool]:
-        """Follow, behind the changes in progress if need be: their number is small, and the caller waits."""
-        if self._lock.locked or not (yield self._follow()):
+        """Follow, behind the change in progress if need be, and before those that wait."""
+        if not self._lock.locked and (yield self._follow()):
+            return True
+        if self._lock.locked:
+            self._between = between = Deferred[None]()
+            yield between
+        else:
             yield self._lock.run(self._follow)
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -24,6 +25,8 @@ class _Followed:
     """A name that is followed."""
 
     def __init__(self) -> None:
+        self.answer: Answer | None = None
+        self.until = 0.0
         self.knowledge = Knowledge()
         self.asking: Deferred[None] | None = None
         self.next: IDelayedCall | None = None
@@ -35,6 +38,7 @@ class Discovery:
 
     Attributes:
         settings: how often and whom to ask; may be replaced at any time.
+        on_changed: called with each name whose servers have changed.
     """
 
     _log = Logger()
@@ -56,11 +60,25 @@ class Discovery:
         self._changed = changed
         self._followed: dict[ServiceName, _Followed] = {}
         self._running = False
+        self.on_changed: Callable[[ServiceName], None] = lambda name: None
 
     @property
     def known(self) -> Mapping[ServiceName, tuple[Found, ...]]:
         """The servers of each name."""
         return {name: each.knowledge.found for name, each in self._followed.items()}
+
+    def answer_of(self, name: ServiceName) -> Answer | None:
+        """Return what DNS said last of a name, valid for what is left of its time; None if nothing current is known."""
+        each = self._followed.get(name)
+        if each is None or each.answer is None or each.knowledge.failing:
+            return None
+        return msgspec.structs.replace(each.answer, ttl=max(each.until - self._clock.seconds(), 0.0))
+
+    def refresh_name(self, name: ServiceName) -> None:
+        """Resolve a name now, if it is followed."""
+        each = self._followed.get(name)
+        if each is not None and self._running and each.asking is None:
+            self._ask(name)
 
     def follow(self, names: Iterable[ServiceName]) -> None:
         """Follow these names and no others. What is known of a name that stays is kept."""
@@ -109,8 +127,10 @@ class Discovery:
                 count=answer.left_out,
             )
         each.left_out = answer.left_out
+        wait = seconds_until_next(answer, self.settings.interval)
+        each.answer, each.until = answer, self._clock.seconds() + wait
         changed = each.knowledge.answered(answer)
-        self._again(name, each, seconds_until_next(answer, self.settings.interval))
+        self._again(name, each, wait)
         if changed:
             self._log.info(
                 "The name {name} has {count} servers: {servers}",
@@ -118,6 +138,7 @@ class Discovery:
                 count=len(answer.found),
                 servers=", ".join(found.address for found in answer.found[:16]) + ", …" * (len(answer.found) > 16),
             )
+            self.on_changed(name)
             self._changed()
 
     def _failed(self, failure: Failure, name: ServiceName, each: _Followed) -> None:

@@ -7,7 +7,7 @@ the server's circuit breaker, latency and limits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from math import inf
 
@@ -175,12 +175,12 @@ class Placement:
         if not self.unlimited:
             state.in_flight -= 1
             if state.limit is not None:
-                self.group.queue.rate.ended(dispatcher.seconds())
+                dispatcher.freed(self.group, state)
             if dispatcher.queued:
                 dispatcher.serve()
 
 
-class _Waiting:
+class Waiting:
     """A request that waits for room.
 
     Attributes:
@@ -239,7 +239,7 @@ class Dispatcher:
         # the groups with queued requests; the first is served next
         self._queues: dict[ModelGroup, None] = {}
         self._ticker = _Ticker(self.serve)
-        self._granted: deque[tuple[_Waiting, Placement | GatewayError]] = deque()
+        self._granted: deque[tuple[Waiting, Placement | GatewayError]] = deque()
         self._granting = False
         self.queued = 0
 
@@ -394,14 +394,14 @@ class Dispatcher:
         self.serve()
 
     def _wait(self, group: ModelGroup, ask: Ask, now: float) -> Deferred[Placement]:
-        patience = _patience(group)
-        minute = _wait_for_entries(group, ask.tokens, now)
+        patience = patience_of(group)
+        minute = wait_for_entries(group, ask.tokens, now)
         if patience is not None and minute > patience:
             raise self._busy(group, "the model's limits in a minute are used up")
-        waiting = _Waiting(self, group, ask, now, self._deadlines.after(patience))
+        waiting = Waiting(self, group, ask, now, self._deadlines.after(patience))
         # such a request can wait for some of the servers only
         where = (ask.tried, ask.server) if ask.tried or ask.server is not None else None
-        pushed_out = group.queue.push(waiting, ask.key, ask.priority, now, where)
+        pushed_out = self._push(group, waiting, now, where)
         if pushed_out is waiting:
             raise self._busy(group, "too many requests wait for the model's servers")
         self.queued += 1
@@ -413,7 +413,17 @@ class Dispatcher:
             pushed_out.result.errback(self._busy(group, "too many requests of this key wait for the model's servers"))
         return waiting.result
 
-    def _dequeued(self, waiting: _Waiting) -> None:
+    def _push(self, group: ModelGroup, waiting: Waiting, now: float, where: Hashable) -> Waiting | None:
+        """Put a request into the queue; return the one that is refused for it, perhaps itself."""
+        ask = waiting.ask
+        pushed_out: Waiting | None = group.queue.push(waiting, ask.key, ask.priority, now, where)
+        return pushed_out
+
+    def freed(self, group: ModelGroup, state: ServerState) -> None:
+        """A place of a server with a limit is free."""
+        group.queue.rate.ended(self.seconds())
+
+    def _dequeued(self, waiting: Waiting) -> None:
         self.queued -= 1
         self._deadlines.discard(waiting)
         if not waiting.group.queue:
@@ -421,12 +431,12 @@ class Dispatcher:
             if not self._queues:
                 self._deadlines.discard(self._ticker)
 
-    def cancelled(self, waiting: _Waiting, _: object) -> None:
+    def cancelled(self, waiting: Waiting, _: object) -> None:
         """Take out a request that was given up."""
         if waiting.group.queue.discard(waiting, self.seconds()):
             self._dequeued(waiting)
 
-    def refuse(self, waiting: _Waiting, reason: str) -> None:
+    def refuse(self, waiting: Waiting, reason: str) -> None:
         """Refuse a request that waits."""
         if waiting.group.queue.discard(waiting, self.seconds()):
             self._dequeued(waiting)
@@ -447,7 +457,7 @@ class Dispatcher:
         places = sum({each.state: each.state.limit or 1 for each in usable}.values()) or 1
         limited = [each.limits.rpm for each in usable if each.limits is not None and each.limits.rpm is not None]
         most = sum(limited) / 60.0 if usable and len(limited) == len(usable) else inf
-        seconds = group.queue.retry_after(places, now, most=most, earliest=_wait_for_entries(group, 0, now))
+        seconds = group.queue.retry_after(places, now, most=most, earliest=wait_for_entries(group, 0, now))
         return ServerBusy(f"Busy: {reason}; send the request again.", retry_after=seconds)
 
     def serve(self) -> None:
@@ -487,7 +497,7 @@ class Dispatcher:
             return False
         chosen: list[Destination | NoHealthyUpstream] = []
 
-        def accepts(waiting: _Waiting) -> bool:
+        def accepts(waiting: Waiting) -> bool:
             try:
                 found = self._choose(group, waiting.ask, now)
             except NoHealthyUpstream as error:
@@ -512,7 +522,7 @@ class Dispatcher:
         return True
 
     @staticmethod
-    def _grant(waiting: _Waiting, placement: Placement | GatewayError) -> None:
+    def _grant(waiting: Waiting, placement: Placement | GatewayError) -> None:
         if isinstance(placement, GatewayError):
             if not waiting.result.called:
                 waiting.result.errback(placement)
@@ -532,17 +542,17 @@ def _has_room(destination: Destination, ask: Ask, now: float) -> bool:
     return destination.state.has_room and (destination.limits is None or not destination.limits.wait(ask.tokens, now))
 
 
-def _patience(group: ModelGroup) -> float | None:
+def patience_of(group: ModelGroup) -> float | None:
     """Return for how many seconds a request may wait: the longest that one of the servers allows; None for ever."""
     allowed = [each.server.timeouts.queue for each in group.destinations]
     return None if None in allowed else max(seconds for seconds in allowed if seconds is not None)
 
 
-def _wait_for_entries(group: ModelGroup, tokens: int, now: float) -> int:
+def wait_for_entries(group: ModelGroup, tokens: int, now: float) -> int:
     """Return the whole seconds until the ``rpm`` and ``tpm`` of an entry let a request pass; 0 if one does now."""
     return min(
         (
-            0 if each.limits is None else each.limits.wait(tokens, now)
+            0 if each.limits is None else each.limits.known_wait(tokens, now)
             for each in group.destinations
             if each.state.is_usable(now)
         ),

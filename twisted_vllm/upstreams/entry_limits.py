@@ -72,6 +72,10 @@ class EntryLimits:
             seconds = max(seconds, self._tokens.expire(now).wait(self.tpm, amount, now) or 0)
         return seconds
 
+    def known_wait(self, tokens: int, now: float) -> int:
+        """Return the whole seconds for which a request certainly has no room."""
+        return self.wait(tokens, now)
+
     def take(self, tokens: int, now: float) -> Share:
         """Count a request that is sent.
 

@@ -199,7 +199,19 @@ class FairQueue(Generic[Item]):
     def __repr__(self) -> str:
         return f"<FairQueue {len(self)} of {self.capacity} wait, of {len(self._keys)} keys>"
 
-    def push(self, item: Item, key: str, priority: int, now: float, where: Hashable = None) -> Item | None:
+    @property
+    def arrivals(self) -> int:
+        """How many requests ever came."""
+        return self._number
+
+    @property
+    def keys(self) -> int:
+        """How many keys have requests here."""
+        return len(self._keys)
+
+    def push(
+        self, item: Item, key: str, priority: int, now: float, where: Hashable = None, *, bounded: bool = True
+    ) -> Item | None:
         """Let a request wait.
 
         Args:
@@ -209,12 +221,13 @@ class FairQueue(Generic[Item]):
             now: the time.
             where: what says which servers accept it, if not all do. Requests with an equal value are accepted by the
                 same servers, so `pop` asks for one of them only.
+            bounded: whether the capacity counts; if not, `trim` must follow.
 
         Returns:
             The request that is refused: this one, or another that it pushed out. None if there was room.
         """
         pushed_out: Item | None = None
-        if len(self._entries) >= self.capacity:
+        if bounded and len(self._entries) >= self.capacity:
             newest = self._to_push_out(key)
             if newest is None:
                 return item
@@ -281,6 +294,17 @@ class FairQueue(Generic[Item]):
             self.rate.empty(now)
         return found.item
 
+    def trim(self, most: int, now: float) -> list[Item]:
+        """Take out what is beyond `most` requests: the newest of the key that has the most of them, one by one."""
+        pushed_out = []
+        while len(self._entries) > max(most, 0):
+            newest = self._newest_of_most()
+            self._remove(newest)
+            pushed_out.append(newest.item)
+        if pushed_out and not self._entries:
+            self.rate.empty(now)
+        return pushed_out
+
     def discard(self, item: Item, now: float) -> bool:
         """Take a request out, because its client left or it has waited too long; return whether it was in."""
         entry = self._entries.get(item)
@@ -325,6 +349,9 @@ class FairQueue(Generic[Item]):
             waiting = own.waiting
         if (waiting + 1) * sharing > self.capacity:
             return None
+        return self._newest_of_most()
+
+    def _newest_of_most(self) -> _Entry[Item]:
         most = max(self._keys.values(), key=lambda each: each.waiting)
         return max((lane.newest() for lane in most.lanes.values()), key=lambda entry: entry.number)
 

@@ -97,6 +97,9 @@ class HealthChecks:
 
     A server that stops to answer is dead at most ``interval * fall + timeout`` later, because its first check begins at
     most one interval after the last proof.
+
+    Attributes:
+        on_checked: Called with each server that was checked.
     """
 
     _log = Logger()
@@ -110,6 +113,7 @@ class HealthChecks:
         on_dead: Callable[[ServerState, str], None],
         on_alive: Callable[[ServerState], None] = lambda state: None,
         on_gone: Callable[[ServerState], None] = lambda state: None,
+        checks: bool = True,
     ) -> None:
         """Check nothing yet.
 
@@ -122,6 +126,8 @@ class HealthChecks:
                 elsewhere.
             on_alive: Called when a server gets requests again.
             on_gone: Called when nothing listens any more at a server's address: what it knew is lost.
+            checks: Whether this process checks, logs and counts. If another one does, this one only follows what that
+                tells of the breakers.
         """
         self._servers = servers
         self._prober = prober
@@ -130,6 +136,8 @@ class HealthChecks:
         self._on_dead = on_dead
         self._on_alive = on_alive
         self._on_gone = on_gone
+        self._checks = checks
+        self.on_checked: Callable[[ServerState], None] = lambda state: None
         self._checked: dict[ServerState, Checked] = {}
         self._count = 0
         self._running = False
@@ -140,7 +148,7 @@ class HealthChecks:
 
     def start(self) -> None:
         """Begin to check."""
-        self._running = True
+        self._running = self._checks
         self.update()
 
     def stop(self) -> None:
@@ -318,6 +326,7 @@ class HealthChecks:
         if each.asking is asking:
             each.asking = None
             self._plan(each)
+            self.on_checked(each.state)
 
     # changes
 
@@ -325,6 +334,22 @@ class HealthChecks:
         """Log a change of state, and check a server sooner that gets no requests."""
         state = each.state
         each.passed = 0
+        if self._checks:
+            self._tell(each, change)
+        elif change.state == DEAD:
+            self._on_dead(state, change.reason)
+        if change.state == DEAD and change.reason == CONNECTION_REFUSED:
+            self._on_gone(state)
+        if change.state == CLOSED:
+            # perhaps another process
+            each.has_sleep = None
+            self._on_alive(state)
+        if self._running and self._settings.interval is not None and each.asking is None:
+            self._plan(each)
+
+    def _tell(self, each: Checked, change: Change) -> None:
+        """Log and count a change of state."""
+        state = each.state
         log = self._log.info if change.state in (CLOSED, HALF_OPEN) else self._log.warn
         now = self._clock.seconds()
         lasted = ""
@@ -353,11 +378,3 @@ class HealthChecks:
             words=f", {each.words}" if each.words and change.state == DEAD else "",
             once_a_second=f"{state.name} {change.state}",
         )
-        if change.state == DEAD and change.reason == CONNECTION_REFUSED:
-            self._on_gone(state)
-        if change.state == CLOSED:
-            # perhaps another process
-            each.has_sleep = None
-            self._on_alive(state)
-        if self._running and self._settings.interval is not None and each.asking is None:
-            self._plan(each)

@@ -22,7 +22,7 @@ class EndpointHealth(msgspec.Struct, frozen=True, gc=False):
         state: The state of its breaker, or `SLEEPING`.
         reason: Why it is in this state.
         since: Since when, in Unix seconds.
-        in_flight: The requests of this process at the server.
+        in_flight: The requests of this gateway at the server.
     """
 
     model_name: str

@@ -24,7 +24,7 @@ class ServerSnapshot(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         name: its name.
         weight: its weight, over 0; a server in slow start has less than its own.
-        in_flight: this gateway's requests there.
+        in_flight: this gateway's requests there, of all its processes.
         queued: the requests that wait there, as the server reports; 0.0 if unknown.
         latency: the peak-sensitive mean of seconds to the first byte; 0.0 if unknown, or if the policy reads none.
         kv_usage: the share of its KV cache that running requests use; 0.0 if unknown.

@@ -6,6 +6,7 @@ group's routing strategy.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
@@ -175,6 +176,14 @@ def _identity(entry: ModelEntry) -> _Identity:
     return entry.model_name, entry.server.url, entry.upstream_model
 
 
+def _name_of(entry: ModelEntry) -> str:
+    """Return the same as text, for other processes."""
+    return json.dumps([entry.model_name, entry.server.url.decode("latin-1"), entry.upstream_model])
+
+
+#: makes the limits of an entry from a name that no other has, its ``rpm`` and its ``tpm``
+MakeLimits = Callable[[str, int | None, int | None], EntryLimits]
+
 _FREE = Decimal(0)
 
 
@@ -212,6 +221,7 @@ class Router:
         random: Callable[[], float],
         retry_share: float = RetrySettings().budget,
         make_table: Callable[[], CacheTable] = PrefixTable,
+        make_limits: MakeLimits | None = None,
     ) -> None:
         """Set up; the arguments are those of `update`, and:
 
@@ -219,11 +229,13 @@ class Router:
             servers: the states of all servers.
             random: a random number from 0.0 to below 1.0.
             make_table: makes what a policy keeps of the servers' prefix caches.
+            make_limits: makes what counts the requests of an entry, if this process does not count them alone.
         """
         self.servers = servers
         self.default = None
         self.changes = 0
         self._make_table = make_table
+        self._make_limits = make_limits
         self._random = random
         self._groups: dict[str, ModelGroup] = {}
         self._limits: dict[_Identity, EntryLimits] = {}
@@ -257,7 +269,7 @@ class Router:
         counted, self._limits = self._limits, {}
         for entry in models:
             if entry.rpm is not None or entry.tpm is not None:
-                limits = counted.get(_identity(entry)) or EntryLimits(entry.rpm, entry.tpm)
+                limits = counted.get(_identity(entry)) or self._limits_of(entry)
                 limits.rpm, limits.tpm = entry.rpm, entry.tpm
                 self._limits[_identity(entry)] = limits
         previous = self._groups
@@ -316,6 +328,10 @@ class Router:
     def names(self) -> tuple[str, ...]:
         """The configured model names, in order and without duplicates; some may have wildcards."""
         return tuple(name for name, group in self._groups.items() if not group.of_pattern)
+
+    def group_named(self, name: str) -> ModelGroup | None:
+        """Return the group of a configured model name, or of a single model that a pattern matches; None if none is."""
+        return self._groups.get(name)
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -423,6 +439,10 @@ class Router:
     def prices_differ(self, server: Server) -> bool:
         """Return whether the price of a request to a server depends on which of its models serves it."""
         return server.url in self._priced
+
+    def _limits_of(self, entry: ModelEntry) -> EntryLimits:
+        make = self._make_limits
+        return EntryLimits(entry.rpm, entry.tpm) if make is None else make(_name_of(entry), entry.rpm, entry.tpm)
 
     def _matched(self, model: str) -> ModelGroup | None:
         """Return the group of the most specific pattern that a name matches."""

@@ -17,14 +17,22 @@ class Attempt(Protocol):
         """The server was found dead: do not wait for it."""
 
 
+class Lease(Protocol):
+    """What a process may use of a limit that it shares with others: `held` of it."""
+
+    held: int
+
+
 class ServerState:
     """The state of one server.
 
     Attributes:
         server: the server, as it is configured.
         name: its name in logs and metrics.
-        in_flight: the requests that this gateway has there.
+        in_flight: the requests that this gateway has there, with those of its other processes.
+        in_flight_elsewhere: those of its other processes, as they last told.
         limit: the most of them; None means no limit.
+        lease: how many of them this process may have, if there are several; None if it is alone.
         breaker: decides whether it gets requests.
         latency: the seconds until its answers begin.
         waiting: the requests that wait inside the server, as it reports; 0.0 if it is not asked.
@@ -40,9 +48,11 @@ class ServerState:
         "awaiting",
         "breaker",
         "in_flight",
+        "in_flight_elsewhere",
         "kv_usage",
         "last_alive",
         "latency",
+        "lease",
         "left",
         "limit",
         "name",
@@ -55,7 +65,9 @@ class ServerState:
     def __init__(self, server: Server, breaker: Breaker) -> None:
         self.server = server
         self.name = server.name
-        self.in_flight = 0
+        # one sum, so that what looks at the load adds nothing up
+        self.in_flight = self.in_flight_elsewhere = 0
+        self.lease: Lease | None = None
         self.limit = server.max_concurrent_requests
         self.breaker = breaker
         self.latency = PeakEwma()
@@ -72,8 +84,17 @@ class ServerState:
 
     @property
     def has_room(self) -> bool:
-        """Whether it may have one more request in flight."""
-        return self.limit is None or self.in_flight < self.limit
+        """Whether it may have one more request of this process in flight."""
+        if self.limit is None:
+            return True
+        if self.lease is None:
+            return self.in_flight < self.limit
+        return self.in_flight - self.in_flight_elsewhere < self.lease.held
+
+    @property
+    def in_flight_here(self) -> int:
+        """The requests of this process alone."""
+        return self.in_flight - self.in_flight_elsewhere
 
     def is_usable(self, now: float) -> bool:
         """Return whether it gets requests."""
@@ -105,6 +126,10 @@ class Servers:
             self._states[server.url] = state
         return state
 
+    def with_url(self, url: bytes) -> ServerState | None:
+        """Return the state of the configured server with a URL, or None."""
+        return self._states.get(url)
+
     def named(self, name: str) -> ServerState | None:
         """Return the state of the server with a name, or None."""
         return next((state for state in self._states.values() if state.name == name), None)
@@ -127,5 +152,5 @@ class Servers:
         for state in left:
             state.left = True
         leaving = (*self._leaving.items(), *zip(gone, left, strict=True))
-        self._leaving = {url: state for url, state in leaving if state.in_flight}
+        self._leaving = {url: state for url, state in leaving if state.in_flight_here}
         return left

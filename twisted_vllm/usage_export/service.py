@@ -55,6 +55,7 @@ class UsageExport:
         rows: rows that this process exported.
         days: days that it exported.
         failures: attempts that failed.
+        look_elsewhere: called by `look_soon` where this process does not export: has the one look that does.
     """
 
     _log = Logger()
@@ -85,6 +86,7 @@ class UsageExport:
         """
         self.state = ExportState()
         self.rows = self.days = self.failures = 0
+        self.look_elsewhere: Callable[[], None] | None = None
         self._reactor = reactor
         self._database = database
         self._url = database_url
@@ -163,6 +165,8 @@ class UsageExport:
         """Look for a day at once, or as soon as what runs has ended."""
         if self._running:
             self._look_in(0.0)
+        elif self.look_elsewhere is not None:
+            self.look_elsewhere()
 
     def _has_stopped(self) -> bool:
         return not self._running

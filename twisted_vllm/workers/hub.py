@@ -56,6 +56,8 @@ class Hub:
         self._when_joined: list[Callable[[int], None]] = []
         self._topics = Topics(reactor)
         self.on(READY, Ready, self._is_ready)
+        # the answer comes after what the process was told of the others
+        self.answers(READY, type(None), lambda question, asker: None)
 
     def connect(self, reactor: Any, connected: socket.socket, number: int, slot: int) -> None:
         """Talk to a process that was started; it joins the others when it says that it is ready.

@@ -98,6 +98,14 @@ class Link:
         """Tell that this process does its work: the others may talk to it."""
         self.tell(READY, Ready(os.getpid()))
 
+    def known(self, timeout: float = ANSWER_SECONDS) -> Deferred[None]:
+        """Fire when this process is ready, and knows all others that are; `ready` comes before.
+
+        Raises:
+            NoAnswer: the supervisor does not answer in time.
+        """
+        return self.ask(READY, None, type(None), timeout)
+
     def close(self) -> None:
         """Send what waits, and talk no more."""
         self.on_supervisor_gone = _ignore

@@ -61,6 +61,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reactor: the name of Twisted's reactor.
         log: what twistd says of the log.
         quickstart: what ``--quickstart`` chose, if it was given.
+        settings: the supervisor's settings, in a file that is inherited; None to read the file.
         version: of the messages that the supervisor speaks.
     """
 
@@ -76,4 +77,5 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reactor: str
     log: Log
     quickstart: Defaults | None = None
+    settings: int | None = None
     version: int = VERSION

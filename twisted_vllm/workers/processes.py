@@ -320,6 +320,12 @@ class Processes:
         if process.number in self.running and not process.is_ending:
             self._kill(process, f"does not answer: {failure.getErrorMessage()}")
 
+    def kill(self, number: int, reason: str) -> None:
+        """Kill a process, which is replaced; nothing happens if it has ended. The log says its name and the reason."""
+        process = self.running.get(number)
+        if process is not None:
+            self._kill(process, reason)
+
     def _kill(self, process: Running, reason: str) -> None:
         self._log.error("The {process} {reason}; it is killed", process=process.name, reason=reason)
         process.send_signal(signal.SIGKILL)

@@ -207,8 +207,9 @@ class TestSameAnswers:
         for act, *words in acts:
             if act == "admit":
                 found = admitted_with(worker, *words)
+                limited, model, estimate, expected_cost = words
                 try:
-                    expected: Any = local.admit(*words, gateway.now)
+                    expected: Any = local.admit(limited, model, estimate, expected_cost, gateway.now)
                 except GatewayError as error:
                     assert type(found) is type(error)
                     assert vars(found) == vars(error)
@@ -290,6 +291,12 @@ class TestEnds:
         assert isinstance(result_of(admit(worker, who)), LimitsUnavailable)
         with pytest.raises(LimitsUnavailable):
             worker.counting.limiter.check([who], NOON)
+        # nothing is gathered for it
+        assert worker.counting.limiter.is_away
+        worker.end_turn()
+        worker.counting.limiter.budget_loaded("end_user", "e", 1, 0)
+        worker.counting.limiter.budget_released("end_user", "e")
+        assert worker.at_end == []
         # others are served
         assert isinstance(worker.counting.limiter.admit((), "m", 1, 1, NOON), Reservation)
         worker.exchange()
@@ -460,6 +467,45 @@ class TestBudgets:
         BudgetCopies(gateway.housekeeper).told([found[3]])
         gateway.exchange()
         assert [each.told for each in look()][3] == 99
+
+
+class TestUse:
+    def test_what_is_used_is_told_for_the_next_look(self) -> None:
+        gateway = GatewayInMemory()
+        worker, other = gateway.start(1), gateway.start(2)
+        limiter = worker.counting.limiter
+        who, stranger = key(rpm=9, tpm=900, max_budget=100, budget_duration="1d"), key("k2", rpm=1, max_budget=1)
+        other.counting.limiter.settle(admitted(other, who, tokens=30, cost=20), 30, 20, 0.0)
+        other.exchange()
+
+        def look() -> list[Any]:
+            found = []
+            for each in (who, stranger):
+                budget = limiter.budget_of(each, gateway.now)
+                found.append((limiter.used(each, "", gateway.now), budget and (budget.spent, budget.ends)))
+            gateway.clock.advance(0)
+            return found
+
+        assert look() == [({}, None)] * 2
+        found, nothing = look()
+        assert found == ({"rpm": 1, "tpm": 30}, (20, MIDNIGHT + DAY))
+        assert nothing[0] == {"rpm": 0, "tpm": 0}
+        assert nothing[1][0] == 0
+        # the next day
+        gateway.now += DAY
+        assert look()[0][1] == (0, MIDNIGHT + 2 * DAY)
+        # nobody looks, and nobody is asked
+        gateway.clock.pump([1.0, 1.0])
+        assert gateway.clock.getDelayedCalls() == []
+
+    def test_a_soft_budget_that_redis_tells_a_worker_of_is_told_by_the_housekeeper(self) -> None:
+        gateway = GatewayInMemory()
+        heard: list[Any] = []
+        gateway.housekeeper.counting.limiter.on_soft_budget = lambda *crossed: heard.append(crossed)
+        gateway.start(1).counting.limiter.tell_soft_budget("key", "k", 10**30, 5)
+        gateway.exchange()
+        gateway.exchange()
+        assert heard == [("key", "k", 10**30, 5)]
 
 
 class TestCounts:

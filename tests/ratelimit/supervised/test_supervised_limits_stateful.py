@@ -28,7 +28,9 @@ class Asked:
     """A request of a worker: in the gateway, and in the model once it was delivered."""
 
     worker: int
-    words: Any
+    #: subjects, model, tokens and cost
+    words: tuple[list[Limited], str, int, int]
+    waiting: Any = None
     answer: list[Any] = attrs.Factory(list)
     model: Any = None
     is_delivered: bool = False
@@ -71,12 +73,12 @@ class Workers(RuleBasedStateMachine):
     def a_request_comes(self, which: int, subjects: list[Limited], tokens: int, cost: int) -> None:
         worker = self.worker(which)
         asked = Asked(worker.number, (subjects, "m", tokens, cost))
-        waiting: Any = worker.counting.limiter.admit(*asked.words, self.now)
+        waiting: Any = worker.counting.limiter.admit(*asked.words, now=self.now)
         assert isinstance(waiting, Deferred)
         waiting.addCallbacks(asked.answer.append, lambda failure: asked.answer.append(failure.value))
         self.asked.append(asked)
         self.sent[worker.number].append(("admit", asked))
-        asked.words = (*asked.words, waiting)
+        asked.waiting = waiting
 
     @precondition(lambda self: self.asked)
     @rule(which=st.integers(0), tokens=st.integers(0, 30), cost=st.integers(0, 30), sent=st.booleans())
@@ -87,7 +89,7 @@ class Workers(RuleBasedStateMachine):
         worker = self.gateway.workers[asked.worker]
         if not asked.answer:
             # its client has gone
-            asked.words[-1].cancel()
+            asked.waiting.cancel()
             tokens, cost, sent = 0, 0, False
         elif isinstance(asked.answer[0], Reservation):
             worker.counting.limiter.settle(asked.answer[0], tokens, cost, 0.0, sent=sent)
@@ -107,12 +109,13 @@ class Workers(RuleBasedStateMachine):
             if act == "admit":
                 asked.is_delivered = True
                 try:
-                    asked.model = self.model.admit(*asked.words[:-1], self.now)
+                    limited, model, tokens, cost = asked.words
+                    asked.model = self.model.admit(limited, model, tokens, cost, self.now)
                 except (RateLimitExceeded, BudgetExceeded) as error:
                     asked.model = error
             elif isinstance(asked.model, Reservation):
-                tokens, cost, sent = words
-                self.model.settle(asked.model, tokens, cost, self.now, sent=sent)
+                used, spent, sent = words
+                self.model.settle(asked.model, used, spent, self.now, sent=sent)
         self.sent[number].clear()
 
     @rule(which=st.integers(0, 3))

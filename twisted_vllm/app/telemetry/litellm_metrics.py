@@ -94,9 +94,8 @@ class LitellmNames:
         around = self._around
         allowance = around.index.allowance_of(kind, id)
         used: Mapping[str, int] = {}
-        # Redis or the supervisor has the counts of all processes, and no scrape asks it
-        if around.accounting.counts_here and (allowance.rpm is not None or allowance.tpm is not None):
-            used = around.accounting.local.used(Limited(kind, id, allowance), "", around.reactor.seconds())
+        if allowance.rpm is not None or allowance.tpm is not None:
+            used = around.accounting.used(Limited(kind, id, allowance), around.reactor.seconds())
         return (
             None if allowance.rpm is None else RateLimit(allowance.rpm, used.get("rpm")),
             None if allowance.tpm is None else RateLimit(allowance.tpm, used.get("tpm")),
@@ -104,9 +103,11 @@ class LitellmNames:
 
     def _budget(self, kind: str, id: str) -> BudgetState | None:
         allowance = self._around.index.allowance_of(kind, id)
-        if allowance.max_budget is None or not self._around.accounting.knows_spend:
+        if allowance.max_budget is None:
             return None
         subject = Limited(kind, id, allowance)
-        budget = self._around.accounting.local.budget_of(subject, self._around.reactor.seconds())
+        budget = self._around.accounting.budget_of(subject, self._around.reactor.seconds())
+        if budget is None:
+            return None
         ends = None if allowance.budget_duration is None else budget.ends
         return BudgetState(allowance.max_budget, budget.spent, ends)

@@ -205,6 +205,10 @@ class LocalLimiter:
         """Set the spend that an administrator set in the database; the soft budget warns again."""
         self._budget((kind, id)).reset(spend, period_start)
 
+    def known_budget(self, kind: str, id: str) -> Budget | None:
+        """Return a budget as it is, in whichever period; None if nothing is known of it."""
+        return self._budgets.get((kind, id))
+
     def budget_is_loaded(self, kind: str, id: str) -> bool:
         """Return whether it was ever said what the database has of a budget."""
         budget = self._budgets.get((kind, id))

@@ -6,87 +6,53 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.internet import ClientService
-from twisted.internet.defer import CancelledError, Deferred, fail
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IAddress, IDelayedCall, IStreamClientEndpoint
-from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.defer import CancelledError, Deferred, fail, inlineCallbacks
+from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from twisted_vllm.config.redis_places import RedisPlace
 from twisted_vllm.config.urls import RedisServer
+from twisted_vllm.ratelimit.redis.client import ProtocolFactory, RedisUnavailable, endpoint_of, send
+from twisted_vllm.ratelimit.redis.discovery import Finder, finder_of
 from twisted_vllm.ratelimit.redis.scripts import Script
 
-#: seconds between attempts to connect
-RETRY_SECONDS = 0.5
+#: seconds between the first attempts to connect, and between later ones
+RETRY_SECONDS, MAX_RETRY_SECONDS = 0.5, 3.0
+#: seconds between questions who the master is, while a connection works
+WATCH_SECONDS = 2.0
 #: checks of a silent connection within its timeout; one more check without a reply closes it
 CHECKS = 4
+_VERSION_LENGTH = 40
 
 
-class RedisUnavailable(Exception):
-    """A command failed.
+@implementer(IStreamClientEndpoint)
+class _Found:
+    """The endpoint of the server that a `Finder` finds."""
 
-    Attributes:
-        answered: whether Redis replied with the failure. If not, it may have run the command, and the reply was lost.
-    """
+    def __init__(self, reactor: Any, finder: Finder, factory: ProtocolFactory, timeout: float) -> None:
+        self._reactor = reactor
+        self._finder = finder
+        self._factory = factory
+        self._timeout = timeout
 
-    def __init__(self, message: str, *, answered: bool) -> None:
-        super().__init__(message)
-        self.answered = answered
-
-
-class _Factory(Factory):
-    """Makes txredisapi's protocol.
-
-    txredisapi's own factory gives up for good if Redis refuses the connection, for example while it loads.
-    """
-
-    noisy = False
-    isLazy = False
-
-    def __init__(self, server: RedisServer, refused: Callable[[str], None]) -> None:
-        self._server = server
-        self._refused = refused
-        #: why the last connection ended
-        self.ended = ""
-
-    def buildProtocol(self, addr: IAddress | None) -> Protocol:
-        # Imported here: txredisapi imports the reactor, which tap.py must be able to choose.
-        from txredisapi import RedisProtocol
-
-        password = self._server.password
-        protocol: Any = RedisProtocol(
-            charset=None,
-            password=None if password is None else password.reveal(),
-            dbid=self._server.database or None,
-            convertNumbers=False,
-            username=self._server.username,
-        )
-        protocol.factory = self
-        connection_lost = protocol.connectionLost
-
-        def lost(reason: Failure) -> None:
-            # The protocol does not report the reason, such as a certificate that cannot be verified.
-            self.ended = reason.getErrorMessage()
-            connection_lost(reason)
-
-        protocol.connectionLost = lost
-        made: Protocol = protocol
-        return made
-
-    def stopTrying(self) -> None:
-        """Do nothing, and so keep trying: what the protocol considers a final refusal may not be one."""
-
-    def connectionError(self, why: str) -> None:
-        """Report why Redis refused the connection."""
-        self._refused(f"{why} ({self.ended})" if "Lost connection" in why else why)
+    @inlineCallbacks
+    def connect(self, factory: IProtocolFactory) -> Any:
+        """Find the server, and connect to it."""
+        self._factory.server = yield self._finder.find()
+        return (yield endpoint_of(self._reactor, self._factory.server, self._timeout).connect(factory))
 
 
 class RedisConnection:
     """The connection. It sends each command at once, and fails at once if there is no connection.
 
+    Where another server may take over, it asks for the master before each connection and every `WATCH_SECONDS`, and
+    looks whether it is one.
+
     Args:
         reactor: Twisted's.
-        server: where Redis is.
+        place: where Redis is.
         timeout: how long Redis may be silent while a reply is due, in seconds; then the connection is closed and made
             again. The time runs from the last reply, and is measured in checks between which the reactor sends and
             reads, so that neither a long queue of commands nor a busy process counts as silence.
@@ -97,7 +63,7 @@ class RedisConnection:
     def __init__(
         self,
         reactor: Any,
-        server: RedisServer,
+        place: RedisPlace,
         timeout: float,
         connected: Callable[[], None],
         lost: Callable[[str], None],
@@ -112,14 +78,15 @@ class RedisConnection:
         self._silent_checks = 0
         self._next_check: IDelayedCall | None = None
         self._protocol: Any = None
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
-        if server.tls:
-            endpoint = wrapClientTLS(optionsForClientTLS(server.host), endpoint)
-        self._factory = _Factory(server, lost)
+        self._finder = finder_of(reactor, place, timeout)
+        self._factory = ProtocolFactory(self._finder.login, lost)
+        self._watch = LoopingCall(self._look)
+        self._watch.clock = reactor
+        self._looking: Deferred[RedisServer] | None = None
         self._service = ClientService(
-            endpoint,
+            _Found(reactor, self._finder, self._factory, timeout),
             self._factory,
-            retryPolicy=lambda attempts: RETRY_SECONDS,
+            retryPolicy=_delay,
             clock=reactor,
             prepareConnection=self._prepare,
         )
@@ -131,6 +98,10 @@ class RedisConnection:
 
     def stop(self) -> Deferred[None]:
         """Close the connection; the Deferred fires when it is closed."""
+        if self._watch.running:
+            self._watch.stop()
+        if self._looking is not None:
+            self._looking.cancel()
         stopped: Deferred[None] = self._service.stopService()
         return stopped.addCallback(self._stopped)
 
@@ -146,15 +117,40 @@ class RedisConnection:
 
         def failed(failure: Failure) -> Any:
             if str(failure.value).startswith("NOSCRIPT") and protocol is self._protocol:
-                sent_whole = _send(protocol, "EVAL", script.source, len(keys), *keys, *arguments)
-                return sent_whole.addErrback(_as_unavailable)
-            return _as_unavailable(failure)
+                return send(protocol, "EVAL", script.source, len(keys), *keys, *arguments).addErrback(misdirected)
+            return misdirected(failure)
+
+        def misdirected(failure: Failure) -> Failure:
+            if protocol is self._protocol and _is_misdirected(failure.getErrorMessage()):
+                self._lost(f"{self._factory.server.address} is not the master any more")
+                self.drop()
+            return failure
 
         if not self._due:
             self._check_later()
         self._due += 1
-        sent = _send(protocol, "EVALSHA", script.digest, len(keys), *keys, *arguments)
+        sent = send(protocol, "EVALSHA", script.digest, len(keys), *keys, *arguments)
         return sent.addErrback(failed).addBoth(self._answered)
+
+    @inlineCallbacks
+    def describe(self) -> Any:
+        """Return a Deferred of where the connection goes to: address, program, version, role.
+
+        It fails with `RedisUnavailable`, also if that is a replica.
+        """
+        protocol = self._protocol
+        if protocol is None:
+            raise RedisUnavailable("there is no connection", answered=True)
+        found = [self._factory.server.address]
+        for command, read in ((("INFO", "server"), _version), (("ROLE",), _role)):
+            try:
+                found.append(read((yield send(protocol, *command))))
+            except RedisUnavailable as error:
+                if not error.answered:
+                    raise
+                # its user may not ask
+                found.append(f"{command[0]} is refused")
+        return ", ".join(each for each in found if each)
 
     def drop(self) -> None:
         """Close the connection; a new one is made."""
@@ -171,11 +167,49 @@ class RedisConnection:
                 deadline.cancel()
             return real
 
-        protocol.whenConnected().addCallback(in_time).addCallback(self._accepted)
+        accepted = protocol.whenConnected()
+        if self._finder.moves:
+            accepted.addCallback(self._check_role)
+        accepted.addCallback(in_time).addCallback(self._accepted)
         protocol.whenDisconnected().addCallback(in_time).addCallback(self._disconnected)
+
+    def _check_role(self, protocol: Any) -> Deferred[Any]:
+        """Deliver the protocol only if it is that of a master."""
+
+        def told(role: Any) -> Any:
+            if isinstance(role, list) and role and role[0] == "master":
+                return protocol
+            self._lost(f"{self._factory.server.address} is no master, or not yet")
+            protocol.transport.abortConnection()
+            return Deferred()
+
+        def refused(failure: Failure) -> Any:
+            # A user who may not ask sees it with the first change: a replica answers READONLY.
+            error: Any = failure.value
+            return protocol if error.answered else Deferred()
+
+        return send(protocol, "ROLE").addCallbacks(told, refused)
+
+    def _look(self) -> Deferred[None]:
+        """Leave a server that is not the master any more, though it may not know: it was cut off from the others."""
+
+        def found(server: RedisServer) -> None:
+            self._looking = None
+            if self._protocol is not None and server.address != self._factory.server.address:
+                self._lost(f"{server.address} is the master now, and not {self._factory.server.address}")
+                self.drop()
+
+        def not_found(failure: Failure) -> None:
+            self._looking = None
+            failure.trap(RedisUnavailable, CancelledError)
+
+        self._looking = self._finder.find()
+        return self._looking.addCallbacks(found, not_found)
 
     def _accepted(self, protocol: Any) -> None:
         self._protocol = protocol
+        if self._finder.moves and not self._watch.running and self._service.running:
+            self._watch.start(WATCH_SECONDS, now=False)
         self._connected()
 
     def _disconnected(self, protocol: Any) -> None:
@@ -214,17 +248,31 @@ class RedisConnection:
             self._lost(failure.getErrorMessage())
 
 
-def _send(protocol: Any, *command: object) -> Deferred[str]:
-    sent: Deferred[str] = protocol.execute_command(*command)
-    return sent.addCallback(_as_text)
+def _delay(attempts: int) -> float:
+    return min(RETRY_SECONDS * 1.5 ** min(max(attempts - 1, 0), 10), MAX_RETRY_SECONDS)
 
 
-def _as_text(answer: str | bytes) -> str:
-    # Where hiredis is installed, txredisapi returns bytes.
-    return answer.decode() if isinstance(answer, bytes) else answer
+def _is_misdirected(message: str) -> bool:
+    """Return whether a reply says that another server has the keys, or takes the changes."""
+    return message.startswith(("MOVED ", "ASK ")) or "READONLY " in message
 
 
-def _as_unavailable(failure: Failure) -> Failure:
-    from txredisapi import ResponseError
+def _version(info: Any) -> str:
+    """Return the program and its version. Valkey names Redis' version too, for clients that look at it."""
+    if isinstance(info, dict):
+        fields = info
+    else:
+        fields = dict(line.split(":", 1) for line in str(info).splitlines() if ":" in line)
+    for program in ("valkey", "redis"):
+        if version := fields.get(f"{program}_version"):
+            return f"{program.capitalize()} {str(version)[:_VERSION_LENGTH]}"
+    return ""
 
-    return Failure(RedisUnavailable(failure.getErrorMessage(), answered=failure.check(ResponseError) is not None))
+
+def _role(role: Any) -> str:
+    match role:
+        case ["master", _, list(replicas)]:
+            return f"master with {len(replicas)} replica{'' if len(replicas) == 1 else 's'}"
+        case ["slave", *_]:
+            raise RedisUnavailable("it is a replica, which takes no changes: name its master", answered=False)
+    return ""

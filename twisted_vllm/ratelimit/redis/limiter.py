@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,18 +13,22 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.config.alert_types import REDIS_ALERT
-from twisted_vllm.config.urls import RedisServer
+from twisted_vllm.config.redis_places import RedisCluster, RedisPlace
 from twisted_vllm.errors import LimitsUnavailable
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.headers import limit_headers
 from twisted_vllm.ratelimit.interfaces import Limiter
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrossed, ignore_soft_budget
-from twisted_vllm.ratelimit.redis.connection import RedisConnection, RedisUnavailable
+from twisted_vllm.ratelimit.redis.client import RedisUnavailable
+from twisted_vllm.ratelimit.redis.connection import RedisConnection
 from twisted_vllm.ratelimit.redis.protocol import (
+    CLUSTER_PREFIX,
+    PREFIX,
     Check,
     RedisReservation,
     Settlement,
     checks_of,
+    in_one_slot,
     key_of,
     read_results,
     refusals_of,
@@ -35,6 +40,8 @@ from twisted_vllm.ratelimit.reservation import Reservation
 
 #: how long a process's lease lasts, in seconds; the process renews it three times as often
 LEASE_SECONDS = 15.0
+#: settlements that are kept after Redis confirmed them, about 1 KiB each
+RECENT_SETTLEMENTS = 1024
 
 
 class RedisLimiter:
@@ -49,7 +56,7 @@ class RedisLimiter:
 
     Args:
         reactor: Twisted's.
-        server: where Redis is.
+        place: where Redis is.
         timeout: how long a reply may take, in seconds.
         on_loss: ``local`` or ``refuse``, as in the settings.
         local: keeps the budgets' spend from the database, and counts while Redis is unavailable.
@@ -63,7 +70,7 @@ class RedisLimiter:
     def __init__(
         self,
         reactor: Any,
-        server: RedisServer,
+        place: RedisPlace,
         *,
         timeout: float,
         on_loss: str,
@@ -75,13 +82,15 @@ class RedisLimiter:
     ) -> None:
         self._refuses = on_loss == "refuse"
         who = "this process counts limits for itself" if fallback is None else "this gateway's supervisor counts limits"
-        self._outage = OutageLog(server.name, refuses=self._refuses, otherwise=who)
+        self._outage = OutageLog(place.name, refuses=self._refuses, otherwise=who)
         self._local = local
         self._fallback: Limiter = local if fallback is None else fallback
         self._on_soft_budget = on_soft_budget
-        self._scripts = Scripts(int(lease * 1000), clock)
+        self._in_cluster = isinstance(place, RedisCluster)
+        prefix = CLUSTER_PREFIX if self._in_cluster else PREFIX
+        self._scripts = Scripts(int(lease * 1000), prefix, clock)
         self._renew_seconds = lease / 3
-        self._connection = RedisConnection(reactor, server, timeout, self._connected, self._lost)
+        self._connection = RedisConnection(reactor, place, timeout, self._connected, self._lost)
         self._renewal = LoopingCall(self._renew)
         self._renewal.clock = reactor
         self._process = secrets.token_hex(8)
@@ -124,7 +133,7 @@ class RedisLimiter:
             self._renewal.stop()
         released: Deferred[Any] = succeed(None)
         if self._ready:
-            released = self._connection.run(self._scripts.release, [], [self._process]).addErrback(_ignore_unavailable)
+            released = self._call(self._scripts.release, [], [self._process]).addErrback(_ignore_unavailable)
         self._ready = False
         return released.addCallback(lambda _: self._connection.stop())
 
@@ -240,7 +249,7 @@ class RedisLimiter:
         self._local.budget_reset(kind, id, spend, period_start)
         if self._ready:
             key = key_of("budget", kind, id)
-            sent = self._connection.run(self._scripts.reset, [key], [str(period_start), str(spend)])
+            sent = self._call(self._scripts.reset, [key], [str(period_start), str(spend)])
             sent.addErrback(_ignore_unavailable)
 
     def budget_released(self, kind: str, id: str) -> bool:
@@ -281,12 +290,15 @@ class RedisLimiter:
 
     def _run(self, script: Script, checks: list[Check], arguments: list[str]) -> Deferred[str]:
         keys = [check.key for check in checks]
-        return self._connection.run(script, keys, [self._process, self._epoch, *arguments])
+        return self._call(script, keys, [self._process, self._epoch, *arguments])
+
+    def _call(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Deferred[str]:
+        return self._connection.run(script, in_one_slot(keys) if self._in_cluster else keys, arguments)
 
     def _connected(self) -> None:
         """Start an epoch: Redis ignores commands that former connections still deliver."""
         self._epoch = secrets.token_hex(4)
-        registered = self._connection.run(self._scripts.register, [], [self._process, self._epoch])
+        registered = self._call(self._scripts.register, [], [self._process, self._epoch])
         registered.addCallbacks(self._registered, self._reconnect)
 
     def _registered(self, answer: str) -> None:
@@ -310,7 +322,7 @@ class RedisLimiter:
                 self._lease_lost()
 
         if self._ready:
-            self._connection.run(self._scripts.renew, [], [self._process]).addCallbacks(renewed, self._reconnect)
+            self._call(self._scripts.renew, [], [self._process]).addCallbacks(renewed, self._reconnect)
 
     def _lease_lost(self) -> None:
         self._lost("the lease of this process ended")
@@ -331,9 +343,13 @@ def _unavailable() -> LimitsUnavailable:
 
 
 class Unconfirmed:
-    """The admissions and settlements that were sent to Redis and are not confirmed."""
+    """The admissions and settlements that were sent to Redis and are not confirmed.
+
+    The last confirmed settlements are kept too: a replica that takes over may lack them.
+    """
 
     def __init__(self) -> None:
+        self._recent: deque[Settlement] = deque(maxlen=RECENT_SETTLEMENTS)
         self._number = 0
         self._admissions: dict[int, Settlement] = {}
         self._settlements: dict[int, Settlement] = {}
@@ -357,7 +373,9 @@ class Unconfirmed:
 
     def confirmed(self, number: int) -> None:
         """Remove a settlement: Redis applied it."""
-        self._settlements.pop(number, None)
+        settlement = self._settlements.pop(number, None)
+        if settlement is not None:
+            self._recent.append(settlement)
 
     def recover(self, open_admissions: set[str]) -> Iterator[tuple[int, Settlement]]:
         """Yield the settlements to send after a connection was lost, with their numbers.
@@ -369,12 +387,20 @@ class Unconfirmed:
             if str(number) in open_admissions:
                 self.add(undo)
         self._admissions.clear()
+        recent = list(self._recent)
+        self._recent.clear()
+        for settlement in recent:
+            if settlement.admission in open_admissions:
+                self.add(settlement)
+            else:
+                self._recent.append(settlement)
         yield from list(self._settlements.items())
 
     def clear(self) -> None:
         """Remove all: Redis lost them."""
         self._admissions.clear()
         self._settlements.clear()
+        self._recent.clear()
 
 
 class OutageLog:

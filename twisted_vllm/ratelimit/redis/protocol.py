@@ -17,6 +17,9 @@ from twisted_vllm.ratelimit.windows import whole_seconds
 
 #: the prefix of all the gateway's keys in Redis
 PREFIX = "vllm-passthrough:"
+#: what a Cluster chooses the slot by: one script needs all its keys on one server
+CLUSTER_TAG = "vllm-passthrough"
+CLUSTER_PREFIX = f"{{{CLUSTER_TAG}}}:"
 
 
 class Check(msgspec.Struct, frozen=True, gc=False):
@@ -82,6 +85,11 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 
     checks: list[Check]
     arguments: list[str]
+
+    @property
+    def admission(self) -> str:
+        """The number of the admission in its process."""
+        return self.arguments[1]
 
 
 class RedisReservation(Reservation):
@@ -164,6 +172,11 @@ def checks_of(
 def key_of(name: str, kind: str, id: str, model: str = "") -> str:
     """Return a counter's key in Redis. An id may contain any character, so its length marks its end."""
     return f"{PREFIX}{name}:{kind}:{len(id)}:{id}{':' if model else ''}{model}"
+
+
+def in_one_slot(keys: Sequence[str]) -> list[str]:
+    """Return the keys of a script as they are called in a Cluster. One without keys needs one to find its server."""
+    return [CLUSTER_PREFIX + key.removeprefix(PREFIX) for key in keys] or [CLUSTER_PREFIX]
 
 
 def read_results(words: Sequence[str]) -> list[Result]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Cooperator
 from twisted.logger import Logger
 
 from twisted_vllm.ratelimit.allowance import Limited
+from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrossed, ignore_soft_budget
 from twisted_vllm.ratelimit.reservation import Reservation
+from twisted_vllm.ratelimit.supervised.known_use import KnownUse
 from twisted_vllm.ratelimit.supervised.messages import (
     IS_LOADED,
     LOAD,
@@ -71,6 +74,7 @@ class SupervisedLimiter:
     Args:
         supervisor: talks to the supervisor.
         questions: the worker's questions.
+        clock: the reactor.
 
     Attributes:
         on_soft_budget: called in the housekeeper when the spend crosses a soft budget, once per period.
@@ -78,12 +82,18 @@ class SupervisedLimiter:
 
     _log = Logger()
 
-    def __init__(self, supervisor: Speaks, questions: Questions) -> None:
+    def __init__(self, supervisor: Speaks, questions: Questions, clock: IReactorTime) -> None:
         self.on_soft_budget: SoftBudgetCrossed = ignore_soft_budget
         self._supervisor = supervisor
         self._questions = questions
         supervisor.on(SOFT_BUDGET, Crossed, self._crossed)
         self._subjects = Subjects(questions.add)
+        self._use = KnownUse(supervisor, clock)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the supervisor does not answer, so that every request with limits is refused."""
+        return self._questions.is_late
 
     def admit(
         self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
@@ -122,7 +132,8 @@ class SupervisedLimiter:
 
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:
         """Use a budget, as it was read from the database. What the supervisor knows of it already stays."""
-        self._questions.add((Operation.LOADED, kind, id, wire(spend), period_start))
+        if not self._questions.is_late:
+            self._questions.add((Operation.LOADED, kind, id, wire(spend), period_start))
 
     def budget_committed(self, kind: str, id: str, amount: int, total: int, period_start: int) -> None:
         """As `LocalLimiter.budget_committed`."""
@@ -142,12 +153,25 @@ class SupervisedLimiter:
 
     def budget_released(self, kind: str, id: str) -> bool:
         """Use a budget no more. The supervisor keeps it while others use it, or while it is not idle."""
-        self._questions.add((Operation.RELEASED, kind, id))
+        if not self._questions.is_late:
+            self._questions.add((Operation.RELEASED, kind, id))
         return True
 
     def budget_forgotten(self, kind: str, id: str, *, is_found: bool = False) -> None:
         """As `LocalLimiter.budget_forgotten`; `is_found` as in `budget_reset`."""
         self._questions.add((Operation.GONE, kind, id, is_found))
+
+    def used(self, subject: Limited, model: str, now: float) -> Mapping[str, int]:
+        """As `LocalLimiter.used`, as the supervisor told it after the last look."""
+        return self._use.used(subject)
+
+    def budget_of(self, subject: Limited, now: float) -> Budget | None:
+        """As `LocalLimiter.budget_of`, a copy, likewise; None if it is not known."""
+        return self._use.budget_of(subject, now)
+
+    def tell_soft_budget(self, kind: str, id: str, spent: int, soft: int) -> None:
+        """Tell the housekeeper that a soft budget was reached, as Redis says."""
+        self._supervisor.tell(SOFT_BUDGET, Crossed(kind, id, str(spent), str(soft)))
 
     def flush(self) -> None:
         """Send what this turn has settled now, before anything that is sent afterwards."""

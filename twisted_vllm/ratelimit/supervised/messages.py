@@ -23,7 +23,9 @@ T = TypeVar("T")
 LIMITS = "limits"
 #: of the budgets that the housekeeper has read at the start, and of the question whether they are wanted
 LOAD, IS_LOADED, LOADED = "limits.load", "limits.is_loaded", "limits.loaded"
-#: of a soft budget that was reached, to the housekeeper
+#: of the question what is used of limits: a list of kinds and ids
+USED = "limits.used"
+#: of a soft budget that was reached: to the supervisor if Redis counts, and from it to the housekeeper
 SOFT_BUDGET = "limits.soft_budget"
 #: of the budgets in memory for the housekeeper, and of what it has told about them
 BUDGETS, TOLD = "limits.budgets", "limits.told"
@@ -112,6 +114,22 @@ class Known(msgspec.Struct, array_like=True, frozen=True, gc=False):
     spent: str
     start: int
     told: str
+
+
+class Used(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What somebody has used.
+
+    Attributes:
+        spent: of the budget, in picodollars, as text.
+        start: when the budget's period began; -1 if it never did, or there is none.
+        requests: in the last 60 seconds.
+        tokens: likewise.
+    """
+
+    spent: str
+    start: int
+    requests: int
+    tokens: int
 
 
 class Told(msgspec.Struct, array_like=True, frozen=True, gc=False):

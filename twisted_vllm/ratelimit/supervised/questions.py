@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from twisted_vllm.config.alert_types import SUPERVISOR_ALERT
 from twisted_vllm.ratelimit.supervised.messages import LIMITS, Answer, Operation, Speaks, error_of, unavailable
 
 #: the supervisor is late if an answer takes longer, in seconds
@@ -24,6 +25,9 @@ class Questions:
 
     If the supervisor is late, those who wait are refused, and others at once, until it answers again. So what it does
     not take is bounded by the requests in work.
+
+    Attributes:
+        is_late: whether the supervisor did not answer in time, and has not answered since.
     """
 
     _log = Logger()
@@ -45,7 +49,6 @@ class Questions:
         #: the last number at each of the last ticks
         self._ticks: deque[int] = deque()
         self._is_ticking = False
-        #: whether the supervisor did not answer in time, and has not answered since
         self.is_late = False
         supervisor.on(LIMITS, list, self._answered)
 
@@ -104,7 +107,7 @@ class Questions:
     def _answered(self, answers: list[Any], sender: int) -> None:
         if self.is_late:
             self.is_late = False
-            self._log.warn("The supervisor counts limits again")
+            self._log.warn("The supervisor counts limits again", **SUPERVISOR_ALERT)
         waiting = self._waiting
         for answer in answers:
             result = waiting.pop(answer[0], None)
@@ -137,6 +140,7 @@ class Questions:
             self._log.error(
                 "The supervisor does not answer: requests with limits are refused until it does ({late} wait)",
                 late=len(late),
+                **SUPERVISOR_ALERT,
             )
         for number in late:
             result = self._waiting.get(number)

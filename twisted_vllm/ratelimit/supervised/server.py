@@ -25,12 +25,14 @@ from twisted_vllm.ratelimit.supervised.messages import (
     LOADED,
     SOFT_BUDGET,
     TOLD,
+    USED,
     Answer,
     Crossed,
     Known,
     Operation,
     Page,
     Told,
+    Used,
     refusal,
     wire,
     wire_state,
@@ -44,6 +46,9 @@ MOST_SOFT = 10_000
 _HOUSEKEEPER = 0
 #: budgets that are looked at again when one is released
 _LOOKED_AT_AGAIN = 2
+
+#: what the windows of requests and tokens are asked for with
+_RATES = Allowance(rpm=1, tpm=1)
 
 _allowance = msgspec.json.Decoder(Allowance).decode
 
@@ -131,13 +136,14 @@ class LimitServer:
         hub.answers(IS_LOADED, type(None), lambda message, sender: self._held is None)
         hub.answers(BUDGETS, Page, self._budgets)
         hub.on(TOLD, list[Told], self._told)
+        hub.on(SOFT_BUDGET, Crossed, self._crossed)
+        hub.answers(USED, list[tuple[str, str]], self._used)
         hub.on_joined(self._joined)
         hub.on_left(self._left)
 
     def soft_budget_crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
         """Tell the housekeeper that a soft budget was reached."""
-        self._soft.append(Crossed(kind, id, str(spent), str(soft)))
-        self._send_soft()
+        self._crossed(Crossed(kind, id, str(spent), str(soft)), 0)
 
     def _received(self, operations: list[Any], sender: int) -> None:
         if self._held is not None:
@@ -286,6 +292,10 @@ class LimitServer:
 
     # the housekeeper
 
+    def _crossed(self, crossed: Crossed, sender: int) -> None:
+        self._soft.append(crossed)
+        self._send_soft()
+
     def _send_soft(self) -> None:
         housekeeper = next((number for number, slot in self._hub.ready.items() if slot == _HOUSEKEEPER), None)
         while housekeeper is not None and self._soft:
@@ -299,6 +309,17 @@ class LimitServer:
         if len(found) < page.most:
             self._page = ()
         return [Known(*each.key, str(each.spent), each.start, str(each.told)) for each in found]
+
+    def _used(self, wanted: list[tuple[str, str]], sender: int) -> list[Used]:
+        """Return what some have used, in their order."""
+        now, limiter = self._now(), self.limiter
+        found = []
+        for kind, id in wanted:
+            budget = limiter.known_budget(kind, id)
+            spent, start = (0, -1) if budget is None else (budget.spent, budget.start)
+            used = limiter.used(Limited(kind, id, _RATES), "", now)
+            found.append(Used(str(spent), start, used["rpm"], used["tpm"]))
+        return found
 
     def _told(self, told: list[Told], sender: int) -> None:
         for each in told:

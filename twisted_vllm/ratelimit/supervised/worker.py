@@ -25,7 +25,7 @@ class SupervisedCounting:
     def __init__(self, supervisor: Speaks, clock: IReactorTime, at_send: AtSend) -> None:
         """Set up; the arguments are those of `Questions`."""
         questions = Questions(supervisor, clock, at_send)
-        self.limiter = SupervisedLimiter(supervisor, questions)
+        self.limiter = SupervisedLimiter(supervisor, questions, clock)
         self.failures = SharedCounts(questions, Table.FAILURES)
         self.reads = SharedCounts(questions, Table.READS)
         self.preflights = SharedCounts(questions, Table.PREFLIGHTS)

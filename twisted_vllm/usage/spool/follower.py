@@ -61,6 +61,8 @@ class SpoolFollower:
         self._claim: Claim | None = None
         #: the segments that are not read to their ends, as of the last look
         self._unread: list[int] = []
+        #: their sizes then: what came since is left for the next look
+        self._sizes: dict[int, int] = {}
         #: the others, each with its size
         self._read: deque[tuple[int, int]] = deque()
         self._is_skipped = False
@@ -100,11 +102,11 @@ class SpoolFollower:
             # of a former run, and not needed: its rows are in the database
             if number < self.position.segment and number not in known:
                 self._read.appendleft((number, 0))
-        left = 0
+        self._sizes.clear()
         for number in self._unread:
             with contextlib.suppress(OSError):
-                left += self._path(number).stat().st_size - (self.position.offset if number == at else 0)
-        self.bytes_left = max(left, 0)
+                self._sizes[number] = self._path(number).stat().st_size
+        self.bytes_left = max(sum(self._sizes.values()) - (self.position.offset if at in self._sizes else 0), 0)
 
     def read(self, max_rows: int, until: Position | None = None) -> Part | None:
         """Return the next rows as of the last look; None without any.
@@ -121,8 +123,7 @@ class SpoolFollower:
             path = self._path(number)
             is_growing = len(self._unread) == 1 and not self.has_ended
             try:
-                size = path.stat().st_size
-                end = size
+                end = size = self._sizes[number] if number in self._sizes else path.stat().st_size
                 if until is not None and until.segment <= number:
                     end = min(size, until.offset) if until.segment == number else 0
                 if start < end:

@@ -16,9 +16,9 @@ from twisted.internet.defer import Deferred
 
 from twisted_vllm.config.alert_types import LEDGER_ALERT
 from twisted_vllm.usage.interfaces import BEGINNING, IJointAccounts, ISpoolAccounts, IUsageStore, Position, SpendUpdate
-from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.followed import FollowedSpool
 from twisted_vllm.usage.spool.follower import Part, SpoolFollower
+from twisted_vllm.usage.spool.joint_batch import JointBatch, read_joint
 from twisted_vllm.usage.spool.queue import Batch, ended
 from twisted_vllm.usage.spool.segments import segments_by_name
 from twisted_vllm.usage.spool.writer_threads import (
@@ -36,14 +36,6 @@ _ROW_BYTES = 600.0
 
 #: who spends: kind and id
 Scope = tuple[str, str]
-
-
-@attrs.frozen
-class _Joint:
-    """A batch of several spools: its rows, and where those of each spool end."""
-
-    batch: Batch
-    ends: Mapping[str, Position]
 
 
 @attrs.define
@@ -93,7 +85,7 @@ class FollowingWriter(WriterThreads):
         self._joining: list[SpoolFollower] = []
         self._catching_up: dict[str, _CatchUp] = {}
         self._accounts: IJointAccounts | None = None
-        self._joint: _Joint | None = None
+        self._joint: JointBatch | None = None
         #: where the rows end that are in the accounts, by the spool's name
         self._ends: dict[str, Position] = {}
         #: up to where spools are read; None for all that there is
@@ -380,10 +372,13 @@ class FollowingWriter(WriterThreads):
 
     def _move_joint(self, accounts: IJointAccounts) -> bool:
         """Move a batch of rows of all spools."""
-        joint = self._joint or self._read()
-        self._joint = joint
+        joint = self._joint
+        if joint is None:
+            self._turns += 1
+            self._joint = joint = read_joint(self._joined(), self._until, self._turns)
         if joint is None:
             return True
+        self._row_bytes = joint.size / len(joint.batch.rows) if joint.batch.rows else self._row_bytes
         written = self.batch_writer.write(joint.batch)
         if written is None:
             return False
@@ -394,30 +389,6 @@ class FollowingWriter(WriterThreads):
         if joint.batch.rows:
             self._oldest = ended(joint.batch.rows[-1])
         return True
-
-    def _read(self) -> _Joint | None:
-        """Read rows of all spools, by turns first of each."""
-        spools = self._joined()
-        self._turns += 1
-        first = self._turns % len(spools) if spools else 0
-        rows: list[UsageRow] = []
-        damaged: list[bytes] = []
-        ends: dict[str, Position] = {}
-        size = 0
-        for each in spools[first:] + spools[:first]:
-            while len(rows) < BATCH_ROWS:
-                part = each.read(BATCH_ROWS - len(rows), self._until(each))
-                if part is None:
-                    break
-                rows += part.rows
-                damaged += part.damaged
-                size += part.size
-                ends[each.name] = part.end
-        if not ends:
-            return None
-        if rows:
-            self._row_bytes = size / len(rows)
-        return _Joint(Batch(rows, damaged, own=False), ends)
 
     def _begin_anew(self) -> bool:
         """Read all spools again, from where the database is now."""

@@ -26,11 +26,12 @@ class Scripts:
 
     Args:
         lease_ms: how long a process's lease lasts, in milliseconds.
+        prefix: the prefix of all keys.
         clock: a Lua function ``clock`` that replaces Redis' own clock.
     """
 
-    def __init__(self, lease_ms: int, clock: str | None = None) -> None:
-        lease = f"local LEASE_MS = {lease_ms}"
+    def __init__(self, lease_ms: int, prefix: str, clock: str | None = None) -> None:
+        lease = f"local LEASE_MS = {lease_ms}\nlocal PREFIX = '{prefix}'"
         common = [lease, clock or _read("clock"), _read("processes"), _read("windows"), _read("budgets")]
         self.register = Script(*common, _read("register"))
         self.renew = Script(*common, _read("renew"))

@@ -1,6 +1,5 @@
 -- What a process holds counts while its lease lasts. The lease is a key that the process renews; its value is the epoch
 -- of the process's connection. A set has the numbers of its open admissions, so that each is settled once.
-local PREFIX = 'vllm-passthrough:'
 -- Longer than any request. It removes what a killed process left behind.
 local HELD_MS = 86400000
 
