@@ -137,7 +137,8 @@ class GatewayService(Service):
         self.wiring.deadlines.start()
         self.wiring.health.start()
         self.wiring.models.start()
-        self.wiring.kv_caches.configure(self.wiring.models.current.servers)
+        if self.wiring.siblings.serves:
+            self.wiring.kv_caches.configure(self.wiring.models.current.servers)
         if self.wiring.siblings.housekeeps:
             self.wiring.load_scraper.start()
         if self.wiring.sharing is not None:
@@ -150,6 +151,8 @@ class GatewayService(Service):
             self.wiring.background.start()
             self.wiring.budgets.start()
         self.wiring.telemetry.start()
+        if self.wiring.shared_readiness is not None:
+            self.wiring.shared_readiness.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)
         for warning in self._settings.warnings:
@@ -238,6 +241,10 @@ class GatewayService(Service):
             [self.wiring.accounting.stop(), self.wiring.database.stop(), self.wiring.reports.stop()],
         )
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
+        if self.wiring.shared_readiness is not None:
+            self.wiring.shared_readiness.stop()
+        if self.wiring.shared_metrics is not None:
+            self.wiring.shared_metrics.tell_last()
         if self._membership is not None:
             self._membership.stop()
         if self._signals is not None:

@@ -95,6 +95,7 @@ class LimitServer:
 
     Attributes:
         limiter: counts.
+        operations: how many operations workers asked for: admissions, settlements, counts.
         on_loaded: called once the budgets are loaded.
     """
 
@@ -118,6 +119,7 @@ class LimitServer:
             now: returns the time in Unix seconds.
         """
         self.limiter = limiter
+        self.operations = 0
         self.on_loaded: Callable[[], None] = _nothing
         self._hub = hub
         self._reconciliation = reconciliation
@@ -154,6 +156,7 @@ class LimitServer:
         process = self._processes.get(sender)
         if process is None:
             process = self._processes[sender] = _Process()
+        self.operations += len(operations)
         now = self._now()
         self.limiter.generation = self._reconciliation.generation_of(sender)
         answers: list[Any] = []
