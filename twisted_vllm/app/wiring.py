@@ -34,7 +34,6 @@ from twisted_vllm.app.component_settings import (
 )
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
-from twisted_vllm.app.member import Member
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
@@ -139,6 +138,9 @@ from twisted_vllm.workers.siblings import ALONE, Siblings
 
 if TYPE_CHECKING:
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
+
+if TYPE_CHECKING:
+    from twisted_vllm.app.member import Member
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
