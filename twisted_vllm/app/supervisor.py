@@ -21,7 +21,9 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.handed_over import HandedOver
+from twisted_vllm.app.heap import spare_from_collection
 from twisted_vllm.app.limit_server import limit_server
+from twisted_vllm.app.metrics_keeper import MetricsKeeper
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_digest import Fingerprint, fingerprint_of
@@ -29,6 +31,7 @@ from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.shared_reload import Prepared, ReloadCoordinator, refused
 from twisted_vllm.app.start_error import StartError, explain_address
 from twisted_vllm.app.supervised_budgets import SupervisedBudgets
+from twisted_vllm.app.supervisor_metrics import SupervisorMetrics
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.reload import plan_reload
@@ -72,6 +75,7 @@ class SupervisorService(Service):
         connection_permits: shares out client connections.
         limits: counts for the processes.
         budgets: keeps its budgets as the database has them.
+        metrics: collects the metrics of all processes.
     """
 
     _log = Logger()
@@ -126,9 +130,14 @@ class SupervisorService(Service):
         limiter = LocalLimiter(lambda *crossed: self.limits.soft_budget_crossed(*crossed))
         self.budgets = SupervisedBudgets(self.hub, limiter)
         self.limits = limit_server(self.hub, limiter, self.budgets.reconciliation)
+        # a collection of a hundred thousand budgets would delay all workers
+        self.limits.on_loaded = spare_from_collection
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
+        self.metrics = MetricsKeeper(
+            self.hub, SupervisorMetrics(self.hub, self.processes, self.limits, workers), reactor
+        )
         self.processes.drain_seconds = settings.drain_delay + settings.drain_timeout
         self.connection_permits = ConnectionPermits(self.hub)
         self.hub.on(FAILED, Failed, self._failed)
@@ -176,6 +185,7 @@ class SupervisorService(Service):
         signal.signal(signal.SIGUSR2, self._replace)
         self._hang_up.install(self._reload, self._signalled)
         self._reactor.callWhenRunning(self.processes.start)
+        self.metrics.start()
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -189,6 +199,7 @@ class SupervisorService(Service):
         if closing.active():
             closing.cancel()
             self._close_sockets()
+        self.metrics.stop()
         self._limit_keeper.stop()
         self._log.info("All processes have ended")
         self._signals.restore()

@@ -254,8 +254,10 @@ def makeService(options: Options) -> IService:
     if settings is None:
         raise ValueError("parse the options first")
     explain_start_errors()
+    workers = workers_of(settings.workers)
     try:
-        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)
+        process = "supervisor" if workers > 1 else ""
+        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd, process)
     except OSError as error:
         raise SystemExit(
             f"The log file cannot be opened: {error.strerror}: {error.filename} (the gateway's user must be able to "
@@ -263,7 +265,6 @@ def makeService(options: Options) -> IService:
         ) from None
     manager = ServiceManager(os.environ.get("NOTIFY_SOCKET"))
     chosen = options.quickstart
-    workers = workers_of(settings.workers)
     if workers > 1:
         # imported here: only a gateway with several processes needs it
         from twisted_vllm.app.supervisor import SupervisorService

@@ -52,6 +52,7 @@ def _run(reactor: Any, order: Order, control: int) -> int:
     from twisted_vllm.app.start_error import StartError
     from twisted_vllm.config.problems import ConfigError
     from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
+    from twisted_vllm.workers.processes import name_of
     from twisted_vllm.workers.siblings import HOUSEKEEPER
 
     chosen = None
@@ -64,7 +65,7 @@ def _run(reactor: Any, order: Order, control: int) -> int:
         settings = take_over(order.settings) or source.read(dict(os.environ))
         log = order.log
         twistd = TwistdLog(log.is_daemon, log.logfile, log.syslog_prefix, directory=order.directory)
-        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)
+        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd, name_of(order.slot))
         service = GatewayService(
             reactor,
             settings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -150,6 +151,7 @@ class Processes:
 
     Attributes:
         running: those that were started and have not ended, by their numbers.
+        ends: how many have ended, by the name of their slot and how: ``told``, or as the log says it.
         on_serving: called once, when all slots are ready for the first time.
         on_give_up: called once with the reason when a slot cannot be filled.
         drain_seconds: how long a process may take to drain.
@@ -168,6 +170,7 @@ class Processes:
             make_command: returns the command of a process.
         """
         self.running: dict[int, Running] = {}
+        self.ends: Counter[tuple[str, str]] = Counter()
         self.on_serving: Callable[[], None] = _ignore
         self.on_give_up: Callable[[str], None] = _ignore_reason
         self.drain_seconds = 0.0
@@ -298,6 +301,7 @@ class Processes:
         # it sent its last messages before it ended
         self._reactor.callLater(LAST_WORDS_SECONDS, self._hub.close, process.number)
         self._assign()
+        self.ends[process.name, "told" if process.is_ending or self._stopping else how] += 1
         if process.is_ending or self._stopping:
             return
         slot = process.slot
