@@ -175,9 +175,7 @@ async def test_the_gateway_is_as_ready_as_the_process_that_has_least(processes: 
         each.stop()
 
 
-async def test_a_level_of_the_log_reaches_all_processes_and_those_that_join(
-    processes: Connected, reactor: Any
-) -> None:
+async def test_a_level_of_the_log_reaches_all_processes_and_those_that_join(processes: Connected, reactor: Any) -> None:
     def start(number: int) -> tuple[LineObserver, LogLevels]:
         lines = TextLines()
         observer = LineObserver(LogWriter(MemorySink(), lines.dropped), lines)
