@@ -63,7 +63,7 @@ class Process:
         self.link = link
         self.served = Served()
         metrics = Metrics()
-        metrics.add(self.served)  # type: ignore[arg-type]  # it collects
+        metrics.add(self.served)
         self.now = 0.0
         self.shared = SharedMetrics(metrics, link, lambda: self.now)
 
