@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -14,7 +13,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
-from twisted_vllm.app.heap import forget_generated_sources, map_large_blocks
+from twisted_vllm.app.heap import forget_generated_sources, map_large_blocks, spare_from_collection
 from twisted_vllm.app.member import Member
 from twisted_vllm.app.membership import Membership
 from twisted_vllm.app.reload import HangUp
@@ -130,10 +129,7 @@ class GatewayService(Service):
                 self.wiring.background.recover()
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
-        # these objects live as long as the process: exempt them from garbage collection
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000, 10, 10)
+        spare_from_collection()
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
         if self._hang_up is not None:
@@ -141,7 +137,8 @@ class GatewayService(Service):
         self.wiring.deadlines.start()
         self.wiring.health.start()
         self.wiring.models.start()
-        self.wiring.kv_caches.configure(self.wiring.models.current.servers)
+        if self.wiring.siblings.serves:
+            self.wiring.kv_caches.configure(self.wiring.models.current.servers)
         if self.wiring.siblings.housekeeps:
             self.wiring.load_scraper.start()
         if self.wiring.sharing is not None:

@@ -135,6 +135,7 @@ from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
 from twisted_vllm.usage_export.metrics import UsageExportCollector
 from twisted_vllm.usage_export.service import UsageExport
+from twisted_vllm.workers.permitted import PermittedConnections
 from twisted_vllm.workers.siblings import ALONE, Siblings
 
 if TYPE_CHECKING:
@@ -230,11 +231,13 @@ class Wiring:
         self._directory = directory
         self._listeners = Listeners(sockets, directory)
         self.siblings: Siblings = ALONE
+        self._permits: PermittedConnections | None = None
         if member is None:
             self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
         else:
             self.siblings = member.join(reactor, sockets, shortages, coalescer)
             self.endpoints = list(member.endpoints(self._listeners))
+            self._permits = member.permits
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(
@@ -552,9 +555,12 @@ class Wiring:
             web_pages=web_pages,
             is_exempt=addresses.may_take_all_connections,
             max_refused=descriptors.refused,
+            shares=self._permits,
             budget_exceeded_status=settings.budget_exceeded_status_code,
             added_lines=self.litellm_headers.lines if settings.litellm_headers else None,
         )
+        if self._permits is not None:
+            self._permits.reconfigure(limits.max_connections, limits.max_connections_share, descriptors.clients)
         if isinstance(observer, LineObserver):
             observer.secrets_in_flight = self.site.secrets_in_flight
         shortages.add_reclaimer(self.site.connection_limit.make_room)
@@ -676,6 +682,8 @@ class Wiring:
             settings.budget_exceeded_status_code,
             self.litellm_headers.lines if settings.litellm_headers else None,
         )
+        if self._permits is not None:
+            self._permits.reconfigure(limits.max_connections, limits.max_connections_share, descriptors.clients)
         self.revoker.reconfigure(settings.revoke_running)
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
@@ -733,7 +741,8 @@ class Wiring:
         self.accounting.use_models(settings)
         self.background.reconfigure(servers, settings.limits.assumed_output_tokens)
         self.agent.keep_only(servers)
-        self.kv_caches.configure(servers)
+        if self.siblings.serves:
+            self.kv_caches.configure(servers)
 
 
 def _sharing_of(siblings: Siblings, deadlines: DeadlineSweeper, reactor: Any) -> ServerSharing | None:

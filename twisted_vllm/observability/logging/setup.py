@@ -59,12 +59,14 @@ class TwistdLog:
         logfile: ``--logfile``; ``-`` is standard output.
         syslog_prefix: ``--prefix`` if ``--syslog`` was given, else ``None``.
         has_logger: whether ``--logger`` names the operator's own observer.
+        directory: where the names of files begin; None for the working directory of now.
     """
 
     is_daemon: bool = False
     logfile: str | None = None
     syslog_prefix: str | None = None
     has_logger: bool = False
+    directory: str | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> Self:
@@ -127,7 +129,7 @@ class GatewayLog(LineObserver):
         self._twistd = twistd
         self._process = process
         # twistd changes it later
-        self._directory = os.getcwd()
+        self._directory = twistd.directory or os.getcwd()
         sink = self._make_sink(settings)
         lines = self._make_lines(settings)
         super().__init__(LogWriter(sink, lines.dropped), lines, settings.level)

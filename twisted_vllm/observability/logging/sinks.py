@@ -185,6 +185,15 @@ class RotatedFile:
     def reopen(self) -> None:
         self._next_check = 0.0
 
+    def give_to(self, user: int, group: int) -> None:
+        """Make another user the owner of the open file.
+
+        Raises:
+            OSError: this user may not.
+        """
+        if self._descriptor is not None:
+            os.fchown(self._descriptor, user, group)
+
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -206,11 +215,13 @@ class RotatedFile:
         self._next_check = self._monotonic() + INODE_CHECK_SECONDS
 
     def _reopen_if_moved(self) -> None:
-        """Reopen the file if another one has its name, or none."""
+        """Reopen the file if another one has its name, or none; learn what other processes wrote there."""
         # Without permission, after privileges were dropped, go on with the old file.
         if not self._is_current():
             with contextlib.suppress(OSError):
                 self._open()
+        elif self._descriptor is not None:
+            self._size = os.fstat(self._descriptor).st_size
 
     def _is_current(self) -> bool:
         assert self._descriptor is not None
@@ -225,7 +236,9 @@ class RotatedFile:
     def _rotate(self) -> None:
         """Rename the files; if that is not permitted, go on with the open file."""
         with contextlib.suppress(OSError):
-            # Another process that shares the file may have rotated it already.
+            # Another process that shares the file may rotate it now, or have done so already. Closing unlocks.
+            assert self._descriptor is not None
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._is_current():
                 names = [self.path, *(f"{self.path}.{number}" for number in range(1, self._keep_files + 1))]
                 for older, newer in reversed(list(zip(names[1:], names, strict=False))):
