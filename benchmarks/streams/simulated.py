@@ -14,7 +14,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -143,7 +143,6 @@ class MemoryReactor:
         factory.startedConnecting(connector)
         protocol = factory.buildProtocol(address)
         protocol.makeConnection(Transport(address))
-        # the endpoint's protocol stands before the gateway's own
         self.servers.append(protocol)
         return connector
 
@@ -197,7 +196,9 @@ def _resident() -> int:
 
 
 @inlineCallbacks
-def _measure(simulation: Simulation, counts: Sequence[int], rate: float, seconds: float) -> Iterator[Deferred[Any]]:
+def _measure(
+    simulation: Simulation, counts: Sequence[int], rate: float, seconds: float
+) -> Generator[Deferred[Any], Any, None]:
     steps = []
     for count in [0, *counts]:
         began = time.process_time()
@@ -238,7 +239,7 @@ def _measure(simulation: Simulation, counts: Sequence[int], rate: float, seconds
 def main(counts: Sequence[int], rate: float, seconds: float) -> None:
     """Measure, and print the figures."""
     # there are no descriptors to share out
-    wiring.open_file_limit = lambda: None  # type: ignore[assignment]
+    wiring.open_file_limit = lambda: None  # type: ignore[attr-defined]  # a name that it imports
     with TemporaryDirectory(prefix="benchmarks-streams-") as place:
         file = Path(place) / "gateway.yaml"
         config = {
@@ -261,16 +262,12 @@ def main(counts: Sequence[int], rate: float, seconds: float) -> None:
         def ended(result: Any) -> None:
             if result is not None:
                 failed.append(result)
-            reactor.stop()  # type: ignore[attr-defined]
+            reactor.stop()
 
-        reactor.callWhenRunning(  # type: ignore[attr-defined]
-            lambda: _measure(simulation, counts, rate, seconds).addBoth(ended)
-        )
-        reactor.run()  # type: ignore[attr-defined]
+        reactor.callWhenRunning(lambda: _measure(simulation, counts, rate, seconds).addBoth(ended))
+        reactor.run()
         for failure in failed:
             failure.printTraceback(file=sys.stderr)
-        # tens of thousands of clients would be drained
-        sys.stdout.flush()
     if failed:
         raise SystemExit(1)
 

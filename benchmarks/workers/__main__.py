@@ -5,20 +5,30 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 
+from benchmarks.free_ports import free_port
 from benchmarks.growth.databases import POSTGRESQL, SQLITE, opened_databases
 from benchmarks.growth.load import find_wrk
+from benchmarks.measure import ProcessTree
 from benchmarks.options import number, whole
-from benchmarks.processes import CannotStart, end_on_sigterm, raise_file_limit
+from benchmarks.peers import find_program
+from benchmarks.processes import (
+    CannotStart,
+    end_on_sigterm,
+    environment,
+    raise_file_limit,
+    running,
+    wait_until_ready,
+)
 from benchmarks.run import say
 from benchmarks.workers.report import Figures, markdown
-from benchmarks.workers.run import LOADS, Plan, measure
+from benchmarks.workers.run import LOADS, Around, Plan, measure
 from benchmarks.workers.upstream import nginx_as_vllm
 
 _MOST_WORKERS = (1, 2, 4)
@@ -54,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="URL",
         help="a database on a PostgreSQL server of this machine; without it, one is started",
     )
+    add("--redis", action="store_true", help="a Redis of the benchmark's own counts the limits")
     add("--loads", default=",".join(LOADS), metavar="NAMES", help="[%(default)s]")
     add("--rounds", type=whole(1, 100), default=default.rounds, metavar="N", help="[%(default)s]")
     add("--seconds", type=number(1, 600), default=default.seconds, metavar="S", help="of each load [%(default)s]")
@@ -80,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     end_on_sigterm()
     try:
         find_wrk()
-        figures = run(plan, chosen.database, chosen.postgresql)
+        figures = run(plan, chosen.database, chosen.postgresql, with_redis=chosen.redis)
     except CannotStart as error:
         print(f"benchmarks.workers: {error}", file=sys.stderr)
         return 1
@@ -93,16 +104,17 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(plan: Plan, kind: str, url: str | None) -> Figures:
+def run(plan: Plan, kind: str, url: str | None, *, with_redis: bool = False) -> Figures:
     """Start what is needed, and measure.
 
     Args:
         plan: what is measured.
         kind: the kind of database.
         url: of a PostgreSQL server that runs; None starts one.
+        with_redis: whether a Redis counts the limits.
 
     Raises:
-        CannotStart: a gateway, a load, nginx or PostgreSQL does not start.
+        CannotStart: a gateway, a load, nginx, PostgreSQL or Redis does not start.
     """
     files = raise_file_limit(2 * max(plan.streams, plan.connections) + _SPARE_FILES)
     with ExitStack() as stack:
@@ -112,7 +124,21 @@ def run(plan: Plan, kind: str, url: str | None) -> Figures:
             raise CannotStart("PostgreSQL's programs (initdb, postgres) are not installed")
         upstream = stack.enter_context(nginx_as_vllm(directory, max(plan.workers), files))
         say(f"gateways with {', '.join(map(str, plan.workers))} workers, on {databases.name}")
-        return measure(plan, upstream, databases, directory)
+        redis, redis_process = stack.enter_context(_redis(directory)) if with_redis else (None, None)
+        return measure(plan, Around(upstream, databases, redis, redis_process, directory))
+
+
+@contextmanager
+def _redis(directory: Path) -> Iterator[tuple[int, ProcessTree]]:
+    """Run a Redis that keeps nothing; yield its port and its processes."""
+    program = find_program("redis-server", None)
+    if program is None:
+        raise CannotStart("Redis is not installed (Debian: apt-get install redis-server)")
+    port, log = free_port(), directory / "redis.out"
+    command = [str(program), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with running(command, log, environ=environment(), directory=directory) as process:
+        wait_until_ready(process, log, lambda: "Ready to accept connections" in log.read_text(errors="replace"))
+        yield port, ProcessTree(process.pid)
 
 
 if __name__ == "__main__":

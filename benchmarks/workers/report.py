@@ -11,9 +11,12 @@ from benchmarks.memory import MEBIBYTE
 from benchmarks.table import MISSING, figure, ratio
 from benchmarks.workers.parts import HOUSEKEEPER, KINDS, SINGLE, SUPERVISOR, WORKER
 
+#: what is around a gateway
+DATABASE, REDIS = AROUND = ("database", "Redis")
+
 _HEAD = (
     "load", "workers", "per second", "of one", "p50 ms", "p99 ms", "CPU µs", "of one",
-    "workers µs", "housekeeper µs", "supervisor µs", "evenness",
+    "workers µs", "housekeeper µs", "supervisor µs", "evenness", "database µs", "Redis µs",
 )  # fmt: skip
 
 
@@ -24,6 +27,7 @@ class Cost(msgspec.Struct):
         rate: requests or chunks a second.
         p50, p99: milliseconds of a request or a whole stream.
         cpu_us: CPU microseconds of a request or a chunk, by the kind of the process.
+        around_us: likewise of what is around the gateway: `DATABASE`, `REDIS`.
         evenness: the CPU of the least busy worker divided by that of the busiest; None with one process.
     """
 
@@ -32,10 +36,11 @@ class Cost(msgspec.Struct):
     p99: float
     cpu_us: dict[str, float]
     evenness: float | None = None
+    around_us: dict[str, float] = msgspec.field(default_factory=dict)
 
     @property
     def whole_us(self) -> float:
-        """CPU microseconds in all processes."""
+        """CPU microseconds in all processes of the gateway."""
         return sum(self.cpu_us.values())
 
 
@@ -103,6 +108,7 @@ def _rows(lines: Sequence[Line], streams: int) -> Iterator[list[str]]:
             _kind(rounds, HOUSEKEEPER),
             _kind(rounds, SUPERVISOR),
             figure(_median([cost.evenness for cost in rounds if cost.evenness is not None]), 2),
+            *(figure(_median([cost.around_us[who] for cost in rounds if who in cost.around_us]), 1) for who in AROUND),
         ]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 
 import attrs
@@ -22,7 +24,7 @@ from benchmarks.peers import RunningGateway, run_gateway_of
 from benchmarks.processes import CannotStart, ask
 from benchmarks.run import say
 from benchmarks.workers.parts import Part, cpu_seconds, find_parts, resident_bytes, spent
-from benchmarks.workers.report import Cost, Figures, Line
+from benchmarks.workers.report import DATABASE, REDIS, Cost, Figures, Line
 from benchmarks.workers.upstream import ANSWER_PATH, EVENTS, INTERVAL, STREAM_PATH, Server
 
 SCRIPT = Path(__file__).with_name("load.lua")
@@ -184,44 +186,70 @@ class Contestant:
         return ask("127.0.0.1", self._running.port, method, path, key=key, body=body)
 
 
+@attrs.frozen
+class Around:
+    """What the gateways use.
+
+    Attributes:
+        upstream: the server behind them.
+        databases: where each has a database of its own.
+        redis: the port of Redis, which counts limits; None without.
+        redis_process: its processes.
+        directory: where files are.
+    """
+
+    upstream: Server
+    databases: Databases
+    redis: int | None
+    redis_process: ProcessTree | None
+    directory: Path
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the CPU seconds of what is known of them."""
+        redis = None if self.redis_process is None else self.redis_process.cpu_seconds()
+        found = {DATABASE: self.databases.server_cpu(), REDIS: redis}
+        return {who: seconds for who, seconds in found.items() if seconds is not None}
+
+
 @contextmanager
-def contestant(
-    workers: int, ledger: bool, upstream: Server, databases: Databases, directory: Path
-) -> Iterator[Contestant]:
+def contestant(workers: int, ledger: bool, around: Around) -> Iterator[Contestant]:
     """Run a gateway on a database of its own.
 
     Raises:
         CannotStart: it does not start.
     """
     name = f"workers_{workers}_{'ledger' if ledger else 'plain'}"
-    place = directory / name
+    place = around.directory / name
     place.mkdir()
-    own = {
-        "api_base": f"http://127.0.0.1:{upstream.port}",
+    own: dict[str, object] = {
+        "api_base": f"http://127.0.0.1:{around.upstream.port}",
         "default_prices": PRICES,
         "ledger": {"enabled": ledger, "spool_directory": str(place / "spool")},
     }
-    config = {"general_settings": {"database_url": databases.make(name)}, "passthrough": own}
+    if around.redis is not None:
+        # of all gateways one database: their keys are others
+        own["redis_url"] = f"redis://127.0.0.1:{around.redis}/0"
+    config = {"general_settings": {"database_url": around.databases.make(name)}, "passthrough": own}
     options = [] if workers == 1 else [f"--workers={workers}"]
     with run_gateway_of(config, {}, place, *options) as running:
         yield Contestant(workers, ledger, running)
 
 
-def measure(plan: Plan, upstream: Server, databases: Databases, directory: Path) -> Figures:
+def measure(plan: Plan, around: Around) -> Figures:
     """Run all gateways, apply each load to each of them in turn, and return the figures.
 
     Raises:
         CannotStart: a gateway or a load does not start.
     """
     notes, lines = Notes(), dict[tuple[str, bool, int], Line]()
-    names = [name for name in plan.loads if upstream.streams or not LOADS[name].streams]
+    names = [name for name in plan.loads if around.upstream.streams or not LOADS[name].streams]
     if len(names) < len(plan.loads):
         notes.add(
             "Streams were not measured: nginx has no echo module (Debian: apt-get install libnginx-mod-http-echo)."
         )
     with ExitStack() as stack:
         running = [
-            stack.enter_context(contestant(workers, ledger, upstream, databases, directory))
+            stack.enter_context(contestant(workers, ledger, around))
             for ledger in plan.ledgers
             for workers in plan.workers
         ]
@@ -234,19 +262,23 @@ def measure(plan: Plan, upstream: Server, databases: Databases, directory: Path)
                 for each in running:
                     say(f"round {number} of {plan.rounds}: {name}, {each.name}")
                     line = lines.setdefault((name, each.ledger, each.workers), Line(name, each.ledger, each.workers))
-                    line.rounds.append(_apply(each, name, plan, notes))
+                    line.rounds.append(_apply(each, name, plan, around, notes))
+        for each, name in product(running, names):
+            if LOADS[name].streams:
+                rates = [cost.rate for cost in lines[name, each.ledger, each.workers].rounds]
+                notes.pace(each.name, statistics.median(rates), plan.streams / INTERVAL)
         memory = {each.name: each.resident() for each in running}
-    return Figures(databases.name, list(lines.values()), memory, plan.streams, notes.texts())
+    return Figures(around.databases.name, list(lines.values()), memory, plan.streams, notes.texts())
 
 
-def _apply(each: Contestant, name: str, plan: Plan, notes: Notes) -> Cost:
+def _apply(each: Contestant, name: str, plan: Plan, around: Around, notes: Notes) -> Cost:
     load = LOADS[name]
     what = f"{name}, {each.name}"
-    began, others = time.monotonic(), _others_cpu()
+    began, others, used_around = time.monotonic(), _others_cpu(), around.cpu_seconds()
     outcome, used, settled = each.apply(load, plan, plan.seconds)
     others_after = _others_cpu()
     if others is not None and others_after is not None:
-        notes.others(what, (others_after - others) / (time.monotonic() - began))
+        notes.others(name, (others_after - others) / (time.monotonic() - began))
     if (complaint := outcome.complaint()) is not None:
         notes.add(f"{what}: {complaint}")
     if not settled:
@@ -254,14 +286,13 @@ def _apply(each: Contestant, name: str, plan: Plan, notes: Notes) -> Cost:
     units = each.units(load, outcome)
     if not units:
         raise CannotStart(f"{what}: nothing was answered")
-    if load.streams:
-        notes.pace(each.name, units / outcome.seconds, plan.streams / INTERVAL)
     by_kind = defaultdict[str, float](float)
     for part, seconds in used.items():
         by_kind[part.kind] += seconds / units * 1e6
     workers = [seconds for part, seconds in used.items() if part.slot]
     evenness = min(workers) / max(workers) if any(workers) and not load.single else None
-    return Cost(units / outcome.seconds, outcome.p50, outcome.p99, dict(by_kind), evenness)
+    around_us = {who: (now - used_around[who]) / units * 1e6 for who, now in around.cpu_seconds().items()}
+    return Cost(units / outcome.seconds, outcome.p50, outcome.p99, dict(by_kind), evenness, around_us)
 
 
 def _others_cpu() -> float | None:

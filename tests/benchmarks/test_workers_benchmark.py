@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from benchmarks.workers.parts import HOUSEKEEPER, SINGLE, SUPERVISOR, WORKER, Part, cpu_seconds, find_parts, spent
-from benchmarks.workers.report import Cost, Figures, Line, markdown
+from benchmarks.workers.report import DATABASE, Cost, Figures, Line, markdown
 from twisted_vllm.workers.orders import Log, Order
 
 REPOSITORY = Path(__file__).parents[2]
@@ -77,8 +77,8 @@ def figures() -> Figures:
     """What a run might find: the second round was slow for everybody."""
     one = [Cost(10_000, 3.0, 6.0, {SINGLE: 50.0}), Cost(5_000, 6.0, 9.0, {SINGLE: 80.0})]
     two = [
-        Cost(18_000, 2.0, 5.0, {WORKER: 49.0, HOUSEKEEPER: 2.0, SUPERVISOR: 1.0}, 0.9),
-        Cost(9_500, 4.0, 8.0, {WORKER: 77.0, HOUSEKEEPER: 2.0, SUPERVISOR: 1.0}, 0.8),
+        Cost(18_000, 2.0, 5.0, {WORKER: 49.0, HOUSEKEEPER: 2.0, SUPERVISOR: 1.0}, 0.9, {DATABASE: 11.0}),
+        Cost(9_500, 4.0, 8.0, {WORKER: 77.0, HOUSEKEEPER: 2.0, SUPERVISOR: 1.0}, 0.8, {DATABASE: 13.0}),
     ]
     memory = {"1 worker, ledger on": {SINGLE: 100 << 20}}
     return Figures(
@@ -93,8 +93,8 @@ def figures() -> Figures:
 def test_ratios_are_those_of_the_same_round() -> None:
     text = markdown(figures())
     assert "### Ledger on, in SQLite" in text
-    assert "| requests | 1 | 7,500 | 1 | 4.50 | 7.50 | 65.0 | 1 | 65.0 | - | - | - |" in text
-    assert "| requests | 2 | 13,750 | 1.85x | 3.00 | 6.50 | 66.0 | 1.02x | 63.0 | 2.0 | 1.0 | 0.85 |" in text
+    assert "| requests | 1 | 7,500 | 1 | 4.50 | 7.50 | 65.0 | 1 | 65.0 | - | - | - | - | - |" in text
+    assert "| requests | 2 | 13,750 | 1.85x | 3.00 | 6.50 | 66.0 | 1.02x | 63.0 | 2.0 | 1.0 | 0.85 | 12.0 | - |" in text
     assert "| 1 worker, ledger on | 100 | - | - | - |" in text
     assert text.endswith("- Something was noted.")
 
