@@ -128,7 +128,7 @@ async def test_a_process_that_ends_is_not_waited_for(processes: Connected, react
 async def test_a_process_that_begins_reads_what_it_missed_once_all_others_know_of_it(
     processes: Connected, reactor: Any
 ) -> None:
-    changes, readings = await begin(processes, 2)
+    changes, _ = await begin(processes, 2)
     link = processes.start(7, 2)
     late, reading = sharing(link)
     link.ready()

@@ -395,7 +395,9 @@ async def test_a_settlement_that_a_new_master_lacks_is_sent_again(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_user_needs_the_rights_that_the_manual_names(make_limiter: MakeLimiter, redis: PrivateRedis) -> None:
+async def test_a_user_needs_the_rights_that_the_manual_names(
+    reactor: Any, make_limiter: MakeLimiter, redis: PrivateRedis
+) -> None:
     rights = "+eval +evalsha +time +role +@read +@write +@connection"
     assert rights in (Path(__file__).parents[2] / "docs/limits.md").read_text()
     redis.command("ACL", "SETUSER", "gate", "reset", "on", ">hush", "~vllm-passthrough:*", *rights.split())
@@ -403,8 +405,7 @@ async def test_a_user_needs_the_rights_that_the_manual_names(make_limiter: MakeL
         limiter = await make_limiter(attrs.evolve(redis.server, username="gate", password=Secret("hush")))
         who = key(rpm=5, tpm=50, parallel=5, max_budget=50)
         limiter.settle(await admitted(limiter, who, tokens=5, cost=5), 5, 5, NOON)
-        await limiter.stop()
-        assert not limiter.unconfirmed
+        await until(reactor, lambda: not limiter.unconfirmed)
     finally:
         redis.command("ACL", "DELUSER", "gate")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -463,14 +464,15 @@ async def test_whoever_asks_for_the_latest_changes_goes_before_changes_that_wait
     registry: Registry, database: Database
 ) -> None:
     done: list[object] = []
-    changes = [
-        registry.change(lambda transaction, number=number: transaction.keys.insert(key_record(number)))
-        for number in range(20)
-    ]
+
+    def note(name: object) -> Callable[[object], None]:
+        return lambda _: done.append(name)
+
+    changes = [registry.change(partial(_insert_key, number)) for number in range(20)]
     for number, change in enumerate(changes):
-        change.addCallback(lambda _, number=number: done.append(number))
+        change.addCallback(note(number))
     for name in ("first", "second", "third"):
-        registry.catch_up().addCallback(lambda _, name=name: done.append(name))
+        registry.catch_up().addCallback(note(name))
     for change in changes:
         await change
     # the first two reads are behind one change each; who asks during a read shares the next one
@@ -485,10 +487,16 @@ async def test_whoever_asks_for_the_latest_changes_goes_before_changes_that_wait
 async def test_reads_behind_the_last_change_all_run(registry: Registry, database: Database) -> None:
     change = registry.change(lambda transaction: transaction.keys.insert(key_record(1)))
     first = registry.catch_up()
-    second = first.addCallback(lambda _: registry.catch_up())
+    nested: list[Deferred[None]] = []
+    first.addCallback(lambda _: nested.append(registry.catch_up()))
     third = registry.catch_up()
-    for each in (change, second, third):
+    for each in (change, first, third):
         await each
+    await nested[0]
     assert token(1) in registry.index
     # the lock is free
     await registry.change(lambda transaction: transaction.keys.insert(key_record(2)))
+
+
+def _insert_key(number: int, transaction: Transaction) -> None:
+    transaction.keys.insert(key_record(number))

@@ -67,7 +67,7 @@ from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.logging.redaction import Redactor
-from twisted_vllm.observability.metrics.registry import Metrics
+from twisted_vllm.observability.metrics.registry import Exposes
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.upstreams.health_report import EndpointHealth
@@ -245,7 +245,7 @@ class AdminApp:
         now: Callable[[], datetime],
         randbytes: Callable[[int], bytes],
         readiness: Callable[[], Readiness],
-        metrics: Metrics,
+        metrics: Exposes,
         metrics_of_servers: Callable[[], Deferred[bytes]],
         endpoints: Callable[[], Sequence[EndpointHealth]] = tuple,
         metrics_are_open: bool = True,

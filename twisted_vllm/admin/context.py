@@ -32,7 +32,7 @@ from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, Sto
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.level import LogLevels
-from twisted_vllm.observability.metrics.registry import Metrics
+from twisted_vllm.observability.metrics.registry import Exposes
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.records import AuditRecord
 from twisted_vllm.storage.registry import Registry
@@ -194,7 +194,7 @@ class AdminContext:
     randbytes: Callable[[int], bytes]
     readiness: Callable[[], Readiness]
     endpoints: Callable[[], Sequence[EndpointHealth]]
-    metrics: Metrics
+    metrics: Exposes
     metrics_are_open: bool
     metrics_of_servers: Callable[[], Deferred[bytes]]
     text: ClientText

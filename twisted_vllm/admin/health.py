@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Annotated, Literal
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.access import Access
@@ -201,5 +202,7 @@ async def metrics(context: AdminContext, request: IRequest) -> bytes:
         await context.authenticator.caller_of(request, Access.READER, "metrics")
         named = True
     accept = request.requestHeaders.getRawHeaders(b"accept", [b""])
-    body, content_type = context.metrics.expose(b",".join(accept).decode("latin-1"), named)
+    found = context.metrics.expose(b",".join(accept).decode("latin-1"), named)
+    # other processes of the gateway are asked
+    body, content_type = await found if isinstance(found, Deferred) else found
     return send(request, 200, [(b"content-type", content_type.encode("ascii"))], body)

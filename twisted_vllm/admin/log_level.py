@@ -85,7 +85,7 @@ async def log_level(call: AdminCall, _query: NoQuery) -> Json:
 async def set_log_level(call: AdminCall, body: LogLevelRequest) -> Json:
     """Change the level of the log at once, until the next reload or for `seconds`. It is not written to the file.
 
-    Each process has its own level.
+    It holds in all processes of this machine; each machine has its own level.
     """
     return await call.complete(_change(call, body))
 
@@ -94,8 +94,12 @@ async def set_log_level(call: AdminCall, body: LogLevelRequest) -> Json:
 def _change(call: AdminCall, body: LogLevelRequest) -> Generator[Deferred[Any], Any, Json]:
     levels = _levels(call)
     before = levels.in_effect
-    after = levels.change(_NAMES[body.level.lower()], body.seconds, call.audit.actor_name or call.audit.actor)
+    change = _NAMES[body.level.lower()], body.seconds, call.audit.actor_name or call.audit.actor
+    after = levels.change(*change)
     warnings = []
+    if levels.share is not None:
+        missing = yield levels.share(*change)
+        warnings += [f"{name} did not take the level in time: ask again" for name in missing]
 
     def work(transaction: Transaction) -> None:
         changed = {"level": after.level, "seconds": body.seconds}

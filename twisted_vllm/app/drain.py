@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
-from twisted_vllm.http.server.site import GatewaySite
+if TYPE_CHECKING:
+    # the supervisor of several processes has no site, and does not pay for its modules
+    from twisted_vllm.http.server.site import GatewaySite
 
 #: the signals that stop the process
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import linecache
 from contextlib import suppress
 
@@ -28,3 +29,10 @@ def map_large_blocks() -> None:
 def forget_generated_sources() -> None:
     """Forget the sources of what attrs generated, for tracebacks: a megabyte, of some 300 classes."""
     linecache.clearcache()
+
+
+def spare_from_collection() -> None:
+    """Exempt what there is from garbage collection: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)

@@ -52,8 +52,14 @@ class SpoolEnd(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class SpoolEnds(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """How far the rows of all processes are."""
+    """How far the rows of all processes are.
 
+    Attributes:
+        processes: their numbers.
+        ends: the answer of each.
+    """
+
+    processes: Sequence[int]
     ends: Sequence[SpoolEnd]
 
 

@@ -12,11 +12,12 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 
 from twisted_vllm.config.listen import split
 from twisted_vllm.http.net.certificates import Listeners
-from twisted_vllm.http.net.inherited import InheritedListening, listen_inherited
+from twisted_vllm.http.net.inherited import Gate, InheritedListening, listen_inherited
 from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.workers.link import Link
 from twisted_vllm.workers.orders import Order, Sockets
+from twisted_vllm.workers.permitted import PermittedConnections
 
 _SYSTEMD = "systemd"
 
@@ -26,7 +27,10 @@ class Member:
 
     Attributes:
         order: what it is to be.
+        permits: how many clients it may serve; None if it serves nobody.
     """
+
+    permits: PermittedConnections | None = None
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -44,7 +48,10 @@ class Member:
         self._reactor = reactor
         self._sockets = sockets
         self._shortages = shortages
-        return Link(reactor, coalescer, self.order.number, self.order.slot)
+        link = Link(reactor, coalescer, self.order.number, self.order.slot)
+        if link.serves:
+            self.permits = PermittedConnections(link, self.order.workers)
+        return link
 
     def connect(self, link: Link) -> None:
         """Connect the link."""
@@ -67,6 +74,7 @@ class Member:
                 self._reactor,
                 self._sockets,
                 self._shortages,
+                self._gate,
                 opened.of_slot(slot),
                 opened.family,
                 port.backlog,
@@ -83,9 +91,16 @@ class Member:
             for descriptor in each.descriptors:
                 os.close(descriptor)
 
+    @property
+    def _gate(self) -> Gate:
+        assert self.permits is not None
+        return self.permits
+
     def _endpoint(self, opened: Sockets, listeners: Listeners) -> IStreamServerEndpoint:
         descriptor = opened.of_slot(self.order.slot)
-        listening = InheritedListening(self._reactor, self._sockets, self._shortages, descriptor, opened.family)
+        listening = InheritedListening(
+            self._reactor, self._sockets, self._shortages, self._gate, descriptor, opened.family
+        )
         if split(opened.text)[0] == _SYSTEMD:
             # systemd's own numbers of descriptors are the supervisor's; the endpoint closes what it is given
             found: IStreamServerEndpoint = AdoptedStreamServerEndpoint(

@@ -86,6 +86,8 @@ class Membership:
         for ports in accepting.values():
             for port in ports:
                 port.stopListening()
+        if self._member.permits is not None:
+            self._member.permits.serve_waiting()
         self._member.close_sockets()
 
     def _supervisor_gone(self, reason: str) -> None:

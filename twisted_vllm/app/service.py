@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -14,7 +13,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
-from twisted_vllm.app.heap import forget_generated_sources, map_large_blocks
+from twisted_vllm.app.heap import forget_generated_sources, map_large_blocks, spare_from_collection
 from twisted_vllm.app.member import Member
 from twisted_vllm.app.membership import Membership
 from twisted_vllm.app.reload import HangUp
@@ -130,10 +129,7 @@ class GatewayService(Service):
                 self.wiring.background.recover()
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
-        # these objects live as long as the process: exempt them from garbage collection
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000, 10, 10)
+        spare_from_collection()
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
         if self._hang_up is not None:
@@ -141,7 +137,8 @@ class GatewayService(Service):
         self.wiring.deadlines.start()
         self.wiring.health.start()
         self.wiring.models.start()
-        self.wiring.kv_caches.configure(self.wiring.models.current.servers)
+        if self.wiring.siblings.serves:
+            self.wiring.kv_caches.configure(self.wiring.models.current.servers)
         if self.wiring.siblings.housekeeps:
             self.wiring.load_scraper.start()
         if self.wiring.sharing is not None:
@@ -154,6 +151,8 @@ class GatewayService(Service):
             self.wiring.background.start()
             self.wiring.budgets.start()
         self.wiring.telemetry.start()
+        if self.wiring.shared_readiness is not None:
+            self.wiring.shared_readiness.start()
         self._follower.start()
         self.wiring.revoker.reconfigure(self._settings.revoke_running)
         for warning in self._settings.warnings:
@@ -242,6 +241,10 @@ class GatewayService(Service):
             [self.wiring.accounting.stop(), self.wiring.database.stop(), self.wiring.reports.stop()],
         )
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
+        if self.wiring.shared_readiness is not None:
+            self.wiring.shared_readiness.stop()
+        if self.wiring.shared_metrics is not None:
+            self.wiring.shared_metrics.tell_last()
         if self._membership is not None:
             self._membership.stop()
         if self._signals is not None:

@@ -12,7 +12,7 @@ from twisted_vllm.app.quickstart import Quickstart
 from twisted_vllm.app.telemetry.otlp_receivers import trace_receivers
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.config.checks import process_count
-from twisted_vllm.config.listen import below, is_tls
+from twisted_vllm.config.listen import below, can_be_shared, is_tls
 from twisted_vllm.config.load import load
 from twisted_vllm.config.problems import ConfigError, Place, Problem, Report
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Settings
@@ -84,6 +84,9 @@ def _parsing_problems(settings: Settings, directory: str | None) -> list[Problem
         except ConfigError as error:
             problems.extend(error.problems)
     for text in settings.listen:
+        if settings.workers != 1 and not can_be_shared(text):
+            what = "cannot be shared by several workers (use tcp:, ssl:, unix: or systemd:, or passthrough.workers: 1)"
+            problems.append(Problem("listen", f"{text!r} {what}"))
         try:
             # parsing does not use the reactor, which twistd installs later
             serverFromString(None, text if directory is None or not is_tls(text) else below(text, directory))

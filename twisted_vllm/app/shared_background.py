@@ -30,6 +30,7 @@ class SharedBackground:
         self._background = background
         self._clock = clock
         self._call: IDelayedCall | None = None
+        self._stopped = False
         if siblings.alone:
             return
         background.on_seen_elsewhere = lambda response_id: siblings.share(TOPIC, response_id)
@@ -39,10 +40,11 @@ class SharedBackground:
 
     def _left(self, process: int) -> None:
         # the processes of a gateway may end together
-        if self._call is None or not self._call.active():
+        if not self._stopped and (self._call is None or not self._call.active()):
             self._call = self._clock.callLater(TAKE_OVER_SECONDS, self._background.recover)
 
     def stop(self) -> None:
         """Take nothing over any more. Idempotent."""
+        self._stopped = True
         if self._call is not None and self._call.active():
             self._call.cancel()

@@ -168,8 +168,8 @@ class HousekeptLedger:
         await writer.hold()
         try:
             found = await siblings.ask(BEGIN, Follow(self._spool.name), SpoolEnds, BEGIN_SECONDS)
-            for each in found.ends:
-                writer.follow(each.name)
+            for process, each in zip(found.processes, found.ends, strict=True):
+                self._follow(process, each.name)
             await writer.move_to({each.name: each.position for each in found.ends}, ended)
             if not self._is_loaded:
                 _tell_loaded(siblings, await self._spends())
@@ -196,10 +196,9 @@ class HousekeptLedger:
         """Follow the spool of a process that has begun."""
 
         def found(end: SpoolEnd) -> None:
-            self._names[process] = end.name
-            if self._writer is not None:
-                self._writer.follow(end.name)
+            self._follow(process, end.name)
             if process not in self._siblings.others:
+                # It has ended meanwhile.
                 self._left(process)
 
         def failed(failure: Failure) -> None:
@@ -209,6 +208,11 @@ class HousekeptLedger:
 
         asking = self._siblings.ask_one(process, POSITION, Follow(self._spool.name), SpoolEnd)
         asking.addCallbacks(found, failed)
+
+    def _follow(self, process: int, name: str) -> None:
+        if self._writer is not None:
+            self._writer.follow(name)
+        self._names[process] = name
 
     def _left(self, process: int) -> None:
         name = self._names.pop(process, None)

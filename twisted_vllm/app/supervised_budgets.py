@@ -76,7 +76,7 @@ class SupervisedBudgets:
             if ends is None:
                 self.reconciliation.failed()
                 raise NoAnswer("a process does not answer")
-            return SpoolEnds(list(ends.values()))
+            return SpoolEnds(list(ends), list(ends.values()))
 
         return self._ask(asked, this).addCallback(answered)
 

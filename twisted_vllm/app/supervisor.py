@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,7 +21,9 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.handed_over import HandedOver
+from twisted_vllm.app.heap import spare_from_collection
 from twisted_vllm.app.limit_server import limit_server
+from twisted_vllm.app.metrics_keeper import MetricsKeeper
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.settings_digest import Fingerprint, fingerprint_of
@@ -28,6 +31,7 @@ from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.shared_reload import Prepared, ReloadCoordinator, refused
 from twisted_vllm.app.start_error import StartError, explain_address
 from twisted_vllm.app.supervised_budgets import SupervisedBudgets
+from twisted_vllm.app.supervisor_metrics import SupervisorMetrics
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.reload import plan_reload
@@ -45,10 +49,13 @@ from twisted_vllm.observability.logging.setup import (
     give_to_twistd,
     install,
 )
+from twisted_vllm.observability.logging.sinks import RotatedFile
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.upstreams.shared.keeper import LimitKeeper
 from twisted_vllm.workers.hub import Hub
+from twisted_vllm.workers.link import FAILED, Failed
 from twisted_vllm.workers.orders import Defaults, Log, Order, Sockets
+from twisted_vllm.workers.permits import ConnectionPermits
 from twisted_vllm.workers.processes import Command, Processes
 from twisted_vllm.workers.siblings import HOUSEKEEPER
 
@@ -65,8 +72,10 @@ class SupervisorService(Service):
     Attributes:
         hub: talks to the processes.
         processes: those that run.
+        connection_permits: shares out client connections.
         limits: counts for the processes.
         budgets: keeps its budgets as the database has them.
+        metrics: collects the metrics of all processes.
     """
 
     _log = Logger()
@@ -83,6 +92,7 @@ class SupervisorService(Service):
         signals: StopSignals,
         hang_up: HangUp,
         manager: ServiceManager = NO_MANAGER,
+        owner: tuple[int, int] | None = None,
     ) -> None:
         """Set up; nothing is opened yet.
 
@@ -97,6 +107,7 @@ class SupervisorService(Service):
             signals: the stop signals: the first drains, the second cuts.
             hang_up: the signal to reload.
             manager: is told when the gateway serves and stops.
+            owner: the user and the group that twistd will change to; None if it stays what it is.
         """
         self._reactor = reactor
         self._settings = settings
@@ -108,6 +119,7 @@ class SupervisorService(Service):
         self._signals = signals
         self._hang_up = hang_up
         self._manager = manager
+        self._owner = owner
         self._opened: list[OpenSockets] = []
         self._stopping = self._replacing = False
         self._hash_seed = str(int.from_bytes(os.urandom(4), "big"))
@@ -118,9 +130,19 @@ class SupervisorService(Service):
         limiter = LocalLimiter(lambda *crossed: self.limits.soft_budget_crossed(*crossed))
         self.budgets = SupervisedBudgets(self.hub, limiter)
         self.limits = limit_server(self.hub, limiter, self.budgets.reconciliation)
+        # a collection of a hundred thousand budgets would delay all workers
+        self.limits.on_loaded = spare_from_collection
         self.processes = Processes(reactor, sockets, self.hub, workers, self._command)
         self.processes.on_serving = self._serving
         self.processes.on_give_up = self._give_up
+        self.metrics = MetricsKeeper(
+            self.hub, SupervisorMetrics(self.hub, self.processes, self.limits, workers), reactor
+        )
+        self.processes.drain_seconds = settings.drain_delay + settings.drain_timeout
+        self.connection_permits = ConnectionPermits(self.hub)
+        self.hub.on(FAILED, Failed, self._failed)
+        #: why the last process that could not start could not
+        self._reason = ""
         self._coordinator = ReloadCoordinator(self.hub, self)
         self._handed_over = HandedOver(settings)
 
@@ -137,20 +159,33 @@ class SupervisorService(Service):
         """
         super().privilegedStartService()
         install(self._observer)
+        if self._owner is not None and isinstance(self._observer, LineObserver):
+            sink = self._observer.writer.sink
+            if isinstance(sink, RotatedFile):
+                # every process opens it, once it is of the other user; whoever may not do this may not change to it
+                with suppress(PermissionError):
+                    sink.give_to(*self._owner)
         for text in self._settings.listen:
             try:
                 self._opened.append(open_sockets(self._reactor, with_backlog(text), self._workers))
-            except CannotListenError as error:
+            except (CannotListenError, OSError) as error:
                 self._refuse_to_start(explain_address(error))
 
     def startService(self) -> None:
-        """Start the processes, once the reactor runs."""
+        """Start the processes, once the reactor runs.
+
+        Raises:
+            StartError: their user cannot read what they need.
+        """
         super().startService()
+        if self._owner is not None:
+            self._look_as_owner()
         self._signals.install(self._signalled)
         signal.signal(signal.SIGUSR1, self._reopen)
         signal.signal(signal.SIGUSR2, self._replace)
         self._hang_up.install(self._reload, self._signalled)
         self._reactor.callWhenRunning(self.processes.start)
+        self.metrics.start()
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -164,10 +199,21 @@ class SupervisorService(Service):
         if closing.active():
             closing.cancel()
             self._close_sockets()
+        self.metrics.stop()
         self._limit_keeper.stop()
         self._log.info("All processes have ended")
         self._signals.restore()
         finish(self._observer)
+
+    def _look_as_owner(self) -> None:
+        """Look whether the processes can start, now that the privileges are dropped: one error, not one of each."""
+        try:
+            self._source.read(os.environ)
+        except ConfigError as error:
+            user = f"the user of --uid ({os.geteuid()}) must be able to read every file: each process reads them"
+            self._refuse_to_start(f"{'; '.join(map(str, error.problems))} ({user})")
+        if not os.access(sys.executable, os.X_OK, effective_ids=True):
+            self._refuse_to_start(f"the user of --uid ({os.geteuid()}) may not run {sys.executable}")
 
     def _signalled(self, name: str) -> None:
         if self._stopping:
@@ -182,7 +228,12 @@ class SupervisorService(Service):
         """Have every process open its log file again."""
         if isinstance(self._observer, LineObserver):
             self._observer.writer.reopen()
-        self._reactor.callFromThread(self.processes.reopen_logs)
+        self._reactor.callFromThread(self._reopen_all)
+
+    def _reopen_all(self) -> None:
+        # a line, so that the file is there at once
+        self._log.info("Received SIGUSR1: every process opens its log file again")
+        self.processes.reopen_logs()
 
     def _replace(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._replace_all)
@@ -225,6 +276,7 @@ class SupervisorService(Service):
         def apply() -> None:
             prepared()
             self._settings = plan.settings
+            self.processes.drain_seconds = plan.settings.drain_delay + plan.settings.drain_timeout
             former, self._handed_over = self._handed_over, HandedOver(plan.settings)
             former.close()
 
@@ -253,8 +305,21 @@ class SupervisorService(Service):
         self._log.info("Serving with {workers} workers", workers=self._workers)
         self._manager.ready()
 
+    def _failed(self, message: Failed, sender: int) -> None:
+        """A process cannot start."""
+        process = self.processes.running.get(sender)
+        if process is not None:
+            name, self._reason = process.name, message.reason
+            self._log.error("The {process} cannot start: {reason}", process=name, reason=message.reason)
+        # it waits for this
+        self.hub.close(sender)
+
     def _give_up(self, reason: str) -> None:
         self._log.critical("The gateway gives up: {reason}", reason=reason)
+        if sys.__stderr__ is not None:
+            # sys.stderr is redirected to the log by now
+            cannot = f"vllm-passthrough cannot start: {self._reason.rstrip()}"
+            print(cannot if self._reason else f"vllm-passthrough gives up: {reason}", file=sys.__stderr__)
         # twistd has no way to end with a status; this is called when all else is done
         atexit.register(_end_with_failure)
         if not self._stopping:

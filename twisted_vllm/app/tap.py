@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from secrets import token_bytes
+from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
@@ -22,10 +24,21 @@ from twisted_vllm.app.usage_errors import explain_unknown_option
 from twisted_vllm.auth.authenticator import generate_key
 from twisted_vllm.config.checks import AUTO
 from twisted_vllm.config.describe import describe, describe_environment, describe_refused, summarize
+from twisted_vllm.config.listen import has_socket_each
 from twisted_vllm.config.problems import ConfigError, Place, Rejected, Report, located
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings
+from twisted_vllm.http.net.open_files import open_file_limit
 from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
+
+#: twistd's options that are for one process, and why
+_ONE_PROCESS = {
+    "debug": "runs a debugger in one process",
+    "profile": "looks at one process",
+    "spew": "looks at one process",
+    "logger": "names an observer that cannot be handed to other processes",
+    "chroot": "leaves no Python to start the other processes with",
+}
 
 _MORE_HELP = f"""
 Environment (a value in the file wins, the command line wins over both):
@@ -141,6 +154,9 @@ class Options(usage.Options):
             raise SystemExit(f"The configuration cannot be used:\n{_indented(told)}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise SystemExit(f"--quickstart cannot keep its files: {error}") from None
+        workers = workers_of(self.settings.workers)
+        if workers > 1:
+            refuse_options(self.parent or {})
         if self.litellm_url is not None:
             raise SystemExit(self._import_litellm(self.litellm_url, self.settings))
         if self["check"]:
@@ -149,7 +165,9 @@ class Options(usage.Options):
             if problems := unopenable(self.settings, directory):
                 told = "\n".join(describe_refused(ConfigError(problems, self.settings.warnings)))
                 raise SystemExit(f"The configuration cannot be used:\n{_indented(told)}")
-            print("\n".join((*describe(self.settings), "", summarize(self.settings))))
+            print(
+                "\n".join((*describe(self.settings), *processes(self.settings, workers), "", summarize(self.settings)))
+            )
             raise SystemExit(0 if not self["probe"] or self._probe(self.settings) else 1)
 
     def _import_litellm(self, url: str, settings: Settings) -> int:
@@ -180,6 +198,46 @@ def workers_of(setting: int | str) -> int:
     return len(os.sched_getaffinity(0)) if setting == AUTO else int(setting)
 
 
+def refuse_options(twistd: Mapping[str, Any]) -> None:
+    """Refuse twistd's options that have no meaning for several processes.
+
+    Args:
+        twistd: twistd's own options.
+
+    Raises:
+        SystemExit: one of them was given.
+    """
+    for name, why in _ONE_PROCESS.items():
+        if twistd.get(name):
+            raise SystemExit(f"--{name} {why}: use --workers 1 with it.")
+
+
+def owner_of(twistd: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the user and the group that twistd changes to; None if it stays what it is."""
+    user, group = twistd.get("uid"), twistd.get("gid")
+    if user is None and group is None:
+        return None
+    if user is None:
+        user = os.getuid()
+    return user, pwd.getpwuid(user).pw_gid if group is None else group
+
+
+def processes(settings: Settings, workers: int) -> Iterator[str]:
+    """Return what ``--check`` says of the processes, one line per item."""
+    if workers == 1:
+        return
+
+    def line(label: str, text: str) -> str:
+        return f"{label + ':':16}{text}"
+
+    yield line("processes", f"a supervisor, a housekeeper and {workers} workers")
+    for text in settings.listen:
+        yield line("sockets", f"{text}: one {'for each worker' if has_socket_each(text) else 'for all workers'}")
+    files = open_file_limit()
+    yield line("open files", f"{'no limit' if files is None else files} for each process, a connection takes two")
+    yield line("memory", "each worker and the housekeeper takes what a gateway takes, with all keys")
+
+
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}" if line else "" for line in text.splitlines())
 
@@ -189,8 +247,6 @@ def makeService(options: Options) -> IService:
     # imported here: twistd has now installed the reactor that --reactor names
     from twisted.internet import reactor
 
-    from twisted_vllm.app.service import GatewayService
-
     twistd = TwistdLog.from_options(options.parent)
     # before anything that takes time
     hang_up = HangUp(reactor, has_terminal=(lambda: False) if twistd.is_daemon else has_terminal)
@@ -198,8 +254,10 @@ def makeService(options: Options) -> IService:
     if settings is None:
         raise ValueError("parse the options first")
     explain_start_errors()
+    workers = workers_of(settings.workers)
     try:
-        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)
+        process = "supervisor" if workers > 1 else ""
+        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd, process)
     except OSError as error:
         raise SystemExit(
             f"The log file cannot be opened: {error.strerror}: {error.filename} (the gateway's user must be able to "
@@ -207,7 +265,6 @@ def makeService(options: Options) -> IService:
         ) from None
     manager = ServiceManager(os.environ.get("NOTIFY_SOCKET"))
     chosen = options.quickstart
-    workers = workers_of(settings.workers)
     if workers > 1:
         # imported here: only a gateway with several processes needs it
         from twisted_vllm.app.supervisor import SupervisorService
@@ -226,7 +283,11 @@ def makeService(options: Options) -> IService:
             StopSignals(reactor),
             hang_up,
             manager,
+            owner_of(options.parent or {}),
         )
+    # imported here: a supervisor does not pay for what serves
+    from twisted_vllm.app.service import GatewayService
+
     companions = []
     if chosen is not None:
         sys.stdout.write(welcome(chosen, settings.listen[0]))

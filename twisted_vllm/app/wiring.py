@@ -135,9 +135,13 @@ from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
 from twisted_vllm.usage_export.metrics import UsageExportCollector
 from twisted_vllm.usage_export.service import UsageExport
+from twisted_vllm.workers.permitted import PermittedConnections
 from twisted_vllm.workers.siblings import ALONE, Siblings
 
 if TYPE_CHECKING:
+    # a gateway of one process has nothing to share
+    from twisted_vllm.app.shared_metrics import SharedMetrics
+    from twisted_vllm.app.shared_readiness import SharedReadiness
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
@@ -157,7 +161,9 @@ class Wiring:
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
         audit_retention: drops old entries of the audit log.
-        metrics: the gateway's metrics.
+        metrics: the metrics of this process.
+        shared_metrics: those of all processes; None if this is the whole gateway.
+        shared_readiness: the readiness of all processes; None if this is the whole gateway.
         accounting: meters, limits and stores usage.
         usage_export: exports the ledger's rows of closed days.
         background: follows responses that servers generate in the background; `shared_background` has the housekeeper
@@ -225,11 +231,13 @@ class Wiring:
         self._directory = directory
         self._listeners = Listeners(sockets, directory)
         self.siblings: Siblings = ALONE
+        self._permits: PermittedConnections | None = None
         if member is None:
             self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
         else:
             self.siblings = member.join(reactor, sockets, shortages, coalescer)
             self.endpoints = list(member.endpoints(self._listeners))
+            self._permits = member.permits
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(
@@ -289,6 +297,11 @@ class Wiring:
         self.index = KeyIndex()
         self.index.reconfigure(gateway_limits_of(settings))
         self.metrics = Metrics()
+        self.shared_metrics: SharedMetrics | None = None
+        if not self.siblings.alone:
+            from twisted_vllm.app.shared_metrics import SharedMetrics
+
+            self.shared_metrics = SharedMetrics(self.metrics, self.siblings)
         self.metrics.add(StaleConnectionCollector(self.agent))
         self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
@@ -388,6 +401,10 @@ class Wiring:
         self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
         self.each_minute.add(unsent.report)
         self.log_levels = LogLevels(observer, reactor) if isinstance(observer, LineObserver) else None
+        if self.log_levels is not None and not self.siblings.alone:
+            from twisted_vllm.app.shared_log_level import SharedLogLevel
+
+            self.log_levels.share = SharedLogLevel(self.log_levels, self.siblings, reactor).share
         self._sampling = sampling = RequestSampling(settings.log.requests, settings.log.slow_request_warning)
         self.each_minute.add(sampling.report)
         if isinstance(observer, LineObserver):
@@ -482,6 +499,19 @@ class Wiring:
         def allows_admin(request: Any) -> bool:
             return addresses.allows(request.context)
 
+        def readiness() -> Readiness:
+            return Readiness(
+                draining=self.drain.begun,
+                database=self.database.reachable,
+                requires_database=self.reloader.settings.readiness_requires_database,
+                file_is_lost=self.database.file_is_lost,
+            )
+
+        self.shared_readiness: SharedReadiness | None = None
+        if not self.siblings.alone:
+            from twisted_vllm.app.shared_readiness import SharedReadiness
+
+            self.shared_readiness = SharedReadiness(readiness, self.siblings, reactor)
         self._admin = admin = AdminApp(
             authenticator=authenticator,
             registry=self.registry,
@@ -489,14 +519,9 @@ class Wiring:
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
-            readiness=lambda: Readiness(
-                draining=self.drain.begun,
-                database=self.database.reachable,
-                requires_database=self.reloader.settings.readiness_requires_database,
-                file_is_lost=self.database.file_is_lost,
-            ),
+            readiness=readiness if self.shared_readiness is None else self.shared_readiness.whole,
             endpoints=lambda: tuple(endpoints_of(router.groups)),
-            metrics=self.metrics,
+            metrics=self.metrics if self.shared_metrics is None else self.shared_metrics,
             metrics_of_servers=metrics_of_servers.expose,
             client_of=client_of_admin,
             failures=throttle,
@@ -530,9 +555,12 @@ class Wiring:
             web_pages=web_pages,
             is_exempt=addresses.may_take_all_connections,
             max_refused=descriptors.refused,
+            shares=self._permits,
             budget_exceeded_status=settings.budget_exceeded_status_code,
             added_lines=self.litellm_headers.lines if settings.litellm_headers else None,
         )
+        if self._permits is not None:
+            self._permits.reconfigure(limits.max_connections, limits.max_connections_share, descriptors.clients)
         if isinstance(observer, LineObserver):
             observer.secrets_in_flight = self.site.secrets_in_flight
         shortages.add_reclaimer(self.site.connection_limit.make_room)
@@ -564,6 +592,8 @@ class Wiring:
             draining=lambda: self.drain.begun,
             budgets=self.budgets,
             directory=directory,
+            siblings=self.siblings,
+            snapshot=self.metrics.snapshot if self.shared_metrics is None else self.shared_metrics.snapshot,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)
         self.revoker = Revoker(admission, self.site.running, reactor)
@@ -652,6 +682,8 @@ class Wiring:
             settings.budget_exceeded_status_code,
             self.litellm_headers.lines if settings.litellm_headers else None,
         )
+        if self._permits is not None:
+            self._permits.reconfigure(limits.max_connections, limits.max_connections_share, descriptors.clients)
         self.revoker.reconfigure(settings.revoke_running)
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
@@ -709,7 +741,8 @@ class Wiring:
         self.accounting.use_models(settings)
         self.background.reconfigure(servers, settings.limits.assumed_output_tokens)
         self.agent.keep_only(servers)
-        self.kv_caches.configure(servers)
+        if self.siblings.serves:
+            self.kv_caches.configure(servers)
 
 
 def _sharing_of(siblings: Siblings, deadlines: DeadlineSweeper, reactor: Any) -> ServerSharing | None:

@@ -6,25 +6,27 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from twisted.application import reactors
-from twisted.logger import Logger, globalLogBeginner
+from twisted.logger import globalLogBeginner
 
+from twisted_vllm.workers.link import tell_failure
 from twisted_vllm.workers.messages import VERSION
-from twisted_vllm.workers.orders import Order
-
-_log = Logger()
+from twisted_vllm.workers.orders import Opening, Order
 
 
 def main(arguments: Sequence[str]) -> int:
     """Be what the order says until told to end; return the exit status."""
+    opening = msgspec.json.decode(arguments[0], type=Opening)
+    # the link closes its own
+    control = os.dup(opening.control)
+    if opening.version != VERSION:
+        return _fail(control, "the supervisor is of another version: restart the whole gateway")
     order = msgspec.json.decode(arguments[0], type=Order)
-    if order.version != VERSION:
-        print("The supervisor is of another version: restart the whole gateway", file=sys.stderr)
-        return 1
     # the supervisor answers to the terminal, and tells what it wants
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -34,10 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     reactors.installReactor(order.reactor)
     from twisted.internet import reactor
 
-    return _run(reactor, order)
+    return _run(reactor, order, control)
 
 
-def _run(reactor: Any, order: Order) -> int:
+def _run(reactor: Any, order: Order, control: int) -> int:
     # imported here: the reactor is installed now
     from twisted_vllm.app.drain import StopSignals
     from twisted_vllm.app.handed_over import take_over
@@ -46,9 +48,9 @@ def _run(reactor: Any, order: Order) -> int:
     from twisted_vllm.app.service import GatewayService
     from twisted_vllm.app.settings_source import SettingsSource
     from twisted_vllm.app.start_error import StartError
-    from twisted_vllm.config.describe import describe_refused
     from twisted_vllm.config.problems import ConfigError
     from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
+    from twisted_vllm.workers.processes import name_of
     from twisted_vllm.workers.siblings import HOUSEKEEPER
 
     chosen = None
@@ -60,8 +62,8 @@ def _run(reactor: Any, order: Order) -> int:
     try:
         settings = take_over(order.settings) or source.read(dict(os.environ))
         log = order.log
-        twistd = TwistdLog(is_daemon=log.is_daemon, logfile=log.logfile, syslog_prefix=log.syslog_prefix)
-        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)
+        twistd = TwistdLog(log.is_daemon, log.logfile, log.syslog_prefix, directory=order.directory)
+        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd, name_of(order.slot))
         service = GatewayService(
             reactor,
             settings,
@@ -76,17 +78,26 @@ def _run(reactor: Any, order: Order) -> int:
         service.privilegedStartService()
         service.startService()
     except ConfigError as error:
-        print("\n".join(describe_refused(error)), file=sys.__stderr__)
-        return 1
-    except StartError as error:
-        print(f"vllm-passthrough cannot start: {error}", file=sys.__stderr__)
-        return 1
+        return _fail(control, f"the configuration cannot be used: {'; '.join(map(str, error.problems))}")
+    except (StartError, SystemExit) as error:
+        return _fail(control, str(error))
+    except OSError as error:
+        return _fail(control, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except Exception:
+        return _fail(control, traceback.format_exc())
+    os.close(control)
     if order.slot == HOUSEKEEPER:
         # it ends when the workers have ended
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     return 0
+
+
+def _fail(control: int, reason: str) -> int:
+    """Tell the supervisor why this process cannot start; return the exit status."""
+    tell_failure(control, reason)
+    return 1
 
 
 def _simulator(reactor: Any, chosen: Any) -> list[Any]:

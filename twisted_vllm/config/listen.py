@@ -39,6 +39,10 @@ _TLS_POSITIONS = (
 )
 _TLS_FILES = frozenset(("privateKey", "certKey", "extraCertChain", "dhParameters"))
 _TLS_DEFAULTS = {"privateKey": "server.pem"}
+#: the types whose sockets several processes can accept from
+_SHARED = frozenset(("tcp", "tcp6", "ssl", "unix", "systemd"))
+#: those of them where each process has a socket of its own; the others have one for all
+_OWN = frozenset(("tcp", "tcp6", "ssl"))
 _TYPE = re.compile(r"[a-z][a-z0-9_-]*")
 _BARE_IPV6 = re.compile(r"(?:^|:)interface=\[?[0-9A-Fa-f]*:[0-9A-Fa-f:]*:")
 
@@ -91,6 +95,16 @@ def with_backlog(endpoint: str) -> str:
 def is_tls(endpoint: str) -> bool:
     """Return whether Twisted itself speaks TLS at an endpoint: ``ssl:``, also behind ``haproxy:``."""
     return split(_unwrapped(endpoint))[0] == _TLS
+
+
+def can_be_shared(endpoint: str) -> bool:
+    """Return whether several processes can accept from an endpoint."""
+    return split(_unwrapped(endpoint))[0] in _SHARED
+
+
+def has_socket_each(endpoint: str) -> bool:
+    """Return whether each of several processes gets a socket of its own at an endpoint, rather than one for all."""
+    return split(_unwrapped(endpoint))[0] in _OWN
 
 
 def same_place(endpoint: str, other: str) -> bool:

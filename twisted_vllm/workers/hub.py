@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Collection, Mapping
+from time import monotonic
 from typing import Any, TypeVar
 
 import attrs
@@ -11,6 +12,7 @@ import msgspec
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
+from twisted_vllm.histogram import Histogram
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.workers.channel import Channel
 from twisted_vllm.workers.link import JOINED, LEFT, READY, Joined, Left, Ready
@@ -19,6 +21,9 @@ from twisted_vllm.workers.topics import ANSWER_SECONDS, Topics, no_answer
 
 M = TypeVar("M")
 T = TypeVar("T")
+
+#: upper bounds of the seconds that a message to the supervisor takes
+_BOUNDS = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0)
 
 
 @attrs.define
@@ -38,6 +43,8 @@ class Hub:
 
     Attributes:
         on_ready: called with the number of a process that is ready.
+        relayed: how many messages from one process to another there were.
+        seconds: how long each message to the supervisor itself took.
     """
 
     _log = Logger()
@@ -50,6 +57,8 @@ class Hub:
             coalescer: knows the turns of the reactor.
         """
         self.on_ready: Callable[[int], None] = _ignore
+        self.relayed = 0
+        self.seconds = Histogram(_BOUNDS)
         self._coalescer = coalescer
         self._processes: dict[int, _Process] = {}
         self._when_left: list[Callable[[int], None]] = []
@@ -163,8 +172,12 @@ class Hub:
         target = envelope.peer
         envelope.peer = sender
         if target == SUPERVISOR:
+            began = monotonic()
             self._topics.received(envelope, lambda answer: self._answer(sender, answer))
-        elif target == OTHERS:
+            self.seconds.observe(monotonic() - began)
+            return
+        self.relayed += 1
+        if target == OTHERS:
             for number, process in self._processes.items():
                 if process.is_ready and number != sender:
                     process.channel.send(envelope)

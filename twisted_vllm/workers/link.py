@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,7 +14,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.workers.channel import Channel
-from twisted_vllm.workers.messages import OTHERS, SUPERVISOR, Envelope, Kind, encode
+from twisted_vllm.workers.messages import OTHERS, SUPERVISOR, Envelope, Kind, encode, write_frame
 from twisted_vllm.workers.siblings import HOUSEKEEPER
 from twisted_vllm.workers.topics import ANSWER_SECONDS, Topics, no_answer
 
@@ -22,6 +23,11 @@ T = TypeVar("T")
 
 #: what the supervisor tells by itself
 JOINED, LEFT, READY = "joined", "left", "ready"
+#: what a process tells instead of being ready
+FAILED = "failed"
+
+#: seconds that the supervisor may take to hear of a failure
+_TELL_SECONDS = 5.0
 
 
 class Joined(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -48,6 +54,28 @@ class Ready(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The sender is ready; `pid` is its process id."""
 
     pid: int
+
+
+class Failed(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The sender cannot start; `reason` says why."""
+
+    reason: str
+
+
+def tell_failure(control: int, reason: str) -> None:
+    """Tell the supervisor that this process cannot start, and wait until it knows; without a reactor.
+
+    Args:
+        control: the descriptor of the socket to it, which is closed.
+        reason: why.
+    """
+    with socket.socket(fileno=control) as supervisor, suppress(OSError):
+        supervisor.settimeout(_TELL_SECONDS)
+        message = Envelope(Kind.MESSAGE, FAILED, SUPERVISOR, 0, msgspec.Raw(encode(Failed(reason))))
+        supervisor.sendall(write_frame([message]))
+        # it closes its side; what it sent before does not matter
+        while supervisor.recv(4096):
+            pass
 
 
 class Link:

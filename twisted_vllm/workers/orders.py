@@ -45,6 +45,18 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     syslog_prefix: str | None
 
 
+class Opening(msgspec.Struct, frozen=True):
+    """The part of an order that every version of the gateway understands.
+
+    Attributes:
+        control: the socket to the supervisor.
+        version: of the messages that the supervisor speaks.
+    """
+
+    control: int
+    version: int
+
+
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a process is to be. It has no secret: those who may list processes read it.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import msgspec
-from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.internet.defer import Deferred, TimeoutError, inlineCallbacks, succeed
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol, connectionDone
@@ -39,6 +40,10 @@ FIRST_BACKOFF, MAX_BACKOFF = 0.1, 10.0
 WELL_SECONDS = 30.0
 #: so many processes of one slot in a row that were not well, and the gateway gives up
 MOST_FAILURES = 8
+#: seconds after its end in which what a process sent is still read
+LAST_WORDS_SECONDS = 0.5
+#: seconds after the longest drain in which a process has to end; then it is killed
+END_SECONDS = 30.0
 
 
 class Accept(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -85,7 +90,6 @@ class Running(ProcessProtocol):
         started: when, in the reactor's seconds.
         is_ready: whether it said that it does its work.
         is_ending: whether it was told to end.
-        is_trial: whether it is to replace another one, which stays if this one ends before it is ready.
         is_asked: whether it was asked if it is alive, and has not answered yet.
         ready: fires when it is ready; it fails with `NotReady` if it ends before.
         ended: fires when it has ended.
@@ -97,7 +101,6 @@ class Running(ProcessProtocol):
         self.started = started
         self.is_ready = False
         self.is_ending = False
-        self.is_trial = False
         self.is_asked = False
         self.ready: Deferred[None] = Deferred()
         self.ended: Deferred[None] = Deferred()
@@ -124,7 +127,13 @@ class Running(ProcessProtocol):
         """It has ended, and its descriptors are closed."""
         value: Any = reason.value
         number = getattr(value, "signal", None)
-        how = f"by {signal.Signals(number).name}" if number else f"with status {getattr(value, 'exitCode', 0)}"
+        self._end(f"by {signal.Signals(number).name}" if number else f"with status {getattr(value, 'exitCode', 0)}")
+
+    def not_started(self, reason: str) -> None:
+        """It could not be started."""
+        self._end(reason)
+
+    def _end(self, how: str) -> None:
         self._on_end(self, how)
         if not self.is_ready:
             self.ready.addErrback(_ignore_failure)
@@ -142,8 +151,10 @@ class Processes:
 
     Attributes:
         running: those that were started and have not ended, by their numbers.
+        ends: how many have ended, by the name of their slot and how: ``told``, or as the log says it.
         on_serving: called once, when all slots are ready for the first time.
         on_give_up: called once with the reason when a slot cannot be filled.
+        drain_seconds: how long a process may take to drain.
     """
 
     _log = Logger()
@@ -159,8 +170,10 @@ class Processes:
             make_command: returns the command of a process.
         """
         self.running: dict[int, Running] = {}
+        self.ends: Counter[tuple[str, str]] = Counter()
         self.on_serving: Callable[[], None] = _ignore
         self.on_give_up: Callable[[str], None] = _ignore_reason
+        self.drain_seconds = 0.0
         self._reactor = reactor
         self._sockets = sockets
         self._hub = hub
@@ -182,13 +195,12 @@ class Processes:
             self.start_one(slot)
         self._looking.start(LOOK_SECONDS, now=False)
 
-    def start_one(self, slot: int, *, is_trial: bool = False) -> Running:
-        """Start a process for a slot; `is_trial` as in `Running`."""
+    def start_one(self, slot: int) -> Running:
+        """Start a process for a slot."""
         self._number += 1
         number = self._number
         ours, theirs = socket.socketpair()
         process = Running(number, slot, self._reactor.seconds(), self._ended)
-        process.is_trial = is_trial
         self.running[number] = process
         self._hub.connect(self._sockets, ours, number, slot)
         try:
@@ -196,6 +208,9 @@ class Processes:
             self._reactor.spawnProcess(
                 process, command.arguments[0], command.arguments, dict(command.environ), childFDs=command.descriptors
             )
+        except OSError as error:
+            # no more processes, memory or descriptors, or no permission
+            process.not_started(f"before it began: {error}")
         finally:
             theirs.close()
         return process
@@ -228,15 +243,17 @@ class Processes:
         for slot in self._slots:
             if slot == HOUSEKEEPER:
                 continue
-            former = [each for each in self.running.values() if each.slot == slot and not each.is_ending]
-            process = self.start_one(slot, is_trial=True)
+            former = self._filling(slot)
+            if not former:
+                # the next process of the slot has the new code already
+                continue
+            process = self.start_one(slot)
             try:
                 yield process.ready.addTimeout(READY_SECONDS, self._reactor)
             except TimeoutError:
                 process.is_ending = True
                 process.send_signal(signal.SIGKILL)
                 raise NotReady(f"it was not ready after {READY_SECONDS:g} s") from None
-            process.is_trial = False
             if self._stopping:
                 return
             for each in former:
@@ -249,7 +266,12 @@ class Processes:
 
     def stop_one(self, process: Running) -> None:
         """Tell a process to end when its work is done."""
-        process.is_ending = True
+        if not process.is_ending:
+            process.is_ending = True
+            late = self._reactor.callLater(
+                self.drain_seconds + END_SECONDS, self._kill, process, "does not end in time after it was told to"
+            )
+            process.ended.addCallback(_cancelled, late)
         self._hub.send(process.number, STOP, None)
 
     def cut(self) -> None:
@@ -276,8 +298,10 @@ class Processes:
 
     def _ended(self, process: Running, how: str) -> None:
         self.running.pop(process.number, None)
-        self._hub.close(process.number)
+        # it sent its last messages before it ended
+        self._reactor.callLater(LAST_WORDS_SECONDS, self._hub.close, process.number)
         self._assign()
+        self.ends[process.name, "told" if process.is_ending or self._stopping else how] += 1
         if process.is_ending or self._stopping:
             return
         slot = process.slot
@@ -286,8 +310,8 @@ class Processes:
         self._log.error(
             "The {process} has ended {how} after {seconds:.1f} s", process=process.name, how=how, seconds=seconds
         )
-        if process.is_trial:
-            # its slot is not empty
+        if self._filling(slot):
+            # another process of the slot runs: this one was to replace it, or to be replaced
             return
         if not process.is_ready and not self._served:
             self._give_up(f"the {process.name} ended {how} before it was ready; the log says why")
@@ -300,6 +324,10 @@ class Processes:
     def _replace(self, slot: int) -> None:
         del self._starting[slot]
         self.start_one(slot)
+
+    def _filling(self, slot: int) -> list[Running]:
+        """Return the processes of a slot that were not told to end."""
+        return [each for each in self.running.values() if each.slot == slot and not each.is_ending]
 
     def _look(self) -> None:
         """Kill what does not answer, or does not read: it holds up others, and will not come back."""
@@ -374,6 +402,12 @@ def _all_of(waiting: list[Deferred[None]]) -> Deferred[Any]:
 
 def _ignore_failure(failure: Failure) -> None:
     """Do nothing: whoever waits for it has been told."""
+
+
+def _cancelled(_: object, call: IDelayedCall) -> None:
+    """Cancel a call, if it was not made."""
+    if call.active():
+        call.cancel()
 
 
 def _ignore() -> None:

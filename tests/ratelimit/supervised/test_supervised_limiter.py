@@ -125,11 +125,24 @@ class TestMessages:
         for number in range(1000):
             named = [subjects.number_of(often), subjects.number_of(Limited("key", str(number), Allowance(rpm=1)))]
             for operation in sent:
-                (known.add if operation[0] == Operation.DEFINE else known.remove)(operation[1])
+                if operation[0] == Operation.DEFINE:
+                    known.add(operation[1])
+                else:
+                    known.difference_update(operation[1:])
             sent.clear()
             assert known.issuperset(named)
             assert len(known) == len(subjects) <= 10
         assert subjects.number_of(often) == 1
+
+    def test_a_subject_that_was_forgotten_is_sent_again_and_counted_on(self) -> None:
+        gateway = GatewayInMemory()
+        worker, who = gateway.start(1), key("often", rpm=2)
+        worker.counting.limiter._subjects = Subjects(worker.counting.limiter._questions.add, most=4)
+        assert isinstance(admitted(worker, who), Reservation)
+        for number in range(50):
+            assert isinstance(admitted(worker, key(str(number), rpm=1), key(f"{number}b", rpm=1)), Reservation)
+        assert isinstance(admitted(worker, who), Reservation)
+        assert isinstance(admitted(worker, who), RateLimitExceeded)
 
     def test_numbers_of_any_size_arrive(self) -> None:
         worker = GatewayInMemory().start(1)
@@ -393,13 +406,15 @@ class TestBudgets:
         for number in range(10):
             first.counting.limiter.budget_loaded("end_user", str(number), 10, 0)
         second.counting.limiter.budget_loaded("end_user", "3", 10, 0)
+        # those of keys stay
+        first.counting.limiter.budget_loaded("key", "k", 10, 0)
         gateway.exchange()
         gateway.kill(1)
         for _ in range(10):
             second.counting.limiter.budget_loaded("end_user", "other", 1, 0)
             second.counting.limiter.budget_released("end_user", "other")
         gateway.exchange()
-        assert [each.key for each in gateway.limiter.budgets()] == [("end_user", "3")]
+        assert {each.key for each in gateway.limiter.budgets()} == {("end_user", "3"), ("key", "k")}
 
     def test_what_an_administrator_set_is_not_set_again_when_it_is_found_in_the_database(self) -> None:
         gateway = GatewayInMemory()

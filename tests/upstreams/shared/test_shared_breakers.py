@@ -124,8 +124,10 @@ def test_a_process_that_joins_knows_what_is_dead() -> None:
     workers = Workers(1, server())
     fail(workers, 1, 4)
     workers.settle()
+    workers.clock.advance(1.0)
     joined = workers.start(2)
     assert joined.breaker(GPU).state == OPEN
+    assert joined.breaker(GPU).since == workers[1].breaker(GPU).since
 
 
 class SharedBreakers(RuleBasedStateMachine):

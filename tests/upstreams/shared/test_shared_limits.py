@@ -114,9 +114,10 @@ def test_an_entry_gets_its_requests_a_minute_from_all_workers_together_and_none_
     workers.settle()
     assert sum(map(placed, asked)) == 50
     assert min(map(placed, asked)) >= 15, "one worker took nearly all"
-    for each in [each for mine in asked for each in mine if each.placement is not None]:
-        each.placement.used(0, sent=True)
-        each.end()
+    for each in [each for mine in asked for each in mine]:
+        if each.placement is not None:
+            each.placement.used(0, sent=True)
+            each.end()
     workers.sweep(59.0)
     assert sum(map(placed, asked)) == 50
     workers.sweep(3.0)

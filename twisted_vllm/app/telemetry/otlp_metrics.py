@@ -6,9 +6,10 @@ from collections.abc import Callable
 from random import random
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twisted_vllm.app.telemetry.otlp_receivers import Receiver, receivers_of
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
@@ -17,6 +18,7 @@ from twisted_vllm.config.settings import Settings
 from twisted_vllm.observability.delivery.blocking import ThreadedDestination
 from twisted_vllm.observability.delivery.interfaces import Bounds
 from twisted_vllm.observability.delivery.queue import DeliveryQueue
+from twisted_vllm.observability.metrics.registry import Snapshot
 
 #: the queue's name
 QUEUE = "metrics:otlp"
@@ -51,7 +53,8 @@ class OtlpMetricsPart(TelemetryPart):
         """Read the files of the destination; return what starts or ends the exports."""
         wanted = settings.otlp_metrics
         receiver = None
-        if wanted.active:
+        # of several processes one exports for all
+        if wanted.active and self._surroundings.siblings.housekeeps:
             placed = [("passthrough.otlp_metrics", wanted.destination)]
             (receiver,) = receivers_of(placed, wanted.service_name, wanted.resource, self._directory)
         return lambda: self._apply(wanted, receiver)
@@ -67,10 +70,10 @@ class OtlpMetricsPart(TelemetryPart):
         """Export the last figures."""
         self._is_started = False
         self._end()
-        if self._queue is None:
+        queue = self._queue
+        if queue is None:
             return None
-        self._collect()
-        return self._queue.stop(STOP_TIMEOUT)
+        return self._collect().addCallback(lambda _: queue.stop(STOP_TIMEOUT))
 
     def _apply(self, wanted: OtlpMetricsSettings, receiver: Receiver | None) -> None:
         interval, temporality = wanted.interval or 0.0, wanted.temporality or CUMULATIVE
@@ -123,17 +126,18 @@ class OtlpMetricsPart(TelemetryPart):
             self._loop.stop()
             self._loop = None
 
-    def _collect(self) -> None:
+    def _collect(self) -> Deferred[None]:
         """Collect the metrics and queue them; a collection takes milliseconds."""
-        if self._queue is None:
-            return
-        try:
-            snapshot = self._surroundings.metrics.snapshot(self._surroundings.reactor.seconds())
-        except Exception:
-            # the loop would end
-            self._log.failure("The metrics could not be collected", once_a_second=True)
-            return
-        self._queue.put(snapshot, snapshot.size)
+        collecting = maybeDeferred(self._surroundings.snapshot, self._surroundings.reactor.seconds())
+        # the loop would end at a failure
+        return collecting.addCallbacks(self._put, self._failed)
+
+    def _put(self, snapshot: Snapshot) -> None:
+        if self._queue is not None:
+            self._queue.put(snapshot, snapshot.size)
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("The metrics could not be collected", failure, once_a_second=True)
 
 
 def _exporter(receiver: Receiver, conversion: list[Any], temporality: str, began: float) -> Any:

@@ -20,7 +20,7 @@ from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.delivery.metrics import Deliveries
-from twisted_vllm.observability.metrics.registry import Metrics
+from twisted_vllm.observability.metrics.registry import Metrics, Snapshot
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.budget_watch import BudgetWatch
@@ -29,6 +29,7 @@ from twisted_vllm.storage.database import Database
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.server_state import Servers
+from twisted_vllm.workers.siblings import Siblings
 
 
 @attrs.frozen(eq=False)
@@ -59,6 +60,8 @@ class Surroundings:
         draining: returns whether the gateway drains.
         budgets: watches how much of their budgets keys and others have used.
         directory: where the names of files in the settings begin.
+        siblings: the other processes of the gateway, if there are several.
+        snapshot: collects the metrics of all processes at a time in Unix seconds.
     """
 
     reactor: Any
@@ -84,6 +87,8 @@ class Surroundings:
     draining: Callable[[], bool]
     budgets: BudgetWatch
     directory: str
+    siblings: Siblings
+    snapshot: Callable[[float], Snapshot | Deferred[Snapshot]]
 
     def is_own(self, path: bytes) -> bool:
         """Return whether a path is one of the gateway's own routes."""

@@ -44,6 +44,8 @@ class ProcessMetrics(TelemetryPart):
 
         self.lag = EventLoopLag(surroundings.reactor)
         self._certificates = CertificateWatch(certificates, surroundings.reactor)
+        # all workers have the same, and the housekeeper has not those of listeners
+        self._watches = surroundings.siblings.slot == 1
         metrics = surroundings.metrics
         metrics.add(EventLoopCollector(self.lag))
         metrics.add(
@@ -55,12 +57,13 @@ class ProcessMetrics(TelemetryPart):
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Return what looks at the certificates of other settings once they are in effect."""
-        return self._certificates.reloaded
+        return self._certificates.reloaded if self._watches else lambda: None
 
     def start(self) -> None:
         """Begin to measure and to watch."""
         self.lag.start()
-        self._certificates.start()
+        if self._watches:
+            self._certificates.start()
 
     def stop(self) -> None:
         """Stop both."""

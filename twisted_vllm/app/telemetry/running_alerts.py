@@ -31,12 +31,16 @@ from twisted_vllm.observability.delivery.post import Poster, http_agent
 from twisted_vllm.observability.delivery.queue import DeliveryQueue
 from twisted_vllm.proxy.budget_watch import Crossing
 from twisted_vllm.proxy.slow_requests import Slow, SlowRequests
+from twisted_vllm.workers.siblings import HOUSEKEEPER
 
 #: seconds between two looks for messages that are due, and for requests that hang
 TICK, LOOK = 1.0, 10.0
 
 #: seconds that the last messages have at the end
 STOP_SECONDS = 5.0
+
+#: the topic of alerts that a worker has the housekeeper send
+TO_HOUSEKEEPER = "alert"
 
 #: what the queue of budget events is called in metrics
 _EVENTS = "alert_webhook"
@@ -108,6 +112,10 @@ class RunningAlerts:
         self._slow: SlowRequests | None = None
         self._loop: LoopingCall | None = None
         self._listens = False
+        siblings = surroundings.siblings
+        if siblings.housekeeps:
+            # what others see
+            siblings.on(TO_HOUSEKEEPER, Alert, lambda alert, sender: self._take(alert))
 
     def observers(self) -> Sequence[RequestObserver]:
         """Return what looks at requests, if people want to know of them."""
@@ -199,11 +207,24 @@ class RunningAlerts:
     # what is told
 
     def _tell(self, alert: Alert) -> None:
-        names = self._plan.routes.get(alert.kind)
-        if names is None:
+        if alert.kind not in self._plan.routes:
             return
         if self._plan.to_log:
             self._log.info("Alert of type {kind}: {text}", kind=alert.kind, text=alert.text)
+        siblings = self._surroundings.siblings
+        if not siblings.housekeeps:
+            housekeeper = next((number for number, slot in siblings.others.items() if slot == HOUSEKEEPER), None)
+            if housekeeper is not None:
+                # so that several processes send no more messages than one, and one about the same
+                siblings.send(housekeeper, TO_HOUSEKEEPER, alert)
+                return
+        self._take(alert)
+
+    def _take(self, alert: Alert) -> None:
+        """Have people told of it with others alike."""
+        names = self._plan.routes.get(alert.kind)
+        if names is None:
+            return
         self._digests[names].add(alert, self._surroundings.reactor.seconds())
 
     def _crossed(self, crossing: Crossing) -> None:

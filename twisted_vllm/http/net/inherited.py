@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet import tcp, unix
@@ -21,6 +22,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
+from twisted_vllm.http.net import listening
 from twisted_vllm.http.net.listening import TcpPort, TlsFactory, UnixPort
 from twisted_vllm.http.net.shortages import Shortages
 
@@ -142,15 +144,42 @@ def _close(opened: Sequence[socket.socket]) -> None:
         each.close()
 
 
-class _Accepting:
-    """Accepts from a socket of another process, which goes on without this one."""
+class Gate(Protocol):
+    """Decides which connections wait before they are served."""
 
+    def holds(self, port: Any, host: str, serve: Callable[[], None]) -> bool:
+        """Have a connection wait, if it must; return whether it does.
+
+        Args:
+            port: where it was accepted.
+            host: the client's address, empty if it has none.
+            serve: serves it.
+        """
+
+
+class _Accepting(listening._Accepting):
+    """Accepts from a socket of another process, which goes on without this one.
+
+    Attributes:
+        gate: has connections wait.
+    """
+
+    gate: Gate
     _shouldShutdown = False
+
+    def _serve(self, connected: socket.socket, address: Any) -> None:
+        """Serve the connection, at once or when the gate lets it in."""
+        serve = partial(super()._serve, connected, address)
+        # an IPv6 address without its scope
+        host = address[0].partition("%")[0] if isinstance(address, tuple) else ""
+        if not self.gate.holds(self, host, serve):
+            serve()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """End, and leave the socket's file to the process that opened it."""
-        self._spare.free()  # type: ignore[attr-defined]  # a port's own
-        tcp.Port.connectionLost(self, reason)  # type: ignore[arg-type]
+        self._spare.free()
+        # not those between: they remove the file of a UNIX socket
+        tcp.Port.connectionLost(self, reason)
 
 
 class InheritedTcpPort(_Accepting, TcpPort):
@@ -170,7 +199,14 @@ class InheritedUnixPort(_Accepting, UnixPort):
 
 
 def listen_inherited(
-    reactor: Any, sockets: Any, shortages: Shortages, descriptor: int, family: int, backlog: int, factory: Any
+    reactor: Any,
+    sockets: Any,
+    shortages: Shortages,
+    gate: Gate,
+    descriptor: int,
+    family: int,
+    backlog: int,
+    factory: Any,
 ) -> IListeningPort:
     """Accept from a socket of another process.
 
@@ -178,6 +214,7 @@ def listen_inherited(
         reactor: of UNIX ports, and of connections with TLS.
         sockets: the reactor of other TCP ports.
         shortages: is told when there is no descriptor for a connection.
+        gate: has connections wait.
         descriptor: the socket, which stays open.
         family: the family of its address.
         backlog: the connections that may wait.
@@ -191,6 +228,7 @@ def listen_inherited(
         port = InheritedTcpPort._fromListeningDescriptor(owner, descriptor, family, factory)
     port.backlog = backlog
     port.shortages = shortages
+    port.gate = gate
     port.startListening()
     found: IListeningPort = port
     return found
@@ -199,11 +237,14 @@ def listen_inherited(
 class InheritedListening:
     """The reactor of endpoints whose sockets another process has opened: their ports accept from those."""
 
-    def __init__(self, reactor: Any, sockets: Any, shortages: Shortages, descriptor: int, family: int) -> None:
+    def __init__(
+        self, reactor: Any, sockets: Any, shortages: Shortages, gate: Gate, descriptor: int, family: int
+    ) -> None:
         """Set up; the arguments are those of `listen_inherited`."""
         self._reactor = reactor
         self._sockets = sockets
         self._shortages = shortages
+        self._gate = gate
         self._descriptor = descriptor
         self._family = family
 
@@ -229,5 +270,12 @@ class InheritedListening:
 
     def _listen(self, factory: Any, backlog: int) -> IListeningPort:
         return listen_inherited(
-            self._reactor, self._sockets, self._shortages, self._descriptor, self._family, backlog, factory
+            self._reactor,
+            self._sockets,
+            self._shortages,
+            self._gate,
+            self._descriptor,
+            self._family,
+            backlog,
+            factory,
         )

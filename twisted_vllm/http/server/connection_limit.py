@@ -60,6 +60,32 @@ class ServedConnection(Protocol):
         """Close it at once, without a response."""
 
 
+class Shares(Protocol):
+    """How many connections a process may serve that is one of several.
+
+    Attributes:
+        total: in all.
+        most_of_one: of one address, by all processes together.
+    """
+
+    @property
+    def total(self) -> int:
+        """See above."""
+
+    @property
+    def most_of_one(self) -> int:
+        """See above."""
+
+    def use(self, limit: ConnectionLimit) -> None:
+        """These are the connections of this process."""
+
+    def of(self, name: str | bytes) -> int:
+        """Return how many of an address; `name` is from `client_of`."""
+
+    def ended(self, name: str | bytes, left: int) -> None:
+        """A connection of an address has ended, and so many of it are left."""
+
+
 class _Client:
     """The connections of one address.
 
@@ -76,12 +102,14 @@ class _Client:
         self.exempt = exempt
         self.fruitless = -1.0
 
+    def __len__(self) -> int:
+        return len(self.connections)
+
 
 class ConnectionLimit:
     """Decides which connections are served.
 
     Attributes:
-        most_of_one: the most connections of one address.
         refused: how many were refused, by limit: ``total`` or ``address``.
         dropped: how many idle ones were closed to make room, by kind.
     """
@@ -98,6 +126,7 @@ class ConnectionLimit:
         share: float = 1.0,
         is_exempt: Callable[[str], bool] = lambda host: True,
         max_refused: int = MAX_REFUSED,
+        shares: Shares | None = None,
     ) -> None:
         """Create the limit.
 
@@ -109,7 +138,11 @@ class ConnectionLimit:
             share: the part of them that one client may have, above 0 and at most 1.
             is_exempt: returns whether an address may have more than that. A peer without an address always may.
             max_refused: connections over the limit to answer at a time; half as many may be closing to make room.
+            shares: what other processes leave to this one; None if it is the only one.
         """
+        self._shares = shares
+        if shares is not None:
+            shares.use(self)
         self._deadlines = deadlines
         self._date = date
         self._make_id = make_id
@@ -131,7 +164,7 @@ class ConnectionLimit:
         The arguments are the constructor's.
         """
         self._most = sys.maxsize if max_connections is None else max_connections
-        self.most_of_one = self._most if share == 1 else max(1, int(self._most * share))
+        self._most_of_one = self._most if share == 1 else max(1, int(self._most * share))
         self._max_refused = max_refused
         for client in self._clients.values():
             host = next(iter(client.connections)).peer.host
@@ -141,6 +174,11 @@ class ConnectionLimit:
     def most(self) -> int | None:
         """The most connections that are served at a time; None without a limit."""
         return None if self._most == sys.maxsize else self._most
+
+    @property
+    def most_of_one(self) -> int:
+        """The most connections of one address."""
+        return self._most_of_one if self._shares is None else self._shares.most_of_one
 
     @property
     def being_refused(self) -> int:
@@ -166,7 +204,7 @@ class ConnectionLimit:
         client = self._clients.get(client_of(host))
         if (
             client is not None
-            and len(client.connections) >= self.most_of_one
+            and len(client.connections) >= self._most_here(host)
             and not client.exempt
             and not self._drop_of(client)
         ):
@@ -179,7 +217,8 @@ class ConnectionLimit:
                 once_a_second=True,
             )
             return False
-        if self._total < self._most or self._drop_for(client):
+        most = self._most if self._shares is None else min(self._most, self._shares.total)
+        if self._total < most or self._drop_for(client):
             return True
         self.refused["total"] += 1
         if not self._burst:
@@ -191,6 +230,26 @@ class ConnectionLimit:
             )
         self._burst += 1
         return False
+
+    def _most_here(self, host: str) -> int:
+        return self._most_of_one if self._shares is None else self._shares.of(client_of(host))
+
+    def lacking(self, host: str) -> tuple[str | bytes | None, ...]:
+        """Return what this process needs a share of to serve a connection from `host`: the address, or None for all."""
+        shares = self._shares
+        if shares is None:
+            return ()
+        name = client_of(host)
+        client = self._clients.get(name)
+        count, exempt = (0, not host or self._is_exempt(host)) if client is None else (len(client), client.exempt)
+        if not exempt and count >= shares.of(name):
+            return (name,)
+        return (None,) if shares.total <= self._total < self._most else ()
+
+    def connections_of(self, name: str | bytes) -> int:
+        """Return how many connections an address has; `name` is from `client_of`."""
+        client = self._clients.get(name)
+        return 0 if client is None else len(client)
 
     def joined(self, connection: ServedConnection) -> None:
         """Count a served connection in."""
@@ -220,6 +279,8 @@ class ConnectionLimit:
             self._total -= 1
             if not client.connections:
                 del self._clients[name]
+            if self._shares is not None:
+                self._shares.ended(name, len(client))
 
     # making room
 
@@ -227,12 +288,32 @@ class ConnectionLimit:
         """Close some idle connections; return how many."""
         return self._drop(self._candidates(None), self._batch(self._total))
 
-    def _drop_of(self, client: _Client) -> bool:
+    def make_room_elsewhere(self, name: str | bytes | None, wanted: int) -> bool:
+        """Close some idle connections of an address, or of anybody, for those of another process.
+
+        Args:
+            name: the address, from `client_of`; None for anybody.
+            wanted: how many are needed.
+
+        Returns:
+            Whether any was closed.
+        """
+        if name is None:
+            if self._fruitless == self._deadlines.now:
+                return False
+            if self._drop(self._candidates(None), self._batch(self._most, wanted)):
+                return True
+            self._fruitless = self._deadlines.now
+            return False
+        client = self._clients.get(name)
+        return client is not None and self._drop_of(client, wanted)
+
+    def _drop_of(self, client: _Client, wanted: int = 1) -> bool:
         """Close idle connections of one client for another of its own; return whether any was."""
         if client.fruitless == self._deadlines.now:
             return False
         found = self._idle_of(client, hurry=False)
-        if self._drop(found, self._batch(self.most_of_one)):
+        if self._drop(found, self._batch(self.most_of_one, wanted)):
             return True
         client.fruitless = self._deadlines.now
         return False
@@ -251,9 +332,9 @@ class ConnectionLimit:
             self._fruitless = now
         return False
 
-    def _batch(self, limit: int) -> int:
+    def _batch(self, limit: int, wanted: int = 1) -> int:
         # apart from the refused: these must not keep idle connections from making room
-        return min(max(1, limit // BATCH_SHARE), max(1, self._max_refused // 2) - len(self._dropping))
+        return min(max(wanted, limit // BATCH_SHARE), max(1, self._max_refused // 2) - len(self._dropping))
 
     def _candidates(self, newcomer: _Client | None) -> Iterable[tuple[Idle, int, float, ServedConnection]]:
         for client in self._clients.values():
@@ -298,7 +379,7 @@ class ConnectionLimit:
         if len(self._refused) >= self._max_refused:
             return None
         client = self._clients.get(client_of(host))
-        whose = client is not None and not client.exempt and len(client.connections) >= self.most_of_one
+        whose = client is not None and not client.exempt and len(client.connections) >= self._most_here(host)
         refused = RefusedConnection(self._deadlines, lambda: self._answer(whose), self._refused.discard)
         self._refused.add(refused)
         return refused

@@ -20,7 +20,7 @@ from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
 from twisted_vllm.http.net.open_files import MAX_REFUSED
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.connection import DownstreamConnection
-from twisted_vllm.http.server.connection_limit import ConnectionLimit
+from twisted_vllm.http.server.connection_limit import ConnectionLimit, Shares
 from twisted_vllm.http.server.held_bodies import HeldBodies
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.pipelines import Pipelines
@@ -74,6 +74,7 @@ class GatewaySite(server.Site):
         web_pages: WebPages = NO_WEB_PAGES,
         is_exempt: Callable[[str], bool] = lambda host: True,
         max_refused: int = MAX_REFUSED,
+        shares: Shares | None = None,
         budget_exceeded_status: int = BudgetExceeded.status,
         added_lines: Callable[[RequestContext], bytes] | None = None,
     ) -> None:
@@ -94,6 +95,7 @@ class GatewaySite(server.Site):
             web_pages: decides which web pages may read the gateway's own errors.
             is_exempt: returns whether an address may have more than its share of the connections.
             max_refused: connections over the limit to answer at a time.
+            shares: how many connections other processes leave to this one; None if it is the only one.
             budget_exceeded_status: the status of the answer to a request whose budget is spent.
             added_lines: returns header lines to add to the response of a streaming resource; None adds none.
         """
@@ -130,6 +132,7 @@ class GatewaySite(server.Site):
             share=limits.max_connections_share,
             is_exempt=is_exempt,
             max_refused=max_refused,
+            shares=shares,
         )
 
     def reconfigure(

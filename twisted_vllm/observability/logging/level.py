@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_vllm.observability.logging.observer import LineObserver
@@ -26,7 +28,12 @@ class LevelInEffect:
 
 
 class LogLevels:
-    """Changes the level of the log at once, until the next reload or for a time."""
+    """Changes the level of the log at once, until the next reload or for a time.
+
+    Attributes:
+        share: has the other processes of the gateway make a change; the arguments are those of `change`. It returns the
+            names of those that did not. None if there are no others.
+    """
 
     _log = Logger()
 
@@ -37,6 +44,7 @@ class LogLevels:
             observer: the log.
             clock: the reactor's clock (``IReactorTime``).
         """
+        self.share: Callable[[str, float | None, str], Deferred[Sequence[str]]] | None = None
         self._observer = observer
         self._clock = clock
         self._configured = observer.level

@@ -56,18 +56,34 @@ class _Event(msgspec.Struct, omit_defaults=True):
     namespace: str
     message: str
     failure: str | None = None
+    process: str = ""
 
 
 @implementer(ILines)
 class JsonLines:
     """Formats one JSON object per line, each with ``time``, ``level`` and ``namespace``."""
 
-    def __init__(self, redact: Callable[[str], str] | None = None, seconds: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        redact: Callable[[str], str] | None = None,
+        seconds: Callable[[], float] = time.time,
+        *,
+        process: str = "",
+    ) -> None:
+        """Make the format.
+
+        Args:
+            redact: removes secrets from messages and tracebacks.
+            seconds: the clock for events without a time, in seconds since 1970.
+            process: the name of this process, for each line; empty for none.
+        """
         self._redact = redact or Redactor()
         self._seconds = seconds
         self._encode = msgspec.json.Encoder().encode
         levels = ("debug", "info", "warn", "error", "critical")
-        tail = ',"level":"%s","namespace":"' + REQUEST_NAMESPACE + '"}\n'
+        self._process = process
+        named = f',"process":"{process}"' if process else ""
+        tail = ',"level":"%s","namespace":"' + REQUEST_NAMESPACE + f'"{named}}}\n'
         self._request_tails = {level: (tail % level).encode("ascii") for level in levels}
 
     def request(self, record: RequestRecord, level: str) -> bytes:
@@ -84,6 +100,7 @@ class JsonLines:
         return self._line(_read_event(_dropped_event(count), self._redact, self._seconds))
 
     def _line(self, event: _Event) -> bytes:
+        event.process = self._process
         return json_line(self._encode(event)) + b"\n"
 
 
@@ -97,6 +114,7 @@ class TextLines:
         seconds: Callable[[], float] = time.time,
         *,
         terminal: bool = False,
+        process: str = "",
     ) -> None:
         """Make the format.
 
@@ -104,7 +122,9 @@ class TextLines:
             redact: removes secrets from messages and tracebacks.
             seconds: the clock for events without a time, in seconds since 1970.
             terminal: whether to use colours, and times without the date.
+            process: the name of this process, for each line; empty for none.
         """
+        self._process = f" {process}" if process else ""
         self._redact = redact or Redactor()
         self._seconds = seconds
         self._terminal = terminal
@@ -157,7 +177,7 @@ class TextLines:
         return f"{self._when(event.time)} {level} {namespace} {many_lines(message, INDENT)}\n".encode()
 
     def _when(self, iso: str) -> str:
-        return one_line(iso[11:23] if self._terminal else iso)
+        return one_line(iso[11:23] if self._terminal else iso) + self._process
 
     def _coloured(self, text: str, colour: str) -> str:
         return f"{colour}{text}{_RESET}" if self._terminal and colour else text

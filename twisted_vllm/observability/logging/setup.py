@@ -59,12 +59,14 @@ class TwistdLog:
         logfile: ``--logfile``; ``-`` is standard output.
         syslog_prefix: ``--prefix`` if ``--syslog`` was given, else ``None``.
         has_logger: whether ``--logger`` names the operator's own observer.
+        directory: where the names of files begin; None for the working directory of now.
     """
 
     is_daemon: bool = False
     logfile: str | None = None
     syslog_prefix: str | None = None
     has_logger: bool = False
+    directory: str | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> Self:
@@ -80,7 +82,11 @@ class TwistdLog:
 
 
 def make_observer(
-    settings: LogSettings, secrets: Iterable[str], stdout: IO[str], twistd: TwistdLog | None = None
+    settings: LogSettings,
+    secrets: Iterable[str],
+    stdout: IO[str],
+    twistd: TwistdLog | None = None,
+    process: str = "",
 ) -> ILogObserver:
     """Make the observer for the gateway's log. Nothing is written before `install`.
 
@@ -91,6 +97,7 @@ def make_observer(
         secrets: what must never be logged.
         stdout: the process's standard output, before twistd replaces it.
         twistd: the log options of twistd's command line.
+        process: the name of this process, if the gateway has several that share the log.
 
     Raises:
         OSError: the log file cannot be opened.
@@ -100,7 +107,7 @@ def make_observer(
     if twistd.has_logger:
         return globalLogPublisher
     try:
-        return GatewayLog(settings, secrets, stdout, twistd)
+        return GatewayLog(settings, secrets, stdout, twistd, process)
     except LogTargetError as error:
         raise SystemExit(str(error)) from None
 
@@ -112,14 +119,17 @@ class GatewayLog(LineObserver):
         redact: removes secrets from text.
     """
 
-    def __init__(self, settings: LogSettings, secrets: Iterable[str], stdout: IO[str], twistd: TwistdLog) -> None:
+    def __init__(
+        self, settings: LogSettings, secrets: Iterable[str], stdout: IO[str], twistd: TwistdLog, process: str = ""
+    ) -> None:
         """Make it; the arguments are those of `make_observer`."""
         self.redact = Redactor(secrets)
         self._settings = settings
         self._stdout = stdout
         self._twistd = twistd
+        self._process = process
         # twistd changes it later
-        self._directory = os.getcwd()
+        self._directory = twistd.directory or os.getcwd()
         sink = self._make_sink(settings)
         lines = self._make_lines(settings)
         super().__init__(LogWriter(sink, lines.dropped), lines, settings.level)
@@ -150,12 +160,17 @@ class GatewayLog(LineObserver):
         path = self._path(settings)
         if path is not None:
             path = os.path.join(self._directory, path)
-            return RotatedFile(path, rotate_bytes=settings.rotate_bytes, keep_files=settings.keep_files)
+            return RotatedFile(
+                path,
+                rotate_bytes=settings.rotate_bytes,
+                keep_files=settings.keep_files,
+                is_shared=bool(self._process),
+            )
         if twistd.is_daemon:
             raise LogTargetError(
                 "A daemon cannot log to standard output: name a file with --logfile, or start with twistd -n."
             )
-        return StreamSink(self._stdout)
+        return StreamSink(self._stdout, is_shared=bool(self._process))
 
     def _path(self, settings: LogSettings) -> str | None:
         """Return the name of the log's file; None for standard output."""
@@ -166,8 +181,8 @@ class GatewayLog(LineObserver):
         to_stream = self._twistd.syslog_prefix is None and self._path(settings) is None
         is_terminal = to_stream and self._stdout.isatty()
         if settings.format == "text" or (settings.format == "auto" and is_terminal):
-            return TextLines(self.redact, terminal=is_terminal)
-        return JsonLines(self.redact)
+            return TextLines(self.redact, terminal=is_terminal, process=self._process)
+        return JsonLines(self.redact, process=self._process)
 
 
 def give_to_twistd(observer: ILogObserver, application: object) -> None:

@@ -66,6 +66,11 @@ class NumberFamily(FastFamily):
         self._rows.append((values, number))
 
     @property
+    def rows(self) -> Sequence[tuple[Sequence[str], float]]:
+        """The values of the labels of each sample, and its number."""
+        return self._rows
+
+    @property
     def _sample_name(self) -> str:
         return f"{self.name}_total" if self.type == "counter" else self.name
 
@@ -98,6 +103,15 @@ class HistogramFamily(FastFamily):
     def add(self, values: Sequence[str], histogram: Histogram) -> None:
         """Add a histogram, as it is now, with these values of the labels."""
         self._rows.append((values, histogram.buckets(), histogram.sum))
+
+    def add_counts(self, values: Sequence[str], buckets: list[tuple[str, float]], total: float) -> None:
+        """Add what was counted elsewhere; `buckets` are those of `Histogram.buckets`, and `total` is the sum."""
+        self._rows.append((values, buckets, total))
+
+    @property
+    def rows(self) -> Sequence[tuple[Sequence[str], list[tuple[str, float]], float]]:
+        """The values of the labels of each histogram, its buckets and its sum."""
+        return self._rows
 
     @property
     def samples(self) -> list[Sample]:

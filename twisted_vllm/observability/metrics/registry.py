@@ -7,19 +7,19 @@ strangers ask for leaves administrators their own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
+from typing import Protocol
 
 import attrs
 from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from twisted.internet.defer import Deferred
 
 from twisted_vllm.observability.metrics.families import Collected
-
-#: the prefix of the metrics' names
-PREFIX = "vllm_passthrough"
+from twisted_vllm.observability.metrics.names import PREFIX as PREFIX
 
 #: the versions of either format that a client may ask for; empty is any
 _VERSIONS = frozenset({"", "0.0.1", "0.0.4", "1.0.0"})
@@ -55,8 +55,15 @@ class Snapshot:
         return _SAMPLE_BYTES * sum(len(family.samples) for family in self.families)
 
 
+class Exposes(Protocol):
+    """What writes metrics: those of one process, or of several."""
+
+    def expose(self, accept: str, named: bool = False) -> tuple[bytes, str] | Deferred[tuple[bytes, str]]:
+        """Return all metrics and their media type, as `Metrics.expose`."""
+
+
 class Metrics:
-    """The metrics of one gateway. Each has its own registry, as a process may run several gateways."""
+    """The metrics of one process. Each has its own registry, as a process may run several gateways."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Add the metrics of the process and of Python.
@@ -68,11 +75,17 @@ class Metrics:
         self._registry = CollectorRegistry()
         # what administrators get
         self._named = CollectorRegistry()
+        # what administrators get, and whether strangers get it too
+        self._collectors: list[tuple[Collector, bool]] = []
         for each in (self._registry, self._named):
-            ProcessCollector(registry=each)
-            PlatformCollector(registry=each)
-            GCCollector(registry=each)
-            Info(PREFIX, "The gateway", registry=each).info({"version": version("twisted-vllm")})
+            info = Info(PREFIX, "The gateway", registry=each)
+            info.info({"version": version("twisted-vllm")})
+            self._collectors = [
+                (ProcessCollector(registry=each), True),
+                (PlatformCollector(registry=each), True),
+                (GCCollector(registry=each), True),
+                (info, True),
+            ]
         #: the collections that strangers and administrators have left, and when they last asked
         self._left = [float(BURST), float(BURST)]
         self._asked = [0.0, 0.0]
@@ -86,11 +99,20 @@ class Metrics:
             named: what administrators get in its place: the same metrics, with names that strangers must not learn.
         """
         self._registry.register(collector)
-        self._named.register(collector if named is None else named)
+        shown = collector if named is None else named
+        self._named.register(shown)
+        self._collectors.append((shown, True))
 
     def add_for_administrators(self, collector: Collector) -> None:
         """Add a collector of which strangers get nothing."""
         self._named.register(collector)
+        self._collectors.append((collector, False))
+
+    def families(self) -> Iterator[tuple[Metric, bool]]:
+        """Collect all metrics, with the names that administrators see; yield each and whether strangers get it too."""
+        for collector, is_open in self._collectors:
+            for metric in collector.collect():
+                yield metric, is_open
 
     def snapshot(self, now: float) -> Snapshot:
         """Collect all metrics, with the names that administrators see.
@@ -107,7 +129,7 @@ class Metrics:
             accept: the request's ``Accept`` header; what cannot be parsed is ignored.
             named: whether an administrator asks.
         """
-        encode, content_type = choose_encoder(",".join(filter(_is_known, accept.split(","))))
+        encode, content_type = encoder_for(accept)
         began = self._monotonic()
         self._left[named] = min(self._left[named] + (began - self._asked[named]) * PER_SECOND, BURST)
         self._asked[named] = began
@@ -121,15 +143,27 @@ class Metrics:
         return found, content_type
 
     def _collect(self, encode: Callable[[Collector], bytes], named: bool) -> bytes:
-        collected = Collected((self._named if named else self._registry).collect())
-        text = encode(collected)
-        if not collected.fast:
-            return text
-        openmetrics = text.endswith(_END)
-        lines = "".join(line for family in collected.fast for line in family.lines(openmetrics)).encode(
-            "utf-8", "replace"
-        )
-        return text.removesuffix(_END) + lines + (_END if openmetrics else b"")
+        return written((self._named if named else self._registry).collect(), encode)
+
+
+def encoder_for(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """Return what writes metrics as a client wants them, and the media type.
+
+    Args:
+        accept: the request's ``Accept`` header; what cannot be parsed is ignored.
+    """
+    return choose_encoder(",".join(filter(_is_known, accept.split(","))))
+
+
+def written(metrics: Iterable[Metric], encode: Callable[[Collector], bytes]) -> bytes:
+    """Write families with an encoder of `encoder_for`."""
+    collected = Collected(metrics)
+    text = encode(collected)
+    if not collected.fast:
+        return text
+    openmetrics = text.endswith(_END)
+    lines = "".join(line for family in collected.fast for line in family.lines(openmetrics)).encode("utf-8", "replace")
+    return text.removesuffix(_END) + lines + (_END if openmetrics else b"")
 
 
 def _is_known(media_range: str) -> bool:

@@ -42,7 +42,7 @@ class Operation:
     SETTLE = 1
     #: number, kind, id, allowance in JSON: a subject is named by this number from now on
     DEFINE = 2
-    #: number: a subject is not named any more
+    #: numbers: these subjects are not named any more
     FORGET = 3
     #: number, table, name: count one in a table of `COUNTED`
     COUNT = 4

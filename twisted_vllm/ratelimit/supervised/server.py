@@ -10,7 +10,7 @@ import msgspec
 from twisted.logger import Logger
 
 from twisted_vllm.errors import BudgetExceeded, RateLimitExceeded
-from twisted_vllm.ratelimit.allowance import Allowance, Limited
+from twisted_vllm.ratelimit.allowance import END_USER, Allowance, Limited
 from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.memory.reconciliation import BudgetReconciliation
@@ -95,6 +95,8 @@ class LimitServer:
 
     Attributes:
         limiter: counts.
+        operations: how many operations workers asked for: admissions, settlements, counts.
+        on_loaded: called once the budgets are loaded.
     """
 
     _log = Logger()
@@ -117,6 +119,8 @@ class LimitServer:
             now: returns the time in Unix seconds.
         """
         self.limiter = limiter
+        self.operations = 0
+        self.on_loaded: Callable[[], None] = _nothing
         self._hub = hub
         self._reconciliation = reconciliation
         self._counts = counts
@@ -152,6 +156,7 @@ class LimitServer:
         process = self._processes.get(sender)
         if process is None:
             process = self._processes[sender] = _Process()
+        self.operations += len(operations)
         now = self._now()
         self.limiter.generation = self._reconciliation.generation_of(sender)
         answers: list[Any] = []
@@ -199,13 +204,16 @@ class LimitServer:
             _, number, whose, id, allowance = operation
             process.subjects[number] = Limited(whose, id, _allowance(allowance))
         elif kind == Operation.FORGET:
-            process.subjects.pop(operation[1], None)
+            for number in operation[1:]:
+                process.subjects.pop(number, None)
         elif kind == Operation.COUNT:
             _, number, table, name = operation
             answers.append((number, Answer.COUNTED, *self._counts[table].add(name, now)))
         elif kind == Operation.LOADED:
             _, whose, id, spend, start = operation
-            self._use(process, (whose, id))
+            if whose == END_USER:
+                # the budgets of others are kept for ever
+                self._use(process, (whose, id))
             self._load([(whose, id, spend, start)], sender)
         elif kind == Operation.RELEASED:
             self._release(process, (operation[1], operation[2]))
@@ -236,6 +244,7 @@ class LimitServer:
                 limiter.budget_loaded(kind, id, int(spend), start)
 
     def _loaded(self, message: None, sender: int) -> None:
+        self.on_loaded()
         held, self._held = self._held or [], None
         for number, operations in held:
             self._received(operations, number)
@@ -324,3 +333,7 @@ class LimitServer:
     def _told(self, told: list[Told], sender: int) -> None:
         for each in told:
             self.limiter.budget_told(each.kind, each.id, each.start, int(each.told))
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -56,8 +56,8 @@ class Subjects:
         if found is None or found[1] != allowance:
             self._send((Operation.DEFINE, number, *key, msgspec.json.encode(allowance)))
         if len(self._newer) >= self._half:
-            for forgotten, _ in self._older.values():
-                self._send((Operation.FORGET, forgotten))
+            if self._older:
+                self._send((Operation.FORGET, *(forgotten for forgotten, _ in self._older.values())))
             self._newer, self._older = {}, self._newer
         self._newer[key] = number, allowance
         return number

@@ -203,6 +203,8 @@ class SharedBreaker(Breaker):
                 # what its checks found since
                 self.reason, self.retry_at, self.last_resort = told.reason, told.retry_at, told.last_resort
             self.fails = max(self.fails, told.fails)
+            # a process that came later knows only since when it runs
+            self.since = min(self.since, told.since)
             return True
         if told.state not in _RANKS:
             return True

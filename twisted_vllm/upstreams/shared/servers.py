@@ -194,7 +194,7 @@ class SharedServers:
         known = [
             StatusOf(state.server.url, state.breaker.status)
             for state in states
-            if isinstance(state.breaker, SharedBreaker) and (state.breaker.ticket or state.breaker.fails)
+            if isinstance(state.breaker, SharedBreaker)
         ]
         if known:
             send(process, STATUS, known)

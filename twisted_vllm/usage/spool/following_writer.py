@@ -33,6 +33,9 @@ from twisted_vllm.usage.spool.writer_threads import (
 ENDING_SECONDS = 5.0
 #: bytes of a row, until some were read
 _ROW_BYTES = 600.0
+#: how full a batch shall be, and the least time to collect rows, in seconds
+_FULL_SHARE = 0.9
+_LEAST_SECONDS = 0.02
 
 #: who spends: kind and id
 Scope = tuple[str, str]
@@ -92,6 +95,9 @@ class FollowingWriter(WriterThreads):
         self._limits: Mapping[str, Position] | None = None
         self._turns = 0
         self._row_bytes = _ROW_BYTES
+        #: when it was looked for rows, and how many bytes of them came in a second before
+        self._looked_at = time.monotonic()
+        self._bytes_a_second = 0.0
         #: about when the request of the oldest row ended that is not moved, in microseconds since 1970
         self._oldest = 0
 
@@ -185,6 +191,12 @@ class FollowingWriter(WriterThreads):
             return bool(self._work)
         return sum(each.bytes_left for each in self._spools.values()) >= BATCH_ROWS * self._row_bytes
 
+    @property
+    def _seconds_until_next(self) -> float:
+        """At most the interval; less where a batch is full before: what is left then takes a transaction of its own."""
+        full = _FULL_SHARE * BATCH_ROWS * self._row_bytes / max(self._bytes_a_second, 1.0)
+        return min(max(self._looked_at + full - time.monotonic(), _LEAST_SECONDS), self._interval)
+
     def move_all(self, *, force: bool = False) -> bool:
         """Move what the spools have; see `WriterThreads`."""
         if force:
@@ -249,6 +261,11 @@ class FollowingWriter(WriterThreads):
             if ends_own and each.name == self._own.name:
                 each.has_ended = True
             each.look(found.get(each.name, ()))
+        now = time.monotonic()
+        self._bytes_a_second = sum(each.bytes_left for each in self._spools.values()) / max(
+            now - self._looked_at, 0.001
+        )
+        self._looked_at = now
 
     def _followed(self) -> Collection[str]:
         return self._spools

@@ -96,18 +96,30 @@ def text_of(line: bytes) -> bytes | None:
         return None
 
 
-def decode_line(line: bytes) -> Sequence[UsageRow] | None:
-    """Return the rows of a line without its newline; None for a damaged line."""
+#: payers and targets that need not be looked at again
+Known = tuple[set[bytes], set[bytes]]
+
+
+def decode_line(line: bytes, known: Known | None = None) -> Sequence[UsageRow] | None:
+    """Return the rows of a line without its newline; None for a damaged line.
+
+    Args:
+        line: the line.
+        known: those of the lines before, to which those of this one are added.
+    """
     text = text_of(line)
     if text is None:
         return None
+    payers, targets = known or (set(), set())
     try:
         rows = _decode(text)
-        # Payers and targets are not decoded with the rows.
-        for payer in {bytes(row.payer) for row in rows}:
+        # They are not decoded with the rows.
+        for payer in {bytes(row.payer) for row in rows} - payers:
             payer_of(payer)
-        for target in {bytes(row.target) for row in rows}:
+            payers.add(payer)
+        for target in {bytes(row.target) for row in rows} - targets:
             target_of(target)
+            targets.add(target)
         return rows
     except ValueError:
         return None
@@ -121,7 +133,9 @@ def clean(row: UsageRow) -> UsageRow:
 
 def read_lines(path: Path, start: int, end: int, max_rows: int, *, is_growing: bool = False) -> Lines[UsageRow]:
     """Read a part of a file of ledger rows; see `read_part`."""
-    return read_part(path, start, end, max_rows, decode_line, is_growing=is_growing)
+    # of the lines that are read at once
+    known: Known = (set(), set())
+    return read_part(path, start, end, max_rows, lambda line: decode_line(line, known), is_growing=is_growing)
 
 
 def read_part(

@@ -213,7 +213,7 @@ class WriterThreads:
                 continue
             backoff = 0.0
             if not self._must_hurry:
-                self._wake.wait(self._interval)
+                self._wake.wait(self._seconds_until_next)
                 self._wake.clear()
         self._recovery.close()
         self._store.close()
@@ -237,6 +237,11 @@ class WriterThreads:
     def _must_hurry(self) -> bool:
         """Whether a whole batch waits."""
         raise NotImplementedError
+
+    @property
+    def _seconds_until_next(self) -> float:
+        """How long rows are collected from now on, in seconds."""
+        return self._interval
 
     def _begin_anew(self) -> bool:
         """Go on after the database was found not to be as this process left it; return whether that succeeded."""
