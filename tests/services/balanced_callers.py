@@ -94,6 +94,10 @@ class Callers:
         """Count the answers of a key, in a phase, by what came of them."""
         return Counter(each.kind for each in self.of(key, phase))
 
+    def codes(self, key: str) -> set[str]:
+        """Return the codes with which a key was refused."""
+        return {each.code for each in self.of(key) if each.kind == REFUSED}
+
     def of(self, key: str = "", phase: str = "") -> Iterable[Answer]:
         """Return the answers of a key, in a phase; empty means all."""
         return [each for each in list(self.answers) if key in ("", each.key) and phase in ("", each.phase)]
