@@ -307,8 +307,9 @@ class Processes:
             return
         slot = process.slot
         seconds = self._reactor.seconds() - process.started
-        short_lives = self._short_lives[slot] = 1 if seconds >= WELL_SECONDS else self._short_lives.get(slot, 0) + 1
-        failures = self._failures[slot] = 0 if process.is_ready else self._failures.get(slot, 0) + 1
+        lived_long = seconds >= WELL_SECONDS
+        short_lives = self._short_lives[slot] = 1 if lived_long else self._short_lives.get(slot, 0) + 1
+        failures = self._failures[slot] = 0 if lived_long or process.is_ready else self._failures.get(slot, 0) + 1
         self._log.error(
             "The {process} has ended {how} after {seconds:.1f} s", process=process.name, how=how, seconds=seconds
         )
