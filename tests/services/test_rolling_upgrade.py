@@ -79,6 +79,8 @@ def ledger_of(url: str, version: str) -> list[str]:
     )
     done = subprocess.run(
         [sys.executable, "-c", script, url],
+        # -c looks into the working directory first
+        cwd=version,
         env=environment(PYTHONPATH=f"{version}:{REPOSITORY}"),
         capture_output=True,
         text=True,

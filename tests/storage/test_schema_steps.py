@@ -13,6 +13,7 @@ from tests.storage.migrations import scripts
 from tests.storage.test_schema import engine_for
 from twisted_vllm.storage import schema
 from twisted_vllm.storage.schema_steps import Step, needed, number_of, pending, steps_of
+from twisted_vllm.storage.tables import VERSION_TABLE
 
 #: the last migration of the time before steps were declared
 LAST_UNDECLARED = "0010_partitions"
@@ -136,6 +137,6 @@ def test_what_older_code_does_not_see_is_allowed() -> None:
         "\nCREATE TABLE origins (\n\tid INTEGER NOT NULL UNIQUE\n)",
         "CREATE UNIQUE INDEX origins_id ON origins (id)",
         "UPDATE origins SET id = 1",
-        f"UPDATE {schema.VERSION_TABLE} SET version_num = '1'",
+        f"UPDATE {VERSION_TABLE} SET version_num = '1'",
     ]
     assert faults_of(statements) == []
