@@ -94,6 +94,7 @@ class Load:
     async def once(self) -> None:
         """Ask five times in each process, and wait for the answers."""
         asked = [each.admit(self._limited, "", 0, 0, NOON) for each in self._limiters for _ in range(5)]
+        result: Any
         for succeeded, result in await DeferredList(asked, consumeErrors=True):
             if succeeded:
                 self.admitted += 1
@@ -194,14 +195,15 @@ async def test_the_probe_says_which_master_it_found_and_tells_no_password(
         address, version, role = found.split(", ")
         assert (address, role) == (f"127.0.0.1:{master.port}", "master with 1 replica")
         assert re.fullmatch(program + r" [0-9]+\.[0-9]+\.[0-9]+", version)
-    for place, reason in (
+    wrong: tuple[tuple[RedisPlace, str], ...] = (
         (attrs.evolve(replicated.place, service="nobody"), "it knows no master that is called nobody"),
         (replicated.replica.server, "it is a replica"),
         (RedisCluster((replicated.master.server,)), "cluster support disabled"),
         (attrs.evolve(replicated.place, sentinels=(replicated.master.server,)), "unknown command"),
-    ):
+    )
+    for unusable, reason in wrong:
         with pytest.raises(RedisUnavailable, match=reason) as caught:
-            await look_at_redis(reactor, place, PATIENCE)
+            await look_at_redis(reactor, unusable, PATIENCE)
         assert replicated.master.password not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection, MetaData, inspect
 
 import twisted_vllm.storage
@@ -17,6 +17,11 @@ from twisted_vllm.storage.tables import VERSION_TABLE, audit
 from twisted_vllm.storage.usage.tables import metadata, rows_metadata
 
 _MIGRATIONS = Path(twisted_vllm.storage.__file__).parent / "migrations"
+
+
+def scripts() -> list[Script]:
+    """Return all migrations, the oldest first."""
+    return list(ScriptDirectory.from_config(_config(None)).walk_revisions())[::-1]
 
 
 def newest_revision() -> str | None:

@@ -87,6 +87,7 @@ class Options(usage.Options):
         self.settings: Settings | None = None
         self.quickstart: Quickstart | None = None
         self.litellm_url: str | None = None
+        self.migrate: str | None = None
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse the command line.
@@ -120,6 +121,12 @@ class Options(usage.Options):
         """Copy keys, teams and spend from LiteLLM's database (URL or os.environ/NAME), and end."""
         self.litellm_url = url
 
+    def opt_migrate(self, kind: str) -> None:
+        """Bring the database to this version's schema, and end: expand (as a start does), or contract too."""
+        if kind not in ("expand", "contract"):
+            raise usage.UsageError("--migrate takes expand, or contract once no older gateway runs")
+        self.migrate = kind
+
     def parseArgs(self, *surplus: str) -> None:
         """Refuse what is not an option.
 
@@ -132,6 +139,8 @@ class Options(usage.Options):
             raise usage.UsageError("--check starts nothing, and --quickstart decides at the start: use one of them")
         if self.litellm_url is not None and (self["quickstart"] or self["probe"]):
             raise usage.UsageError("--import-litellm goes with --config and --check alone")
+        if self.migrate is not None and (self["quickstart"] or self["check"] or self.litellm_url is not None):
+            raise usage.UsageError("--migrate goes with --config alone")
         if self["probe"] and not self["check"]:
             raise usage.UsageError("--probe goes with --check: a gateway that starts looks at its servers by itself")
 
@@ -159,6 +168,8 @@ class Options(usage.Options):
             refuse_options(self.parent or {})
         if self.litellm_url is not None:
             raise SystemExit(self._import_litellm(self.litellm_url, self.settings))
+        if self.migrate is not None:
+            raise SystemExit(self._migrate(self.migrate, self.settings))
         if self["check"]:
             # where a gateway that starts with the same options has its files
             directory = "." if self.parent is None else self.parent["rundir"]
@@ -169,6 +180,14 @@ class Options(usage.Options):
                 "\n".join((*describe(self.settings), *processes(self.settings, workers), "", summarize(self.settings)))
             )
             raise SystemExit(0 if not self["probe"] or self._probe(self.settings) else 1)
+
+    def _migrate(self, kind: str, settings: Settings) -> int:
+        # Imported here: a gateway that starts does not need it.
+        from twisted_vllm.app.migrate_command import run
+
+        if self.parent is not None:
+            os.chdir(self.parent["rundir"])
+        return run(settings.database_url, kind)
 
     def _import_litellm(self, url: str, settings: Settings) -> int:
         # Imported here: a gateway that starts does not need it.

@@ -11,7 +11,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import begin, make_engine, parse_url, reason_of
 from twisted_vllm.storage.errors import StoreError
-from twisted_vllm.storage.schema import is_current, unknown_revision
+from twisted_vllm.storage.schema import is_usable, unknown_revision
 
 #: seconds to wait for an answer
 SECONDS = 10.0
@@ -27,7 +27,7 @@ def look_at_database(url: Secret) -> str:
 
 
 def has_tables(url: Secret) -> bool:
-    """Return whether the database has the tables of this version. It blocks, and makes no file and no table.
+    """Return whether the database has tables that this version works with. It blocks, and makes no file and no table.
 
     Raises:
         StoreError: it cannot be used; the message says why and names no password.
@@ -36,7 +36,7 @@ def has_tables(url: Secret) -> bool:
 
 
 def _look(url: Secret) -> bool | None:
-    """Return whether the tables are those of this version; None for a file that does not exist."""
+    """Return whether this version works with the tables; None for a file that does not exist."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         file = Path(str(parsed.database))
@@ -48,11 +48,11 @@ def _look(url: Secret) -> bool | None:
         engine = make_engine(parsed, connections=1, read_only=True, lock_seconds=SECONDS)
         try:
             with begin(engine, Deadline(SECONDS), writes=False) as connection:
-                unknown, current = unknown_revision(connection), is_current(connection)
+                unknown, current = unknown_revision(connection), is_usable(connection)
         finally:
             engine.dispose()
     except SQLAlchemyError as error:
         raise StoreError(reason_of(error, url)) from None
     if unknown is not None:
-        raise StoreError(f"it has the schema {unknown!r}, which this version does not know: it is a newer one's")
+        raise StoreError(f"it has the schema {unknown!r}, which this version cannot use: it is a newer one's")
     return current

@@ -22,7 +22,7 @@ from twisted_vllm.config.urls import describe_database
 from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import begin, make_engine, parse_url, reason_of
 from twisted_vllm.storage.errors import StoreError
-from twisted_vllm.storage.schema import is_current
+from twisted_vllm.storage.schema import is_usable
 from twisted_vllm.storage.usage.room import Room, measure
 
 #: seconds that it may take
@@ -72,7 +72,7 @@ def _measure(url: Secret, retention: float | None, spool: Path | None) -> Room:
     engine = make_engine(parsed, connections=1, read_only=True, must_exist=True)
     try:
         with begin(engine, Deadline(_SECONDS), writes=False) as connection:
-            if not is_current(connection):
+            if not is_usable(connection):
                 raise StoreError("The database has another version's tables: start the gateway once to migrate it.")
             return measure(connection, retention, spool)
     except SQLAlchemyError as error:
