@@ -63,7 +63,7 @@ class Process:
         self.link = link
         self.served = Served()
         metrics = Metrics()
-        metrics.add(self.served)  # type: ignore[arg-type]  # it collects
+        metrics.add(self.served)
         self.now = 0.0
         self.shared = SharedMetrics(metrics, link, lambda: self.now)
 
@@ -92,6 +92,13 @@ async def test_every_process_tells_the_sum_of_all(processes: Connected, reactor:
         found = await each.samples()
         assert found[SERVED] == found["vllm_passthrough_connections"] == 111
         assert found['answered{ready="3"}'] == 3
+
+
+async def test_the_housekeeper_exports_what_all_counted(processes: Connected, reactor: Any) -> None:
+    housekeeper, *_ = await three(processes, reactor)
+    snapshot = await housekeeper.shared.snapshot(5.0)
+    figures = {sample.name: sample.value for family in snapshot.families for sample in family.samples}
+    assert (snapshot.time, figures["vllm_passthrough_served_total"]) == (5.0, 111)
 
 
 async def test_what_was_told_is_not_taken_back_when_a_process_ends(processes: Connected, reactor: Any) -> None:

@@ -31,10 +31,16 @@ DOCUMENTED = {
     name: (tuple(labels.split(",")) if labels else (), kind)
     for name, labels, kind in re.findall(r"^\| `(\w+)(?:\{(\w+(?:,\w+)*)\})?` \| (\w+) \|", PAGE, re.MULTILINE)
 }
+#: those of several processes
+OF_WORKERS = set(
+    re.findall(r"^\| `(\w+)", PAGE.partition("only with several processes")[2].partition("## ")[0], re.MULTILINE)
+)
 #: there only where it is configured
-CONFIGURED = {"vllm_passthrough_limits_redis_up"} | {
-    name for name in DOCUMENTED if name.startswith("vllm_passthrough_usage_export_")
-}
+CONFIGURED = (
+    {"vllm_passthrough_limits_redis_up"}
+    | {name for name in DOCUMENTED if name.startswith("vllm_passthrough_usage_export_")}
+    | OF_WORKERS
+)
 OF_THE_LEDGER = {name for name in DOCUMENTED if name.startswith("vllm_passthrough_ledger_")}
 #: what only administrators get, if it is switched on
 OF_CALLERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -70,3 +71,17 @@ def test_strangers_get_no_names_and_the_same_numbers_from_each_worker(gateway: W
         assert "127.0.0.1" not in text
         found.add(frozenset(re.findall(r'server="([^"]*)"', text)))
     assert len(found) == 1
+
+
+def test_the_level_of_the_log_changes_in_all_processes_and_lines_name_theirs(gateway: Workers) -> None:
+    assert ask(gateway.port, "/config/log_level", MASTER_KEY, "PUT", '{"level": "debug", "seconds": 600}')[0] == 200
+    for _ in range(6):
+        status, text = ask(gateway.port, "/config/log_level", MASTER_KEY)
+        assert (status, json.loads(text)["level"]) == (200, "debug")
+    gateway.wait_until_replaced(gateway.kill(1))
+    wait_until(lambda: len(gateway.messages("The log's level is debug")) == 4)
+    found = {line["process"] for line in gateway.lines()}
+    assert found == {"supervisor", "housekeeper", "worker-1", "worker-2"}
+    for _ in range(6):
+        status, text = ask(gateway.port, "/health/readiness", "")
+        assert (status, json.loads(text)["database"]) == (200, "available")

@@ -242,6 +242,27 @@ CASES = [
         says=("gw:4000 was restarted",),
     ),
     Case(
+        "WorkersMissing",
+        (*gauge("workers_running", 1), *gauge("workers_configured", 2)),
+        (*gauge("workers_running", 2), *gauge("workers_configured", 2)),
+        says=("gw:4000 has 1 workers",),
+    ),
+    Case(
+        "ProcessesEnd",
+        (("process_ends_total", 'process="worker-1", reason="by SIGKILL"', "0+1x60"),),
+        (
+            ("process_ends_total", 'process="worker-1", reason="told"', "0+1x60"),
+            ("process_ends_total", 'process="worker-1", reason="by SIGKILL"', "1x60"),
+        ),
+        says=("worker-1 of gw:4000 ends again",),
+    ),
+    Case(
+        "ProcessesSilent",
+        (*gauge("processes_answered", 2), *gauge("processes_running", 3)),
+        (*gauge("processes_answered", 3), *gauge("processes_running", 3)),
+        says=("A process of gw:4000",),
+    ),
+    Case(
         "EventLoopStalled",
         (
             ("event_loop_lag_seconds_count", "", "0+240x60"),

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from twisted_vllm.app.supervisor_metrics import SupervisorMetrics
 from twisted_vllm.observability.metrics.messages import Family, RawPart, add_ended
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.messages import encode
@@ -36,12 +35,19 @@ MOST_NUMBERS = 20_000
 _families = msgspec.msgpack.Decoder(list[Family])
 
 
+class Described(Protocol):
+    """What the supervisor knows of itself: `SupervisorMetrics`."""
+
+    def families(self, answered: int, ready: int) -> list[Family]:
+        """Return its own families."""
+
+
 class MetricsKeeper:
     """Collects the metrics of all processes."""
 
     _log = Logger()
 
-    def __init__(self, hub: Hub, own: SupervisorMetrics, reactor: Any) -> None:
+    def __init__(self, hub: Hub, own: Described, reactor: Any) -> None:
         """Set up; `start` begins to collect.
 
         Args:

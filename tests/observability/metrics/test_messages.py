@@ -84,7 +84,7 @@ def test_what_one_process_sent_reads_as_if_it_had_been_asked_itself(accept: str)
             slow.add([], counted)
             return [plain, fast, slow]
 
-    metrics.add(Both())  # type: ignore[arg-type]  # it collects
+    metrics.add(Both())
     sent = msgspec.msgpack.encode([message_of(metric, is_open=is_open) for metric, is_open in metrics.families()])
     received = msgspec.msgpack.decode(sent, type=list[Family])
     skipped = r"^(# \w+ )?(process_|python_).*\n"
