@@ -82,12 +82,12 @@ class Gateway:
         self.hub = AnsweredHub(self.clock, WriteCoalescer())
         self.processes = Processes(self.clock, sockets, self.hub, 2, self._command)
         self.gave_up: list[str] = []
-        self.served = 0
+        self.served: list[bool] = []
         self.processes.on_give_up = self.gave_up.append
         self.processes.on_serving = self._serving
 
     def _serving(self) -> None:
-        self.served += 1
+        self.served.append(True)
 
     def _command(self, number: int, slot: int, control: int) -> Command:
         return Command(["gateway", str(slot)], {}, {})
@@ -123,7 +123,7 @@ def test_it_serves_once_all_slots_are_ready(gateway: Gateway) -> None:
     gateway.ready(1, 2)
     assert not gateway.served
     gateway.ready(3)
-    assert gateway.served == 1
+    assert gateway.served == [True]
 
 
 def test_a_process_that_ends_is_replaced_later_each_time(gateway: Gateway, logged: Logged) -> None:
