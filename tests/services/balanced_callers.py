@@ -82,11 +82,11 @@ class Callers:
                 thread.join()
 
     def add(self, key: Key, *, threads: int, tokens: int, stream: bool, pause: float) -> None:
-        """Start threads that use a key, so many seconds apart."""
+        """Start threads that use a key, so many seconds apart; ten times as many once another phase has begun."""
         body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens, "stream": stream}
         encoded = json.dumps(body).encode()
         for _ in range(threads):
-            thread = threading.Thread(target=self._call, args=(key, encoded, pause))
+            thread = threading.Thread(target=self._call, args=(key, encoded, pause, self.phase))
             self._threads.append(thread)
             thread.start()
 
@@ -94,18 +94,22 @@ class Callers:
         """Count the answers of a key, in a phase, by what came of them."""
         return Counter(each.kind for each in self.of(key, phase))
 
+    def codes(self, key: str) -> set[str]:
+        """Return the codes with which a key was refused."""
+        return {each.code for each in self.of(key) if each.kind == REFUSED}
+
     def of(self, key: str = "", phase: str = "") -> Iterable[Answer]:
         """Return the answers of a key, in a phase; empty means all."""
         return [each for each in list(self.answers) if key in ("", each.key) and phase in ("", each.phase)]
 
-    def _call(self, key: Key, body: bytes, pause: float) -> None:
+    def _call(self, key: Key, body: bytes, pause: float, phase: str) -> None:
         connection = UnixConnection(self._socket)
         while not self._stop.is_set():
             answer = self._ask(connection, key, body)
             self.answers.append(answer)
             if answer.kind in (BROKEN, WRONG):
                 connection.close()
-            self._stop.wait(pause)
+            self._stop.wait(pause if phase in ("", self.phase) else 10 * pause)
         connection.close()
 
     def _ask(self, connection: UnixConnection, key: Key, body: bytes) -> Answer:

@@ -15,19 +15,22 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from benchmarks.postgresql import PostgresqlServer, unprivileged
-from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, command, environment, wait_until
+from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, command, environment
 from tests.services.unix_http import ask
 
 #: the lines of a gateway; each is a network of its own
 CLIENTS, DATABASE, REDIS = LINES = ("clients", "database", "redis")
 _GATEWAY_PORT, _REDIS_PORT, _SERVER_PORT = 4000, 6379, 8000
+#: a dozen processes may start at once, on two busy cores
+_START_SECONDS = 90.0
 #: how long a slow machine stands still, and how long it runs then, in seconds
 _STILL, _RUNS = 0.15, 0.05
 
@@ -146,10 +149,14 @@ class Process:
                 start_new_session=True,
             )
 
-    def wait_until(self, is_so: Any) -> None:
-        """Wait for what the process does."""
-        wait_until(lambda: is_so() or self._popen.poll() is not None)
-        assert self._popen.poll() is None, self.log.read_text(errors="replace")[-3000:]
+    def wait_until(self, is_so: Callable[[], object]) -> None:
+        """Wait for what the process does at its start."""
+        end = time.monotonic() + _START_SECONDS
+        while not is_so():
+            log = self.log.read_text(errors="replace")[-3000:]
+            assert self._popen.poll() is None, log
+            assert time.monotonic() < end, f"not ready after {_START_SECONDS:g} seconds: {log}"
+            time.sleep(0.05)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and to all that it started."""

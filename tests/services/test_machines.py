@@ -20,7 +20,7 @@ from tests.whole_ledger import check_ledger
 from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 #: seconds of each phase
-LONG = 20.0 if FULL else 4.0
+LONG = 20.0 if FULL else 3.0
 CALM, STOPPED, NO_DATABASE, NO_REDIS, SLOW, BACK = PHASES = (
     "calm", "one stopped", "one without database", "one without Redis", "one slow", "back",
 )  # fmt: skip
@@ -29,7 +29,7 @@ RPM, BUDGET = 40, 2.0
 #: streams that one key may have at a time, and how many want one
 PARALLEL, WANTED = 3, 6
 ROUTE = "/v1/chat/completions"
-PICODOLLARS = 1e12
+PICODOLLARS, MINUTE_US = 1e12, 60_000_000
 #: requests of a key that a failing gateway may have in hand
 FEW = 5
 SETTINGS = {
@@ -78,32 +78,40 @@ def live(hub: Hub, callers: Callers, keys: dict[str, Key]) -> None:
         callers.add(keys[f"rpm, {phase}"], threads=2, tokens=2, stream=False, pause=0.02)
         callers.add(keys[f"budget, {phase}"], threads=2, tokens=4, stream=False, pause=0.02)
 
+    def last() -> None:
+        """Let the phase be long, and until its keys have used up their limits."""
+        time.sleep(LONG)
+        phase = callers.phase
+        wait_until(lambda: callers.codes(f"rpm, {phase}") >= {"rate_limit_exceeded"})
+        wait_until(lambda: callers.codes(f"budget, {phase}") >= {"budget_exceeded"})
+
     begin(CALM)
-    time.sleep(LONG)
+    last()
 
     begin(STOPPED)
     assert stopped.process.terminate() == 0
     stopped.start()
     stopped.wait()
+    last()
 
     begin(NO_DATABASE)
     without_database.cut(DATABASE)
-    time.sleep(LONG)
+    last()
     without_database.mend(DATABASE)
 
     begin(NO_REDIS)
     without_redis.cut(REDIS)
-    time.sleep(LONG)
+    last()
     assert without_redis.messages("does not count limits")
     without_redis.mend(REDIS)
     wait_until(lambda: without_redis.messages("counts limits again"))
 
     begin(SLOW)
     with stopped.slow():
-        time.sleep(LONG)
+        last()
 
     begin(BACK)
-    time.sleep(LONG)
+    last()
 
 
 def counted(hub: Hub) -> int:
@@ -144,10 +152,9 @@ def check_clients(callers: Callers) -> None:
     broken = [each for each in callers.answers if each.kind == BROKEN]
     assert {each.phase for each in broken} <= {STOPPED, SLOW}, broken
     for phase in PHASES:
-        assert callers.counts("plain", phase)[WHOLE] > 10, phase
+        assert callers.counts("plain", phase)[WHOLE] > 3, phase
         assert not callers.counts("plain", phase)[REFUSED] or phase == STOPPED, phase
-    lost = {each.code for each in callers.of(f"rpm, {NO_REDIS}") if each.kind == REFUSED}
-    assert lost == {"limits_unavailable", "rate_limit_exceeded"}
+    assert "limits_unavailable" in callers.codes(f"rpm, {NO_REDIS}") | callers.codes(f"budget, {NO_REDIS}")
 
 
 def check_rows(callers: Callers, rows: list[UsageRow], served: int) -> None:
@@ -160,24 +167,30 @@ def check_rows(callers: Callers, rows: list[UsageRow], served: int) -> None:
 
 def check_limits(callers: Callers, rows: list[UsageRow]) -> None:
     """No key got more than its limits allow, and each got what they allow unless its requests broke."""
-    costs = defaultdict[str, list[int]](list)
+    of_key = defaultdict[str, list[UsageRow]](list)
     for row in rows:
-        costs[payer_of(row.payer).key_name].append(row.cost)
+        of_key[payer_of(row.payer).key_name].append(row)
     for phase in PHASES:
         key, budget = f"rpm, {phase}", f"budget, {phase}"
-        assert callers.counts(key)[REFUSED] > 0, phase
-        assert callers.counts(key)[WHOLE] <= len(costs[key]) <= RPM, phase
+        assert "rate_limit_exceeded" in callers.codes(key), phase
+        assert most_in_a_minute(of_key[key]) <= RPM, phase
         # one that was counted while its gateway lost Redis or ended was not sent
         assert callers.counts(key)[WHOLE] >= RPM - FEW, phase
-        spent = sum(costs[budget]) / PICODOLLARS
-        assert callers.counts(budget)[REFUSED] > 0, phase
+        spent = sum(row.cost for row in of_key[budget]) / PICODOLLARS
+        assert "budget_exceeded" in callers.codes(budget), phase
         assert BUDGET / 2 < spent <= BUDGET, phase
-        print(f"{phase}: {len(costs[key])} of {RPM} requests a minute, {spent:.3f} of {BUDGET} dollars")
+        print(f"{phase}: {most_in_a_minute(of_key[key])} of {RPM} requests a minute, {spent:.3f} of {BUDGET} dollars")
     # the gateways' own times: a client may learn of an end when the next stream runs already
     for phase in ("", BACK):
         ids = {each.id for each in callers.of("parallel", phase)}
         streams = [row for row in rows if row.id in ids and row.first_byte_us is not None]
         assert most_at_once(streams) == PARALLEL, phase
+
+
+def most_in_a_minute(rows: list[UsageRow]) -> int:
+    """Return how many requests were certainly admitted within 60 seconds: each between its head and its first byte."""
+    spans = sorted((row.time, row.time + (row.first_byte_us or row.total_us)) for row in rows)
+    return max(sum(ended < began + MINUTE_US for _, ended in spans[at:]) for at, (began, _) in enumerate(spans))
 
 
 def most_at_once(rows: list[UsageRow]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import gatherResults, inlineCallbacks, maybeDeferred
@@ -14,8 +14,6 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.heap import forget_generated_sources, map_large_blocks, spare_from_collection
-from twisted_vllm.app.member import Member
-from twisted_vllm.app.membership import Membership
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.start_error import StartError, explain_address
@@ -26,6 +24,10 @@ from twisted_vllm.http.net.open_files import open_file_limit
 from twisted_vllm.observability.logging.setup import finish, give_to_twistd, install
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.registry import ChangeFollower
+
+if TYPE_CHECKING:
+    from twisted_vllm.app.member import Member
+    from twisted_vllm.app.membership import Membership
 
 
 class GatewayService(Service):
@@ -80,7 +82,12 @@ class GatewayService(Service):
         self._signals = signals
         self._hang_up = hang_up
         wiring = self.wiring = Wiring(reactor, settings, observer, read_again, directory, manager, member)
-        self._membership = None if member is None else Membership(member, wiring, reactor, self.ports, self._listen)
+        self._membership: Membership | None = None
+        if member is not None:
+            # Imported here: a gateway of one process does without.
+            from twisted_vllm.app.membership import Membership
+
+            self._membership = Membership(member, wiring, reactor, self.ports, self._listen)
         self._manager = manager
         self.site = wiring.site
         self._drain = wiring.drain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -12,10 +12,11 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.registry import Registry
-from twisted_vllm.workers.link import Link
-from twisted_vllm.workers.processes import name_of
 from twisted_vllm.workers.siblings import Siblings
 from twisted_vllm.workers.topics import NoAnswer
+
+if TYPE_CHECKING:
+    from twisted_vllm.workers.link import Link
 
 #: what the messages are about: a change, and that all others know of a new process
 TOPIC, KNOWN = "changes", "changes.known"
@@ -124,6 +125,9 @@ class SharedChanges:
         self._asked.discard(process)
         slot = self._siblings.others.get(process)
         if slot is not None and process not in self._late:
+            # Imported here: a gateway of one process has no others.
+            from twisted_vllm.workers.processes import name_of
+
             self._late.add(process)
             self._log.warn(
                 "The {process} did not take in a change of keys, users or teams: {reason}. It reads it a moment later",

@@ -34,7 +34,6 @@ from twisted_vllm.app.component_settings import (
 )
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
-from twisted_vllm.app.member import Member
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
@@ -143,6 +142,9 @@ if TYPE_CHECKING:
     from twisted_vllm.app.shared_metrics import SharedMetrics
     from twisted_vllm.app.shared_readiness import SharedReadiness
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
+
+if TYPE_CHECKING:
+    from twisted_vllm.app.member import Member
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"

@@ -30,9 +30,11 @@ def main(arguments: Sequence[str]) -> int:
     # the supervisor answers to the terminal, and tells what it wants
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if "LISTEN_FDS" in os.environ:
-        # systemd's sockets were inherited by the supervisor; here their endpoints are only parsed
-        os.environ["LISTEN_PID"] = str(os.getpid())
+    names = os.environ.get("LISTEN_FDNAMES")
+    if names:
+        # systemd's sockets were inherited by the supervisor, where Twisted removed the rest; here their endpoints are
+        # only parsed
+        os.environ.update(LISTEN_FDS=str(names.count(":") + 1), LISTEN_PID=str(os.getpid()))
     reactors.installReactor(order.reactor)
     from twisted.internet import reactor
 

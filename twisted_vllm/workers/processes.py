@@ -38,7 +38,7 @@ READY_SECONDS = 120.0
 FIRST_BACKOFF, MAX_BACKOFF = 0.1, 10.0
 #: a process that lived so many seconds was well: the next wait is the first again
 WELL_SECONDS = 30.0
-#: so many processes of one slot in a row that were not well, and the gateway gives up
+#: so many processes of one slot in a row that ended before they were ready, and the gateway gives up
 MOST_FAILURES = 8
 #: seconds after its end in which what a process sent is still read
 LAST_WORDS_SECONDS = 0.5
@@ -182,6 +182,7 @@ class Processes:
         self._number = 0
         self._served = False
         self._stopping = False
+        self._short_lives: dict[int, int] = {}
         self._failures: dict[int, int] = {}
         self._starting: dict[int, IDelayedCall] = {}
         self._acceptors: dict[int, int] = {}
@@ -306,7 +307,9 @@ class Processes:
             return
         slot = process.slot
         seconds = self._reactor.seconds() - process.started
-        failures = self._failures[slot] = 1 if seconds >= WELL_SECONDS else self._failures.get(slot, 0) + 1
+        lived_long = seconds >= WELL_SECONDS
+        short_lives = self._short_lives[slot] = 1 if lived_long else self._short_lives.get(slot, 0) + 1
+        failures = self._failures[slot] = 0 if lived_long or process.is_ready else self._failures.get(slot, 0) + 1
         self._log.error(
             "The {process} has ended {how} after {seconds:.1f} s", process=process.name, how=how, seconds=seconds
         )
@@ -316,9 +319,9 @@ class Processes:
         if not process.is_ready and not self._served:
             self._give_up(f"the {process.name} ended {how} before it was ready; the log says why")
         elif failures >= MOST_FAILURES:
-            self._give_up(f"the {process.name} ended {failures} times in a row, the last time {how}")
+            self._give_up(f"the {process.name} ended {failures} times in a row before it was ready, the last {how}")
         else:
-            wait = min(FIRST_BACKOFF * 2 ** (failures - 1), MAX_BACKOFF)
+            wait = min(FIRST_BACKOFF * 2 ** (short_lives - 1), MAX_BACKOFF)
             self._starting[slot] = self._reactor.callLater(wait, self._replace, slot)
 
     def _replace(self, slot: int) -> None:

@@ -14,7 +14,7 @@ from twisted_vllm.config.alert_types import SUPERVISOR_ALERT
 from twisted_vllm.ratelimit.supervised.messages import LIMITS, Answer, Operation, Speaks, error_of, unavailable
 
 #: the supervisor is late if an answer takes longer, in seconds
-LATE_SECONDS = 3
+LATE_SECONDS = 5
 _TICK = 1.0
 
 AtSend = Callable[[Callable[[], None]], None]

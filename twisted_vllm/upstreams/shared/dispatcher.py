@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
+from itertools import islice
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -37,6 +38,8 @@ from twisted_vllm.workers.siblings import Siblings
 
 #: requests of one model for which grants of entries are asked at a time: few, so that workers take turns
 MOST_ASKED = 16
+#: requests of one model that are looked at for it
+MOST_LOOKED_AT = 256
 
 
 class HeldPlaces:
@@ -274,7 +277,7 @@ class SharingDispatcher(Dispatcher):
                 continue
             room: dict[ServerState, int] = {}
             asked = 0
-            for waiting in group.queue:
+            for waiting in islice(group.queue, MOST_LOOKED_AT):
                 found = self._intended(group, waiting.ask, now, room)
                 if found is None or not isinstance(found.limits, LeasedLimits):
                     continue
