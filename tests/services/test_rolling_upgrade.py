@@ -192,7 +192,7 @@ def test_a_table_in_use_delays_the_step_and_nobody_else(tmp_path: Path, postgres
         psycopg.connect(postgresql_url) as dump,
         load(callers, [older.port], 3),
     ):
-        dump.execute("LOCK TABLE vllm_passthrough_keys IN ACCESS SHARE MODE")
+        dump.execute("LOCK TABLE vllm_passthrough_changes IN ACCESS SHARE MODE")
         migrating = subprocess.Popen(
             command(*ARGUMENTS, "--migrate", "expand"), cwd=tmp_path, env=environment(**variables)
         )
