@@ -192,7 +192,7 @@ def test_what_decides_knows_no_twisted() -> None:
 
 def test_only_the_edges_import_the_reactor() -> None:
     importers = {module for module in MODULES if "twisted.internet.reactor" in imports_of(module)}
-    assert importers == {"twisted_vllm.app.tap", "twisted_vllm.app.worker", "twisted_vllm.simulator.tap"}
+    assert importers == {"twisted_vllm.app.tap", "twisted_vllm.app.processes.worker", "twisted_vllm.simulator.tap"}
 
 
 def test_tap_imports_the_reactor_only_when_it_is_called() -> None:

@@ -42,7 +42,7 @@ def order(slot: int) -> bytes:
         reactor="default",
         log=Log(False, None, None),
     )
-    return b"\0".join([b"python", b"-m", b"twisted_vllm.app.worker", msgspec.json.encode(made), b""])
+    return b"\0".join([b"python", b"-m", b"twisted_vllm.app.processes.worker", msgspec.json.encode(made), b""])
 
 
 def process(proc: Path, pid: int, parent: int, ticks: int, command_line: bytes) -> None:

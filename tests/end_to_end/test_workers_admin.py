@@ -20,7 +20,7 @@ from tests.end_to_end.ledger_harness import rows_in
 from tests.end_to_end.process_harness import FULL, Connection, served
 from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, ask, wait_until
 from tests.end_to_end.workers_harness import Workers, started
-from twisted_vllm.app.shared_changes import PATIENCE as CHANGE_PATIENCE
+from twisted_vllm.app.shared.changes import PATIENCE as CHANGE_PATIENCE
 
 MODELS = "/vllm/v1/models"
 RESPONSES = "/vllm/v1/responses"

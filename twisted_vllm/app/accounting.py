@@ -40,7 +40,7 @@ from twisted_vllm.usage.spool.writer_threads import WriterThreads
 from twisted_vllm.workers.siblings import ALONE, Siblings
 
 if TYPE_CHECKING:
-    from twisted_vllm.app.shared_ledger import HousekeptLedger
+    from twisted_vllm.app.shared.ledger import HousekeptLedger
 
 #: the maximum seconds at start for moving the rows that former runs left in the spool
 RECOVERY_SECONDS = 10.0
@@ -231,8 +231,8 @@ class AccountingService:
     def _join(self, reactor: Any, spends: Callable[[], Deferred[list[Spend]]]) -> None:
         """Be one of several processes."""
         # Imported here: only then it is needed.
-        from twisted_vllm.app.ledger_messages import RESTORED, SPENT, Nothing, Totals
-        from twisted_vllm.app.shared_ledger import HousekeptLedger, tell_position
+        from twisted_vllm.app.shared.ledger import HousekeptLedger, tell_position
+        from twisted_vllm.app.shared.ledger_messages import RESTORED, SPENT, Nothing, Totals
 
         siblings, redis = self._siblings, self._redis
 
@@ -381,7 +381,7 @@ class AccountingService:
         """Store again what rows refer to: the database may have been restored."""
         self._forget_references()
         if not self._siblings.alone:
-            from twisted_vllm.app.ledger_messages import RESTORED, Nothing
+            from twisted_vllm.app.shared.ledger_messages import RESTORED, Nothing
 
             self._siblings.share(RESTORED, Nothing())
 

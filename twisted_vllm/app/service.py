@@ -26,8 +26,8 @@ from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.registry import ChangeFollower
 
 if TYPE_CHECKING:
-    from twisted_vllm.app.member import Member
-    from twisted_vllm.app.membership import Membership
+    from twisted_vllm.app.processes.member import Member
+    from twisted_vllm.app.processes.membership import Membership
 
 
 class GatewayService(Service):
@@ -85,7 +85,7 @@ class GatewayService(Service):
         self._membership: Membership | None = None
         if member is not None:
             # Imported here: a gateway of one process does without.
-            from twisted_vllm.app.membership import Membership
+            from twisted_vllm.app.processes.membership import Membership
 
             self._membership = Membership(member, wiring, reactor, self.ports, self._listen)
         self._manager = manager

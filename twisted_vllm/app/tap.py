@@ -286,7 +286,7 @@ def makeService(options: Options) -> IService:
     chosen = options.quickstart
     if workers > 1:
         # imported here: only a gateway with several processes needs it
-        from twisted_vllm.app.supervisor import SupervisorService
+        from twisted_vllm.app.processes.supervisor import SupervisorService
 
         if chosen is not None:
             sys.stdout.write(welcome(chosen, settings.listen[0]))

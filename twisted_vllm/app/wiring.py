@@ -37,9 +37,9 @@ from twisted_vllm.app.each_minute import EachMinute
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
-from twisted_vllm.app.shared_background import SharedBackground
-from twisted_vllm.app.shared_changes import SharedChanges
-from twisted_vllm.app.shared_exports import share_export
+from twisted_vllm.app.shared.background import SharedBackground
+from twisted_vllm.app.shared.changes import SharedChanges
+from twisted_vllm.app.shared.exports import share_export
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
@@ -139,12 +139,12 @@ from twisted_vllm.workers.siblings import ALONE, Siblings
 
 if TYPE_CHECKING:
     # a gateway of one process has nothing to share
-    from twisted_vllm.app.shared_metrics import SharedMetrics
-    from twisted_vllm.app.shared_readiness import SharedReadiness
+    from twisted_vllm.app.shared.metrics import SharedMetrics
+    from twisted_vllm.app.shared.readiness import SharedReadiness
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 if TYPE_CHECKING:
-    from twisted_vllm.app.member import Member
+    from twisted_vllm.app.processes.member import Member
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
@@ -301,7 +301,7 @@ class Wiring:
         self.metrics = Metrics()
         self.shared_metrics: SharedMetrics | None = None
         if not self.siblings.alone:
-            from twisted_vllm.app.shared_metrics import SharedMetrics
+            from twisted_vllm.app.shared.metrics import SharedMetrics
 
             self.shared_metrics = SharedMetrics(self.metrics, self.siblings)
         self.metrics.add(StaleConnectionCollector(self.agent))
@@ -404,7 +404,7 @@ class Wiring:
         self.each_minute.add(unsent.report)
         self.log_levels = LogLevels(observer, reactor) if isinstance(observer, LineObserver) else None
         if self.log_levels is not None and not self.siblings.alone:
-            from twisted_vllm.app.shared_log_level import SharedLogLevel
+            from twisted_vllm.app.shared.log_level import SharedLogLevel
 
             self.log_levels.share = SharedLogLevel(self.log_levels, self.siblings, reactor).share
         self._sampling = sampling = RequestSampling(settings.log.requests, settings.log.slow_request_warning)
@@ -511,7 +511,7 @@ class Wiring:
 
         self.shared_readiness: SharedReadiness | None = None
         if not self.siblings.alone:
-            from twisted_vllm.app.shared_readiness import SharedReadiness
+            from twisted_vllm.app.shared.readiness import SharedReadiness
 
             self.shared_readiness = SharedReadiness(readiness, self.siblings, reactor)
         self._admin = admin = AdminApp(

@@ -9,15 +9,14 @@ from typing import Any, TypeVar
 
 import attrs
 import msgspec
-from twisted.internet.defer import Deferred, DeferredList
-from twisted.logger import Logger
+from twisted.internet.defer import Deferred
 
 from twisted_vllm.histogram import Histogram
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.workers.channel import Channel
 from twisted_vllm.workers.link import JOINED, LEFT, READY, Joined, Left, Ready
 from twisted_vllm.workers.messages import OTHERS, SUPERVISOR, Envelope, Kind, encode
-from twisted_vllm.workers.topics import ANSWER_SECONDS, Topics, no_answer
+from twisted_vllm.workers.topics import ANSWER_SECONDS, Topics, answers_of, call_each, no_answer
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -46,8 +45,6 @@ class Hub:
         relayed: how many messages from one process to another there were.
         seconds: how long each message to the supervisor itself took.
     """
-
-    _log = Logger()
 
     def __init__(self, reactor: Any, coalescer: WriteCoalescer) -> None:
         """Start without processes.
@@ -143,11 +140,7 @@ class Hub:
         """Ask every process that is ready; the answers that came in time by process. It never fails."""
         asked = list(self.ready)
         asking = [self.ask(process, topic, message, answer, timeout) for process in asked]
-
-        def by_process(results: list[tuple[bool, T]]) -> dict[int, T]:
-            return {process: value for process, (answered, value) in zip(asked, results, strict=True) if answered}
-
-        return DeferredList(asking, consumeErrors=True).addCallback(by_process)
+        return answers_of(asked, asking)
 
     def on(self, topic: str, kind: type[M], handler: Callable[[M, int], None]) -> None:
         """Have a handler called with each message to the supervisor about a topic, and its sender's number."""
@@ -205,7 +198,7 @@ class Hub:
                 self.send(sender, JOINED, Joined(number, other.slot, other.pid))
                 self.send(number, JOINED, Joined(sender, process.slot, message.pid))
         process.pid = message.pid
-        self._call(self._when_joined, sender)
+        call_each(self._when_joined, sender)
         self.on_ready(sender)
 
     def _lost(self, number: int) -> None:
@@ -215,14 +208,7 @@ class Hub:
         self._topics.gone(number, "the process has ended")
         if process.is_ready:
             self.share(LEFT, Left(number))
-        self._call(self._when_left, number)
-
-    def _call(self, handlers: list[Callable[[int], None]], number: int) -> None:
-        for handler in handlers:
-            try:
-                handler(number)
-            except Exception:
-                self._log.failure("A process began or ended, and something did not take it in")
+        call_each(self._when_left, number)
 
 
 def _ignore(number: int) -> None:

@@ -9,14 +9,13 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred, DeferredList
-from twisted.logger import Logger
+from twisted.internet.defer import Deferred
 
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.workers.channel import Channel
 from twisted_vllm.workers.messages import OTHERS, SUPERVISOR, Envelope, Kind, encode, write_frame
 from twisted_vllm.workers.siblings import HOUSEKEEPER
-from twisted_vllm.workers.topics import ANSWER_SECONDS, Topics, no_answer
+from twisted_vllm.workers.topics import ANSWER_SECONDS, Topics, answers_of, call_each, no_answer
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -92,7 +91,6 @@ class Link:
     """
 
     alone = False
-    _log = Logger()
 
     def __init__(self, reactor: Any, coalescer: WriteCoalescer, number: int, slot: int) -> None:
         """Set up.
@@ -175,7 +173,7 @@ class Link:
         """As in `Siblings`."""
         asked = list(self._others)
         asking = [self.ask_one(process, topic, message, answer, timeout) for process in asked]
-        return DeferredList(asking, consumeErrors=True).addCallback(_by_process, asked)
+        return answers_of(asked, asking)
 
     def on(self, topic: str, kind: type[M], handler: Callable[[M, int], None]) -> None:
         """As in `Siblings`."""
@@ -199,33 +197,22 @@ class Link:
     def _joined(self, message: Joined, sender: int) -> None:
         self._others[message.number] = message.slot
         self.pids[message.number] = message.pid
-        self._call(self._when_joined, message.number)
+        call_each(self._when_joined, message.number)
 
     def _left(self, message: Left, sender: int) -> None:
         self.pids.pop(message.number, None)
         if self._others.pop(message.number, None) is not None:
-            self._call(self._when_left, message.number)
+            call_each(self._when_left, message.number)
         self._topics.gone(message.number, "the process has ended")
 
     def _supervisor_gone(self, reason: str) -> None:
         self._gone = True
         left, self._others = list(self._others), {}
         for process in left:
-            self._call(self._when_left, process)
+            call_each(self._when_left, process)
         self.on_supervisor_gone(reason)
         for process in (SUPERVISOR, *left):
             self._topics.gone(process, "the supervisor has ended")
-
-    def _call(self, handlers: list[Callable[[int], None]], process: int) -> None:
-        for handler in handlers:
-            try:
-                handler(process)
-            except Exception:
-                self._log.failure("A process began or ended, and something did not take it in")
-
-
-def _by_process(results: list[tuple[bool, T]], asked: list[int]) -> dict[int, T]:
-    return {process: value for process, (answered, value) in zip(asked, results, strict=True) if answered}
 
 
 def _ignore(reason: str) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.workers.messages import Envelope, Kind, encode
+
+_log = Logger()
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -157,6 +159,29 @@ class Topics:
             waiting.errback(NoAnswer(f"the answer about {envelope.topic} cannot be read: {error}"))
         else:
             waiting.callback(value)
+
+
+def answers_of(asked: list[int], asking: list[Deferred[T]]) -> Deferred[dict[int, T]]:
+    """Return the answers that came, by process; it never fails.
+
+    Args:
+        asked: the processes.
+        asking: the question to each.
+    """
+
+    def by_process(results: list[tuple[bool, T]]) -> dict[int, T]:
+        return {process: value for process, (answered, value) in zip(asked, results, strict=True) if answered}
+
+    return DeferredList(asking, consumeErrors=True).addCallback(by_process)
+
+
+def call_each(handlers: Iterable[Callable[[int], None]], process: int) -> None:
+    """Tell handlers of a process that began or ended; one that fails is logged, and the others are told."""
+    for handler in handlers:
+        try:
+            handler(process)
+        except Exception:
+            _log.failure("A process began or ended, and something did not take it in")
 
 
 def no_answer(reason: str) -> Deferred[Any]:

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from tests.ratelimit.limiter_contract import NOON
-from twisted_vllm.app.limit_server import limit_server
+from twisted_vllm.app.processes.limit_server import limit_server
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.memory.reconciliation import BudgetReconciliation
 from twisted_vllm.ratelimit.supervised.messages import LOADED

@@ -17,10 +17,10 @@ from tests.end_to_end.end_to_end_harness import eventually
 from tests.ratelimit.limiter_contract import NOON, key
 from tests.usage.memory_usage_store import MemoryUsageStore
 from tests.workers.connected import Connected, connected
-from twisted_vllm.app import shared_ledger
-from twisted_vllm.app.ledger_messages import POSITION, Follow, SpoolEnd
-from twisted_vllm.app.shared_ledger import HousekeptLedger, tell_position
-from twisted_vllm.app.supervised_budgets import SupervisedBudgets
+from twisted_vllm.app.processes.supervised_budgets import SupervisedBudgets
+from twisted_vllm.app.shared import ledger as shared_ledger
+from twisted_vllm.app.shared.ledger import HousekeptLedger, tell_position
+from twisted_vllm.app.shared.ledger_messages import POSITION, Follow, SpoolEnd
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.usage.spool.followed import FollowedSpool

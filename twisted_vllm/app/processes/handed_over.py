@@ -10,7 +10,7 @@ import os
 import pickle
 from typing import Any
 
-from twisted_vllm.app.settings_digest import Fingerprint, fingerprint_of
+from twisted_vllm.app.shared.settings_digest import Fingerprint, fingerprint_of
 from twisted_vllm.config.settings import Settings
 
 

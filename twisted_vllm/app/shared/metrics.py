@@ -10,7 +10,7 @@ import attrs
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import Logger
 
-from twisted_vllm.app.metrics_keeper import ALL, ANSWER_SECONDS, LAST, NUMBERS, OWN
+from twisted_vllm.app.processes.metrics_keeper import ALL, ANSWER_SECONDS, LAST, NUMBERS, OWN
 from twisted_vllm.observability.metrics.conversion import message_of, metrics_of
 from twisted_vllm.observability.metrics.messages import Family, Part, for_strangers, merge, names_in
 from twisted_vllm.observability.metrics.registry import Metrics, Snapshot, encoder_for, written

@@ -13,10 +13,9 @@ from twisted.python.failure import Failure
 
 from tests.end_to_end.end_to_end_harness import eventually
 from tests.workers.connected import Connected, connected
-from twisted_vllm.app.handed_over import HandedOver, take_over
+from twisted_vllm.app.processes.handed_over import HandedOver, take_over
 from twisted_vllm.app.reload import INVALID, SUCCEEDED, Reloader
-from twisted_vllm.app.settings_digest import Fingerprint, fingerprint_of
-from twisted_vllm.app.shared_reload import (
+from twisted_vllm.app.shared.reload import (
     DIFFERENT,
     PREPARE,
     Prepared,
@@ -25,6 +24,7 @@ from twisted_vllm.app.shared_reload import (
     refused,
     together,
 )
+from twisted_vllm.app.shared.settings_digest import Fingerprint, fingerprint_of
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings

@@ -10,8 +10,8 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.app.member import Member
-from twisted_vllm.app.shared_reload import SharedReload
+from twisted_vllm.app.processes.member import Member
+from twisted_vllm.app.shared.reload import SharedReload
 from twisted_vllm.app.wiring import Wiring
 from twisted_vllm.workers.link import Link
 from twisted_vllm.workers.messages import SUPERVISOR

@@ -9,9 +9,9 @@ import pytest
 
 from tests.end_to_end.end_to_end_harness import eventually
 from tests.workers.connected import Connected, connected
-from twisted_vllm.app import shared_background
-from twisted_vllm.app.shared_background import SharedBackground
-from twisted_vllm.app.shared_exports import share_export
+from twisted_vllm.app.shared import background as shared_background
+from twisted_vllm.app.shared.background import SharedBackground
+from twisted_vllm.app.shared.exports import share_export
 from twisted_vllm.workers.link import Link
 from twisted_vllm.workers.siblings import ALONE
 

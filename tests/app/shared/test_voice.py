@@ -14,11 +14,11 @@ from tests.end_to_end.end_to_end_harness import eventually
 from tests.observability.memory_sink import MemorySink
 from tests.workers.connected import Connected, connected
 from twisted_vllm.admin.context import Readiness
-from twisted_vllm.app import metrics_keeper
-from twisted_vllm.app.metrics_keeper import OWN, MetricsKeeper
-from twisted_vllm.app.shared_log_level import SharedLogLevel
-from twisted_vllm.app.shared_metrics import SharedMetrics
-from twisted_vllm.app.shared_readiness import SharedReadiness
+from twisted_vllm.app.processes import metrics_keeper
+from twisted_vllm.app.processes.metrics_keeper import OWN, MetricsKeeper
+from twisted_vllm.app.shared.log_level import SharedLogLevel
+from twisted_vllm.app.shared.metrics import SharedMetrics
+from twisted_vllm.app.shared.readiness import SharedReadiness
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.logging.lines import TextLines
 from twisted_vllm.observability.logging.observer import LineObserver

@@ -1,4 +1,7 @@
-"""One process of a gateway with several: ``python -m twisted_vllm.app.worker ORDER``. The supervisor starts it."""
+"""One process of a gateway with several: ``python -m twisted_vllm.app.processes.worker ORDER``.
+
+The supervisor starts it.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
 def _run(reactor: Any, order: Order, control: int) -> int:
     # imported here: the reactor is installed now
     from twisted_vllm.app.drain import StopSignals
-    from twisted_vllm.app.handed_over import take_over
-    from twisted_vllm.app.member import Member
+    from twisted_vllm.app.processes.handed_over import take_over
+    from twisted_vllm.app.processes.member import Member
     from twisted_vllm.app.quickstart import Quickstart
     from twisted_vllm.app.service import GatewayService
     from twisted_vllm.app.settings_source import SettingsSource

@@ -20,18 +20,18 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
-from twisted_vllm.app.handed_over import HandedOver
 from twisted_vllm.app.heap import spare_from_collection
-from twisted_vllm.app.limit_server import limit_server
-from twisted_vllm.app.metrics_keeper import MetricsKeeper
+from twisted_vllm.app.processes.handed_over import HandedOver
+from twisted_vllm.app.processes.limit_server import limit_server
+from twisted_vllm.app.processes.metrics_keeper import MetricsKeeper
+from twisted_vllm.app.processes.supervised_budgets import SupervisedBudgets
+from twisted_vllm.app.processes.supervisor_metrics import SupervisorMetrics
 from twisted_vllm.app.reload import HangUp
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
-from twisted_vllm.app.settings_digest import Fingerprint, fingerprint_of
 from twisted_vllm.app.settings_source import SettingsSource
-from twisted_vllm.app.shared_reload import Prepared, ReloadCoordinator, refused
+from twisted_vllm.app.shared.reload import Prepared, ReloadCoordinator, refused
+from twisted_vllm.app.shared.settings_digest import Fingerprint, fingerprint_of
 from twisted_vllm.app.start_error import StartError, explain_address
-from twisted_vllm.app.supervised_budgets import SupervisedBudgets
-from twisted_vllm.app.supervisor_metrics import SupervisorMetrics
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.reload import plan_reload
@@ -60,7 +60,7 @@ from twisted_vllm.workers.processes import Command, Processes
 from twisted_vllm.workers.siblings import HOUSEKEEPER
 
 #: the module that a process runs
-WORKER_MODULE = "twisted_vllm.app.worker"
+WORKER_MODULE = "twisted_vllm.app.processes.worker"
 
 #: where the descriptors of a process begin: the socket to the supervisor, then those of clients
 _CONTROL = 3

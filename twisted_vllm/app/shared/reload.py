@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.reload import Planned, Reloader, tell_reload
-from twisted_vllm.app.settings_digest import Fingerprint, fingerprint_of
+from twisted_vllm.app.shared.settings_digest import Fingerprint, fingerprint_of
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.errors import Draining, ReloadFailed

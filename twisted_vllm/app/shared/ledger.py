@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.app.ledger_messages import (
+from twisted_vllm.app.shared.ledger_messages import (
     BEGIN,
     COMMITTED,
     FINISHED,

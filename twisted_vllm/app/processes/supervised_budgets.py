@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from twisted_vllm.app.ledger_messages import (
+from twisted_vllm.app.shared.ledger_messages import (
     BEGIN,
     COMMITTED,
     FINISHED,

@@ -11,8 +11,8 @@ from twisted.python.failure import Failure
 
 from tests.end_to_end.end_to_end_harness import eventually
 from tests.workers.connected import Connected, connected
-from twisted_vllm.app import shared_changes
-from twisted_vllm.app.shared_changes import SharedChanges
+from twisted_vllm.app.shared import changes as shared_changes
+from twisted_vllm.app.shared.changes import SharedChanges
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.workers.link import Link
 
