@@ -150,6 +150,16 @@ def test_a_process_that_lived_long_is_replaced_at_once_again(gateway: Gateway, m
     assert gateway.gave_up == []
 
 
+def test_one_that_served_is_replaced_within_a_second(gateway: Gateway) -> None:
+    gateway.ready(1, 2, 3)
+    for number in range(3, 3 + 2 * MOST_FAILURES):
+        gateway.clock.spawned[-1].end(by=signal.SIGKILL)
+        gateway.clock.advance(1.0)
+        gateway.ready(number + 1)
+    assert gateway.started()[3:] == [2] * 2 * MOST_FAILURES
+    assert gateway.gave_up == []
+
+
 def test_it_gives_up_a_slot_that_cannot_be_filled(gateway: Gateway) -> None:
     gateway.ready(1, 2, 3)
     # one that was ready once is replaced for ever: it served, if only for a moment

@@ -34,8 +34,8 @@ ACCEPT = "accept"
 #: seconds that a new process has to get ready before the old one of its slot is kept
 READY_SECONDS = 120.0
 
-#: the first and the longest wait before a process is replaced, in seconds
-FIRST_BACKOFF, MAX_BACKOFF = 0.1, 10.0
+#: the first and the longest wait before a process is replaced, in seconds; the longest of one that was ready: it served
+FIRST_BACKOFF, MAX_BACKOFF, MAX_BACKOFF_OF_READY = 0.1, 10.0, 1.0
 #: a process that lived so many seconds was well: the next wait is the first again
 WELL_SECONDS = 30.0
 #: so many processes of one slot in a row that ended before they were ready, and the gateway gives up
@@ -321,7 +321,8 @@ class Processes:
         elif failures >= MOST_FAILURES:
             self._give_up(f"the {process.name} ended {failures} times in a row before it was ready, the last {how}")
         else:
-            wait = min(FIRST_BACKOFF * 2 ** (short_lives - 1), MAX_BACKOFF)
+            longest = MAX_BACKOFF_OF_READY if process.is_ready else MAX_BACKOFF
+            wait = min(FIRST_BACKOFF * 2 ** (short_lives - 1), longest)
             self._starting[slot] = self._reactor.callLater(wait, self._replace, slot)
 
     def _replace(self, slot: int) -> None:
