@@ -229,6 +229,19 @@ def test_replacement_goes_from_slot_to_slot_and_ends_with_the_housekeeper(gatewa
     assert len(done) == 1
 
 
+def test_a_housekeeper_that_is_about_to_be_started_is_not_started_twice(gateway: Gateway) -> None:
+    gateway.ready(1, 2, 3)
+    done: list[Any] = []
+    gateway.processes.replace_all().addCallback(done.append)
+    gateway.ready(4)
+    # it waits for its next process while the last worker is replaced
+    gateway.clock.spawned[0].end(by=signal.SIGKILL)
+    gateway.ready(5)
+    assert len(done) == 1
+    gateway.clock.advance(60)
+    assert gateway.started() == [0, 1, 2, 1, 2, 0]
+
+
 def test_the_old_process_stays_if_the_new_one_ends(gateway: Gateway) -> None:
     gateway.ready(1, 2, 3)
     failed: list[Failure] = []

@@ -259,10 +259,12 @@ class Processes:
                 return
             for each in former:
                 self.stop_one(each)
-        for process in [each for each in self.running.values() if each.slot == HOUSEKEEPER]:
+        former = self._filling(HOUSEKEEPER)
+        for process in former:
             self.stop_one(process)
             yield process.ended
-        if not self._stopping:
+        # without a former one, the next is about to start
+        if former and not self._stopping:
             yield self.start_one(HOUSEKEEPER).ready
 
     def stop_one(self, process: Running) -> None:
