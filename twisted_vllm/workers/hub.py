@@ -16,9 +16,8 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.workers.channel import Channel
 from twisted_vllm.workers.link import JOINED, LEFT, READY, Joined, Left, Ready
 from twisted_vllm.workers.messages import OTHERS, SUPERVISOR, Envelope, Kind, encode
-from twisted_vllm.workers.topics import ANSWER_SECONDS, Topics, answers_of, call_each, no_answer
+from twisted_vllm.workers.topics import ANSWER_SECONDS, Party, answers_of, call_each, no_answer
 
-M = TypeVar("M")
 T = TypeVar("T")
 
 #: upper bounds of the seconds that a message to the supervisor takes
@@ -37,7 +36,7 @@ class _Process:
         return self.pid > 0
 
 
-class Hub:
+class Hub(Party):
     """Connects the processes. Messages from one process to another keep their order.
 
     Attributes:
@@ -53,14 +52,12 @@ class Hub:
             reactor: the clock.
             coalescer: knows the turns of the reactor.
         """
+        super().__init__(reactor)
         self.on_ready: Callable[[int], None] = _ignore
         self.relayed = 0
         self.seconds = Histogram(_BOUNDS)
         self._coalescer = coalescer
         self._processes: dict[int, _Process] = {}
-        self._when_left: list[Callable[[int], None]] = []
-        self._when_joined: list[Callable[[int], None]] = []
-        self._topics = Topics(reactor)
         self.on(READY, Ready, self._is_ready)
         # the answer comes after what the process was told of the others
         self.answers(READY, type(None), lambda question, asker: None)
@@ -141,22 +138,6 @@ class Hub:
         asked = list(self.ready)
         asking = [self.ask(process, topic, message, answer, timeout) for process in asked]
         return answers_of(asked, asking)
-
-    def on(self, topic: str, kind: type[M], handler: Callable[[M, int], None]) -> None:
-        """Have a handler called with each message to the supervisor about a topic, and its sender's number."""
-        self._topics.on(topic, kind, handler)
-
-    def answers(self, topic: str, kind: type[M], handler: Callable[[M, int], Any]) -> None:
-        """Have a handler answer the questions to the supervisor; its second argument is the number of who asks."""
-        self._topics.answers(topic, kind, handler)
-
-    def on_joined(self, handler: Callable[[int], None]) -> None:
-        """Have a handler called with the number of each process that is ready."""
-        self._when_joined.append(handler)
-
-    def on_left(self, handler: Callable[[int], None]) -> None:
-        """Have a handler called with the number of each process that has ended, ready or not."""
-        self._when_left.append(handler)
 
     def _received(self, sender: int, envelope: Envelope) -> None:
         if sender not in self._processes:

@@ -15,9 +15,8 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.workers.channel import Channel
 from twisted_vllm.workers.messages import OTHERS, SUPERVISOR, Envelope, Kind, encode, write_frame
 from twisted_vllm.workers.siblings import HOUSEKEEPER
-from twisted_vllm.workers.topics import ANSWER_SECONDS, Topics, answers_of, call_each, no_answer
+from twisted_vllm.workers.topics import ANSWER_SECONDS, Party, answers_of, call_each, no_answer
 
-M = TypeVar("M")
 T = TypeVar("T")
 
 #: what the supervisor tells by itself
@@ -77,7 +76,7 @@ def tell_failure(control: int, reason: str) -> None:
             pass
 
 
-class Link:
+class Link(Party):
     """The other processes, as `Siblings` says. Before `connect`, what is sent waits.
 
     Attributes:
@@ -101,6 +100,7 @@ class Link:
             number: of this process.
             slot: of this process.
         """
+        super().__init__(reactor)
         self.number = number
         self.slot = slot
         self.housekeeps = slot == HOUSEKEEPER
@@ -108,9 +108,6 @@ class Link:
         self.on_supervisor_gone: Callable[[str], None] = _ignore
         self.pids: dict[int, int] = {}
         self._others: dict[int, int] = {}
-        self._when_joined: list[Callable[[int], None]] = []
-        self._when_left: list[Callable[[int], None]] = []
-        self._topics = Topics(reactor)
         self._channel = Channel(coalescer, self._received, self._supervisor_gone)
         self._gone = False
         self.on(JOINED, Joined, self._joined)
@@ -174,22 +171,6 @@ class Link:
         asked = list(self._others)
         asking = [self.ask_one(process, topic, message, answer, timeout) for process in asked]
         return answers_of(asked, asking)
-
-    def on(self, topic: str, kind: type[M], handler: Callable[[M, int], None]) -> None:
-        """As in `Siblings`."""
-        self._topics.on(topic, kind, handler)
-
-    def answers(self, topic: str, kind: type[M], handler: Callable[[M, int], Any]) -> None:
-        """As in `Siblings`."""
-        self._topics.answers(topic, kind, handler)
-
-    def on_joined(self, handler: Callable[[int], None]) -> None:
-        """As in `Siblings`."""
-        self._when_joined.append(handler)
-
-    def on_left(self, handler: Callable[[int], None]) -> None:
-        """As in `Siblings`."""
-        self._when_left.append(handler)
 
     def _received(self, envelope: Envelope) -> None:
         self._topics.received(envelope, self._channel.send)

@@ -161,6 +161,32 @@ class Topics:
             waiting.callback(value)
 
 
+class Party:
+    """A process that talks to others: its handlers, and who hears of processes that begin and end."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        """Start without handlers; `clock` measures how long answers take."""
+        self._topics = Topics(clock)
+        self._when_joined: list[Callable[[int], None]] = []
+        self._when_left: list[Callable[[int], None]] = []
+
+    def on(self, topic: str, kind: type[M], handler: Callable[[M, int], None]) -> None:
+        """As `Topics.on`."""
+        self._topics.on(topic, kind, handler)
+
+    def answers(self, topic: str, kind: type[M], handler: Callable[[M, int], Any]) -> None:
+        """As `Topics.answers`."""
+        self._topics.answers(topic, kind, handler)
+
+    def on_joined(self, handler: Callable[[int], None]) -> None:
+        """Have a handler called with the number of each process that is ready."""
+        self._when_joined.append(handler)
+
+    def on_left(self, handler: Callable[[int], None]) -> None:
+        """Have a handler called with the number of each process that has ended."""
+        self._when_left.append(handler)
+
+
 def answers_of(asked: list[int], asking: list[Deferred[T]]) -> Deferred[dict[int, T]]:
     """Return the answers that came, by process; it never fails.
 

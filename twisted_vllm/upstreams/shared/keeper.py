@@ -48,11 +48,6 @@ class LimitKeeper:
         hub.on(USED, list[Used], self._used)
         hub.on_left(self._left)
 
-    def places_held(self, name: str) -> int:
-        """Return how many places of a limit are held; `name` is that of the claims."""
-        found = self._places.get(name)
-        return 0 if found is None else found.held
-
     def stop(self) -> None:
         """Grant nothing by time any more. Idempotent."""
         for timer in self._timers.values():
