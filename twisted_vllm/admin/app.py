@@ -41,6 +41,8 @@ from twisted_vllm.admin.context import (
     ModelSource,
     NoExports,
     NoModels,
+    NoOverview,
+    Overview,
     Readiness,
     cannot_reload,
 )
@@ -48,6 +50,7 @@ from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
 from twisted_vllm.admin.organizations import routes as organizations
+from twisted_vllm.admin.overview import routes as overviews
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Access, Route, Routes
@@ -88,6 +91,7 @@ WELCOME = {
         "/budget/new, /budget/update, /budget/list …": "limits that keys, users, teams, customers name by budget_id",
         "/organization/new, /organization/info, /organization/list …": "organizations: a level above teams",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
+        "/gateway/traffic, /gateway/problems": "what passes now, and what is wrong, in words",
         "/usage/storage": "what takes room in the database",
         "/usage/exports": "which days of the ledger are exported as files",
         "/audit/list": "what administrators did",
@@ -179,6 +183,7 @@ ROUTES: tuple[Route, ...] = (
     *configuration.routes,
     *log_level.routes,
     *reports.routes,
+    *overviews.routes,
     *usage_exports.routes,
     *health.routes,
     *upstream_metrics.routes,
@@ -267,6 +272,7 @@ class AdminApp:
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
+        overview: Overview | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -301,6 +307,8 @@ class AdminApp:
             reload: reads the configuration again.
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
+            overview: tells of all processes what passes, what is wrong, and which budgets are used; None if nothing
+                does.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -337,6 +345,7 @@ class AdminApp:
             reload=reload,
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
+            overview=NoOverview() if overview is None else overview,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map
