@@ -33,7 +33,7 @@ TABLE = {
         GET /model/info GET /v1/model/info GET /v2/model/info GET /model_group/info GET /v1/model_group/info
         GET /spend/logs GET /spend/logs/v2 GET /spend/logs/ui GET /spend/logs/ui/<string:request_id>
         GET /key/spend/report GET /user/daily/activity GET /user/daily/activity/aggregated
-        GET /team/daily/activity GET /team/daily/activity/aggregated GET /usage/report
+        GET /team/daily/activity GET /team/daily/activity/aggregated GET /usage/report GET /spend/overview
     """,
     Access.SELF_SERVICE: """
         POST /key/generate POST /key/service-account/generate POST /key/update POST /key/block POST /key/unblock

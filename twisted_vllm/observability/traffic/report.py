@@ -11,7 +11,7 @@ import msgspec
 
 from twisted_vllm.money import float_dollars
 from twisted_vllm.observability.traffic.ring import COARSE, DAY, FINE, HOUR, History
-from twisted_vllm.observability.traffic.steps import BOUNDS, Buckets, ModelStep, Step
+from twisted_vllm.observability.traffic.steps import BOUNDS, PICO_IN_NANO, Buckets, ModelStep, Step
 
 #: the most points of a series, and the seconds that lie between two
 MOST_POINTS = 240
@@ -240,7 +240,7 @@ def _sums(passed: ModelStep, seconds: float) -> dict[str, Any]:
         "output_tokens": passed.completion,
         "input_tokens_per_second": _rounded(passed.prompt / seconds),
         "output_tokens_per_second": _rounded(passed.completion / seconds),
-        "spend": float_dollars(passed.cost),
+        "spend": float_dollars(passed.cost * PICO_IN_NANO),
         "ttft": quantiles(passed.first),
         "duration": quantiles(passed.duration),
     }
