@@ -194,7 +194,7 @@ class KeySets:
             "more; without keys, {consequence}",
             consequence=self._without,
             issuer=each.name,
-            reason=_reason_of(error),
+            reason=reason_of(error),
             keys=len(each.keys),
             seconds=self._ttl + self._stale_ttl,
         )
@@ -236,7 +236,8 @@ def _key_set_named_in(body: bytes, url: str) -> str | None:
     return named
 
 
-def _reason_of(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why something could not be fetched, for the log."""
     if isinstance(error, (KeySetError, ValueError)):
         return str(error)
     if isinstance(error, GatewayError):
