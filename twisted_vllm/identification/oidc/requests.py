@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import quote_plus, urlencode
 
 import attrs
-from treq.client import HTTPClient
-from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.interfaces import IReactorTime
-from twisted.web.iweb import IAgent
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer
+from zope.interface import implementer
 
 from twisted_vllm.auth.oidc.provider import POST, Provider
 from twisted_vllm.config.secret import Secret
@@ -63,6 +64,28 @@ class Tokens:
     access_token: str | None = attrs.field(repr=False)
 
 
+@implementer(IBodyProducer)
+class _Body:
+    """A form, which is small: it is written at once."""
+
+    def __init__(self, body: bytes) -> None:
+        self.length = len(body)
+        self._body = body
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Everything is written."""
+
+    def resumeProducing(self) -> None:
+        """Everything is written."""
+
+    def stopProducing(self) -> None:
+        """Everything is written."""
+
+
 class ProviderRequests:
     """Sends requests to a provider, which follow no redirects and are bounded in time and size."""
 
@@ -73,7 +96,7 @@ class ProviderRequests:
             agent: sends them.
             clock: the reactor.
         """
-        self._client = HTTPClient(agent)
+        self._agent = agent
         self._clock = clock
 
     @inlineCallbacks
@@ -139,10 +162,9 @@ class ProviderRequests:
     def _ask(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> Generator[Deferred[Any], Any, tuple[int, bytes]]:
-        sent: dict[bytes | str, bytes | str] = {**headers}
-        response: Any = yield self._client.request(
-            method, url, data=body, headers=sent, allow_redirects=False, unbuffered=True
-        )
+        sent = Headers({name: [value] for name, value in headers.items()})
+        producer = None if body is None else _Body(body)
+        response: Any = yield self._agent.request(method.encode("ascii"), url.encode("ascii"), sent, producer)
         read = yield read_at_most(response, LARGEST_ANSWER)
         return response.code, read
 
