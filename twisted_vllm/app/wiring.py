@@ -47,6 +47,7 @@ from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.named_callers import NamedCallers
 from twisted_vllm.auth.sessions import SessionSealer, secret_of
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TokenIndex
@@ -71,6 +72,7 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
+from twisted_vllm.identification.caller_lookup import CallerLookup
 from twisted_vllm.identification.directory import Directory
 from twisted_vllm.identification.identifier import Identifier
 from twisted_vllm.identification.inquiry import Inquiry
@@ -428,9 +430,10 @@ class Wiring:
         self._throttle = throttle = AuthenticationThrottle(
             limits.max_failed_authentications, None if counting is None else counting.failures
         )
-        self._tokens = TokenIndex(self.index)
+        callers = NamedCallers(self.index)
+        self._tokens = TokenIndex(callers)
         self._key_sets: KeySets | None = None
-        self._people = Directory(self.registry, time)
+        self._lookup = CallerLookup(callers, Directory(self.registry, time))
         self._identifier = identifier = Identifier(inquiry)
         self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
@@ -729,7 +732,7 @@ class Wiring:
         self._key_sets = key_sets_of(
             settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
         )
-        verifier = verifier_of(settings, self._tokens, self._key_sets, self._people, self._throttle)
+        verifier = verifier_of(settings, self._tokens, self._key_sets, self._lookup, self._throttle)
         self._authenticator.reconfigure(settings.master_key, self._tokens, self._session_sealer)
         self._identifier.reconfigure(verifier)
 

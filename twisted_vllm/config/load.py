@@ -12,6 +12,7 @@ import attrs
 from twisted_vllm.config import alerting, litellm, otlp_metrics, otlp_sinks, restricting
 from twisted_vllm.config.callbacks import NO_CALLBACKS, Callbacks, callback_settings
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
+from twisted_vllm.config.console import ConsoleSettings
 from twisted_vllm.config.declaration import (
     OWN_BLOCK,
     Inherited,
@@ -24,7 +25,7 @@ from twisted_vllm.config.declaration import (
     settings_of,
 )
 from twisted_vllm.config.includes import read_with_includes
-from twisted_vllm.config.jwt import JwtClaims, JwtSettings
+from twisted_vllm.config.jwt import JwtClaims, JwtSettings, check_roles
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.model_ids import ModelIds, lasting_secret
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
@@ -236,6 +237,7 @@ def load(
         _refuse_untold_addresses(written.get("general_settings"), root)
     if found.get("enable_jwt_auth"):
         _check_jwt(found, root)
+    _check_console(found, root)
     alerting.resolve(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
@@ -371,20 +373,24 @@ def _check_jwt(found: Mapping[str, Any], root: Place) -> None:
         )
     claims = found.get("litellm_jwtauth") or JwtClaims()
     at = root.at("general_settings.litellm_jwtauth")
-    if (claims.user_roles_jwt_field is None) != (not claims.user_allowed_roles):
-        at.refuse("needs user_roles_jwt_field and user_allowed_roles together, or none of them")
-    if claims.user_allowed_email_domain is not None and claims.user_email_jwt_field is None:
-        at.key("user_allowed_email_domain").refuse("needs user_email_jwt_field")
-    if claims.role_mappings and claims.roles_jwt_field is None:
-        at.key("role_mappings").refuse("needs roles_jwt_field")
-    if claims.enforce_rbac and not claims.role_mappings:
-        at.key("enforce_rbac").refuse("needs role_mappings")
+    check_roles(claims, at)
     if claims.object_id_jwt_field is not None and not claims.role_mappings:
         at.key("object_id_jwt_field").refuse("needs role_mappings, which say whether it is a user or a team")
     if bool(claims.scope_mappings) != claims.enforce_scope_based_access:
         at.refuse("needs scope_mappings and enforce_scope_based_access together, or none of them")
     if claims.user_id_upsert and claims.user_id_jwt_field is None and claims.object_id_jwt_field is None:
         at.key("user_id_upsert").refuse("needs user_id_jwt_field")
+
+
+def _check_console(found: Mapping[str, Any], root: Place) -> None:
+    """Refuse a provider where nobody signs in, as everybody is an administrator."""
+    console = found.get("console") or ConsoleSettings()
+    refused = root.report.refused_below("general_settings", *variables_of("master_key"))
+    if console.oidc.issuer is not None and found.get("master_key") is None and not refused:
+        root.at(f"{_DECLARED['console'].path}.oidc").refuse(
+            "lets nobody in while there is no master key: then everybody is an administrator (set LITELLM_MASTER_KEY "
+            "or general_settings.master_key)"
+        )
 
 
 def _warn_of_limits(limits: Limits, root: Place) -> None:

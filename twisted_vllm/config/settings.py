@@ -1346,6 +1346,8 @@ class Settings:
         found += [secret for sink in self.all_sinks for secret in sink.secrets]
         found += self.otlp_metrics.secrets
         found += self.ledger.usage_export.s3.secrets
+        if self.console.oidc.client_secret is not None:
+            found.append(self.console.oidc.client_secret.reveal())
         return found
 
     @property
