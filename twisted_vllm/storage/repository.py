@@ -241,7 +241,7 @@ class KeyRepository(Repository[KeyRecord]):
         Raises:
             InvalidRequest: the cursor cannot be used.
         """
-        if query.sort_by != "spend" or query.after or conditions or query.conditions(self._table):
+        if query.sort_by != "spend" or query.after or conditions or query.is_filtered:
             return super().page(query, *conditions, total=total)
         skip = (query.page - 1) * query.size
         tokens = keys_by_spend(self._connection, skip, query.size, descending=query.descending)
