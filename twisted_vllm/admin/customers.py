@@ -21,18 +21,23 @@ from twisted_vllm.admin.budget_references import (
 from twisted_vllm.admin.context import AdminCall, AuditContext
 from twisted_vllm.admin.fields import MAX_ITEMS, Alias, Reference, check_alias, redacted
 from twisted_vllm.admin.limits import LimitFields, Spent, report_usage
-from twisted_vllm.admin.lists import asked_page, link_next, reported
+from twisted_vllm.admin.lists import asked_page, link_next, place_of, reported
 from twisted_vllm.admin.models import (
     MAX_LISTED,
     After,
     Body,
     BudgetTable,
+    IsBlocked,
     Json,
     Limits,
     ListSize,
     PageNumber,
+    PageSize,
     Query,
     Response,
+    SortOrder,
+    WalkedPage,
+    are_blocked,
 )
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.spending import set_given_spend
@@ -117,6 +122,32 @@ class CustomerListQuery(Query, frozen=True, kw_only=True):
     page_size: ListSize = MAX_LISTED
 
 
+class CustomerPageQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /v2/customer/list``."""
+
+    search: Annotated[str, msgspec.Meta(description="Text that the id or the name contains, in any case.")] = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only customers who name this budget.")] = ""
+    blocked: IsBlocked = ""
+    page: PageNumber = 1
+    after: After = ""
+    page_size: PageSize = 25
+    sort_order: SortOrder = "asc"
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for: customers are sorted by their ids, as a large list needs an index."""
+        return PageQuery(
+            page=self.page,
+            after=self.after,
+            size=self.page_size,
+            equals={**({"budget_id": self.budget_id} if self.budget_id else {}), **are_blocked(self.blocked)},
+            search=self.search,
+            search_in=("user_id", "alias"),
+            sort_by="user_id",
+            descending=self.sort_order == "desc",
+        )
+
+
 class CustomerReport(Limits, kw_only=True):
     """A customer. The times are null for one that only appeared in requests."""
 
@@ -131,6 +162,12 @@ class CustomerReport(Limits, kw_only=True):
     created_by: str | None
     updated_at: datetime | None
     updated_by: str | None
+
+
+class CustomerPage(WalkedPage, kw_only=True):
+    """A page of customers."""
+
+    customers: tuple[CustomerReport, ...]
 
 
 class DeletedCustomers(Response, kw_only=True):
@@ -344,6 +381,18 @@ async def list_customers(call: AdminCall, query: CustomerListQuery) -> msgspec.R
     found, following = await call.read(work)
     link_next(call, following)
     return found
+
+
+@routes.get("/v2/customer/list", query=CustomerPageQuery, response=CustomerPage)
+async def list_page(call: AdminCall, query: CustomerPageQuery) -> Json:
+    """Return a page of the customers that were created, and how many there are."""
+
+    def work(transaction: Transaction) -> Json:
+        page = transaction.end_users.page(query.page_query)
+        found = reported(page.records, lambda some: report_customers(transaction, some, call.now))
+        return {"customers": found, **place_of(page, query.page_size)}
+
+    return await call.read(work)
 
 
 @routes.post("/customer/block", "/end_user/block", body=CustomersRequest, response=BlockedCustomers)

@@ -91,8 +91,8 @@ class PageQuery:
 
     @property
     def searches(self) -> bool:
-        """Whether records are looked for by a part of a name."""
-        return bool(self.search or self.contains)
+        """Whether records are looked for by what no index has: a part of a name, or that they are blocked."""
+        return bool(self.search or self.contains or "blocked" in self.equals)
 
 
 @attrs.frozen
@@ -207,9 +207,7 @@ class Pager:
         first = count_of(self._connection, self._table, [*wanted, *parts[0].conditions], counts)
         return [first, total - first]
 
-    def _found(
-        self, wanted: Sequence[ColumnElement[bool]], counts: Counts | None
-    ) -> tuple[int, Sequence[Any] | None]:
+    def _found(self, wanted: Sequence[ColumnElement[bool]], counts: Counts | None) -> tuple[int, Sequence[Any] | None]:
         """Return how many records meet some conditions, and if they are few, their identities.
 
         Counted and found in one reading of the table. That they are many is remembered.

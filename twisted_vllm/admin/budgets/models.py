@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from twisted_vllm.admin.fields import Label, Labels, Reference, check_alias
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import MAX_LISTED, After, Body, ListSize, OwnLimits, PageNumber, Query, Response
+from twisted_vllm.admin.models import (
+    MAX_LISTED,
+    After,
+    Body,
+    ListSize,
+    OwnLimits,
+    PageNumber,
+    PageSize,
+    Query,
+    Response,
+    SortOrder,
+    WalkedPage,
+)
 from twisted_vllm.admin.unsupported import ON_BUDGETS
 from twisted_vllm.storage.paging import PageQuery
 
@@ -77,6 +89,30 @@ class BudgetListQuery(Query, frozen=True, kw_only=True):
         return PageQuery(self.page, self.page_size, self.after, sort_by="budget_id", descending=False)
 
 
+class BudgetPageQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /v2/budget/list``."""
+
+    search: Annotated[str, msgspec.Meta(description="Text that the id contains, in any case.")] = ""
+    page: PageNumber = 1
+    after: After = ""
+    page_size: PageSize = 25
+    sort_by: Literal["budget_id", "created_at", "updated_at"] = "budget_id"
+    sort_order: SortOrder = "asc"
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            after=self.after,
+            size=self.page_size,
+            search=self.search,
+            search_in=("budget_id",),
+            sort_by=self.sort_by,
+            descending=self.sort_order == "desc",
+        )
+
+
 class BudgetReport(OwnLimits, kw_only=True):
     """A budget: limits for each that names it. Each of these has a spend of its own."""
 
@@ -86,6 +122,18 @@ class BudgetReport(OwnLimits, kw_only=True):
     created_by: str
     updated_at: datetime
     updated_by: str
+
+
+class ListedBudget(BudgetReport, kw_only=True):
+    """A budget, with those who name it."""
+
+    holders: Annotated[dict[str, int], msgspec.Meta(description="How many of each kind name it.")]
+
+
+class BudgetPage(WalkedPage, kw_only=True):
+    """A page of budgets."""
+
+    budgets: tuple[ListedBudget, ...]
 
 
 class BudgetSetting(Response, kw_only=True):

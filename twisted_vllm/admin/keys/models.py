@@ -82,6 +82,10 @@ _ROUTES_OF_TYPE = {
     "read_only": ("read_only",),
 }
 
+#: columns that a search for keys looks at, and the beginning of a hash
+SEARCHED = ("key_alias", "user_id", "key_name")
+_HASH_PREFIX = re.compile("[0-9a-fA-F]{6,64}")
+
 _HEADERS = frozenset(name.decode() for name in GRANTABLE_HEADERS)
 Flag = Literal["false", "true", "0", "1"]
 _Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
@@ -328,8 +332,16 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     user_id: str = ""
     team_id: str = ""
     organization_id: str = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only keys that name this budget.")] = ""
     key_alias: str = ""
     key_hash: Annotated[str, msgspec.Meta(description="A key or its hash.")] = ""
+    search: Annotated[
+        str,
+        msgspec.Meta(
+            description="Text that the alias, the user's id or the end of the key contains, in any case, or the first "
+            "digits of its hash (six at least)."
+        ),
+    ] = ""
     return_full_object: Annotated[
         Flag,
         msgspec.Meta(description="Whether to return whole keys, not only hashes."),
@@ -362,7 +374,7 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
 
     def page_query(self) -> PageQuery:
         """Return the page that is asked for."""
-        names = ("user_id", "team_id", "organization_id", "key_alias")
+        names = ("user_id", "team_id", "organization_id", "budget_id", "key_alias")
         equals = {name: getattr(self, name) for name in names if getattr(self, name)}
         if self.key_hash:
             equals["token"] = token_of(self.key_hash)
@@ -371,6 +383,9 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
             after=self.after,
             size=self.size,
             equals=equals,
+            search=self.search,
+            search_in=SEARCHED,
+            search_begins=("token",) if _HASH_PREFIX.fullmatch(self.search) else (),
             sort_by=self.sort_by,
             descending=self.sort_order == "desc",
         )

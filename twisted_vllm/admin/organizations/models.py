@@ -33,10 +33,13 @@ from twisted_vllm.admin.models import (
     Json,
     ListSize,
     PageNumber,
+    PageSize,
     Query,
     Record,
     Response,
+    SortOrder,
     Strings,
+    WalkedPage,
 )
 from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
 from twisted_vllm.admin.users.models import NamedUser, OwnTeam, UserReport
@@ -242,6 +245,32 @@ class OrganizationListQuery(Query, frozen=True, kw_only=True):
         )
 
 
+class OrganizationPageQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /v2/organization/list``."""
+
+    search: Annotated[str, msgspec.Meta(description="Text that the id or the name contains, in any case.")] = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only organizations that name this budget.")] = ""
+    page: PageNumber = 1
+    after: After = ""
+    page_size: PageSize = 25
+    sort_by: Literal["organization_id", "organization_alias", "created_at", "updated_at"] = "organization_id"
+    sort_order: SortOrder = "asc"
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            after=self.after,
+            size=self.page_size,
+            equals={"budget_id": self.budget_id} if self.budget_id else {},
+            search=self.search,
+            search_in=("organization_id", "organization_alias"),
+            sort_by=self.sort_by,
+            descending=self.sort_order == "desc",
+        )
+
+
 class OrganizationMembership(Response, kw_only=True):
     """The membership of a user in an organization."""
 
@@ -271,6 +300,12 @@ class OrganizationReport(Record, kw_only=True):
     ]
     members_count: Annotated[int, msgspec.Meta(description="How many members the organization has.")]
     teams: tuple[OwnTeam, ...]
+
+
+class OrganizationPage(WalkedPage, kw_only=True):
+    """A page of organizations."""
+
+    organizations: tuple[OrganizationReport, ...]
 
 
 class AddedOrganizationMembers(Response, kw_only=True):

@@ -44,6 +44,7 @@ from twisted_vllm.admin.models import (
     After,
     Body,
     BudgetTable,
+    IsBlocked,
     Json,
     ListSize,
     PageNumber,
@@ -55,6 +56,7 @@ from twisted_vllm.admin.models import (
     SortOrder,
     Strings,
     WalkedPage,
+    are_blocked,
 )
 from twisted_vllm.admin.unsupported import ON_MEMBERS, ON_TEAMS
 from twisted_vllm.admin.users.models import NamedUser, UserReport
@@ -343,12 +345,15 @@ class TeamListQuery(Query, frozen=True, kw_only=True):
 class TeamPageQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /v2/team/list``."""
 
-    UNSUPPORTED = {"search": None, "search_team_id_match": "exact", "status": None}
+    UNSUPPORTED = {"search_team_id_match": "exact", "status": None}
 
     user_id: Annotated[str, msgspec.Meta(description="Only the teams of this user.")] = ""
     organization_id: Annotated[str, msgspec.Meta(description="Only the teams of this organization.")] = ""
     team_id: str = ""
     team_alias: Annotated[str, msgspec.Meta(description="Text that the name contains, in any case.")] = ""
+    search: Annotated[str, msgspec.Meta(description="Text that the id or the name contains, in any case.")] = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only teams that name this budget.")] = ""
+    blocked: IsBlocked = ""
     page: PageNumber = 1
     after: After = ""
     page_size: PageSize = 10
@@ -362,7 +367,16 @@ class TeamPageQuery(Query, frozen=True, kw_only=True):
             page=self.page,
             after=self.after,
             size=self.page_size,
-            equals={name: getattr(self, name) for name in ("team_id", "organization_id") if getattr(self, name)},
+            equals={
+                **{
+                    name: getattr(self, name)
+                    for name in ("team_id", "organization_id", "budget_id")
+                    if getattr(self, name)
+                },
+                **are_blocked(self.blocked),
+            },
+            search=self.search,
+            search_in=("team_id", "team_alias"),
             contains={"team_alias": self.team_alias} if self.team_alias else {},
             sort_by=self.sort_by,
             descending=self.sort_order == "desc",

@@ -246,7 +246,8 @@ class UserListQuery(Query, frozen=True, kw_only=True):
     organization_ids: Annotated[
         str, msgspec.Meta(description="Ids of organizations, separated by commas: only their members.")
     ] = ""
-    search: Annotated[str, msgspec.Meta(description="Text that the id or the address contains.")] = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only users who name this budget.")] = ""
+    search: Annotated[str, msgspec.Meta(description="Text that the id, the address or the name contains.")] = ""
     user_email: Annotated[str, msgspec.Meta(description="Text that the address contains.")] = ""
     user_alias: Annotated[str, msgspec.Meta(description="Text that the name contains.")] = ""
     page: PageNumber = 1
@@ -257,15 +258,16 @@ class UserListQuery(Query, frozen=True, kw_only=True):
 
     def page_query(self) -> PageQuery:
         """Return the page that is asked for."""
+        equals = {"user_role": self.role, "budget_id": self.budget_id}
         return PageQuery(
             page=self.page,
             after=self.after,
             size=self.page_size,
-            equals={"user_role": self.role} if self.role else {},
+            equals={name: value for name, value in equals.items() if value},
             contains={name: getattr(self, name) for name in ("user_email", "user_alias") if getattr(self, name)},
             among={"user_id": ids_of(self.user_ids, "user_ids")} if self.user_ids else {},
             search=self.search,
-            search_in=SEARCHED,
+            search_in=(*SEARCHED, "user_alias"),
             sort_by=self.sort_by,
             descending=self.sort_order == "desc",
         )
