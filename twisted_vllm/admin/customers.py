@@ -38,6 +38,7 @@ from twisted_vllm.admin.models import (
     SortOrder,
     WalkedPage,
     are_blocked,
+    described,
 )
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.spending import set_given_spend
@@ -60,11 +61,17 @@ class CustomerFields(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_CUSTOMERS
 
-    user_id: Alias
-    alias: Alias | None = None
-    blocked: bool | None = None
-    budget_id: Reference | None = None
-    spend: Spent | None = None
+    user_id: Annotated[
+        Alias, described("The name by which requests tell who the end user is. It must not look like a key.")
+    ]
+    alias: Annotated[Alias | None, described("The name that people know. It must not look like a key.")] = None
+    blocked: Annotated[bool | None, described("Whether requests for this customer are refused.")] = None
+    budget_id: Annotated[
+        Reference | None, described("A budget whose limits hold where the customer has none of its own.")
+    ] = None
+    spend: Annotated[
+        Spent | None, described("What the customer has spent already in the present budget period, in US dollars.")
+    ] = None
 
     def check(self) -> None:
         """Check the id, the name and the limits."""
@@ -95,7 +102,10 @@ class UpdateCustomerRequest(CustomerFields, frozen=True, kw_only=True):
 class CustomersRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /customer/delete``, ``/customer/block`` and ``/customer/unblock``."""
 
-    user_ids: Annotated[tuple[Alias, ...], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    user_ids: Annotated[
+        tuple[Alias, ...],
+        msgspec.Meta(min_length=1, max_length=MAX_ITEMS, description="The ids of the customers."),
+    ]
 
     @property
     def unique_ids(self) -> list[str]:

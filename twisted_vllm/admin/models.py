@@ -54,6 +54,11 @@ MOMENT_SCHEMA = {
 MOMENT_WORDS = "a date, as in 2026-03-01, or a moment, as in 2026-03-01T12:00:00Z; in UTC unless it says otherwise"
 
 
+def described(text: str) -> msgspec.Meta:
+    """Return what a field means, for the OpenAPI document and the console's forms: ``Annotated[…, described("…")]``."""
+    return msgspec.Meta(description=text)
+
+
 def are_blocked(text: str) -> dict[str, bool]:
     """Return the value that `blocked` must have for a parameter, by the column's name; empty for any."""
     return {"blocked": text == "true"} if text else {}

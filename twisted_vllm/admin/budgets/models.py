@@ -21,6 +21,7 @@ from twisted_vllm.admin.models import (
     Response,
     SortOrder,
     WalkedPage,
+    described,
 )
 from twisted_vllm.admin.unsupported import ON_BUDGETS
 from twisted_vllm.storage.paging import PageQuery
@@ -42,7 +43,9 @@ class NewBudgetRequest(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_BUDGETS
 
-    budget_id: Reference | None = None
+    budget_id: Annotated[
+        Reference | None, described("The budget's id, by which others name it. Without it, a random one.")
+    ] = None
 
     def check(self) -> None:
         """Check the id and the limits."""
@@ -55,19 +58,19 @@ class UpdateBudgetRequest(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_BUDGETS
 
-    budget_id: Label
+    budget_id: Annotated[Label, described("The budget to change, for all that name it.")]
 
 
 class BudgetsRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /budget/info``."""
 
-    budgets: Annotated[Labels, msgspec.Meta(min_length=1)]
+    budgets: Annotated[Labels, msgspec.Meta(min_length=1, description="The ids of the budgets.")]
 
 
 class DeleteBudgetRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /budget/delete``."""
 
-    id: Label
+    id: Annotated[Label, described("The budget to delete. Nobody may name it.")]
 
 
 class BudgetSettingsQuery(Query, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ from twisted_vllm.admin.models import (
     SortOrder,
     Strings,
     WalkedPage,
+    described,
 )
 from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
 from twisted_vllm.admin.users.models import NamedUser, OwnTeam, UserReport
@@ -53,7 +54,10 @@ OrganizationRole = Literal["org_admin", "internal_user", "internal_user_viewer"]
 class NewOrganizationMember(NamedUser, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A user who becomes a member of an organization, named by `user_id`, or else by `user_email`."""
 
-    role: OrganizationRole = "internal_user"
+    role: Annotated[
+        OrganizationRole,
+        described("What the member sees of the organization: everybody in it (`org_admin`), or itself and its teams."),
+    ] = "internal_user"
 
     def check(self) -> None:
         """Check the id and the address, and that there is one of them."""
@@ -70,9 +74,16 @@ class OrganizationFields(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_ORGANIZATIONS
 
-    models: Models | None = None
-    metadata: dict[str, Any] | None = None
-    budget_id: Reference | None = None
+    models: Annotated[
+        Models | None,
+        described(
+            "The models that all keys of the organization may use, with the wildcards `*` and `?`. Empty allows all."
+        ),
+    ] = None
+    metadata: Annotated[dict[str, Any] | None, described("Your own notes, as a JSON object.")] = None
+    budget_id: Annotated[
+        Reference | None, described("A budget whose limits hold where the organization has none of its own.")
+    ] = None
 
     def check(self) -> None:
         """Check models, limits and metadata."""
@@ -84,8 +95,8 @@ class OrganizationFields(LimitFields, frozen=True, kw_only=True):
 class NewOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
     """The body of ``POST /organization/new``."""
 
-    organization_alias: Alias
-    organization_id: Reference | None = None
+    organization_alias: Annotated[Alias, described("The name that people know. It must not look like a key.")]
+    organization_id: Annotated[Reference | None, described("The organization's id. Without it, a random one.")] = None
 
     def check(self) -> None:
         """Check the fields of the organization, its id and its name."""
@@ -110,7 +121,9 @@ class PatchOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
     As in LiteLLM, `metadata` is merged into the one from before.
     """
 
-    organization_alias: Alias | None = None
+    organization_alias: Annotated[
+        Alias | None, described("The name that people know. It must not look like a key.")
+    ] = None
 
     def check(self) -> None:
         """Check the fields of the organization, and its name."""
@@ -140,7 +153,7 @@ class UpdateOrganizationRequest(PatchOrganizationRequest, frozen=True, kw_only=T
     As in LiteLLM, `metadata` is merged into the one from before.
     """
 
-    organization_id: Label
+    organization_id: Annotated[Label, described("The organization to change.")]
     litellm_budget_table: Annotated[
         dict[str, Any] | None,
         msgspec.Meta(
@@ -168,13 +181,15 @@ class UpdateOrganizationRequest(PatchOrganizationRequest, frozen=True, kw_only=T
 class OrganizationsRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /organization/info``."""
 
-    organizations: Annotated[Labels, msgspec.Meta(min_length=1)]
+    organizations: Annotated[Labels, msgspec.Meta(min_length=1, description="The ids of the organizations.")]
 
 
 class DeleteOrganizationsRequest(Body, frozen=True, kw_only=True):
     """The body of ``DELETE /organization/delete``."""
 
-    organization_ids: Annotated[Labels, msgspec.Meta(min_length=1)]
+    organization_ids: Annotated[
+        Labels, msgspec.Meta(min_length=1, description="The organizations to delete, with their teams and keys.")
+    ]
 
 
 class AddOrganizationMembersRequest(Body, frozen=True, kw_only=True):
@@ -182,8 +197,14 @@ class AddOrganizationMembersRequest(Body, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_ORGANIZATION_MEMBERS
 
-    organization_id: Label
-    member: _Member | _Members
+    organization_id: Annotated[Label, described("The organization.")]
+    member: Annotated[
+        _Member | _Members,
+        described(
+            "A new member, or a list of them: each with a `user_id` or `user_email`, and a `role`. A "
+            "user who is unknown is created."
+        ),
+    ]
 
     @property
     def members(self) -> tuple[NewOrganizationMember, ...]:
@@ -199,9 +220,9 @@ class AddOrganizationMembersRequest(Body, frozen=True, kw_only=True):
 class OrganizationMemberRequest(Body, frozen=True, kw_only=True):
     """The body of ``DELETE /organization/member_delete``. It names the user by `user_id`, or else by `user_email`."""
 
-    organization_id: Label
-    user_id: Label | None = None
-    user_email: Label | None = None
+    organization_id: Annotated[Label, described("The organization.")]
+    user_id: Annotated[Label | None, described("The member.")] = None
+    user_email: Annotated[Label | None, described("The member's address, if `user_id` does not name it.")] = None
 
     def check(self) -> None:
         """Check that a member is named."""
@@ -213,7 +234,10 @@ class UpdateOrganizationMemberRequest(OrganizationMemberRequest, frozen=True, kw
 
     UNSUPPORTED = ON_ORGANIZATION_MEMBERS
 
-    role: OrganizationRole | None = None
+    role: Annotated[
+        OrganizationRole | None,
+        described("What the member sees of the organization: everybody in it (`org_admin`), or itself and its teams."),
+    ] = None
 
 
 class OrganizationInfoQuery(Query, frozen=True, kw_only=True):
