@@ -25,7 +25,7 @@ from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
-from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
@@ -157,6 +157,11 @@ def cannot_reload() -> Deferred[Reloaded]:
     return fail(InvalidRequest("This gateway was started without a configuration that can be read again."))
 
 
+def never_reloaded() -> Deferred[ReloadState]:
+    """Return the state of a gateway that was not reloaded."""
+    return succeed(ReloadState(read_at=0.0))
+
+
 @attrs.define(kw_only=True)
 class AdminContext:
     """What all handlers of an admin app share.
@@ -182,6 +187,7 @@ class AdminContext:
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
+        reload_state: returns what reloads did.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
     """
@@ -206,6 +212,7 @@ class AdminContext:
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
+    reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
 

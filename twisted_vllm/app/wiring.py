@@ -546,6 +546,7 @@ class Wiring:
             web_pages=web_pages,
             text=text,
             reload=lambda: self.reloader.reload(),
+            reload_state=lambda: self.reloader.state(),
             log_levels=self.log_levels,
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
             models=listing,

@@ -29,6 +29,7 @@ from twisted_vllm.config.jwt import JwtClaims, JwtSettings, check_roles
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.model_ids import ModelIds, lasting_secret
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
+from twisted_vllm.config.origins import FileLines
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report, shown, suggestion
 from twisted_vllm.config.providers import PROVIDER
 from twisted_vllm.config.restricting import asks_for_something
@@ -36,9 +37,10 @@ from twisted_vllm.config.server_tls import TlsParams
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, RoutingSettings, Settings, Timeouts
 from twisted_vllm.config.sinks import SinkSettings
-from twisted_vllm.config.sources import BLOCK, from_environment, overlay, warn_of_misspelt
+from twisted_vllm.config.sources import BLOCK, from_environment, overlay, variable_of, warn_of_misspelt
 from twisted_vllm.config.tracing import TracingSettings, with_destinations
 from twisted_vllm.config.urls import api_base, database_url
+from twisted_vllm.config.written import origins_of
 
 #: the names of command-line arguments in messages
 _LISTEN_OPTION = "--listen"
@@ -209,7 +211,8 @@ def load(
     Raises:
         ConfigError: the configuration is not valid; it contains all problems.
     """
-    written = read_with_includes(file) if file is not None else {}
+    lines = FileLines()
+    written = read_with_includes(file, lines) if file is not None else {}
     report = Report()
     root = Place("", report, overlay(environ, written.get(BLOCK), report))
     warn_of_misspelt(root.environ, variables(), report)
@@ -222,9 +225,12 @@ def load(
         **{name: value for name, value in document.router_settings.items() if value is not None},
         **document.passthrough,
     }
+    taken: dict[str, str] = {}
     for each in variables():
         if found.get(each.attribute) is None:
             found[each.attribute] = from_environment(each, root)
+            if (name := variable_of(each, root.environ)) is not None:
+                taken[each.path] = name
     found["listen"] = _endpoints(listen, found.get("listen", ()), root)
     if found["master_key"] is None and not found.get("allow_anonymous"):
         _refuse_open_mode(found["listen"], root.at(_LISTEN_OPTION if listen else _DECLARED["listen"].path))
@@ -267,11 +273,17 @@ def load(
         callbacks=callbacks,
         usual_tls=TlsParams(verify=found.get("ssl_verify"), certificate=found.get("ssl_certificate")),
         warnings=report.warnings(),
+        origins=origins_of(written, lines, root.environ, taken, _placed(document.model_list, fleet)),
     )
     _check_spools(settings, root)
     if report.problems:
         raise ConfigError(report.problems, report.warnings())
     return settings
+
+
+def _placed(table: Sequence[Row], fleet: Fleet) -> Iterable[tuple[Place, str]]:
+    """Return the place of each entry of the list, and its id."""
+    return zip((row.place for row in table), (entry.model_id for entry in fleet.models), strict=True)
 
 
 def _callbacks(found: Mapping[str, Any], own: Mapping[str, object], root: Place) -> Callbacks:
