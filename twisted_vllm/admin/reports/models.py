@@ -432,11 +432,85 @@ class CalculatedCost(Response, kw_only=True):
 
 
 class LogPayload(Response, kw_only=True):
-    """What a request and its answer contained: the gateway keeps neither."""
+    """What a request and its answer contained: empty where nothing was kept."""
 
     messages: Json
     response: Json
     proxy_server_request: Json
+
+
+class Timings(Response, kw_only=True):
+    """When a request was where, in microseconds. What is left of `total_us` after the first byte is the answer."""
+
+    queued_us: Annotated[
+        int | None, msgspec.Meta(description="How long it waited for a busy server; null if it did not.")
+    ]
+    first_byte_us: Annotated[
+        int | None, msgspec.Meta(description="From its head to the first byte of the answer; null without one.")
+    ]
+    total_us: int
+
+
+class FailedAttempt(Response, kw_only=True):
+    """An attempt that another followed."""
+
+    server: Annotated[str | None, msgspec.Meta(description="The server's name, for administrators only.")]
+    reason: Annotated[str, msgspec.Meta(description="The code of an error, or such as `status_503`.")]
+
+
+class RequestReport(Response, kw_only=True):
+    """All that the ledger knows of a request, and its prompt and answer where they were kept."""
+
+    id: Annotated[str, msgspec.Meta(description="The id of its row, which is its own.")]
+    request_id: Annotated[str, msgspec.Meta(description="Its `x-request-id`, which a client may use again.")]
+    response_id: str | None
+    others: Annotated[
+        Strings, msgspec.Meta(description="The ids of other requests with this `request_id`, the newest first.")
+    ]
+    time: datetime
+    kind: Annotated[str, msgspec.Meta(description="Who called: `key`, `master`, `anonymous` and so on.")]
+    key_id: str | None
+    api_key: Annotated[str | None, msgspec.Meta(description="The key's SHA-256; null if there is none any more.")]
+    key_alias: Annotated[str | None, msgspec.Meta(description="The key's name as it was.")]
+    user_id: str | None
+    team_id: str | None
+    organization_id: str | None
+    end_user: str | None
+    tags: Strings
+    model: str
+    fallback: Annotated[str | None, msgspec.Meta(description="The model that was asked in place of it.")]
+    server: Annotated[str | None, msgspec.Meta(description="The server's name, for administrators only.")]
+    route: str
+    method: str
+    status: int
+    outcome: str
+    error: str | None
+    stream: bool
+    timings: Timings
+    attempts: Annotated[
+        tuple[FailedAttempt, ...], msgspec.Meta(description="The attempts before the last one, which failed.")
+    ]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+    audio_ms: int
+    estimated: Annotated[bool, msgspec.Meta(description="Whether the gateway estimated the tokens.")]
+    spend: Amount
+    prices: Json
+    bytes_in: int
+    bytes_out: int
+    requests: Annotated[
+        int, msgspec.Meta(description="How many requests this is: those that cost nothing may be one row.")
+    ]
+    headers: Annotated[Json, msgspec.Meta(description="Those of `passthrough.ledger.usage_headers`.")]
+    metadata: Annotated[Json | None, msgspec.Meta(description="What the client sent for the ledger.")]
+    trace_id: Annotated[str | None, msgspec.Meta(description="The id of its trace, if that is recorded.")]
+    contents: Annotated[
+        Json | None,
+        msgspec.Meta(description="Its prompt and answer as docs/log-bodies.md shows them; null if none are kept."),
+    ]
 
 
 class TagSpend(Response, kw_only=True):

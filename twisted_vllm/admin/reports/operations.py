@@ -183,14 +183,14 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
             "bytes_in": row.bytes_in,
             "bytes_out": row.bytes_out,
             "requests": requests,
-            "attempts": _failed_attempts(row.attempts, with_server=with_server),
+            "attempts": failed_attempts(row.attempts, with_server=with_server),
             "response_id": row.response_id,
             "spend_logs_metadata": None if row.spend_metadata is None else msgspec.Raw(row.spend_metadata.encode()),
         },
     }
 
 
-def _failed_attempts(text: str | None, *, with_server: bool) -> list[Json]:
+def failed_attempts(text: str | None, *, with_server: bool) -> list[Json]:
     """Return the attempts before the last one, from `RequestContext.failed_attempts`."""
     found = [each.rpartition(" ") for each in (text or "").split(", ") if each]
     return [{"server": server if with_server else None, "reason": reason} for server, _, reason in found]

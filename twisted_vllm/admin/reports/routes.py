@@ -10,7 +10,7 @@ from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.models import Json, NoQuery
-from twisted_vllm.admin.reports import activity, breakdowns, operations
+from twisted_vllm.admin.reports import activity, breakdowns, operations, requests
 from twisted_vllm.admin.reports.models import (
     Activity,
     ActivityFilters,
@@ -31,7 +31,6 @@ from twisted_vllm.admin.reports.models import (
     EndUserNames,
     EndUsersBody,
     EndUserSpend,
-    Filters,
     GlobalLogsQuery,
     GlobalReportQuery,
     GlobalSpendReport,
@@ -46,6 +45,7 @@ from twisted_vllm.admin.reports.models import (
     PagedLogsQuery,
     ProviderSpend,
     ReportQuery,
+    RequestReport,
     SpendListQuery,
     SpendLogPage,
     SpendUsersQuery,
@@ -117,13 +117,26 @@ async def paged_logs(call: AdminCall, query: PagedLogsQuery) -> msgspec.Raw:
     access=Access.ANY_KEY,
     errors=(504,),
 )
-async def log_payload(call: AdminCall, _query: LogPayloadQuery) -> object:
-    """Return what a request and its answer contained: nothing of either is kept. null, if there is no such request."""
-    scope, span, request_id = UsageScope.of(call), span_of("", ""), call.path["request_id"]
-    found = await call.report(
-        lambda transaction: operations.rows(transaction, scope, Filters(), request_id, span, 0, 1)
-    )
-    return {"messages": {}, "response": {}, "proxy_server_request": {}} if found else None
+async def log_payload(call: AdminCall, _query: LogPayloadQuery) -> msgspec.Raw:
+    """Return what a request and its answer contained, where that was kept. null, if there is no such request."""
+    scope, request_id = UsageScope.of(call), call.path["request_id"]
+    return await _read(call, lambda transaction: requests.contents_as_litellm(transaction, scope, request_id))
+
+
+@routes.get(
+    "/usage/requests/<string:request_id>",
+    query=NoQuery,
+    response=RequestReport,
+    access=Access.ANY_KEY,
+    errors=(404, 504),
+)
+async def one_request(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
+    """Return all that is known of a request: timings, tokens, cost, attempts, and prompt and answer where kept.
+
+    It is found by the id of its row, its `x-request-id` or the id of its answer; of several, the newest is returned.
+    """
+    scope, request_id = UsageScope.of(call), call.path["request_id"]
+    return await _read(call, lambda transaction: requests.report_request(transaction, scope, request_id))
 
 
 @routes.get("/spend/keys", query=SpendListQuery, response=tuple[KeyReport, ...], errors=(504,))
