@@ -303,6 +303,22 @@ class TooManyReports(GatewayError):
     type = "rate_limit_error"
 
 
+class TooManyStreams(GatewayError):
+    """So many pages of the console that update themselves are open that one more is refused."""
+
+    status = 429
+    code = "too_many_streams"
+    type = "rate_limit_error"
+
+
+class ForgedForm(GatewayError):
+    """A form of the console came from another page, or from a session that is over."""
+
+    status = 403
+    code = "forged_form"
+    type = "permission_error"
+
+
 class BudgetExceeded(GatewayError):
     """The budget of this period is spent, or reserved by requests in flight."""
 

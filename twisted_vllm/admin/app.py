@@ -31,7 +31,7 @@ from twisted_vllm.admin import (
     upstream_metrics,
     usage_exports,
 )
-from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, first_headers
+from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, BeforeSessionEnds, first_headers
 from twisted_vllm.admin.budgets import routes as budgets
 from twisted_vllm.admin.context import (
     DATABASE_TIMEOUT,
@@ -98,6 +98,7 @@ WELCOME = {
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
         "/metrics/upstreams": "the metrics of all vLLM servers",
         "/openapi.json": "what each of these takes and answers",
+        "/ui": "the console, for people",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
 }
@@ -203,6 +204,15 @@ def _peer_of(request: IRequest) -> str:
     return getattr(request.getClientAddress(), "host", None) or "-"
 
 
+#: where the console is
+CONSOLE = b"/ui"
+
+
+def is_of_console(target: bytes) -> bool:
+    """Return whether the target of a request is the console's."""
+    return target[:3] == CONSOLE and target[3:4] in (b"", b"/", b"?")
+
+
 class NameConverter(PathConverter):
     """Matches a name with slashes, which may begin with one: a model's name may be an absolute path."""
 
@@ -233,6 +243,7 @@ class AdminApp:
 
     Attributes:
         url_map: the routes, as werkzeug has them.
+        context: what all handlers share.
     """
 
     def __init__(
@@ -253,6 +264,7 @@ class AdminApp:
         failures: AuthenticationThrottle | None = None,
         uncounted: UncountedRequests | None = None,
         before_refusal: BeforeRefusal | None = None,
+        before_session_ends: BeforeSessionEnds | None = None,
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         self_service: SelfService = SelfService(),  # noqa: B008 - frozen
@@ -286,6 +298,7 @@ class AdminApp:
             failures: limits failed attempts to authenticate; None for no limit.
             uncounted: limits what a virtual key reads; None for no limit.
             before_refusal: finds out about a caller who is about to be refused; None refuses at once.
+            before_session_ends: the same of a session of the console.
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
             self_service: what people may do for themselves.
@@ -304,7 +317,7 @@ class AdminApp:
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
-        self._context = context = AdminContext(
+        self.context = context = AdminContext(
             authenticator=AdminAuthenticator(
                 authenticator,
                 registry.index,
@@ -315,6 +328,7 @@ class AdminApp:
                 ChangeLimits() if changes is None else changes,
                 self_service,
                 before_refusal,
+                before_session_ends,
             ),
             registry=registry,
             reports=reports,
@@ -353,15 +367,19 @@ class AdminApp:
         database_timeout: float,
     ) -> None:
         """Use other settings from the next request on; the arguments are the constructor's."""
-        self._context.authenticator.settings = self_service
-        self._context.metrics_are_open = metrics_are_open
-        self._context.key_bounds = key_bounds
-        self._context.record_defaults = record_defaults
-        self._context.database_timeout = database_timeout
+        self.context.authenticator.settings = self_service
+        self.context.metrics_are_open = metrics_are_open
+        self.context.key_bounds = key_bounds
+        self.context.record_defaults = record_defaults
+        self.context.database_timeout = database_timeout
 
-    def resource(self) -> IResource:
-        """Return the resource that serves the routes; it takes every path that reaches it."""
-        return AdminResource(self._app, self._allows, self._web_pages)
+    def resource(self, console: IResource | None = None) -> IResource:
+        """Return the resource that serves the routes; it takes every path that reaches it.
+
+        Args:
+            console: serves what is below `CONSOLE`; None for no console.
+        """
+        return AdminResource(self._app, self._allows, self._web_pages, console)
 
 
 @implementer(IResource)
@@ -370,9 +388,16 @@ class AdminResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, app: Klein, allows: Callable[[IRequest], bool] | None, web_pages: WebPages) -> None:
+    def __init__(
+        self,
+        app: Klein,
+        allows: Callable[[IRequest], bool] | None,
+        web_pages: WebPages,
+        console: IResource | None = None,
+    ) -> None:
         super().__init__()
         self._klein: IResource = app.resource()
+        self._console = console
         self._allows = allows
         self._web_pages = web_pages
 
@@ -394,8 +419,11 @@ class AdminResource(Resource):
                 part.decode("utf-8")
         except UnicodeDecodeError:
             return send_error(request, InvalidRequest("The path and the Host header must be UTF-8."))
+        serves = self._klein
+        if self._console is not None and is_of_console(request.uri):
+            serves = self._console
         try:
-            response: bytes | int = self._klein.render(request)
+            response: bytes | int = serves.render(request)
         except Exception:
             # For example, werkzeug refuses some Host headers before it looks for a route.
             return send_failure(request, Failure())

@@ -19,6 +19,7 @@ from twisted.web.client import Agent
 
 from twisted_vllm.admin.app import ROUTES, AdminApp
 from twisted_vllm.admin.context import ModelSource, Readiness
+from twisted_vllm.admin.web.mount import ConsoleMount
 from twisted_vllm.app.accounting import AccountingService
 from twisted_vllm.app.component_settings import (
     AdmissionSettings,
@@ -39,12 +40,14 @@ from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.shared.background import SharedBackground
 from twisted_vllm.app.shared.changes import SharedChanges
+from twisted_vllm.app.shared.ended_sessions import share_ended
 from twisted_vllm.app.shared.exports import share_export
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.sessions import SessionSealer, secret_of
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
@@ -53,6 +56,7 @@ from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import LISTEN
 from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.settings import DiscoverySettings, Server, Settings
+from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.tls import TlsFiles, read_all
 from twisted_vllm.http.client.treq_client import PassThroughClient
@@ -186,6 +190,7 @@ class Wiring:
         sharing: has other processes know the same of the servers; None if there are none.
         servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
             them.
+        console: the web page at /ui.
         site: the factory of client connections.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
@@ -415,7 +420,10 @@ class Wiring:
         observers.append(ServerActs(self._servers_acted, self._caches_emptied))
         self.lifecycle = Lifecycle(observers)
 
-        self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
+        self._session_sealer = _session_sealer_of(settings)
+        self._authenticator = authenticator = Authenticator(
+            settings.master_key, self.index, sealer=self._session_sealer
+        )
         self.each_minute.add(authenticator.sweep)
         self._throttle = throttle = AuthenticationThrottle(
             limits.max_failed_authentications, None if counting is None else counting.failures
@@ -530,6 +538,7 @@ class Wiring:
             uncounted=uncounted,
             changes=self._changes,
             before_refusal=identifier.before_refusal,
+            before_session_ends=identifier.before_session_ends,
             allows=allows_admin,
             web_pages=web_pages,
             text=text,
@@ -541,10 +550,20 @@ class Wiring:
             exports=self.usage_export,
             **admin_of(settings),
         )
+        self.console = ConsoleMount(
+            context=admin.context,
+            sealer=lambda: self._session_sealer,
+            settings=settings.console,
+            origin_of=lambda request: addresses.origin(_context_of(request)),
+            prefix_of=lambda request: addresses.prefix(_context_of(request)).decode("ascii"),
+            tell_ended=lambda id, until: tell_ended(id, until),
+            in_thread=in_thread,
+        )
+        tell_ended = share_ended(self.siblings, self.console.ended, time)
         self.litellm_headers = LitellmHeaders()
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
-            other=admin.resource(),
+            other=admin.resource(self.console),
             find=lambda path: None if mounts.find(path) is None else pass_through,
             deadlines=self.deadlines,
             coalescer=coalescer,
@@ -672,6 +691,7 @@ class Wiring:
         self._mounts.reconfigure(settings.root_routes, settings.path_aliases)
         self._pass_through.reconfigure(limits)
         self._admin.reconfigure(**admin_of(settings))
+        self.console.reconfigure(settings.console)
         self.database.reconfigure(timeouts.database)
         self.reports.reconfigure(report_limits_of(limits, self._workers), timeouts.report)
         self.audit_retention.reconfigure(settings.audit_retention)
@@ -699,8 +719,9 @@ class Wiring:
     def _use_tokens(self, settings: Settings) -> None:
         """Take the tokens that the settings say, beside keys."""
         self._tokens.forget()
+        self._session_sealer = _session_sealer_of(settings)
         if not settings.enable_jwt_auth:
-            self._authenticator.reconfigure(settings.master_key)
+            self._authenticator.reconfigure(settings.master_key, sealer=self._session_sealer)
             self._identifier.reconfigure(None)
             return
         agent = Agent(self._reactor, connectTimeout=settings.timeouts.connect)
@@ -709,7 +730,7 @@ class Wiring:
             settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
         )
         verifier = verifier_of(settings, self._tokens, self._key_sets, self._people, self._throttle)
-        self._authenticator.reconfigure(settings.master_key, self._tokens)
+        self._authenticator.reconfigure(settings.master_key, self._tokens, self._session_sealer)
         self._identifier.reconfigure(verifier)
 
     def _servers_acted(self) -> None:
@@ -745,6 +766,15 @@ class Wiring:
         self.agent.keep_only(servers)
         if self.siblings.serves:
             self.kv_caches.configure(servers)
+
+
+def _session_sealer_of(settings: Settings) -> SessionSealer:
+    return SessionSealer(secret_of(settings.master_key, settings.salt_key), os.urandom)
+
+
+def _context_of(request: Any) -> RequestContext:
+    context: RequestContext = request.context
+    return context
 
 
 def _sharing_of(siblings: Siblings, deadlines: DeadlineSweeper, reactor: Any) -> ServerSharing | None:

@@ -44,6 +44,7 @@ from twisted_vllm.config.checks import (
     url_scheme,
     whole,
 )
+from twisted_vllm.config.console import ConsoleSettings
 from twisted_vllm.config.declaration import Section, section, setting, settings_of
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
@@ -1205,6 +1206,9 @@ class Settings:
     )
     self_service: SelfServiceSettings = setting(
         SelfServiceSettings(), section(SelfServiceSettings), "What people may do for themselves."
+    )
+    console: ConsoleSettings = setting(
+        ConsoleSettings(), section(ConsoleSettings), "The console: a web page at /ui for people."
     )
     discovery: DiscoverySettings = setting(
         DiscoverySettings(), section(DiscoverySettings), "Servers that are found by DNS."
