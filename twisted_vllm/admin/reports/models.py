@@ -85,6 +85,8 @@ class PagedLogsQuery(Filters, frozen=True, kw_only=True):
     status_filter: Literal["", "success", "failure"] = ""
     key_alias: Annotated[str, msgspec.Meta(description="The alias of a key.")] = ""
     error_code: Annotated[str, msgspec.Meta(description="A status such as 429, or a code of the gateway's.")] = ""
+    route: Annotated[str, msgspec.Meta(description="A route of vLLM, such as `/v1/chat/completions`.")] = ""
+    server: Annotated[str, msgspec.Meta(description="A server's name, for administrators only.")] = ""
     min_spend: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEND, description="The least cost, in US dollars.")] = 0
     max_spend: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEND, description="The highest cost.")] = MAX_SPEND
     page: PageNumber = 1
@@ -303,8 +305,8 @@ class CalculateBody(Body, frozen=True, kw_only=True):
     completion_response: dict[str, Any] | None = None
 
 
-class ReportQuery(Filters, frozen=True, kw_only=True):
-    """The query of ``GET /usage/report``."""
+class GroupsQuery(Filters, frozen=True, kw_only=True):
+    """Which usage is reported, and by what."""
 
     group_by: Annotated[
         str,
@@ -316,9 +318,24 @@ class ReportQuery(Filters, frozen=True, kw_only=True):
     interval: Literal["hour", "day", "month"] = "day"
     start: Start = ""
     end: End = ""
-    format: Literal["json", "csv"] = "json"
     route: str = ""
     server: str = ""
+
+
+class ReportQuery(GroupsQuery, frozen=True, kw_only=True):
+    """The query of ``GET /usage/report``."""
+
+    format: Literal["json", "csv"] = "json"
+
+
+class TopGroupsQuery(GroupsQuery, frozen=True, kw_only=True):
+    """The query of ``GET /usage/top``."""
+
+    measure: Annotated[
+        Literal["spend", "requests", "failed", "total_tokens", "prompt_tokens", "cached_tokens", "completion_tokens"],
+        msgspec.Meta(description="What the groups are compared by, and have by interval."),
+    ] = "spend"
+    top: Annotated[int, msgspec.Meta(ge=1, le=50, description="The number of groups that are not put together.")] = 8
 
 
 Amount = Annotated[float, msgspec.Meta(description="US dollars, with all digits.")]
@@ -665,6 +682,36 @@ class UsageReport(Response, kw_only=True):
     ]
     results: Annotated[
         tuple[Json, ...], msgspec.Meta(description="The `start` of the interval, the group's values, and its sums.")
+    ]
+    totals: Json
+    rows_since: Annotated[
+        datetime | None, msgspec.Meta(description="When the oldest request began that still has a row.")
+    ] = None
+
+
+class TopGroups(Response, kw_only=True):
+    """The groups with the most usage, the others together, and one measure of each by interval."""
+
+    start: datetime
+    end: Annotated[datetime, msgspec.Meta(description="The moment at which the report ends (excluded).")]
+    interval: str
+    group_by: Strings
+    measure: str
+    source: Annotated[str, msgspec.Meta(description="As in ``/usage/report``.")]
+    starts: Annotated[Strings, msgspec.Meta(description="When each interval begins.")]
+    groups: Annotated[
+        tuple[Json, ...],
+        msgspec.Meta(
+            description="The group's values, its sums, and as `series` the measure in each interval of `starts`. Those "
+            "with most come first; of more than 60,000 groups and intervals, those with the highest cost."
+        ),
+    ]
+    others: Annotated[
+        Json | None,
+        msgspec.Meta(
+            description="The sums and the series of all others; null without, and of very many tags, as a request may "
+            "have several."
+        ),
     ]
     totals: Json
     rows_since: Annotated[

@@ -59,6 +59,8 @@ from twisted_vllm.admin.reports.models import (
     TeamActivityQuery,
     TeamReportQuery,
     TeamsSpend,
+    TopGroups,
+    TopGroupsQuery,
     TopKey,
     TopModel,
     TopQuery,
@@ -66,7 +68,8 @@ from twisted_vllm.admin.reports.models import (
     UserReportQuery,
 )
 from twisted_vllm.admin.reports.scope import UsageScope, days_of, entities_of, local_days_of, one_entity, span_of
-from twisted_vllm.admin.reports.usage_report import send_report
+from twisted_vllm.admin.reports.top_groups import top_groups
+from twisted_vllm.admin.reports.usage_report import check_servers, dimensions_of, send_report
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.storage.transaction import Transaction
@@ -450,3 +453,11 @@ async def usage_report(call: AdminCall, query: ReportQuery) -> bytes:
     A virtual key sees its own usage. The report can have any size.
     """
     return await send_report(call, query)
+
+
+@routes.get("/usage/top", query=TopGroupsQuery, response=TopGroups, access=Access.ANY_KEY, errors=(504,))
+async def most_usage(call: AdminCall, query: TopGroupsQuery) -> msgspec.Raw:
+    """Return the groups with the most usage, all others together, and one measure of each by interval: for charts."""
+    scope, group_by, now = UsageScope.of(call), dimensions_of(query.group_by), call.now
+    check_servers(scope, group_by, query.server)
+    return await _read(call, lambda transaction: top_groups(transaction.connection, scope, query, group_by, now))
