@@ -59,6 +59,8 @@ def test_a_new_database_is_like_one_that_was_migrated_step_by_step(tmp_path: Pat
     migrate(fresh)
     with migrated.begin() as connection:
         upgrade(connection)
+        # `migrate` adds it beside the steps
+        connection.execute(text(f"ALTER TABLE {VERSION_TABLE} ADD COLUMN works_with VARCHAR(32)"))
     assert description_of(fresh) == description_of(migrated)
     for engine in (fresh, migrated):
         with engine.connect() as connection:

@@ -27,6 +27,7 @@ from twisted_vllm.config.declaration import (
 from twisted_vllm.config.includes import read_with_includes
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings, check_roles
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
+from twisted_vllm.config.log_bodies import DEFAULT_LOG_BODIES, FULL
 from twisted_vllm.config.model_ids import ModelIds, lasting_secret
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.config.origins import FileLines
@@ -35,8 +36,16 @@ from twisted_vllm.config.providers import PROVIDER
 from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.config.server_tls import TlsParams
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
-from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, RoutingSettings, Settings, Timeouts
-from twisted_vllm.config.sinks import SinkSettings
+from twisted_vllm.config.settings import (
+    DEFAULT_DATABASE_URL,
+    LedgerSettings,
+    Limits,
+    PriceList,
+    RoutingSettings,
+    Settings,
+    Timeouts,
+)
+from twisted_vllm.config.sinks import DATABASE, REQUESTS, SPEND_LOGS, SinkSettings
 from twisted_vllm.config.sources import BLOCK, from_environment, overlay, variable_of, warn_of_misspelt
 from twisted_vllm.config.tracing import TracingSettings, with_destinations
 from twisted_vllm.config.urls import api_base, database_url
@@ -47,6 +56,9 @@ _LISTEN_OPTION = "--listen"
 
 #: LiteLLM's setting that takes the client's address from X-Forwarded-For
 _FORWARDED = "use_x_forwarded_for"
+
+#: LiteLLM's setting that keeps prompts
+_STORE_PROMPTS = "general_settings.store_prompts_in_spend_logs"
 
 #: every setting in a block of the file, by attribute
 _DECLARED = {
@@ -248,6 +260,7 @@ def load(
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
     callbacks = _callbacks(found, document.callback_settings, root)
+    callbacks = _kept_prompts(found, callbacks, written.get(OWN_BLOCK), root)
     tracing = found.get("tracing") or TracingSettings()
     found["otlp_metrics"] = otlp_metrics.resolved(
         found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), tracing, root
@@ -298,12 +311,38 @@ def _callbacks(found: Mapping[str, Any], own: Mapping[str, object], root: Place)
     return read_callbacks(both, successes, failures, own, found.get("s3_callback_params", {}), root)
 
 
+def _kept_prompts(found: dict[str, Any], callbacks: Callbacks, written: object, root: Place) -> Callbacks:
+    """Return the callbacks with the sink that ``store_prompts_in_spend_logs`` asks for, and have prompts kept for it.
+
+    LiteLLM gives prompts and answers to all its callbacks as well.
+    """
+    own = [index for index, sink in enumerate(found.get("sinks", ())) if sink.type == DATABASE]
+    for index in own[1:]:
+        root.at(_DECLARED["sinks"].path).item(index).key("type").refuse("stands twice: one database is enough")
+    stores = bool(found.get("store_prompts_in_spend_logs"))
+    if not found.get("ledger", LedgerSettings()).enabled and (own or stores):
+        place = root.at(_DECLARED["sinks"].path).item(own[0]).key("type") if own else root.at(_STORE_PROMPTS)
+        place.refuse("keeps prompts by the rows of the ledger, which is off (set passthrough.ledger.enabled: true)")
+    if not stores:
+        return callbacks
+    bodies = found.get("log_bodies") or DEFAULT_LOG_BODIES
+    in_file = written.get("log_bodies") if isinstance(written, dict) else None
+    if not (isinstance(in_file, dict) and "mode" in in_file):
+        found["log_bodies"] = attrs.evolve(bodies, mode=FULL)
+    if own:
+        return callbacks
+    sink = SinkSettings(name=SPEND_LOGS, type=DATABASE, events=(REQUESTS,))
+    return attrs.evolve(callbacks, sinks=(*callbacks.sinks, sink))
+
+
 def _check_sink_names(written: Iterable[SinkSettings], callbacks: Callbacks, root: Place) -> None:
     names = {sink.name for sink in callbacks.sinks}
     for index, sink in enumerate(written):
         if sink.name in names:
             root.at(_DECLARED["sinks"].path).item(index).key("name").refuse(
                 "is the name of a callback's sink as well (give it another one, or take the callback out)"
+                if sink.name != SPEND_LOGS
+                else "is the name of the sink of general_settings.store_prompts_in_spend_logs (give it another one)"
             )
 
 
