@@ -29,7 +29,7 @@ vllm:kv_cache_usage_perc{engine="0",model_name="qwen"} 0.25
 
 
 def test_it_reads_the_queue_and_the_cache() -> None:
-    assert read_load(VLLM) == LoadReport(waiting=3.0, kv_usage=0.25)
+    assert read_load(VLLM) == LoadReport(waiting=3.0, kv_usage=0.25, running=4.0)
 
 
 def test_engines_of_one_server_are_taken_together() -> None:

@@ -31,6 +31,7 @@ from twisted_vllm.admin import (
     upstream_metrics,
     usage_exports,
 )
+from twisted_vllm.admin import servers as server_routes
 from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, first_headers
 from twisted_vllm.admin.budgets import routes as budgets
 from twisted_vllm.admin.context import (
@@ -41,7 +42,9 @@ from twisted_vllm.admin.context import (
     ModelSource,
     NoExports,
     NoModels,
+    NoServers,
     Readiness,
+    ServerDesk,
     cannot_reload,
 )
 from twisted_vllm.admin.keys import routes as keys
@@ -181,6 +184,7 @@ ROUTES: tuple[Route, ...] = (
     *reports.routes,
     *usage_exports.routes,
     *health.routes,
+    *server_routes.routes,
     *upstream_metrics.routes,
     *storage.routes,
     *about,
@@ -267,6 +271,7 @@ class AdminApp:
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
+        servers: ServerDesk | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -301,6 +306,7 @@ class AdminApp:
             reload: reads the configuration again.
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
+            servers: reports the servers; None for an app without.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -337,6 +343,7 @@ class AdminApp:
             reload=reload,
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
+            servers=NoServers() if servers is None else servers,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map
