@@ -33,6 +33,7 @@ from twisted_vllm.admin import (
     upstream_metrics,
     usage_exports,
 )
+from twisted_vllm.admin import servers as server_routes
 from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, BeforeSessionEnds, first_headers
 from twisted_vllm.admin.budgets import routes as budgets
 from twisted_vllm.admin.context import (
@@ -43,7 +44,9 @@ from twisted_vllm.admin.context import (
     ModelSource,
     NoExports,
     NoModels,
+    NoServers,
     Readiness,
+    ServerDesk,
     cannot_reload,
     never_reloaded,
 )
@@ -188,6 +191,7 @@ ROUTES: tuple[Route, ...] = (
     *reports.routes,
     *usage_exports.routes,
     *health.routes,
+    *server_routes.routes,
     *upstream_metrics.routes,
     *storage.routes,
     *about,
@@ -286,6 +290,7 @@ class AdminApp:
         reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded,
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
+        servers: ServerDesk | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -322,6 +327,7 @@ class AdminApp:
             reload_state: returns what reloads did.
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
+            servers: reports the servers; None for an app without.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -360,6 +366,7 @@ class AdminApp:
             reload_state=reload_state,
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
+            servers=NoServers() if servers is None else servers,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map

@@ -41,6 +41,7 @@ from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.exports import Schedule
 from twisted_vllm.upstreams.health_report import EndpointHealth
 from twisted_vllm.upstreams.listed_entries import ListedEntry
+from twisted_vllm.upstreams.server_report import ServerRow
 
 T = TypeVar("T")
 
@@ -122,6 +123,34 @@ class NoModels:
         return succeed([])
 
 
+class ServerDesk(Protocol):
+    """Reports the servers: `twisted_vllm.upstreams.server_report.ServerReports`."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the configured servers."""
+
+    def rows(self, *, refresh: bool = True) -> Deferred[list[ServerRow]]:
+        """Return the rows of all servers."""
+
+    def find(self, text: str) -> str | None:
+        """Return the URL of the server with a name or URL; None if there is none."""
+
+
+class NoServers:
+    """The servers of an app without any."""
+
+    names: list[str] = []
+
+    def rows(self, *, refresh: bool = True) -> Deferred[list[ServerRow]]:
+        """Return none."""
+        return succeed([])
+
+    def find(self, text: str) -> str | None:
+        """Return None."""
+        return None
+
+
 class Exports(Protocol):
     """The export of the ledger: `twisted_vllm.usage_export.service.UsageExport`."""
 
@@ -190,6 +219,7 @@ class AdminContext:
         reload_state: returns what reloads did.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
+        servers: reports the servers.
     """
 
     authenticator: AdminAuthenticator
@@ -215,6 +245,7 @@ class AdminContext:
     reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
+    servers: ServerDesk = attrs.field(factory=NoServers)
 
     def scope_of(self, request: IRequest, principal: Principal, now: datetime) -> IScope:
         """Return what the caller of a request may see and change."""
