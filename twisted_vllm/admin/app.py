@@ -45,6 +45,8 @@ from twisted_vllm.admin.context import (
     NoExports,
     NoModels,
     NoServers,
+    NoOverview,
+    Overview,
     Readiness,
     ServerDesk,
     cannot_reload,
@@ -54,6 +56,7 @@ from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
 from twisted_vllm.admin.organizations import routes as organizations
+from twisted_vllm.admin.overview import routes as overviews
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Access, Route, Routes
@@ -94,6 +97,7 @@ WELCOME = {
         "/budget/new, /budget/update, /budget/list …": "limits that keys, users, teams, customers name by budget_id",
         "/organization/new, /organization/info, /organization/list …": "organizations: a level above teams",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
+        "/gateway/traffic, /gateway/problems": "what passes now, and what is wrong, in words",
         "/usage/storage": "what takes room in the database",
         "/usage/exports": "which days of the ledger are exported as files",
         "/audit/list": "what administrators did",
@@ -189,6 +193,7 @@ ROUTES: tuple[Route, ...] = (
     *settings_report.routes,
     *log_level.routes,
     *reports.routes,
+    *overviews.routes,
     *usage_exports.routes,
     *health.routes,
     *server_routes.routes,
@@ -291,6 +296,7 @@ class AdminApp:
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
         servers: ServerDesk | None = None,
+        overview: Overview | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -328,6 +334,8 @@ class AdminApp:
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
             servers: reports the servers; None for an app without.
+            overview: tells of all processes what passes, what is wrong, and which budgets are used; None if nothing
+                does.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -367,6 +375,7 @@ class AdminApp:
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
             servers=NoServers() if servers is None else servers,
+            overview=NoOverview() if overview is None else overview,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map

@@ -26,6 +26,7 @@ from twisted_vllm.app.component_settings import (
     admin_of,
     admission_of,
     breaker_of,
+    directories_of,
     gateway_limits_of,
     key_sets_of,
     report_limits_of,
@@ -36,6 +37,8 @@ from twisted_vllm.app.component_settings import (
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
 from twisted_vllm.app.model_list import ModelList
+from twisted_vllm.app.overview import GatewayOverview
+from twisted_vllm.app.problems import Sources
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.shared.background import SharedBackground
@@ -43,6 +46,7 @@ from twisted_vllm.app.shared.changes import SharedChanges
 from twisted_vllm.app.shared.ended_sessions import share_ended
 from twisted_vllm.app.shared.exports import share_export
 from twisted_vllm.app.telemetry.part import Surroundings
+from twisted_vllm.app.telemetry.team_aliases import TeamAliases
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.change_limits import ChangeLimits
@@ -184,6 +188,7 @@ class Wiring:
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         budgets: watches how much of their budgets keys and others have used.
+        overview: what passes, what is wrong, and which budgets are used, of all processes.
         telemetry: metrics of requests, traces, sinks and alerts.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         each_minute: writes once a minute what was summed up.
@@ -537,6 +542,22 @@ class Wiring:
             from twisted_vllm.app.shared.readiness import SharedReadiness
 
             self.shared_readiness = SharedReadiness(readiness, self.siblings, reactor)
+        team_aliases = TeamAliases(self.database, reactor.seconds)
+        self.overview = GatewayOverview(
+            self.siblings,
+            reactor,
+            lambda: sum(request.context.authorization is not None for request in self.site.running()),
+            Sources(
+                snapshot=self.metrics.snapshot if self.shared_metrics is None else self.shared_metrics.snapshot,
+                groups=lambda: router.groups,
+                budgets=lambda: self.budgets.most_used,
+                team_name=team_aliases.name,
+                want_teams=team_aliases.keep_only,
+                file_is_lost=lambda: self._readiness().file_is_lost,
+                directories=lambda: directories_of(self.reloader.settings),
+            ),
+        )
+        self._readiness = readiness if self.shared_readiness is None else self.shared_readiness.whole
         self._admin = admin = AdminApp(
             authenticator=authenticator,
             registry=self.registry,
@@ -544,7 +565,7 @@ class Wiring:
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
-            readiness=readiness if self.shared_readiness is None else self.shared_readiness.whole,
+            readiness=self._readiness,
             endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics if self.shared_metrics is None else self.shared_metrics,
             metrics_of_servers=metrics_of_servers.expose,
@@ -565,6 +586,7 @@ class Wiring:
             settings_in_effect=lambda: self.models.current,
             exports=self.usage_export,
             servers=self.server_reports,
+            overview=self.overview,
             **admin_of(settings),
         )
         self.console = ConsoleMount(
@@ -632,6 +654,7 @@ class Wiring:
             directory=directory,
             siblings=self.siblings,
             snapshot=self.metrics.snapshot if self.shared_metrics is None else self.shared_metrics.snapshot,
+            traffic=self.overview.passed,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)
         self.revoker = Revoker(admission, self.site.running, reactor)
