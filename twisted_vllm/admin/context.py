@@ -26,7 +26,7 @@ from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
-from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
@@ -43,6 +43,7 @@ from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.exports import Schedule
 from twisted_vllm.upstreams.health_report import EndpointHealth
 from twisted_vllm.upstreams.listed_entries import ListedEntry
+from twisted_vllm.upstreams.server_report import ServerRow
 
 T = TypeVar("T")
 
@@ -124,6 +125,34 @@ class NoModels:
         return succeed([])
 
 
+class ServerDesk(Protocol):
+    """Reports the servers: `twisted_vllm.upstreams.server_report.ServerReports`."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the configured servers."""
+
+    def rows(self, *, refresh: bool = True) -> Deferred[list[ServerRow]]:
+        """Return the rows of all servers."""
+
+    def find(self, text: str) -> str | None:
+        """Return the URL of the server with a name or URL; None if there is none."""
+
+
+class NoServers:
+    """The servers of an app without any."""
+
+    names: list[str] = []
+
+    def rows(self, *, refresh: bool = True) -> Deferred[list[ServerRow]]:
+        """Return none."""
+        return succeed([])
+
+    def find(self, text: str) -> str | None:
+        """Return None."""
+        return None
+
+
 class Exports(Protocol):
     """The export of the ledger: `twisted_vllm.usage_export.service.UsageExport`."""
 
@@ -188,6 +217,11 @@ def cannot_reload() -> Deferred[Reloaded]:
     return fail(InvalidRequest("This gateway was started without a configuration that can be read again."))
 
 
+def never_reloaded() -> Deferred[ReloadState]:
+    """Return the state of a gateway that was not reloaded."""
+    return succeed(ReloadState(read_at=0.0))
+
+
 @attrs.define(kw_only=True)
 class AdminContext:
     """What all handlers of an admin app share.
@@ -213,8 +247,10 @@ class AdminContext:
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
+        reload_state: returns what reloads did.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
+        servers: reports the servers.
         overview: tells of all processes what passes, what is wrong, and which budgets are used.
         latest_spend: the last overviews of everybody's spend.
     """
@@ -239,8 +275,10 @@ class AdminContext:
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
+    reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
+    servers: ServerDesk = attrs.field(factory=NoServers)
     overview: Overview = attrs.field(factory=NoOverview)
     latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)
 

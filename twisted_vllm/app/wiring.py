@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -51,10 +51,12 @@ from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.named_callers import NamedCallers
 from twisted_vllm.auth.sessions import SessionSealer, secret_of
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
+from twisted_vllm.config.drained_servers import DrainedServer
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import LISTEN
@@ -75,6 +77,7 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
+from twisted_vllm.identification.caller_lookup import CallerLookup
 from twisted_vllm.identification.directory import Directory
 from twisted_vllm.identification.identifier import Identifier
 from twisted_vllm.identification.inquiry import Inquiry
@@ -93,6 +96,7 @@ from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.observability.route_templates import RouteTemplates
+from twisted_vllm.proxy.act_log import ActLog
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.attempt_metrics import AttemptCollector
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
@@ -137,6 +141,7 @@ from twisted_vllm.upstreams.response_locator import ResponseLocator
 from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
+from twisted_vllm.upstreams.server_report import ServerReports
 from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
@@ -193,6 +198,7 @@ class Wiring:
         shortages: counts what failed for want of a descriptor or a port.
         descriptors: how many descriptors clients, servers and forms may take.
         sharing: has other processes know the same of the servers; None if there are none.
+        server_reports: reports them to people.
         servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
             them.
         console: the web page at /ui.
@@ -369,6 +375,7 @@ class Wiring:
             budget_gone=lambda kind, id: accounting.budget_gone(kind, id, is_found=self.registry.is_following),
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
+            drained_set=self._drained,
             patience=settings.timeouts.database,
             tell_others=None if self.siblings.alone else shared_changes.tell,
         )
@@ -422,7 +429,8 @@ class Wiring:
         if isinstance(observer, LineObserver):
             self.each_minute.add(observer.report)
         observers += [background, RequestLog(observer, text, client_of, unsent, sampling=sampling)]
-        observers.append(ServerActs(self._servers_acted, self._caches_emptied))
+        act_log = ActLog(self.registry.change, text, client_of, time)
+        observers.append(ServerActs(self._servers_acted, self._caches_emptied, act_log.record))
         self.lifecycle = Lifecycle(observers)
 
         self._session_sealer = _session_sealer_of(settings)
@@ -433,9 +441,10 @@ class Wiring:
         self._throttle = throttle = AuthenticationThrottle(
             limits.max_failed_authentications, None if counting is None else counting.failures
         )
-        self._tokens = TokenIndex(self.index)
+        callers = NamedCallers(self.index)
+        self._tokens = TokenIndex(callers)
         self._key_sets: KeySets | None = None
-        self._people = Directory(self.registry, time)
+        self._lookup = CallerLookup(callers, Directory(self.registry, time))
         self._identifier = identifier = Identifier(inquiry)
         self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
@@ -484,6 +493,7 @@ class Wiring:
             places=places,
             kv_caches=kv_caches,
         )
+        forwarder.record_act = act_log.record
         self.metrics.add(AttemptCollector(forwarder, dispatcher))
         self._mounts = mounts = Mounts(settings.root_routes, settings.path_aliases)
         self._pass_through = pass_through = PassThroughResource(
@@ -504,6 +514,11 @@ class Wiring:
             listing=listing,
         )
 
+        self.server_reports = server_reports = ServerReports(router, served_models, reactor)
+        if not self.siblings.alone:
+            from twisted_vllm.app.shared.servers import SharedFigures
+
+            server_reports.ask_others = SharedFigures(server_reports.own_figures, self.siblings).ask
         metrics_of_servers = MetricsOfServers(
             client, reactor, cooperate, lambda: [state.server for state in self.servers]
         )
@@ -564,11 +579,13 @@ class Wiring:
             web_pages=web_pages,
             text=text,
             reload=lambda: self.reloader.reload(),
+            reload_state=lambda: self.reloader.state(),
             log_levels=self.log_levels,
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
             models=listing,
             settings_in_effect=lambda: self.models.current,
             exports=self.usage_export,
+            servers=self.server_reports,
             overview=self.overview,
             **admin_of(settings),
         )
@@ -752,7 +769,7 @@ class Wiring:
         self._key_sets = key_sets_of(
             settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
         )
-        verifier = verifier_of(settings, self._tokens, self._key_sets, self._people, self._throttle)
+        verifier = verifier_of(settings, self._tokens, self._key_sets, self._lookup, self._throttle)
         self._authenticator.reconfigure(settings.master_key, self._tokens, self._session_sealer)
         self._identifier.reconfigure(verifier)
 
@@ -763,6 +780,12 @@ class Wiring:
             return
         for state in self.servers:
             self.health.check_now(state)
+
+    def _drained(self, drained: Iterable[DrainedServer]) -> None:
+        """Take which servers are drained. What waits for one of them is placed again, or refused."""
+        for state in self.servers.set_drained(drained):
+            self.health.tell_drained(state)
+        self.dispatcher.serve()
 
     def _caches_emptied(self) -> None:
         if self.sharing is not None:
