@@ -65,7 +65,7 @@ def test_what_passes_is_in_the_answer_seconds_later(clock: Clock) -> None:
     found = process.report()
     assert (found["now"]["in_flight"], found["now"]["requests"], found["now"]["failed"]) == (2, 11, 1)
     assert found["now"]["output_tokens"] == 210
-    assert found["errors"] == [{"cause": "draining", "count": 1}]
+    assert [(each["cause"], each["by"], each["count"]) for each in found["errors"]] == [("draining", "gateway", 1)]
     assert [each["model"] for each in found["models"]] == ["qwen", "other"]
     assert found["series"]["requests_per_second"][-1] == 2.2
     assert found["of_one_process"] is False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.observability.metrics.contexts import refused, request, server
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics.model_names import ModelNames
 from twisted_vllm.observability.metrics.requests import RequestMetrics
+from twisted_vllm.observability.traffic.causes import meaning_of
 from twisted_vllm.observability.traffic.sampler import Sampler
 from twisted_vllm.observability.traffic.steps import BOUNDS, ModelStep, Step
 from twisted_vllm.usage.records import Usage
@@ -97,3 +100,20 @@ def test_pairs_that_were_forgotten_and_come_again_are_counted_once() -> None:
     counted.finished(request(at=server("gpu-2:8000")))
     taken = sampler.take(3, 0).total()
     assert (taken.requests, taken.prompt, sum(taken.duration.values())) == (1, 10, 1)
+
+
+@pytest.mark.parametrize(
+    ("cause", "by", "word"),
+    [
+        ("server_status_503", "server", "answered 503"),
+        ("client_disconnected", "client", "left"),
+        ("answer_cut", "server", "broke off"),
+        ("stream_error", "server", "stream"),
+        ("revoked", "gateway", "blocked"),
+        ("budget_exceeded", "gateway", "gateway's own"),
+        ("other", "other", "Other"),
+    ],
+)
+def test_a_cause_says_who_ended_the_request_and_what_it_means(cause: str, by: str, word: str) -> None:
+    assert meaning_of(cause)[0] == by
+    assert word in meaning_of(cause)[1]
