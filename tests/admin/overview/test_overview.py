@@ -137,6 +137,9 @@ def test_an_administrator_sees_what_everybody_spent_today_and_this_month(gateway
     assert {name for name, _ in shown(month["keys"], "key_alias")[2:]} == {"ada-2", "lone"}
     assert shown(month["models"], "model")[-1] == ("llama", 2.0)
     assert ("red", 3.0) in shown(month["teams"], "team_alias")
+    days = {each["date"]: each["spend"] for each in found["days"] if each["spend"]}
+    assert days == {"2026-02-28": 100.0, "2026-03-05": 2.0, "2026-03-20": 11.0}
+    assert len(found["days"]) == 31 and found["days"][-1]["date"] == "2026-03-20"
     assert [len(spend(gateway, query="?top=1")["month"][each]) for each in ("models", "teams", "keys")] == [1, 1, 1]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from twisted_vllm.admin.web.page import Page
-from twisted_vllm.admin.web.pages import sign_in, welcome
+from twisted_vllm.admin.web.pages import overview, sign_in
 
 PAGES: tuple[Page, ...] = (
-    *welcome.pages,
+    *overview.pages,
     *sign_in.pages,
 )

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl, urlencode
 
@@ -125,6 +125,7 @@ class PageConsole(Protocol):
         sign_in: the sessions.
         origin_of: returns where the browser of a request believes to be.
         parts: what single pages need besides, by name.
+        pages: all pages.
     """
 
     context: AdminContext
@@ -132,6 +133,7 @@ class PageConsole(Protocol):
     sign_in: SignIn
     origin_of: Callable[[IRequest], str]
     parts: Mapping[str, Any]
+    pages: Sequence[Page]
 
     def url(self, request: IRequest, path: str) -> str:
         """Return the path of a page as the browser knows it."""
