@@ -24,6 +24,7 @@ from twisted_vllm.admin import (
     configuration,
     customers,
     health,
+    live_requests,
     log_level,
     model_entries,
     model_lists,
@@ -37,10 +38,12 @@ from twisted_vllm.admin.context import (
     DATABASE_TIMEOUT,
     AdminContext,
     Exports,
+    LiveView,
     ModelLists,
     ModelSource,
     NoExports,
     NoModels,
+    NothingLive,
     Readiness,
     cannot_reload,
 )
@@ -93,6 +96,7 @@ WELCOME = {
         "/audit/list": "what administrators did",
         "/config/reload": "the configuration, read again",
         "/config/log_level": "the level of the log",
+        "/request/live, /request/cut": "the requests in flight, and the end of one",
         "/health": "the health of each vLLM server",
         "/health/liveliness, /health/readiness": "the health of the gateway",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
@@ -178,6 +182,7 @@ ROUTES: tuple[Route, ...] = (
     *audit.routes,
     *configuration.routes,
     *log_level.routes,
+    *live_requests.routes,
     *reports.routes,
     *usage_exports.routes,
     *health.routes,
@@ -267,6 +272,7 @@ class AdminApp:
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
+        live: LiveView | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -301,6 +307,7 @@ class AdminApp:
             reload: reads the configuration again.
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
+            live: tells and ends requests in flight; None if there are none.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -337,6 +344,7 @@ class AdminApp:
             reload=reload,
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
+            live=NothingLive() if live is None else live,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map

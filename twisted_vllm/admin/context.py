@@ -31,6 +31,7 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Exposes
 from twisted_vllm.storage.interfaces import IReports
@@ -152,6 +153,28 @@ class NoExports:
         """Do nothing."""
 
 
+class LiveView(Protocol):
+    """What is in flight: `twisted_vllm.proxy.live_answers.LiveAnswers`."""
+
+    def report(self, query: LiveQuery) -> Deferred[LiveReport]:
+        """Return what is in flight of what is asked for."""
+
+    def cut(self, cut: Cut) -> Deferred[WasCut]:
+        """End a request."""
+
+
+class NothingLive:
+    """What is in flight in an app without clients."""
+
+    def report(self, query: LiveQuery) -> Deferred[LiveReport]:
+        """Return nothing."""
+        return succeed(LiveReport(0.0, 0, 0))
+
+    def cut(self, cut: Cut) -> Deferred[WasCut]:
+        """End nothing."""
+        return succeed(WasCut(()))
+
+
 def cannot_reload() -> Deferred[Reloaded]:
     """Refuse: there is nothing to read again."""
     return fail(InvalidRequest("This gateway was started without a configuration that can be read again."))
@@ -184,6 +207,7 @@ class AdminContext:
         reload: reads the configuration again.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
+        live: tells and ends requests in flight.
     """
 
     authenticator: AdminAuthenticator
@@ -208,6 +232,7 @@ class AdminContext:
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
+    live: LiveView = attrs.field(factory=NothingLive)
 
     def scope_of(self, request: IRequest, principal: Principal, now: datetime) -> IScope:
         """Return what the caller of a request may see and change."""
