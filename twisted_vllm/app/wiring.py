@@ -107,6 +107,8 @@ from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.litellm_headers import LitellmHeaders
+from twisted_vllm.proxy.live_answers import LiveAnswers
+from twisted_vllm.proxy.live_requests import LiveRequests
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
     ConnectionCollector,
@@ -203,6 +205,7 @@ class Wiring:
             them.
         console: the web page at /ui.
         site: the factory of client connections.
+        live_requests: tells and ends requests in flight of this process; `live` those of all processes.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
         reloader: reads the settings again, and reconfigures the components.
@@ -542,6 +545,15 @@ class Wiring:
             from twisted_vllm.app.shared.readiness import SharedReadiness
 
             self.shared_readiness = SharedReadiness(readiness, self.siblings, reactor)
+        self.live_requests = found = LiveRequests(
+            lambda: self.site.connections, dispatcher.turns, text, client_of, cooperate, reactor
+        )
+        self.live = LiveAnswers(found.report, found.cut, reactor)
+        if not self.siblings.alone:
+            from twisted_vllm.app.shared.live import SharedLive
+
+            shared_live = SharedLive(found, self.siblings)
+            self.live = LiveAnswers(shared_live.report, shared_live.cut, reactor)
         team_aliases = TeamAliases(self.database, reactor.seconds)
         self.overview = GatewayOverview(
             self.siblings,
@@ -585,6 +597,7 @@ class Wiring:
             models=listing,
             settings_in_effect=lambda: self.models.current,
             exports=self.usage_export,
+            live=self.live,
             servers=self.server_reports,
             overview=self.overview,
             **admin_of(settings),
@@ -657,7 +670,7 @@ class Wiring:
             traffic=self.overview.passed,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)
-        self.revoker = Revoker(admission, self.site.running, reactor)
+        self.revoker = Revoker(admission, lambda: self.site.connections, reactor)
         self.drain = Drain(
             reactor, self.site, settings.drain_delay, settings.drain_timeout, self.dispatcher.refuse_waiting
         )

@@ -294,6 +294,14 @@ class Dispatcher:
         now, group = self.seconds(), group.current
         return any(each.state not in tried and each.state.is_usable(now) for each in group.destinations)
 
+    def turns(self) -> dict[Deferred[Placement], int]:
+        """Return which place in the queue of its model each request that waits has, from 1, by what `place` gave it."""
+        return {
+            waiting.result: number
+            for group in self._queues
+            for number, waiting in enumerate(group.queue.in_turn(), start=1)
+        }
+
     def serves(self, group: ModelGroup) -> bool:
         """Return whether any server of a group gets requests at present, were it as a last resort."""
         now = self.seconds()
