@@ -43,6 +43,7 @@ class OidcGateway(ConsoleGateway):
 
     def __init__(self, oidc: Any = UPSERT, **console: Any) -> None:
         self.party: RelyingParty | None = None
+        self.identifier: Identifier
         super().__init__(
             settings=ConsoleSettings(oidc=oidc, **console),
             provider=provider_mark(oidc),

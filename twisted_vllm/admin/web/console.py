@@ -263,9 +263,9 @@ class Console:
     def fail(self, request: IRequest, failure: Failure) -> bytes:
         """Answer a failure: a page that says what is wrong, or for scripts the error in JSON."""
         error = self._not_found(failure) or error_of(failure, request)
+        request.setHeader(ERROR_HEADER, error.code.encode("ascii"))
         if isinstance(error, MissingApiKey) or _ends_session(request, error):
             return self._to_sign_in(request, error)
-        request.setHeader(ERROR_HEADER, error.code.encode("ascii"))
         if _wants_json(request):
             body = error.body(request_context(request).without_secrets)
             return send(request, error.status, [(b"content-type", b"application/json")], body)
