@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from twisted_vllm.admin.web.page import Page
-from twisted_vllm.admin.web.pages import sign_in, welcome
+from twisted_vllm.admin.web.pages import record_acts, records, sign_in, welcome
 
 PAGES: tuple[Page, ...] = (
     *welcome.pages,
+    *records.pages,
+    *record_acts.pages,
     *sign_in.pages,
 )
