@@ -24,6 +24,7 @@ from twisted_vllm.admin import (
     configuration,
     customers,
     health,
+    impact,
     log_level,
     model_entries,
     model_lists,
@@ -32,6 +33,7 @@ from twisted_vllm.admin import (
     upstream_metrics,
     usage_exports,
 )
+from twisted_vllm.admin import servers as server_routes
 from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, BeforeSessionEnds, first_headers
 from twisted_vllm.admin.budgets import routes as budgets
 from twisted_vllm.admin.context import (
@@ -42,7 +44,11 @@ from twisted_vllm.admin.context import (
     ModelSource,
     NoExports,
     NoModels,
+    NoServers,
+    NoOverview,
+    Overview,
     Readiness,
+    ServerDesk,
     cannot_reload,
     never_reloaded,
 )
@@ -50,6 +56,7 @@ from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
 from twisted_vllm.admin.organizations import routes as organizations
+from twisted_vllm.admin.overview import routes as overviews
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Access, Route, Routes
@@ -90,6 +97,7 @@ WELCOME = {
         "/budget/new, /budget/update, /budget/list …": "limits that keys, users, teams, customers name by budget_id",
         "/organization/new, /organization/info, /organization/list …": "organizations: a level above teams",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
+        "/gateway/traffic, /gateway/problems": "what passes now, and what is wrong, in words",
         "/usage/storage": "what takes room in the database",
         "/usage/exports": "which days of the ledger are exported as files",
         "/audit/list": "what administrators did",
@@ -177,6 +185,7 @@ ROUTES: tuple[Route, ...] = (
     *customers.routes,
     *budgets.routes,
     *organizations.routes,
+    *impact.routes,
     *model_entries.routes,
     *model_lists.routes,
     *audit.routes,
@@ -184,8 +193,10 @@ ROUTES: tuple[Route, ...] = (
     *settings_report.routes,
     *log_level.routes,
     *reports.routes,
+    *overviews.routes,
     *usage_exports.routes,
     *health.routes,
+    *server_routes.routes,
     *upstream_metrics.routes,
     *storage.routes,
     *about,
@@ -284,6 +295,8 @@ class AdminApp:
         reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded,
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
+        servers: ServerDesk | None = None,
+        overview: Overview | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -320,6 +333,9 @@ class AdminApp:
             reload_state: returns what reloads did.
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
+            servers: reports the servers; None for an app without.
+            overview: tells of all processes what passes, what is wrong, and which budgets are used; None if nothing
+                does.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -358,6 +374,8 @@ class AdminApp:
             reload_state=reload_state,
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
+            servers=NoServers() if servers is None else servers,
+            overview=NoOverview() if overview is None else overview,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map

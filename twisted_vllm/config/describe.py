@@ -104,6 +104,14 @@ def _tokens(settings: Settings) -> Iterator[str]:
     yield f"for {audience}, from {', '.join(settings.jwt_issuer or ()) or 'any issuer with such a key'}"
 
 
+def _console(settings: Settings) -> Iterator[str]:
+    console = settings.console
+    if not console.enabled:
+        yield "off"
+    elif console.oidc.issuer is not None:
+        yield f"people sign in with keys, and at {console.oidc.issuer} as {console.oidc.client_id}"
+
+
 def _limits_together(settings: Settings) -> Iterator[str]:
     if settings.redis is not None:
         local = settings.limits_on_redis_loss == "local"
@@ -367,6 +375,14 @@ LINES = (
             "passthrough.jwt_audience",
             "passthrough.jwt_issuer",
             "passthrough.jwt.accept_any_audience",
+        ),
+    ),
+    Line(
+        "console",
+        _console,
+        (
+            "passthrough.console.enabled",
+            *(f"passthrough.console.oidc.{name}" for name in ("issuer", "client_id", "client_secret")),
         ),
     ),
     Line("database", lambda settings: [describe_database(settings.database_url)], ("general_settings.database_url",)),

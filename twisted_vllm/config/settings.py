@@ -1057,6 +1057,14 @@ class Settings:
         "say: metadata is the most.",
         block="litellm_settings",
     )
+    store_prompts_in_spend_logs: bool = setting(
+        False,
+        flag,
+        "Whether prompts and answers are kept in the database, and shown with the requests of the ledger: a sink of "
+        "type database named spend_logs, unless passthrough.sinks has one. passthrough.log_bodies.mode is then full, "
+        "for all sinks and traces, unless it is written.",
+        block="general_settings",
+    )
     global_disable_no_log_param: bool = setting(
         False,
         flag,
@@ -1349,6 +1357,8 @@ class Settings:
         found += [secret for sink in self.all_sinks for secret in sink.secrets]
         found += self.otlp_metrics.secrets
         found += self.ledger.usage_export.s3.secrets
+        if self.console.oidc.client_secret is not None:
+            found.append(self.console.oidc.client_secret.reveal())
         return found
 
     @property
