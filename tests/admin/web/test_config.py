@@ -45,6 +45,15 @@ def test_a_search_looks_at_all_settings(tmp_path: Path) -> None:
     assert "Look among all settings" in nothing
 
 
+def test_htmx_gets_the_content_alone(tmp_path: Path) -> None:
+    browser = gateway(tmp_path).browser(MASTER_KEY)
+    for path in ("/ui/config?search=drain", "/ui/config/models"):
+        answer = browser.get(path, hx_request="true")
+        assert answer.status == 200, answer.body
+        assert b"<html" not in answer.body
+        assert b"<h1>" in answer.body
+
+
 def test_a_value_full_of_markup_stays_text(tmp_path: Path) -> None:
     attack = '<script>alert("1")</script>'
     settings = attrs.evolve(settings_of(tmp_path), session_header=attack)
