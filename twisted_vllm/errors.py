@@ -161,10 +161,26 @@ class TokenNotAllowed(GatewayError):
 
 
 class IssuerUnavailable(GatewayError):
-    """The keys of the issuer of tokens could not be had."""
+    """The keys of the issuer of tokens could not be had, or the provider at which people sign in does not answer."""
 
     status = 503
     code = "issuer_unavailable"
+
+
+class SignInFailed(GatewayError):
+    """Signing in at an OpenID provider did not succeed, or its answer is not valid.
+
+    Attributes:
+        reason: what was wrong, for the operator's log: no code, token or secret, and nothing unread.
+    """
+
+    status = 403
+    code = "sign_in_failed"
+    type = "permission_error"
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ExpiredApiKey(MissingApiKey):

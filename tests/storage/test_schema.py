@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Engine
@@ -22,9 +23,9 @@ def engine_for(path: Path) -> Engine:
     return make_engine(parse_url(Secret(f"sqlite:///{path}")))
 
 
-def description_of(engine: Engine) -> dict[str, object]:
+def description_of(engine: Engine) -> dict[str, Any]:
     """Return what SQLite says of every table: columns, keys, indexes with their conditions, and how rows are kept."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     with engine.connect() as connection:
         inspector = inspect(connection)
         for table in inspector.get_table_names():

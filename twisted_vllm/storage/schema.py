@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0011_contents"
+HEAD = "0012_drained_servers"
 #: the oldest revision whose tables this version works with: what is behind it are steps that an operator asks for
 NEEDED = HEAD
 #: the oldest revision whose code works with the tables of `metadata`

@@ -35,7 +35,7 @@ from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 VERSION_TABLE = "vllm_passthrough_schema"
 
 #: the kinds of what changes, besides those of the limits: ``kind`` in `changes`
-FORMER_KEY, SPEND, MODEL, BUDGET = "former", "spend", "model", "budget"
+FORMER_KEY, SPEND, MODEL, BUDGET, DRAINED = "former", "spend", "model", "budget", "drained"
 
 metadata = MetaData()
 
@@ -260,6 +260,16 @@ models = Table(
     Column("model_info", JSON, nullable=False),
     Column("api_key", Text),
     *_changes(),
+)
+
+#: servers that get no new requests, by their URL
+drained_servers = Table(
+    "vllm_passthrough_drained_servers",
+    metadata,
+    Column("url", String(500), primary_key=True),
+    Column("reason", String(500), nullable=False),
+    Column("drained_at", UtcDateTime, nullable=False),
+    Column("drained_by", String(255), nullable=False),
 )
 
 members = Table(

@@ -18,6 +18,7 @@ from twisted_vllm.admin.models import (
     Query,
     Response,
     Strings,
+    described,
 )
 from twisted_vllm.money import from_dollars
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS
@@ -292,17 +293,17 @@ class LogPayloadQuery(Query, frozen=True, kw_only=True):
 class EndUsersBody(Body, frozen=True, kw_only=True):
     """The body of ``POST /global/spend/end_users``."""
 
-    api_key: str | None = None
-    startTime: str | None = None
-    endTime: str | None = None
+    api_key: Annotated[str | None, described("Only requests of this key: itself, or its SHA-256 in hex.")] = None
+    startTime: Annotated[str | None, described("The first day, as in 2026-03-01.")] = None
+    endTime: Annotated[str | None, described("The last day, likewise.")] = None
 
 
 class CalculateBody(Body, frozen=True, kw_only=True):
     """The body of ``POST /spend/calculate``: a prompt that is to be sent, or an answer that came."""
 
-    model: str | None = None
-    messages: list[Any] | None = None
-    completion_response: dict[str, Any] | None = None
+    model: Annotated[str | None, described("The model's name.")] = None
+    messages: Annotated[list[Any] | None, described("The messages of a prompt that is to be sent.")] = None
+    completion_response: Annotated[dict[str, Any] | None, described("The server's answer, with its usage.")] = None
 
 
 class GroupsQuery(Filters, frozen=True, kw_only=True):
@@ -406,7 +407,7 @@ class TagNames(Response, kw_only=True):
 class TagsRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /tag/info``."""
 
-    names: Annotated[Labels, msgspec.Meta(min_length=1)]
+    names: Annotated[Labels, msgspec.Meta(min_length=1, description="The tags.")]
 
 
 class TagReport(Response, kw_only=True):
