@@ -25,6 +25,7 @@ from twisted_vllm.admin import (
     customers,
     health,
     log_level,
+    may_call,
     model_entries,
     model_lists,
     storage,
@@ -45,6 +46,7 @@ from twisted_vllm.admin.context import (
     NoServers,
     Readiness,
     ServerDesk,
+    Trials,
     cannot_reload,
 )
 from twisted_vllm.admin.keys import routes as keys
@@ -185,6 +187,7 @@ ROUTES: tuple[Route, ...] = (
     *usage_exports.routes,
     *health.routes,
     *server_routes.routes,
+    *may_call.routes,
     *upstream_metrics.routes,
     *storage.routes,
     *about,
@@ -272,6 +275,7 @@ class AdminApp:
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
         servers: ServerDesk | None = None,
+        trials: Trials | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -307,6 +311,7 @@ class AdminApp:
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
             servers: reports the servers; None for an app without.
+            trials: decides about requests that nobody sent; None for an app without a data path.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -344,6 +349,7 @@ class AdminApp:
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
             servers=NoServers() if servers is None else servers,
+            trials=trials,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map

@@ -24,6 +24,7 @@ from twisted_vllm.admin.self_service import OwnScope
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
+from twisted_vllm.auth.verdicts import Question, Verdict
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
@@ -137,6 +138,16 @@ class ServerDesk(Protocol):
         """Return the URL of the server with a name or URL; None if there is none."""
 
 
+class Trials(Protocol):
+    """Decides about requests that nobody sent: `twisted_vllm.proxy.trial.Trials`."""
+
+    def of_key(self, token: str, question: Question, now: float) -> Deferred[Verdict | None]:
+        """Decide about a request with a key; None if there is no such key."""
+
+    def of_principal(self, principal: Principal, question: Question) -> Deferred[Verdict | None]:
+        """Decide about a request of a caller that is known."""
+
+
 class NoServers:
     """The servers of an app without any."""
 
@@ -214,6 +225,7 @@ class AdminContext:
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
         servers: reports the servers.
+        trials: decides about requests that nobody sent; None for an app without a data path.
     """
 
     authenticator: AdminAuthenticator
@@ -239,6 +251,7 @@ class AdminContext:
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
     servers: ServerDesk = attrs.field(factory=NoServers)
+    trials: Trials | None = None
 
     def scope_of(self, request: IRequest, principal: Principal, now: datetime) -> IScope:
         """Return what the caller of a request may see and change."""

@@ -108,6 +108,7 @@ from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
+from twisted_vllm.proxy.trial import Trials
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.audit_retention import AuditRetention
@@ -552,6 +553,7 @@ class Wiring:
             settings_in_effect=lambda: self.models.current,
             exports=self.usage_export,
             servers=self.server_reports,
+            trials=Trials(admission, accounting.observer, dispatcher, mounts, authenticator.judged),
             **admin_of(settings),
         )
         self.litellm_headers = LitellmHeaders()
