@@ -270,6 +270,7 @@ class RequestContext:
         background: the response that is generated in the background; None for every other request.
         trace: its place in a trace; None if it is not traced.
         contents: gathers its prompt and its answer for the log; None if nobody wants them.
+        row_id: the id of its row in the ledger, once it has one and `contents` are gathered; else empty.
     """
 
     __slots__ = (
@@ -304,6 +305,7 @@ class RequestContext:
         "request_id",
         "reservation",
         "revoked",
+        "row_id",
         "said",
         "sent",
         "sent_at",
@@ -351,6 +353,7 @@ class RequestContext:
         self.background: BackgroundResponse | None = None
         self.trace: RequestTrace | None = None
         self.contents: Contents | None = None
+        self.row_id = ""
 
     @property
     def all_said(self) -> Said:

@@ -161,10 +161,26 @@ class TokenNotAllowed(GatewayError):
 
 
 class IssuerUnavailable(GatewayError):
-    """The keys of the issuer of tokens could not be had."""
+    """The keys of the issuer of tokens could not be had, or the provider at which people sign in does not answer."""
 
     status = 503
     code = "issuer_unavailable"
+
+
+class SignInFailed(GatewayError):
+    """Signing in at an OpenID provider did not succeed, or its answer is not valid.
+
+    Attributes:
+        reason: what was wrong, for the operator's log: no code, token or secret, and nothing unread.
+    """
+
+    status = 403
+    code = "sign_in_failed"
+    type = "permission_error"
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ExpiredApiKey(MissingApiKey):
@@ -301,6 +317,22 @@ class TooManyReports(GatewayError):
     status = 429
     code = "too_many_reports"
     type = "rate_limit_error"
+
+
+class TooManyStreams(GatewayError):
+    """So many pages of the console that update themselves are open that one more is refused."""
+
+    status = 429
+    code = "too_many_streams"
+    type = "rate_limit_error"
+
+
+class ForgedForm(GatewayError):
+    """A form of the console came from another page, or from a session that is over."""
+
+    status = 403
+    code = "forged_form"
+    type = "permission_error"
 
 
 class BudgetExceeded(GatewayError):

@@ -22,6 +22,7 @@ from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.grants import Revision
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import KeyRecord, Principal
+from twisted_vllm.auth.sessions import SessionSealer
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.observability.metrics.registry import Metrics
@@ -161,16 +162,19 @@ class Gateway:
         store: IStore | None = None,
         master_key: str | None = MASTER_KEY,
         metrics_are_open: bool = True,
+        sealer: SessionSealer | None = None,
+        console: Callable[[AdminApp], IResource] | None = None,
         **options: Any,
     ) -> None:
+        self._random = 0
+        self.set_cookies: list[str] = []
         self.clock = Clock()
         self.store = Store(MemoryDatabase()) if store is None else store
         self.reports = StoreReports(self.store)
         self.index = KeyIndex()
         self.state = Readiness(draining=False, database=True)
-        self._random = 0
         app = AdminApp(
-            authenticator=Authenticator(None if master_key is None else Secret(master_key), self.index),
+            authenticator=Authenticator(None if master_key is None else Secret(master_key), self.index, sealer=sealer),
             registry=Registry(self.store, self.index),
             reports=self.reports,
             clock=self.clock,
@@ -183,7 +187,7 @@ class Gateway:
             **options,
         )
         self.app = app
-        self.recorded = Recorded(app.resource())
+        self.recorded = Recorded(app.resource(None if console is None else console(app)))
         self.agent = RequestTraversalAgent(self.recorded)
         # StubTreq makes its methods when it is made.
         self._treq: Any = StubTreq(self.recorded)
@@ -218,6 +222,7 @@ class Gateway:
         """Ask and return the answer; `body` is sent as JSON, `data` as it is."""
         response = value_of(self.ask(method, path, key, body, headers, data))
         found = {name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()}
+        self.set_cookies = [value.decode() for value in response.headers.getRawHeaders(b"set-cookie", [])]
         return Answer(response.code, found, value_of(response.content()), response.length)
 
     def ask(
@@ -235,7 +240,9 @@ class Gateway:
             sent["Authorization"] = f"Bearer {key}"
         if body is not None:
             data = json.dumps(body).encode()
-        asked: Deferred[Any] = self._treq.request(method, f"http://gateway:4000{path}", headers=sent, data=data)
+        asked: Deferred[Any] = self._treq.request(
+            method, f"http://gateway:4000{path}", headers=sent, data=data, allow_redirects=False
+        )
         return asked
 
     def deliver(self) -> None:

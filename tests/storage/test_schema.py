@@ -60,10 +60,9 @@ def test_a_new_database_is_like_one_that_was_migrated_step_by_step(tmp_path: Pat
     migrate(fresh)
     with migrated.begin() as connection:
         upgrade(connection)
-    made, moved = description_of(fresh), description_of(migrated)
-    # which older code works with the tables is written down beside the migrations, not by one
-    assert made[VERSION_TABLE].pop("columns")[:1] == moved[VERSION_TABLE].pop("columns")
-    assert made == moved
+        # `migrate` adds it beside the steps
+        connection.execute(text(f"ALTER TABLE {VERSION_TABLE} ADD COLUMN works_with VARCHAR(32)"))
+    assert description_of(fresh) == description_of(migrated)
     for engine in (fresh, migrated):
         with engine.connect() as connection:
             assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == [(HEAD,)]

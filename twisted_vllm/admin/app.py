@@ -24,16 +24,18 @@ from twisted_vllm.admin import (
     configuration,
     customers,
     health,
+    impact,
     log_level,
     may_call,
     model_entries,
     model_lists,
+    settings_report,
     storage,
     upstream_metrics,
     usage_exports,
 )
 from twisted_vllm.admin import servers as server_routes
-from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, first_headers
+from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, BeforeSessionEnds, first_headers
 from twisted_vllm.admin.budgets import routes as budgets
 from twisted_vllm.admin.context import (
     DATABASE_TIMEOUT,
@@ -43,16 +45,20 @@ from twisted_vllm.admin.context import (
     ModelSource,
     NoExports,
     NoModels,
+    NoOverview,
     NoServers,
+    Overview,
     Readiness,
     ServerDesk,
     Trials,
     cannot_reload,
+    never_reloaded,
 )
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
 from twisted_vllm.admin.organizations import routes as organizations
+from twisted_vllm.admin.overview import routes as overviews
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Access, Route, Routes
@@ -65,7 +71,7 @@ from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
-from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
@@ -93,9 +99,11 @@ WELCOME = {
         "/budget/new, /budget/update, /budget/list …": "limits that keys, users, teams, customers name by budget_id",
         "/organization/new, /organization/info, /organization/list …": "organizations: a level above teams",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
+        "/gateway/traffic, /gateway/problems": "what passes now, and what is wrong, in words",
         "/usage/storage": "what takes room in the database",
         "/usage/exports": "which days of the ledger are exported as files",
         "/audit/list": "what administrators did",
+        "/config, /config/models": "the settings in effect, and where each was written",
         "/config/reload": "the configuration, read again",
         "/config/log_level": "the level of the log",
         "/health": "the health of each vLLM server",
@@ -103,6 +111,7 @@ WELCOME = {
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
         "/metrics/upstreams": "the metrics of all vLLM servers",
         "/openapi.json": "what each of these takes and answers",
+        "/ui": "the console, for people",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
 }
@@ -178,12 +187,15 @@ ROUTES: tuple[Route, ...] = (
     *customers.routes,
     *budgets.routes,
     *organizations.routes,
+    *impact.routes,
     *model_entries.routes,
     *model_lists.routes,
     *audit.routes,
     *configuration.routes,
+    *settings_report.routes,
     *log_level.routes,
     *reports.routes,
+    *overviews.routes,
     *usage_exports.routes,
     *health.routes,
     *server_routes.routes,
@@ -208,6 +220,15 @@ def _is_health(request: IRequest) -> bool:
 
 def _peer_of(request: IRequest) -> str:
     return getattr(request.getClientAddress(), "host", None) or "-"
+
+
+#: where the console is
+CONSOLE = b"/ui"
+
+
+def is_of_console(target: bytes) -> bool:
+    """Return whether the target of a request is the console's."""
+    return target[:3] == CONSOLE and target[3:4] in (b"", b"/", b"?")
 
 
 class NameConverter(PathConverter):
@@ -240,6 +261,7 @@ class AdminApp:
 
     Attributes:
         url_map: the routes, as werkzeug has them.
+        context: what all handlers share.
     """
 
     def __init__(
@@ -260,6 +282,7 @@ class AdminApp:
         failures: AuthenticationThrottle | None = None,
         uncounted: UncountedRequests | None = None,
         before_refusal: BeforeRefusal | None = None,
+        before_session_ends: BeforeSessionEnds | None = None,
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         self_service: SelfService = SelfService(),  # noqa: B008 - frozen
@@ -272,10 +295,12 @@ class AdminApp:
         settings_in_effect: Callable[[], Settings] = Settings,
         database_timeout: float = DATABASE_TIMEOUT,
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
+        reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded,
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
         servers: ServerDesk | None = None,
         trials: Trials | None = None,
+        overview: Overview | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -295,6 +320,7 @@ class AdminApp:
             failures: limits failed attempts to authenticate; None for no limit.
             uncounted: limits what a virtual key reads; None for no limit.
             before_refusal: finds out about a caller who is about to be refused; None refuses at once.
+            before_session_ends: the same of a session of the console.
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
             self_service: what people may do for themselves.
@@ -308,14 +334,17 @@ class AdminApp:
             settings_in_effect: returns the settings with all entries of the model list.
             database_timeout: seconds that a client waits for the database.
             reload: reads the configuration again.
+            reload_state: returns what reloads did.
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
             servers: reports the servers; None for an app without.
             trials: decides about requests that nobody sent; None for an app without a data path.
+            overview: tells of all processes what passes, what is wrong, and which budgets are used; None if nothing
+                does.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
-        self._context = context = AdminContext(
+        self.context = context = AdminContext(
             authenticator=AdminAuthenticator(
                 authenticator,
                 registry.index,
@@ -326,6 +355,7 @@ class AdminApp:
                 ChangeLimits() if changes is None else changes,
                 self_service,
                 before_refusal,
+                before_session_ends,
             ),
             registry=registry,
             reports=reports,
@@ -346,10 +376,12 @@ class AdminApp:
             settings_in_effect=settings_in_effect,
             database_timeout=database_timeout,
             reload=reload,
+            reload_state=reload_state,
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
             servers=NoServers() if servers is None else servers,
             trials=trials,
+            overview=NoOverview() if overview is None else overview,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map
@@ -366,15 +398,19 @@ class AdminApp:
         database_timeout: float,
     ) -> None:
         """Use other settings from the next request on; the arguments are the constructor's."""
-        self._context.authenticator.settings = self_service
-        self._context.metrics_are_open = metrics_are_open
-        self._context.key_bounds = key_bounds
-        self._context.record_defaults = record_defaults
-        self._context.database_timeout = database_timeout
+        self.context.authenticator.settings = self_service
+        self.context.metrics_are_open = metrics_are_open
+        self.context.key_bounds = key_bounds
+        self.context.record_defaults = record_defaults
+        self.context.database_timeout = database_timeout
 
-    def resource(self) -> IResource:
-        """Return the resource that serves the routes; it takes every path that reaches it."""
-        return AdminResource(self._app, self._allows, self._web_pages)
+    def resource(self, console: IResource | None = None) -> IResource:
+        """Return the resource that serves the routes; it takes every path that reaches it.
+
+        Args:
+            console: serves what is below `CONSOLE`; None for no console.
+        """
+        return AdminResource(self._app, self._allows, self._web_pages, console)
 
 
 @implementer(IResource)
@@ -383,9 +419,16 @@ class AdminResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, app: Klein, allows: Callable[[IRequest], bool] | None, web_pages: WebPages) -> None:
+    def __init__(
+        self,
+        app: Klein,
+        allows: Callable[[IRequest], bool] | None,
+        web_pages: WebPages,
+        console: IResource | None = None,
+    ) -> None:
         super().__init__()
         self._klein: IResource = app.resource()
+        self._console = console
         self._allows = allows
         self._web_pages = web_pages
 
@@ -407,8 +450,11 @@ class AdminResource(Resource):
                 part.decode("utf-8")
         except UnicodeDecodeError:
             return send_error(request, InvalidRequest("The path and the Host header must be UTF-8."))
+        serves = self._klein
+        if self._console is not None and is_of_console(request.uri):
+            serves = self._console
         try:
-            response: bytes | int = self._klein.render(request)
+            response: bytes | int = serves.render(request)
         except Exception:
             # For example, werkzeug refuses some Host headers before it looks for a route.
             return send_failure(request, Failure())

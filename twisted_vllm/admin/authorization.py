@@ -14,18 +14,22 @@ from twisted_vllm.admin.access import Access, check_access
 from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.auth.authenticator import Authenticator, hash_key
 from twisted_vllm.auth.change_limits import ChangeLimits
-from twisted_vllm.auth.credentials import credential_of
+from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.roles import reads_everything
+from twisted_vllm.auth.sessions import Session, is_ticket
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TEAM_HEADER
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.errors import GatewayError, MissingApiKey, RouteNotAllowed, TokenNotAllowed
+from twisted_vllm.errors import GatewayError, InvalidApiKey, MissingApiKey, RouteNotAllowed, TokenNotAllowed
 from twisted_vllm.http.headers import CREDENTIAL_HEADERS
 
 #: finds out about a caller who is about to be refused, as `Identifier.before_refusal`
 BeforeRefusal = Callable[[Mapping[bytes, bytes], GatewayError, str], Deferred[None] | None]
+
+#: finds out whether the session of a key is over, as `Identifier.before_session_ends`
+BeforeSessionEnds = Callable[[str, GatewayError, str], Deferred[None] | None]
 
 #: the headers that say who calls
 _DECISIVE = (*CREDENTIAL_HEADERS, TEAM_HEADER)
@@ -62,6 +66,7 @@ class AdminAuthenticator:
         changes: ChangeLimits,
         settings: SelfService,
         before_refusal: BeforeRefusal | None = None,
+        before_session_ends: BeforeSessionEnds | None = None,
     ) -> None:
         """Use the gateway's authenticator.
 
@@ -75,6 +80,7 @@ class AdminAuthenticator:
             changes: limits what people change for themselves.
             settings: what people may do for themselves.
             before_refusal: finds out about a caller who is about to be refused; None refuses at once.
+            before_session_ends: the same of a session of the console.
         """
         self._authenticator = authenticator
         self._index = index
@@ -85,21 +91,39 @@ class AdminAuthenticator:
         self._changes = changes
         self.settings = settings
         self._before_refusal = before_refusal
+        self._before_session_ends = before_session_ends
 
     async def find_out(self, request: IRequest) -> None:
         """Wait until all is known of a request's caller that can be found out; whatever is not known is no error.
 
         After that the other methods decide for good.
         """
-        if self._before_refusal is None:
-            return
-        headers = _credential_headers(request)
         try:
-            self._authenticator.authenticate(headers, self._now().timestamp())
+            self._authenticate(request, self._now().timestamp())
         except GatewayError as error:
-            waiting = self._before_refusal(headers, error, self.client_of(request))
+            waiting = self._begin_to_find_out(request, error)
             if waiting is not None:
                 await waiting
+
+    def _begin_to_find_out(self, request: IRequest, error: GatewayError) -> Deferred[None] | None:
+        session, address = session_of(request), self.client_of(request)
+        if session is not None:
+            return (
+                None if self._before_session_ends is None else self._before_session_ends(session.token, error, address)
+            )
+        return (
+            None if self._before_refusal is None else self._before_refusal(_credential_headers(request), error, address)
+        )
+
+    def _authenticate(self, request: IRequest, now: float) -> Principal:
+        session = session_of(request)
+        if session is not None:
+            return self._authenticator.authenticate_session(session, now)
+        headers = _credential_headers(request)
+        credential = credential_of(headers)
+        if credential is not None and is_ticket(credential) and not self._authenticator.is_open:
+            raise InvalidApiKey("A ticket of the console is for vLLM's routes only.")
+        return self._authenticator.authenticate(headers, now)
 
     async def principal_of(self, request: IRequest, *, again: bool = False) -> Principal:
         """Return the principal of a request.
@@ -114,7 +138,7 @@ class AdminAuthenticator:
         """
         now = self._now().timestamp()
         try:
-            principal = self._authenticator.authenticate(_credential_headers(request), now)
+            principal = self._authenticate(request, now)
         except MissingApiKey as error:
             raise await self._failed(error, request, now) from None
         # for the log; the type is not IRequest's: the gateway's own request has a context
@@ -158,7 +182,7 @@ class AdminAuthenticator:
         """
         now = self._now().timestamp()
         try:
-            principal = self._authenticator.authenticate(_credential_headers(request), now)
+            principal = self._authenticate(request, now)
         except MissingApiKey as error:
             refusal = await self._failed(error, request, now)
             if refusal is not error:
@@ -171,15 +195,61 @@ class AdminAuthenticator:
 
     async def _failed(self, error: MissingApiKey, request: IRequest, now: float) -> GatewayError:
         """Count a failed authentication; return what the client is told."""
+        if session_of(request) is not None:
+            # it was valid once, and nobody can guess it
+            return error
         refusal = self._throttle.record_failure(error, self.client_of(request), now)
         return refusal if isinstance(refusal, GatewayError) else await refusal
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is no master key, and everybody may do everything."""
+        return self._authenticator.is_open
+
+    async def sign_in(self, request: IRequest, key: str) -> tuple[Principal, str]:
+        """Return whom a key acts as that a form brought, and the SHA-256 of its current value.
+
+        A wrong one counts as every failed authentication does.
+
+        Raises:
+            InvalidApiKey, ExpiredApiKey, BlockedApiKey, TooManyFailures: as in the pass-through.
+            RateLimitExceeded: the key has read too often in this minute.
+        """
+        headers = {AUTHORIZATION: b"Bearer " + key.encode("utf-8", "surrogatepass")}
+        now = self._now().timestamp()
+        try:
+            principal = self._authenticator.authenticate(headers, now)
+        except GatewayError as error:
+            waiting = None
+            if self._before_refusal is not None:
+                waiting = self._before_refusal(headers, error, self.client_of(request))
+            if waiting is not None:
+                await waiting
+            try:
+                principal = self._authenticator.authenticate(headers, now)
+            except MissingApiKey as refusal:
+                raise await self._failed(refusal, request, now) from None
+        counting = self._uncounted.count(principal, now)
+        if counting is not None:
+            await counting
+        cast(Any, request).context.principal = principal
+        token = hash_key(key)
+        known = self._index.find(token)
+        return principal, token if known is None else known.token
 
     def is_master(self, key: str) -> bool:
         """Return whether a key is the master key, in constant time."""
         return self._authenticator.is_master(key)
 
+    def is_known(self, key: str) -> bool:
+        """Return whether this is a virtual key, or a former value of one."""
+        return self._index.find(hash_key(key)) is not None
+
     def presented_token(self, request: IRequest) -> str | None:
         """Return the token of a request's credential."""
+        session = session_of(request)
+        if session is not None:
+            return session.token if session.kind == "key" else None
         credential = credential_of(_credential_headers(request))
         return None if credential is None else hash_key(credential)
 
@@ -188,6 +258,12 @@ class AdminAuthenticator:
         token = self.presented_token(request)
         known = None if token is None else self._index.find(token)
         return None if known is None else known.token
+
+
+def session_of(request: IRequest) -> Session | None:
+    """Return the session of a request of the console; None for every other request."""
+    found: Session | None = getattr(request, "console_session", None)
+    return found
 
 
 def first_headers(request: IRequest, names: Iterable[bytes]) -> dict[bytes, bytes]:

@@ -18,6 +18,7 @@ from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.authorization import AdminAuthenticator
 from twisted_vllm.admin.field_rules import report_rules
+from twisted_vllm.admin.latest_answers import LatestAnswers
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.admin.scope import AdministratorScope, IScope
 from twisted_vllm.admin.self_service import OwnScope
@@ -26,7 +27,7 @@ from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.auth.verdicts import Question, Verdict
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
-from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
@@ -34,6 +35,7 @@ from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Exposes
+from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.records import AuditRecord
 from twisted_vllm.storage.registry import Registry
@@ -192,9 +194,43 @@ class NoExports:
         """Do nothing."""
 
 
+class Overview(Protocol):
+    """What passes, what is wrong, and which budgets are used, of all processes: `twisted_vllm.app.overview`."""
+
+    def traffic(self, seconds: int, start: float) -> Deferred[bytes]:
+        """Return the JSON of a `TrafficReport` of so many seconds, or with 0 from a time in Unix seconds."""
+
+    def problems(self) -> Deferred[bytes]:
+        """Return the JSON of a `ProblemsReport`."""
+
+    def budgets(self) -> Deferred[Sequence[UsedBudget]]:
+        """Return the budgets that are used most, those of each kind together."""
+
+
+class NoOverview:
+    """The overview of an app without a data path."""
+
+    def traffic(self, seconds: int, start: float) -> Deferred[bytes]:
+        """Refuse it."""
+        return fail(InvalidRequest("This gateway has no traffic."))
+
+    def problems(self) -> Deferred[bytes]:
+        """Refuse it."""
+        return fail(InvalidRequest("This gateway has no components."))
+
+    def budgets(self) -> Deferred[Sequence[UsedBudget]]:
+        """Return none."""
+        return succeed(())
+
+
 def cannot_reload() -> Deferred[Reloaded]:
     """Refuse: there is nothing to read again."""
     return fail(InvalidRequest("This gateway was started without a configuration that can be read again."))
+
+
+def never_reloaded() -> Deferred[ReloadState]:
+    """Return the state of a gateway that was not reloaded."""
+    return succeed(ReloadState(read_at=0.0))
 
 
 @attrs.define(kw_only=True)
@@ -222,10 +258,13 @@ class AdminContext:
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
+        reload_state: returns what reloads did.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
         servers: reports the servers.
         trials: decides about requests that nobody sent; None for an app without a data path.
+        overview: tells of all processes what passes, what is wrong, and which budgets are used.
+        latest_spend: the last overviews of everybody's spend.
     """
 
     authenticator: AdminAuthenticator
@@ -248,10 +287,13 @@ class AdminContext:
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
+    reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
     servers: ServerDesk = attrs.field(factory=NoServers)
     trials: Trials | None = None
+    overview: Overview = attrs.field(factory=NoOverview)
+    latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)
 
     def scope_of(self, request: IRequest, principal: Principal, now: datetime) -> IScope:
         """Return what the caller of a request may see and change."""

@@ -46,7 +46,7 @@ def send_failure(request: IRequest, failure: Failure) -> bytes:
     if isinstance(failure.value, WerkzeugMethodNotAllowed):
         # RFC 9110, section 15.5.6: a 405 response lists the methods that are allowed.
         request.setHeader(b"allow", ", ".join(sorted(failure.value.valid_methods or ())).encode("ascii"))
-    return send_error(request, _error_of(failure, request))
+    return send_error(request, error_of(failure, request))
 
 
 def _context_of(request: IRequest) -> RequestContext:
@@ -55,7 +55,7 @@ def _context_of(request: IRequest) -> RequestContext:
     return context
 
 
-def _error_of(failure: Failure, request: IRequest) -> GatewayError:
+def error_of(failure: Failure, request: IRequest) -> GatewayError:
     """Return the error that the client sees. An unexpected failure is logged, and the client sees nothing of it."""
     error = failure.value
     if isinstance(error, GatewayError):

@@ -31,6 +31,7 @@ from twisted_vllm.admin.context import AdminCall, AdminContext
 from twisted_vllm.admin.models import Body, Json, Query
 from twisted_vllm.admin.parsing import parse_body, parse_query, read_object, read_query, without_blanks
 from twisted_vllm.admin.responses import send_json
+from twisted_vllm.auth.records import Principal
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.http.headers import is_json
 
@@ -47,6 +48,9 @@ OpenHandler = Callable[[AdminContext, IRequest], Awaitable[object]]
 #: handles a request, given the app's context and the parameters in the path
 Handle = Callable[[AdminContext, IRequest, Mapping[str, str]], Awaitable[object]]
 
+#: does what a route does, given the caller, the parameters in the path, and the query or the body
+Perform = Callable[[AdminContext, IRequest, Principal, Mapping[str, str], Mapping[str, Any]], Awaitable[object]]
+
 
 @attrs.frozen(kw_only=True)
 class Route:
@@ -56,6 +60,8 @@ class Route:
         method: the HTTP method.
         path: the path, with parameters as Klein writes them: ``/key/<string:key>/regenerate``.
         handle: handles a request.
+        perform: does what the route does for a caller who was authorized, with what the query or the body says; None
+            for one that is open to everybody.
         description: what it does.
         access: who may call it.
         response: the type of its JSON; None where it sends none.
@@ -74,6 +80,7 @@ class Route:
     description: str
     access: Access
     response: Any
+    perform: Perform | None = None
     body: type[Body] | None = None
     query: type[Query] | None = None
     errors: tuple[int, ...] = ()
@@ -81,6 +88,11 @@ class Route:
     may_be_empty: bool = False
     unavailable: type[msgspec.Struct] | None = None
     media_types: tuple[str, ...] = ()
+
+    @property
+    def action(self) -> str:
+        """The name of the route in the audit log: its path without parameters."""
+        return _action(self.path)
 
     @property
     def template(self) -> str:
@@ -117,12 +129,20 @@ class Routes:
                 authenticator = context.authenticator
                 await authenticator.find_out(request)
                 principal = await authenticator.caller_of(request, access, action)
-                parameters = read_query(request)
+                return await perform(context, request, principal, path, read_query(request))
+
+            async def perform(
+                context: AdminContext,
+                request: IRequest,
+                principal: Principal,
+                path: Mapping[str, str],
+                parameters: Mapping[str, Any],
+            ) -> object:
                 given = {name: text for name, text in parameters.items() if text}
                 call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_query(parameters, query))
 
-            self._add("GET", paths, handler, handle, query=query, access=access, **options)
+            self._add("GET", paths, handler, handle, perform=perform, query=query, access=access, **options)
             return handler
 
         return declare
@@ -168,13 +188,23 @@ class Routes:
                 if access is Access.SELF_SERVICE:
                     await authenticator.count_change(caller)
                 context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))
-                given = without_blanks(body.flat(_with_path(await read_object(request), path, body)))
+                found = await read_object(request)
                 # the key may have been blocked while the body arrived
                 principal = await authenticator.caller_of(request, access, action, again=True)
+                return await perform(context, request, principal, path, found)
+
+            async def perform(
+                context: AdminContext,
+                request: IRequest,
+                principal: Principal,
+                path: Mapping[str, str],
+                parameters: Mapping[str, Any],
+            ) -> object:
+                given = without_blanks(body.flat(_with_path(dict(parameters), path, body)))
                 call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_body(given, body))
 
-            self._add(method, paths, handler, handle, body=body, access=access, **options)
+            self._add(method, paths, handler, handle, perform=perform, body=body, access=access, **options)
             return handler
 
         return declare

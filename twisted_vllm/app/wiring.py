@@ -19,12 +19,14 @@ from twisted.web.client import Agent
 
 from twisted_vllm.admin.app import ROUTES, AdminApp
 from twisted_vllm.admin.context import ModelSource, Readiness
+from twisted_vllm.admin.web.mount import ConsoleMount
 from twisted_vllm.app.accounting import AccountingService
 from twisted_vllm.app.component_settings import (
     AdmissionSettings,
     admin_of,
     admission_of,
     breaker_of,
+    directories_of,
     gateway_limits_of,
     key_sets_of,
     report_limits_of,
@@ -35,16 +37,22 @@ from twisted_vllm.app.component_settings import (
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
 from twisted_vllm.app.model_list import ModelList
+from twisted_vllm.app.overview import GatewayOverview
+from twisted_vllm.app.problems import Sources
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.shared.background import SharedBackground
 from twisted_vllm.app.shared.changes import SharedChanges
+from twisted_vllm.app.shared.ended_sessions import share_ended
 from twisted_vllm.app.shared.exports import share_export
 from twisted_vllm.app.telemetry.part import Surroundings
+from twisted_vllm.app.telemetry.team_aliases import TeamAliases
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.named_callers import NamedCallers
+from twisted_vllm.auth.sessions import SessionSealer, secret_of
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
@@ -54,6 +62,7 @@ from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import LISTEN
 from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.settings import DiscoverySettings, Server, Settings
+from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.tls import TlsFiles, read_all
 from twisted_vllm.http.client.treq_client import PassThroughClient
@@ -68,6 +77,7 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
+from twisted_vllm.identification.caller_lookup import CallerLookup
 from twisted_vllm.identification.directory import Directory
 from twisted_vllm.identification.identifier import Identifier
 from twisted_vllm.identification.inquiry import Inquiry
@@ -179,6 +189,7 @@ class Wiring:
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         budgets: watches how much of their budgets keys and others have used.
+        overview: what passes, what is wrong, and which budgets are used, of all processes.
         telemetry: metrics of requests, traces, sinks and alerts.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         each_minute: writes once a minute what was summed up.
@@ -191,6 +202,7 @@ class Wiring:
         server_reports: reports them to people.
         servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
             them.
+        console: the web page at /ui.
         site: the factory of client connections.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
@@ -422,14 +434,18 @@ class Wiring:
         observers.append(ServerActs(self._servers_acted, self._caches_emptied, act_log.record))
         self.lifecycle = Lifecycle(observers)
 
-        self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
+        self._session_sealer = _session_sealer_of(settings)
+        self._authenticator = authenticator = Authenticator(
+            settings.master_key, self.index, sealer=self._session_sealer
+        )
         self.each_minute.add(authenticator.sweep)
         self._throttle = throttle = AuthenticationThrottle(
             limits.max_failed_authentications, None if counting is None else counting.failures
         )
-        self._tokens = TokenIndex(self.index)
+        callers = NamedCallers(self.index)
+        self._tokens = TokenIndex(callers)
         self._key_sets: KeySets | None = None
-        self._people = Directory(self.registry, time)
+        self._lookup = CallerLookup(callers, Directory(self.registry, time))
         self._identifier = identifier = Identifier(inquiry)
         self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
@@ -527,6 +543,22 @@ class Wiring:
             from twisted_vllm.app.shared.readiness import SharedReadiness
 
             self.shared_readiness = SharedReadiness(readiness, self.siblings, reactor)
+        team_aliases = TeamAliases(self.database, reactor.seconds)
+        self.overview = GatewayOverview(
+            self.siblings,
+            reactor,
+            lambda: sum(request.context.authorization is not None for request in self.site.running()),
+            Sources(
+                snapshot=self.metrics.snapshot if self.shared_metrics is None else self.shared_metrics.snapshot,
+                groups=lambda: router.groups,
+                budgets=lambda: self.budgets.most_used,
+                team_name=team_aliases.name,
+                want_teams=team_aliases.keep_only,
+                file_is_lost=lambda: self._readiness().file_is_lost,
+                directories=lambda: directories_of(self.reloader.settings),
+            ),
+        )
+        self._readiness = readiness if self.shared_readiness is None else self.shared_readiness.whole
         self._admin = admin = AdminApp(
             authenticator=authenticator,
             registry=self.registry,
@@ -534,7 +566,7 @@ class Wiring:
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
-            readiness=readiness if self.shared_readiness is None else self.shared_readiness.whole,
+            readiness=self._readiness,
             endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics if self.shared_metrics is None else self.shared_metrics,
             metrics_of_servers=metrics_of_servers.expose,
@@ -543,10 +575,12 @@ class Wiring:
             uncounted=uncounted,
             changes=self._changes,
             before_refusal=identifier.before_refusal,
+            before_session_ends=identifier.before_session_ends,
             allows=allows_admin,
             web_pages=web_pages,
             text=text,
             reload=lambda: self.reloader.reload(),
+            reload_state=lambda: self.reloader.state(),
             log_levels=self.log_levels,
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
             models=listing,
@@ -554,12 +588,23 @@ class Wiring:
             exports=self.usage_export,
             servers=self.server_reports,
             trials=Trials(admission, accounting.observer, dispatcher, mounts, authenticator.judged),
+            overview=self.overview,
             **admin_of(settings),
         )
+        self.console = ConsoleMount(
+            context=admin.context,
+            sealer=lambda: self._session_sealer,
+            settings=settings.console,
+            origin_of=lambda request: addresses.origin(_context_of(request)),
+            prefix_of=lambda request: addresses.prefix(_context_of(request)).decode("ascii"),
+            tell_ended=lambda id, until: tell_ended(id, until),
+            in_thread=in_thread,
+        )
+        tell_ended = share_ended(self.siblings, self.console.ended, time)
         self.litellm_headers = LitellmHeaders()
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
-            other=admin.resource(),
+            other=admin.resource(self.console),
             find=lambda path: None if mounts.find(path) is None else pass_through,
             deadlines=self.deadlines,
             coalescer=coalescer,
@@ -611,6 +656,7 @@ class Wiring:
             directory=directory,
             siblings=self.siblings,
             snapshot=self.metrics.snapshot if self.shared_metrics is None else self.shared_metrics.snapshot,
+            traffic=self.overview.passed,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)
         self.revoker = Revoker(admission, self.site.running, reactor)
@@ -687,6 +733,7 @@ class Wiring:
         self._mounts.reconfigure(settings.root_routes, settings.path_aliases)
         self._pass_through.reconfigure(limits)
         self._admin.reconfigure(**admin_of(settings))
+        self.console.reconfigure(settings.console)
         self.database.reconfigure(timeouts.database)
         self.reports.reconfigure(report_limits_of(limits, self._workers), timeouts.report)
         self.audit_retention.reconfigure(settings.audit_retention)
@@ -714,8 +761,9 @@ class Wiring:
     def _use_tokens(self, settings: Settings) -> None:
         """Take the tokens that the settings say, beside keys."""
         self._tokens.forget()
+        self._session_sealer = _session_sealer_of(settings)
         if not settings.enable_jwt_auth:
-            self._authenticator.reconfigure(settings.master_key)
+            self._authenticator.reconfigure(settings.master_key, sealer=self._session_sealer)
             self._identifier.reconfigure(None)
             return
         agent = Agent(self._reactor, connectTimeout=settings.timeouts.connect)
@@ -723,8 +771,8 @@ class Wiring:
         self._key_sets = key_sets_of(
             settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
         )
-        verifier = verifier_of(settings, self._tokens, self._key_sets, self._people, self._throttle)
-        self._authenticator.reconfigure(settings.master_key, self._tokens)
+        verifier = verifier_of(settings, self._tokens, self._key_sets, self._lookup, self._throttle)
+        self._authenticator.reconfigure(settings.master_key, self._tokens, self._session_sealer)
         self._identifier.reconfigure(verifier)
 
     def _servers_acted(self) -> None:
@@ -766,6 +814,15 @@ class Wiring:
         self.agent.keep_only(servers)
         if self.siblings.serves:
             self.kv_caches.configure(servers)
+
+
+def _session_sealer_of(settings: Settings) -> SessionSealer:
+    return SessionSealer(secret_of(settings.master_key, settings.salt_key), os.urandom)
+
+
+def _context_of(request: Any) -> RequestContext:
+    context: RequestContext = request.context
+    return context
 
 
 def _sharing_of(siblings: Siblings, deadlines: DeadlineSweeper, reactor: Any) -> ServerSharing | None:

@@ -10,9 +10,10 @@ from hmac import compare_digest
 import attrs
 
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
-from twisted_vllm.auth.key_index import KeyIndex, Sources
+from twisted_vllm.auth.key_index import IndexedKey, KeyIndex, Sources
 from twisted_vllm.auth.known_keys import KnownKeys
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
+from twisted_vllm.auth.sessions import Session, SessionSealer, is_ticket
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.tokens import is_token
 from twisted_vllm.config.secret import Secret, hash_of
@@ -58,23 +59,33 @@ class Authenticator:
         known: returns the key in use with a credential, as `KnownKeys.get`: ask `KeyIndex.is_current` about it.
     """
 
-    def __init__(self, master_key: Secret | None, index: KeyIndex, tokens: TokenIndex | None = None) -> None:
+    def __init__(
+        self,
+        master_key: Secret | None,
+        index: KeyIndex,
+        tokens: TokenIndex | None = None,
+        sealer: SessionSealer | None = None,
+    ) -> None:
         """Make it.
 
         Args:
             master_key: the administrator's key; None opens the gateway.
             index: the virtual keys.
             tokens: the JSON Web Tokens that were verified; None takes none.
+            sealer: opens tickets of the console; None takes none.
         """
         self.index = index
         self._known = KnownKeys()
         self.known = self._known.get
         self._master_token: str | None = None
-        self.reconfigure(master_key, tokens)
+        self.reconfigure(master_key, tokens, sealer)
 
-    def reconfigure(self, master_key: Secret | None, tokens: TokenIndex | None = None) -> None:
-        """Use another master key and other tokens from now on; the arguments are the constructor's."""
+    def reconfigure(
+        self, master_key: Secret | None, tokens: TokenIndex | None = None, sealer: SessionSealer | None = None
+    ) -> None:
+        """Use another master key, other tokens and tickets from now on; the arguments are the constructor's."""
         self._tokens = tokens
+        self._sealer = sealer
         # a key in use may be the master key now
         self.index.settings_changed()
         self._master_token = None if master_key is None else hash_of(master_key) or hash_key(master_key.reveal())
@@ -136,17 +147,49 @@ class Authenticator:
         if sources is None:
             if master_token is None:
                 return self._limited(ANONYMOUS)
+            if self._sealer is not None and is_ticket(credential):
+                return self._of_ticket(self._sealer, credential, now)
             if self._tokens is not None and (token in self._tokens or is_token(credential)):
                 return self._tokens.authenticate(token, headers, now)
             raise InvalidApiKey(
                 "This API key is not known. Check that it was copied whole, or ask an administrator for a new one."
             )
+        key = self._joined(sources, now)
+        self._known.keep(credential, key)
+        return key.principal
+
+    def authenticate_session(self, session: Session, now: float) -> Principal:
+        """Return the principal that a session of the console acts as: as its key does at this moment.
+
+        Args:
+            session: the session, which is not over.
+            now: the time in Unix seconds.
+
+        Raises:
+            InvalidApiKey: its key was deleted, or is not the master key any more.
+            ExpiredApiKey, BlockedApiKey: as from `authenticate`.
+        """
+        if session.kind == "master":
+            if self._master_token is None or not compare_digest(session.token, self._master_token):
+                raise InvalidApiKey("The master key was replaced by another. Sign in again.")
+            return self._limited(MASTER)
+        sources = self.index.sources_of(session.token)
+        if sources is None:
+            raise InvalidApiKey("The API key of this session does not exist any more. Sign in with another one.")
+        return self._joined(sources, now).principal
+
+    def _of_ticket(self, sealer: SessionSealer, ticket: str, now: float) -> Principal:
+        session = sealer.of_ticket(ticket, now)
+        if session is None:
+            raise InvalidApiKey("This ticket of the console is over. The page gets a new one when it is loaded again.")
+        return self.authenticate_session(session, now)
+
+    def _joined(self, sources: Sources, now: float) -> IndexedKey:
         # before it is joined: a refusal takes as long whether or not there is such a key
         _check_valid(sources, now)
         key = self.index.joined(sources)
         key.used = True
-        self._known.keep(credential, key)
-        return key.principal
+        return key
 
     def judged(self, token: str, now: float) -> tuple[Principal, GatewayError | None] | None:
         """Return whom a key acts as, and why it would be refused; None if there is no such key.

@@ -1,4 +1,4 @@
-"""Encrypts the keys of servers that the database keeps.
+"""Encrypts short texts: the keys of servers that the database keeps, and sessions of the console.
 
 AES-256-GCM under a key that HKDF (RFC 5869) derives from the salt key, or without one from the master key. Each text is
 bound to its owner, so that a sealed key cannot be moved to another entry and sent to another server.
@@ -32,14 +32,16 @@ class Unsealable(Exception):
 class Sealer:
     """Seals short texts, and opens them again. Any thread may use it."""
 
-    def __init__(self, secret: Secret | None, randbytes: Callable[[int], bytes]) -> None:
+    def __init__(self, secret: Secret | None, randbytes: Callable[[int], bytes], purpose: bytes = _PURPOSE) -> None:
         """Make it.
 
         Args:
             secret: the secret that the key is derived from; None if there is none: then nothing can be sealed.
             randbytes: returns that many bytes, fit for secrets.
+            purpose: what is sealed; each purpose has a key of its own.
         """
         self._secret = secret
+        self._purpose = purpose
         self._randbytes = randbytes
         self._cipher: Any = None
 
@@ -104,6 +106,6 @@ class Sealer:
             from cryptography.hazmat.primitives.hashes import SHA256
             from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-            derived = HKDF(SHA256(), 32, salt=None, info=_PURPOSE).derive(self._secret.reveal().encode("utf-8"))
+            derived = HKDF(SHA256(), 32, salt=None, info=self._purpose).derive(self._secret.reveal().encode("utf-8"))
             self._cipher = AESGCM(derived)
         return self._cipher

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.auth.credentials import credential_of
+from twisted_vllm.auth.sessions import is_ticket
 from twisted_vllm.errors import (
     BlockedApiKey,
     ExpiredApiKey,
@@ -62,10 +63,24 @@ class Identifier:
             if self._verifier is None:
                 return None
             return self._verifier.find_out(credential, hash_key(credential), address)
+        form_fits = _KEY.fullmatch(credential) is not None and not is_ticket(credential)
+        return self._ask(hash_key(credential), form_fits, error, address)
+
+    def before_session_ends(self, token: str, error: GatewayError, address: str) -> Deferred[None] | None:
+        """Begin to find out whether a session of the console is over, as `before_refusal`.
+
+        Args:
+            token: the SHA-256 of its key.
+            error: what the authenticator raised.
+            address: the client's address.
+        """
+        return self._ask(token, True, error, address)
+
+    def _ask(self, token: str, form_fits: bool, error: GatewayError, address: str) -> Deferred[None] | None:
         may_be_known = isinstance(error, TokenNotAllowed) or type(error) in (InvalidApiKey, ExpiredApiKey)
         if isinstance(error, BlockedApiKey):
             # not remembered: it may be used the moment after it was unblocked elsewhere
             return self._inquiry.ask(None, address)
-        if may_be_known and (_KEY.fullmatch(credential) is not None or isinstance(error, TokenNotAllowed)):
-            return self._inquiry.ask(hash_key(credential), address)
+        if may_be_known and (form_fits or isinstance(error, TokenNotAllowed)):
+            return self._inquiry.ask(token, address)
         return None

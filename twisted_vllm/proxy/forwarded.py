@@ -28,6 +28,8 @@ UNKNOWN = "unknown"
 
 # plain segments: a prefix begins the path of a redirect, which must lead to no other host
 _PREFIX = re.compile(rb"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~-]+)*")
+#: a host with or without a port, which pages and redirects repeat
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 #: longer prefixes, in bytes, are ignored
 MAX_PREFIX_LENGTH = 256
 
@@ -154,6 +156,18 @@ class ClientAddresses:
         """Return the path that trusted proxies in front of the gateway cut off; see `path_prefix`."""
         trusted = self.trusted
         return path_prefix(context.peer.host, said_by_proxies(context.head.headers, trusted), trusted)
+
+    def origin(self, context: RequestContext) -> str:
+        """Return where the client believes to be, such as ``https://gateway.example.com``, without the prefix."""
+        trusted, peer, first = self.trusted, context.peer, context.head.first
+        said = said_by_proxies(context.head.headers, trusted)
+        told = dict(client_headers(peer.host, peer.secure, first.get(b"host"), said, trusted))
+        # the outermost proxy's word is the first
+        scheme, host = (
+            told.get(name, b"").split(b",")[0].strip().decode("latin-1")
+            for name in (b"X-Forwarded-Proto", b"X-Forwarded-Host")
+        )
+        return f"{'https' if scheme.lower() == 'https' else 'http'}://{host if _HOST.fullmatch(host) else 'localhost'}"
 
     def allows(self, context: RequestContext) -> bool:
         """Return whether a request comes from an address that is served.

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Dialect,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -345,4 +346,16 @@ spend = Table(
     Column("period_start", BigInteger, nullable=False),
     Column("spend", BigInteger, nullable=False),
     Column("total_spend", BigInteger, nullable=False),
+)
+
+#: Prompt and answer of a request by the id of its ledger row, compressed, while a sink of type ``database`` keeps them.
+#: ``time`` is when the request began, in microseconds since 1970, and ``bytes`` the size of ``body``.
+request_contents = Table(
+    "vllm_passthrough_request_contents",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("time", BigInteger, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index("vllm_passthrough_request_contents_time", "time", "bytes"),
 )

@@ -151,7 +151,9 @@ class Transaction:
         entries: Repository[AuditRecord] = Repository(self._connection, tables.audit, AuditRecord, lambda _: None)
         total = None
         if self._counts is not None:
-            total = self._counts.of_log(self._connection, [*conditions, *query.conditions(tables.audit)])
+            total = self._counts.of_log(
+                self._connection, [*conditions, *query.conditions(tables.audit, self._connection.dialect.name)]
+            )
         return entries.page(query, *conditions, total=total)
 
     def finish(self) -> Changes:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0012_drained_servers"
-down_revision = "0010_partitions"
+down_revision = "0011_contents"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,11 @@
+"""All pages of the console, in the order of the navigation."""
+
+from __future__ import annotations
+
+from twisted_vllm.admin.web.page import Page
+from twisted_vllm.admin.web.pages import sign_in, welcome
+
+PAGES: tuple[Page, ...] = (
+    *welcome.pages,
+    *sign_in.pages,
+)
