@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from twisted_vllm.admin.web.page import Page
-from twisted_vllm.admin.web.pages import sign_in, welcome
+from twisted_vllm.admin.web.pages import live, sign_in, welcome
 
 PAGES: tuple[Page, ...] = (
     *welcome.pages,
+    *live.pages,
     *sign_in.pages,
 )
