@@ -152,6 +152,18 @@ class UnverifiedToken(InvalidToken):
     """The credential is a JSON Web Token that was not verified yet."""
 
 
+class CallerNotLookedUp(UnverifiedToken):
+    """It must be looked up whether the user and teams of a caller exist.
+
+    Attributes:
+        caller: who it is, a `twisted_vllm.auth.token_claims.TokenCaller`.
+    """
+
+    def __init__(self, caller: object) -> None:
+        super().__init__("The user or team of this caller could not be looked up now. Try again.")
+        self.caller = caller
+
+
 class TokenNotAllowed(GatewayError):
     """The token is valid, and its user, team or role is not let in."""
 

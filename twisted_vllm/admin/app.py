@@ -48,7 +48,10 @@ from twisted_vllm.admin.context import (
     NoModels,
     NoOverview,
     NoServers,
+<<<<<<< HEAD
+=======
     NothingLive,
+>>>>>>> w-live
     Overview,
     Readiness,
     ServerDesk,

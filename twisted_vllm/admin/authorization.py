@@ -22,7 +22,15 @@ from twisted_vllm.auth.sessions import Session, is_ticket
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TEAM_HEADER
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.errors import GatewayError, InvalidApiKey, MissingApiKey, RouteNotAllowed, TokenNotAllowed
+from twisted_vllm.errors import (
+    CallerNotLookedUp,
+    GatewayError,
+    InvalidApiKey,
+    MissingApiKey,
+    RouteNotAllowed,
+    StoreUnavailable,
+    TokenNotAllowed,
+)
 from twisted_vllm.http.headers import CREDENTIAL_HEADERS
 
 #: finds out about a caller who is about to be refused, as `Identifier.before_refusal`
@@ -146,6 +154,11 @@ class AdminAuthenticator:
         now = self._now().timestamp()
         try:
             principal = self._authenticate(request, now)
+        except CallerNotLookedUp:
+            # its session is not over
+            raise StoreUnavailable(
+                "It could not be looked up now whether your user and team exist. Try again.", retry_after=1
+            ) from None
         except MissingApiKey as error:
             raise await self._failed(error, request, now) from None
         # for the log; the type is not IRequest's: the gateway's own request has a context

@@ -45,6 +45,7 @@ from twisted_vllm.app.shared.background import SharedBackground
 from twisted_vllm.app.shared.changes import SharedChanges
 from twisted_vllm.app.shared.ended_sessions import share_ended
 from twisted_vllm.app.shared.exports import share_export
+from twisted_vllm.app.signing_in import provider_of, relying_party_of
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.app.telemetry.team_aliases import TeamAliases
 from twisted_vllm.app.telemetry.telemetry import Telemetry
@@ -156,6 +157,7 @@ if TYPE_CHECKING:
     # a gateway of one process has nothing to share
     from twisted_vllm.app.shared.metrics import SharedMetrics
     from twisted_vllm.app.shared.readiness import SharedReadiness
+    from twisted_vllm.identification.oidc.relying_party import RelyingParty
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 if TYPE_CHECKING:
@@ -436,19 +438,20 @@ class Wiring:
         observers.append(ServerActs(self._servers_acted, self._caches_emptied, act_log.record))
         self.lifecycle = Lifecycle(observers)
 
+        callers = NamedCallers(self.index)
         self._session_sealer = _session_sealer_of(settings)
         self._authenticator = authenticator = Authenticator(
-            settings.master_key, self.index, sealer=self._session_sealer
+            settings.master_key, self.index, sealer=self._session_sealer, callers=callers
         )
         self.each_minute.add(authenticator.sweep)
         self._throttle = throttle = AuthenticationThrottle(
             limits.max_failed_authentications, None if counting is None else counting.failures
         )
-        callers = NamedCallers(self.index)
         self._tokens = TokenIndex(callers)
         self._key_sets: KeySets | None = None
         self._lookup = CallerLookup(callers, Directory(self.registry, time))
-        self._identifier = identifier = Identifier(inquiry)
+        self._identifier = identifier = Identifier(inquiry, lookup=self._lookup)
+        self._relying_party: RelyingParty | None = None
         self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
         places = ResponsePlaces() if sharing is None else sharing.places
@@ -610,6 +613,7 @@ class Wiring:
             prefix_of=lambda request: addresses.prefix(_context_of(request)).decode("ascii"),
             tell_ended=lambda id, until: tell_ended(id, until),
             in_thread=in_thread,
+            parts={"relying_party": lambda: self._relying_party},
         )
         tell_ended = share_ended(self.siblings, self.console.ended, time)
         self.litellm_headers = LitellmHeaders()
@@ -770,11 +774,15 @@ class Wiring:
         return self._authenticator.keys_in_use
 
     def _use_tokens(self, settings: Settings) -> None:
-        """Take the tokens that the settings say, beside keys."""
+        """Take the tokens and the sessions that the settings say, beside keys."""
         self._tokens.forget()
-        self._session_sealer = _session_sealer_of(settings)
+        self._session_sealer = sealer = _session_sealer_of(settings)
+        self._relying_party = relying_party_of(
+            settings, self._reactor, self._lookup, self._throttle, self._relying_party
+        )
+        provider = provider_of(settings)
         if not settings.enable_jwt_auth:
-            self._authenticator.reconfigure(settings.master_key, sealer=self._session_sealer)
+            self._authenticator.reconfigure(settings.master_key, sealer=sealer, provider=provider)
             self._identifier.reconfigure(None)
             return
         agent = Agent(self._reactor, connectTimeout=settings.timeouts.connect)
@@ -783,7 +791,7 @@ class Wiring:
             settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
         )
         verifier = verifier_of(settings, self._tokens, self._key_sets, self._lookup, self._throttle)
-        self._authenticator.reconfigure(settings.master_key, self._tokens, self._session_sealer)
+        self._authenticator.reconfigure(settings.master_key, self._tokens, sealer, provider)
         self._identifier.reconfigure(verifier)
 
     def _servers_acted(self) -> None:
