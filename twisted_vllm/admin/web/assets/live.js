@@ -91,12 +91,13 @@
       cells.cut.setAttribute("aria-label", `Cut request ${request.request_id}`);
       cells.cut.addEventListener("click", () => ask(row));
     }
-    Object.assign(row, {cells, ended: false});
+    row.parts = cells;
+    row.ended = false;
     return row;
   }
 
   function updateRow(row, request) {
-    const {cells} = row;
+    const cells = row.parts;
     row.request = request;
     write(cells.keyName, request.key_name);
     const more = [request.team_id && `team ${request.team_id}`, request.user_id && `user ${request.user_id}`];
@@ -120,9 +121,9 @@
   function end(row) {
     row.ended = true;
     row.classList.add("ended");
-    write(row.cells.badge, "Ended");
-    row.cells.badge.className = "badge";
-    row.cells.cut?.setAttribute("aria-disabled", "true");
+    write(row.parts.badge, "Ended");
+    row.parts.badge.className = "badge";
+    row.parts.cut?.setAttribute("aria-disabled", "true");
   }
 
   function showRows(requests) {
