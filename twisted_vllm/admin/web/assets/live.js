@@ -4,7 +4,7 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const live = byId("live"), form = byId("live-filters"), dialog = byId("live-cut");
-  const mayCut = "mayCut" in live.dataset, seesServers = "servers" in live.dataset;
+  const mayCut = "mayCut" in live.dataset;
   const body = byId("live-table").tBodies[0];
   const states = new Map([...form.elements.state.options].map((each) => [each.value, each.textContent]));
   const badges = {queued: "warn", waiting: "warn", streaming: "good", paused: "bad"};
@@ -74,19 +74,21 @@
   function makeRow(request) {
     const row = element("tr"), cells = {};
     const add = (name, classes) => (cells[name] = row.appendChild(element("td", classes)));
-    add("request", "mono live-id").title = request.request_id;
+    // two lines: what it is called, and what more is known
+    const addPair = (name, more, classes = "") => {
+      const cell = row.appendChild(element("td"));
+      cells[name] = cell.appendChild(element("span", `live-name ${classes}`));
+      cells[more] = cell.appendChild(element("span", "live-name hint"));
+    };
+    addPair("request", "client", "mono");
+    addPair("key", "owner");
+    addPair("model", "server");
     write(cells.request, request.request_id);
-    const key = add("key");
-    cells.keyName = key.appendChild(element("span"));
-    cells.keyMore = key.appendChild(element("span", "hint"));
-    add("model");
-    if (seesServers) add("server");
-    cells.badge = add("state").appendChild(element("span", "badge"));
+    cells.request.title = request.request_id;
+    cells.state = add("state").appendChild(element("span", "badge"));
     for (const name of ["age", "first", "tokens", "rate", "sent"]) add(name, "number");
-    add("client");
-    add("attempts", "number");
     if (mayCut) {
-      cells.cut = add("cut").appendChild(element("button", "danger", "Cut"));
+      cells.cut = add("cut", "live-act").appendChild(element("button", "danger", "Cut"));
       cells.cut.type = "button";
       cells.cut.setAttribute("aria-label", `Cut request ${request.request_id}`);
       cells.cut.addEventListener("click", () => ask(row));
@@ -99,30 +101,29 @@
   function updateRow(row, request) {
     const cells = row.parts;
     row.request = request;
-    write(cells.keyName, request.key_name);
-    const more = [request.team_id && `team ${request.team_id}`, request.user_id && `user ${request.user_id}`];
-    write(cells.keyMore, [request.key_prefix, ...more].filter(Boolean).map((each) => ` ${each}`).join(","));
+    write(cells.client, request.client ?? "");
+    write(cells.key, request.key_name);
+    write(cells.owner, [request.key_prefix, request.user_id, request.team_id].filter(Boolean).join(" · "));
     write(cells.model, request.model || "–");
-    if (seesServers) write(cells.server, request.server ?? "–");
+    write(cells.server, request.server ?? "");
     const place = request.queue_place == null ? "" : `, place ${number(request.queue_place)}`;
-    write(cells.badge, states.get(request.state) + place);
-    cells.badge.className = `badge ${badges[request.state] ?? ""}`;
+    const attempt = request.attempts > 1 ? `, attempt ${number(request.attempts)}` : "";
+    write(cells.state, states.get(request.state) + place + attempt);
+    cells.state.className = `badge ${badges[request.state] ?? ""}`;
     write(cells.age, seconds(request.age_seconds));
     write(cells.first, seconds(request.first_byte_seconds));
     write(cells.tokens, number(request.tokens));
     const passed = request.first_byte_seconds == null ? 0 : request.age_seconds - request.first_byte_seconds;
     write(cells.rate, request.tokens && passed > 0.5 ? (request.tokens / passed).toFixed(1) : "–");
     write(cells.sent, size(request.bytes_out));
-    write(cells.client, request.client ?? "–");
-    write(cells.attempts, number(request.attempts));
   }
 
   // A row that somebody is at stays, and says that its request has ended.
   function end(row) {
     row.ended = true;
     row.classList.add("ended");
-    write(row.parts.badge, "Ended");
-    row.parts.badge.className = "badge";
+    write(row.parts.state, "Ended");
+    row.parts.state.className = "badge";
     row.parts.cut?.setAttribute("aria-disabled", "true");
   }
 
