@@ -26,6 +26,8 @@ from twisted_vllm.auth.roles import Standing
 TABLE = {
     "open": "GET /ui/sign-in POST /ui/sign-in",
     "session": "GET /ui POST /ui/sign-out POST /ui/ticket",
+    "any_key": "GET /ui/live GET /ui/live/events",
+    "self_service": "POST /ui/live/cut",
     "reader": "GET /ui/config GET /ui/config/models",
     "administrator": "POST /ui/config/log-level",
     "master": "POST /ui/config/reload",
@@ -35,6 +37,7 @@ TABLE = {
 #: names of `FOREIGN`
 FORMS: Mapping[str, Mapping[str, str]] = {
     "POST /ui/ticket": {"key": "{key}"},
+    "POST /ui/live/cut": {"request_id": "{request_id}"},
     "POST /ui/sign-in": {"key": "sk-nobody-has-this-key-0123"},
 }
 
