@@ -36,7 +36,10 @@ TABLE = {
         GET /key/spend/report GET /user/daily/activity GET /user/daily/activity/aggregated
         GET /team/daily/activity GET /team/daily/activity/aggregated GET /usage/report
         GET /usage/requests/<string:request_id> GET /usage/top GET /spend/overview
+<<<<<<< HEAD
         GET /request/live
+=======
+>>>>>>> w-overview
     """,
     Access.SELF_SERVICE: """
         POST /key/generate POST /key/service-account/generate POST /key/update POST /key/block POST /key/unblock
