@@ -278,6 +278,14 @@ class EndUserBlocked(GatewayError):
     type = "permission_error"
 
 
+class RequestCut(GatewayError):
+    """An administrator, or somebody whose request it is, ended it while it was in flight."""
+
+    status = 403
+    code = "request_cut"
+    type = "permission_error"
+
+
 class TooManyFailures(GatewayError):
     """Too many failed authentications from one address."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import attrs
+import msgspec
 import pytest
 
 from tests.admin.admin_harness import MASTER_KEY, NOW, Gateway, value_of
@@ -196,3 +197,15 @@ def team_with_a_member(transaction: Any) -> Any:
 def test_what_is_reported_is_what_is_described(described: Any, report: Any) -> None:
     reported = value_of(Store(MemoryDatabase()).read(report))
     assert set(described.__struct_fields__) == set(reported)
+
+
+def test_each_field_of_each_request_says_what_it_means() -> None:
+    bodies = [route.body for route in ROUTES if route.body is not None]
+    _, components = msgspec.json.schema_components(bodies)
+    silent = [
+        f"{name}.{field}"
+        for name, schema in components.items()
+        for field, declared in schema.get("properties", {}).items()
+        if len(declared.get("description", "").split()) < 2
+    ]
+    assert silent == []

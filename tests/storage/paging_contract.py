@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import attrs
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
+from twisted_vllm.storage.counts import Counts
 from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.records import UserRecord
 from twisted_vllm.storage.transaction import Transaction
@@ -93,3 +95,65 @@ def check_numbered_pages(
             break
         after = by_cursor.next
     assert not transaction.users.page(PageQuery(number + 1, size, sort_by=sort_by)).records
+
+
+def check_search(
+    connection: Connection,
+    users: list[tuple[int, str | None, int]],
+    sort_by: str,
+    descending: bool,
+    size: int,
+    text: str,
+) -> None:
+    """Search users, and compare with a look at each of them, in the order of the whole list."""
+    transaction = Transaction(connection)
+    for user in users:
+        transaction.users.insert(_user(*user))
+    searched = ("user_id", "user_alias", "user_email")
+
+    def read(search: str) -> list[UserRecord]:
+        found: list[UserRecord] = []
+        while True:
+            page = transaction.users.page(
+                PageQuery(
+                    len(found) // size + 1,
+                    size,
+                    search=search,
+                    search_in=searched,
+                    sort_by=sort_by,
+                    descending=descending,
+                )
+            )
+            found += page.records
+            if page.next is None:
+                assert page.total_count == len(found)
+                return found
+
+    expected = [
+        user for user in read("") if any(text.lower() in (getattr(user, name) or "").lower() for name in searched)
+    ]
+    assert read(text) == expected
+
+
+def check_large_search(connection: Connection, count: int) -> None:
+    """Search for what most users have: by number, by cursor, and with what another table decides."""
+    transaction = Transaction(connection, counts=Counts())
+    transaction.users.insert_all([_user(number, "many" if number % 5 else None, 0) for number in range(count)])
+    asked = PageQuery(size=100, search="MAN", search_in=("user_alias",), sort_by="user_id", descending=False)
+    expected = [f"u{number:02}" for number in range(count) if number % 5]
+    expected.sort()
+    seen: list[str] = []
+    page = transaction.users.page(asked)
+    while True:
+        assert page.total_count == len(expected)
+        seen += [user.user_id for user in page.records]
+        if page.next is None:
+            break
+        page = transaction.users.page(attrs.evolve(asked, after=page.next))
+    assert seen == expected
+    numbered = transaction.users.page(attrs.evolve(asked, page=7))
+    assert [user.user_id for user in numbered.records] == expected[600:700]
+    # sorted by what may be empty, with a condition whose count is not remembered
+    first = transaction.users.page(attrs.evolve(asked, sort_by="user_email"), transaction.users.are(expected[:1_500]))
+    assert first.total_count == 1_500
+    assert len(first.records) == 100

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.storage.memory_database import MemoryDatabase
-from tests.storage.paging_contract import BETWEEN, SORTED_BY, USERS, check_numbered_pages, check_walk
+from tests.storage.paging_contract import (
+    BETWEEN,
+    SORTED_BY,
+    USERS,
+    check_large_search,
+    check_numbered_pages,
+    check_search,
+    check_walk,
+)
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.transaction import Transaction
@@ -28,6 +36,19 @@ def test_a_walk_sees_each_record_once_while_others_come_and_go(
 def test_pages_by_number_are_those_by_cursor(users: Any, sort_by: str, descending: bool, size: int) -> None:
     database = MemoryDatabase()
     database.run_now(lambda connection: check_numbered_pages(connection, users, sort_by, descending, size))
+
+
+@given(USERS, SORTED_BY, st.booleans(), st.integers(1, 7), st.sampled_from(["a", "B", "0", "1@ex", "%", "_", "z"]))
+def test_a_search_finds_what_a_look_at_each_record_finds(
+    users: Any, sort_by: str, descending: bool, size: int, text: str
+) -> None:
+    database = MemoryDatabase()
+    database.run_now(lambda connection: check_search(connection, users, sort_by, descending, size, text))
+
+
+def test_what_many_records_have_is_found_in_pages_too() -> None:
+    database = MemoryDatabase()
+    database.run_now(lambda connection: check_large_search(connection, 2_500))
 
 
 def refused(after: str, sort_by: str = "created_at") -> str:

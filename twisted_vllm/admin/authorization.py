@@ -16,7 +16,7 @@ from twisted_vllm.auth.authenticator import Authenticator, hash_key
 from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, Principal
 from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.auth.sessions import Session, is_ticket
 from twisted_vllm.auth.throttle import AuthenticationThrottle
@@ -48,6 +48,13 @@ _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 def token_of(key_or_token: str) -> str:
     """Return the token (SHA-256, in hex) of a key. A token stays as it is: no key looks like one."""
     return key_or_token.lower() if _TOKEN.fullmatch(key_or_token) else hash_key(key_or_token)
+
+
+def prefix_of(identity: str) -> str:
+    """Return the hash prefix of a key or its hash, which is told in place of a key; other ids as they are."""
+    token = token_of(identity)
+    is_key = identity.startswith("sk-") or token == identity.lower()
+    return token[:HASH_PREFIX_LENGTH] if is_key else identity
 
 
 def check_sees_user(principal: Principal, user_id: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -87,15 +87,23 @@ def budget_holder(budget: BudgetRecord) -> Holder:
 
 def holders_of(transaction: Transaction, budget_id: str) -> dict[str, int]:
     """Return how many records of each kind name a budget; empty for none."""
-    found = {
-        "keys": transaction.keys.count(budget_id=budget_id),
-        "users": transaction.users.count(budget_id=budget_id),
-        "teams": transaction.teams.count(budget_id=budget_id),
-        "members of teams": len(transaction.members.of_budget(budget_id)),
-        "organizations": transaction.organizations.count(budget_id=budget_id),
-        "customers": transaction.end_users.count(budget_id=budget_id),
+    return holders_of_each(transaction, [budget_id])[budget_id]
+
+
+def holders_of_each(transaction: Transaction, budget_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return how many records of each kind name each of some budgets."""
+    counted = {
+        "keys": transaction.keys.count_by("budget_id", budget_ids),
+        "users": transaction.users.count_by("budget_id", budget_ids),
+        "teams": transaction.teams.count_by("budget_id", budget_ids),
+        "members of teams": transaction.members.count_by_budget(budget_ids),
+        "organizations": transaction.organizations.count_by("budget_id", budget_ids),
+        "customers": transaction.end_users.count_by("budget_id", budget_ids),
     }
-    return {kind: number for kind, number in found.items() if number}
+    return {
+        budget_id: {kind: counts[budget_id] for kind, counts in counted.items() if budget_id in counts}
+        for budget_id in budget_ids
+    }
 
 
 def report_budget(holder: Holder, budgets: Mapping[str, Allowance], *, always: bool = False) -> Json:

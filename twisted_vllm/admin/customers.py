@@ -21,18 +21,24 @@ from twisted_vllm.admin.budget_references import (
 from twisted_vllm.admin.context import AdminCall, AuditContext
 from twisted_vllm.admin.fields import MAX_ITEMS, Alias, Reference, check_alias, redacted
 from twisted_vllm.admin.limits import LimitFields, Spent, report_usage
-from twisted_vllm.admin.lists import asked_page, link_next, reported
+from twisted_vllm.admin.lists import asked_page, link_next, place_of, reported
 from twisted_vllm.admin.models import (
     MAX_LISTED,
     After,
     Body,
     BudgetTable,
+    IsBlocked,
     Json,
     Limits,
     ListSize,
     PageNumber,
+    PageSize,
     Query,
     Response,
+    SortOrder,
+    WalkedPage,
+    are_blocked,
+    described,
 )
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.spending import set_given_spend
@@ -55,11 +61,17 @@ class CustomerFields(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_CUSTOMERS
 
-    user_id: Alias
-    alias: Alias | None = None
-    blocked: bool | None = None
-    budget_id: Reference | None = None
-    spend: Spent | None = None
+    user_id: Annotated[
+        Alias, described("The name by which requests tell who the end user is. It must not look like a key.")
+    ]
+    alias: Annotated[Alias | None, described("The name that people know. It must not look like a key.")] = None
+    blocked: Annotated[bool | None, described("Whether requests for this customer are refused.")] = None
+    budget_id: Annotated[
+        Reference | None, described("A budget whose limits hold where the customer has none of its own.")
+    ] = None
+    spend: Annotated[
+        Spent | None, described("What the customer has spent already in the present budget period, in US dollars.")
+    ] = None
 
     def check(self) -> None:
         """Check the id, the name and the limits."""
@@ -90,7 +102,10 @@ class UpdateCustomerRequest(CustomerFields, frozen=True, kw_only=True):
 class CustomersRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /customer/delete``, ``/customer/block`` and ``/customer/unblock``."""
 
-    user_ids: Annotated[tuple[Alias, ...], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    user_ids: Annotated[
+        tuple[Alias, ...],
+        msgspec.Meta(min_length=1, max_length=MAX_ITEMS, description="The ids of the customers."),
+    ]
 
     @property
     def unique_ids(self) -> list[str]:
@@ -117,6 +132,32 @@ class CustomerListQuery(Query, frozen=True, kw_only=True):
     page_size: ListSize = MAX_LISTED
 
 
+class CustomerPageQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /v2/customer/list``."""
+
+    search: Annotated[str, msgspec.Meta(description="Text that the id or the name contains, in any case.")] = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only customers who name this budget.")] = ""
+    blocked: IsBlocked = ""
+    page: PageNumber = 1
+    after: After = ""
+    page_size: PageSize = 25
+    sort_order: SortOrder = "asc"
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for: customers are sorted by their ids, as a large list needs an index."""
+        return PageQuery(
+            page=self.page,
+            after=self.after,
+            size=self.page_size,
+            equals={**({"budget_id": self.budget_id} if self.budget_id else {}), **are_blocked(self.blocked)},
+            search=self.search,
+            search_in=("user_id", "alias"),
+            sort_by="user_id",
+            descending=self.sort_order == "desc",
+        )
+
+
 class CustomerReport(Limits, kw_only=True):
     """A customer. The times are null for one that only appeared in requests."""
 
@@ -131,6 +172,12 @@ class CustomerReport(Limits, kw_only=True):
     created_by: str | None
     updated_at: datetime | None
     updated_by: str | None
+
+
+class CustomerPage(WalkedPage, kw_only=True):
+    """A page of customers."""
+
+    customers: tuple[CustomerReport, ...]
 
 
 class DeletedCustomers(Response, kw_only=True):
@@ -344,6 +391,18 @@ async def list_customers(call: AdminCall, query: CustomerListQuery) -> msgspec.R
     found, following = await call.read(work)
     link_next(call, following)
     return found
+
+
+@routes.get("/v2/customer/list", query=CustomerPageQuery, response=CustomerPage)
+async def list_page(call: AdminCall, query: CustomerPageQuery) -> Json:
+    """Return a page of the customers that were created, and how many there are."""
+
+    def work(transaction: Transaction) -> Json:
+        page = transaction.end_users.page(query.page_query)
+        found = reported(page.records, lambda some: report_customers(transaction, some, call.now))
+        return {"customers": found, **place_of(page, query.page_size)}
+
+    return await call.read(work)
 
 
 @routes.post("/customer/block", "/end_user/block", body=CustomersRequest, response=BlockedCustomers)

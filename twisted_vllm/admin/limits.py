@@ -11,7 +11,7 @@ import msgspec
 
 from twisted_vllm.admin.fields import MAX_ITEMS, MAX_LENGTH, PRINTABLE, UNITS
 from twisted_vllm.admin.model_limits import NAMES_ONE_MODEL, check_limited_models
-from twisted_vllm.admin.models import Body, Json
+from twisted_vllm.admin.models import Body, Json, described
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.config.checks import MAX_DOLLARS
 from twisted_vllm.errors import InvalidRequest
@@ -56,10 +56,14 @@ class ModelBudgetFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     Without an amount it limits nothing.
     """
 
-    budget_limit: Dollars | None = None
-    max_budget: Dollars | None = None
-    time_period: BudgetDuration | None = None
-    budget_duration: BudgetDuration | None = None
+    budget_limit: Annotated[
+        Dollars | None, described("The most that may be spent on the model in a period, in US dollars.")
+    ] = None
+    max_budget: Annotated[Dollars | None, described("The same as `budget_limit`.")] = None
+    time_period: Annotated[
+        BudgetDuration | None, described("The length of a period, as in 1d. Without it there is one period for ever.")
+    ] = None
+    budget_duration: Annotated[BudgetDuration | None, described("The same as `time_period`.")] = None
 
     @property
     def duration(self) -> str | None:
@@ -84,15 +88,39 @@ ModelBudgets = Annotated[
 class LimitFields(Body, frozen=True, kw_only=True):
     """The limits that a request may set. 0 allows nothing; null removes the limit."""
 
-    rpm_limit: Count | None = None
-    tpm_limit: Count | None = None
-    max_parallel_requests: Count | None = None
-    model_rpm_limit: Counts | None = None
-    model_tpm_limit: Counts | None = None
-    max_budget: Dollars | None = None
-    soft_budget: Dollars | None = None
-    budget_duration: BudgetDuration | None = None
-    model_max_budget: ModelBudgets | None = None
+    rpm_limit: Annotated[Count | None, described("The most requests in any 60 seconds.")] = None
+    tpm_limit: Annotated[
+        Count | None, described("The most tokens, of prompts and answers together, in any 60 seconds.")
+    ] = None
+    max_parallel_requests: Annotated[Count | None, described("The most requests in flight at a time.")] = None
+    model_rpm_limit: Annotated[
+        Counts | None, described("The most requests in any 60 seconds for single models, by their names.")
+    ] = None
+    model_tpm_limit: Annotated[
+        Counts | None, described("The most tokens in any 60 seconds for single models, by their names.")
+    ] = None
+    max_budget: Annotated[
+        Dollars | None,
+        described("The most that may be spent in a budget period, in US dollars. Then requests are refused."),
+    ] = None
+    soft_budget: Annotated[
+        Dollars | None,
+        described("The spend, in US dollars, at which the log warns once in each period. It refuses nothing."),
+    ] = None
+    budget_duration: Annotated[
+        BudgetDuration | None,
+        described(
+            "The length of a budget period: a number and a unit (s, m, h, d, w or mo), as in 30d. "
+            "Without it there is one period for ever."
+        ),
+    ] = None
+    model_max_budget: Annotated[
+        ModelBudgets | None,
+        described(
+            "Budgets for single models, by their names: an amount in US dollars, or an amount and the "
+            "length of its period."
+        ),
+    ] = None
 
     WHOLE_NUMBER_MAPS: ClassVar[tuple[str, ...]] = ("model_rpm_limit", "model_tpm_limit")
 

@@ -37,13 +37,10 @@ class LogLevelRequest(Body, frozen=True, kw_only=True):
             extra_json_schema={"enum": [*LEVELS, "warning", *map(str.upper, LEVELS), "WARNING"]},
         ),
     ]
-    seconds: (
-        Annotated[
-            float,
-            msgspec.Meta(gt=0, le=_LONGEST, description="For how long; without it, until the next reload."),
-        ]
-        | None
-    ) = None
+    seconds: Annotated[
+        Annotated[float, msgspec.Meta(gt=0, le=_LONGEST)] | None,
+        msgspec.Meta(description="For how long; without it, until the next reload."),
+    ] = None
 
     def check(self) -> None:
         """Check that the level exists."""

@@ -15,7 +15,7 @@ import msgspec
 
 from twisted_vllm.admin.context import AdminCall, AuditContext, ModelSource
 from twisted_vllm.admin.fields import PRINTABLE, Alias, check_alias, check_depth, check_printable, redacted
-from twisted_vllm.admin.models import Body, Json, Response
+from twisted_vllm.admin.models import Body, Json, Response, described
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.providers import PROVIDER
@@ -56,9 +56,11 @@ Info = Annotated[
 class NewModelRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /model/new``."""
 
-    model_name: Alias
+    model_name: Annotated[
+        Alias, described("The name by which callers ask for the model. Entries with one name share its requests.")
+    ]
     litellm_params: Params
-    model_info: Info | None = None
+    model_info: Annotated[Info | None, described("A description of the model. `id` is the entry's id.")] = None
 
     def check(self) -> None:
         """Check the names; the rest is checked as in the file."""
@@ -72,10 +74,13 @@ class UpdateModelRequest(Body, frozen=True, kw_only=True):
     ``model_info.id`` names the entry, as in LiteLLM; ``id`` does so in what LiteLLM's command line sends.
     """
 
-    id: Alias | None = None
-    model_info: Info | None = None
-    model_name: Alias | None = None
-    litellm_params: Params | None = None
+    id: Annotated[Alias | None, described("The entry to change, if `model_info.id` does not name it.")] = None
+    model_info: Annotated[Info | None, described("A description of the model. `id` is the entry's id.")] = None
+    model_name: Annotated[Alias | None, described("The name by which callers ask for the model.")] = None
+    litellm_params: Annotated[
+        Params | None,
+        described("The settings of the server, as in the configuration file. null takes a setting out."),
+    ] = None
 
     def check(self) -> None:
         """Check the names; the rest is checked as in the file."""
@@ -95,10 +100,13 @@ class UpdateModelRequest(Body, frozen=True, kw_only=True):
 class PatchModelRequest(Body, frozen=True, kw_only=True):
     """The body of ``PATCH /model/{model_id}/update``, as that of ``POST /model/update``."""
 
-    model_id: Alias
-    model_name: Alias | None = None
-    litellm_params: Params | None = None
-    model_info: Info | None = None
+    model_id: Annotated[Alias, described("The entry to change.")]
+    model_name: Annotated[Alias | None, described("The name by which callers ask for the model.")] = None
+    litellm_params: Annotated[
+        Params | None,
+        described("The settings of the server, as in the configuration file. null takes a setting out."),
+    ] = None
+    model_info: Annotated[Info | None, described("A description of the model. `id` is the entry's id.")] = None
 
     def check(self) -> None:
         """Check the names; the rest is checked as in the file."""
@@ -110,7 +118,7 @@ class PatchModelRequest(Body, frozen=True, kw_only=True):
 class DeleteModelRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /model/delete``."""
 
-    id: Alias
+    id: Annotated[Alias, described("The entry to delete.")]
 
 
 class ModelReport(Response, kw_only=True):

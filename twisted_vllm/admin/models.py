@@ -42,6 +42,9 @@ PageNumber = Annotated[int, msgspec.Meta(ge=1, le=999_999_999, description="The 
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE_SIZE, description="Entries per page.")]
 ListSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_LISTED, description="Entries per page.")]
 SortOrder = Literal["asc", "desc"]
+IsBlocked = Annotated[
+    Literal["", "false", "true"], msgspec.Meta(description="Only those that are blocked, or are not. Default: all.")
+]
 
 #: the JSON Schema of a date or a moment that `datetime.fromisoformat` reads, or of nothing
 MOMENT_SCHEMA = {
@@ -49,6 +52,16 @@ MOMENT_SCHEMA = {
     "(T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?(Z|[+-](0[0-9]|1[0-2]):00)?)?)?$"
 }
 MOMENT_WORDS = "a date, as in 2026-03-01, or a moment, as in 2026-03-01T12:00:00Z; in UTC unless it says otherwise"
+
+
+def described(text: str) -> msgspec.Meta:
+    """Return what a field means, for the OpenAPI document and the console's forms: ``Annotated[…, described("…")]``."""
+    return msgspec.Meta(description=text)
+
+
+def are_blocked(text: str) -> dict[str, bool]:
+    """Return the value that `blocked` must have for a parameter, by the column's name; empty for any."""
+    return {"blocked": text == "true"} if text else {}
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypedDict
 
+from sqlalchemy import make_url
 from twisted.internet.interfaces import IReactorTime
 
 from twisted_vllm.admin.self_service import SelfService
@@ -172,3 +174,12 @@ def verifier_of(
         leeway=jwt.leeway,
     )
     return TokenVerifier(tokens, key_sets, rules, settings.litellm_jwtauth, lookup, throttle, time.time)
+
+
+def directories_of(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """Yield the directories that the gateway writes to, and what it writes there, in words."""
+    if settings.ledger.enabled:
+        yield "the ledger's spool", settings.spool_directory
+    url = make_url(settings.database_url.reveal())
+    if url.get_backend_name() == "sqlite" and url.database:
+        yield "the database", Path(url.database).parent

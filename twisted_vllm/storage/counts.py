@@ -69,6 +69,16 @@ class Counts:
                     self._kept.keep(name, found, len(name))
         return found
 
+    def get_of(self, connection: Connection, statement: ClauseElement, count: Callable[[], int]) -> int:
+        """Return what a statement counts, until an administrative change.
+
+        Args:
+            connection: the transaction's.
+            statement: names the count, with its parameters.
+            count: counts it.
+        """
+        return self.get(last_revision(connection), _name_of(connection, statement), count)
+
     def of_log(self, connection: Connection, conditions: Sequence[ColumnElement[bool]]) -> int:
         """Return how many entries of the audit log meet some conditions.
 
@@ -120,4 +130,4 @@ def count_of(
 
     if counts is None:
         return count()
-    return counts.get(last_revision(connection), _name_of(connection, statement), count)
+    return counts.get_of(connection, statement, count)

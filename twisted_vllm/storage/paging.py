@@ -3,6 +3,10 @@
 A numbered page, as LiteLLM's clients ask for it, is found by a walk through the narrowest index, from the nearer end,
 that reads the identities of the records alone.
 
+A part of a name is in no index. A search reads the table once, in the order in which it lies on the disk, and finds the
+identities of few records; a walk in the order of the list would look up each record of the table. Only what many
+records have is found by such a walk: it soon comes by enough of them.
+
 NULL counts as larger than any value. SQLite sorts it the other way round, and no database finds `(NULL, id)` in an
 index. So a list that is sorted by a column with NULLs has two parts, one without them and one of them alone.
 """
@@ -18,13 +22,16 @@ from typing import Any, Generic, TypeVar
 import attrs
 import msgspec
 from attrs import AttrsInstance
-from sqlalchemy import Column, ColumnElement, Connection, Row, Select, Table, and_, literal, or_, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, Row, Select, Table, and_, func, literal, or_, select, tuple_
 
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.counts import Counts, count_of
 from twisted_vllm.storage.tables import UtcDateTime
 
 RecordT = TypeVar("RecordT", bound=AttrsInstance)
+
+#: the most records of a search that are found by their identities
+_FEW = 1_000
 
 #: the most characters of a cursor: it holds the name of a record and one of its values, each up to 255 characters
 _LONGEST_CURSOR = 4_000
@@ -43,6 +50,7 @@ class PageQuery:
         among: values of which a column must have one.
         search: a text that one of some columns must contain, likewise; empty for any.
         search_in: these columns.
+        search_begins: columns that may begin with the text in lower case instead.
         sort_by: the column to sort by; for ties, and where there is no such column, the record's identity.
         descending: whether the largest comes first; ``None`` counts as larger than any value.
     """
@@ -55,18 +63,36 @@ class PageQuery:
     among: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
     search: str = ""
     search_in: tuple[str, ...] = ()
+    search_begins: tuple[str, ...] = ()
     sort_by: str = "created_at"
     descending: bool = True
 
-    def conditions(self, table: Table) -> list[ColumnElement[bool]]:
-        """Return the conditions that a record must meet."""
+    def conditions(self, table: Table, dialect: str) -> list[ColumnElement[bool]]:
+        """Return the conditions that a record must meet.
+
+        Args:
+            table: where the records are.
+            dialect: the database's.
+        """
         columns = table.c
         wanted = [columns[name] == value for name, value in self.equals.items()]
-        wanted += [columns[name].icontains(value, autoescape=True) for name, value in self.contains.items()]
+        wanted += [_contains(columns[name], value, dialect) for name, value in self.contains.items()]
         wanted += [columns[name].in_(values) for name, values in self.among.items()]
         if self.search:
-            wanted.append(or_(*(columns[name].icontains(self.search, autoescape=True) for name in self.search_in)))
+            contained = (_contains(columns[name], self.search, dialect) for name in self.search_in)
+            begun = (_begins(columns[name], self.search.lower()) for name in self.search_begins)
+            wanted.append(or_(*contained, *begun))
         return wanted
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether it leaves records out."""
+        return bool(self.equals or self.among or self.searches)
+
+    @property
+    def searches(self) -> bool:
+        """Whether records are looked for by what no index has: a part of a name, or that they are blocked."""
+        return bool(self.search or self.contains or "blocked" in self.equals)
 
 
 @attrs.frozen
@@ -146,14 +172,15 @@ class Pager:
         Raises:
             InvalidRequest: the cursor is none, or that of another order.
         """
-        wanted = [*query.conditions(self._table), *conditions]
+        wanted = [*query.conditions(self._table, self._connection.dialect.name), *conditions]
         parts = self._parts(column, query.descending)
         # What other tables decide may change without a change of this one.
         counts = None if conditions else self._counts
-        if total is None or len(parts) > 1:
-            sizes = [count_of(self._connection, self._table, [*wanted, *part.conditions], counts) for part in parts]
-        else:
-            sizes = [total]
+        if query.searches and total is None:
+            total, few = self._found(wanted, counts)
+            if few is not None:
+                wanted, counts = [self._identity.in_(few)], None
+        sizes = self._sizes(wanted, parts, counts, total)
         if query.after:
             rows = self._after(query, wanted, parts, column)
             is_last = len(rows) <= query.size
@@ -164,6 +191,44 @@ class Pager:
             is_last = skip + len(rows) >= sum(sizes)
         following = None if is_last or not rows else self._cursor_of(rows[-1], query, column)
         return rows, sum(sizes), following
+
+    def _sizes(
+        self,
+        wanted: Sequence[ColumnElement[bool]],
+        parts: Sequence[_Part],
+        counts: Counts | None,
+        total: int | None,
+    ) -> list[int]:
+        """Return how many records each part of a list has."""
+        if total is None:
+            return [count_of(self._connection, self._table, [*wanted, *part.conditions], counts) for part in parts]
+        if len(parts) == 1:
+            return [total]
+        first = count_of(self._connection, self._table, [*wanted, *parts[0].conditions], counts)
+        return [first, total - first]
+
+    def _found(self, wanted: Sequence[ColumnElement[bool]], counts: Counts | None) -> tuple[int, Sequence[Any] | None]:
+        """Return how many records meet some conditions, and if they are few, their identities.
+
+        Counted and found in one reading of the table. That they are many is remembered.
+        """
+        found = select(self._identity).where(*wanted).cte("found")
+        statement = select(select(func.count()).select_from(found).scalar_subquery(), found.c[0]).limit(_FEW)
+        rows: Sequence[Any] | None = None
+
+        def read() -> Sequence[Any]:
+            return self._connection.execute(statement).all()
+
+        def count() -> int:
+            nonlocal rows
+            rows = read()
+            return rows[0][0] if rows else 0
+
+        number = count() if counts is None else counts.get_of(self._connection, statement, count)
+        if number > _FEW:
+            return number, None
+        few = read() if rows is None else rows
+        return len(few), [row[1] for row in few]
 
     def _parts(self, column: ColumnElement[Any] | None, descending: bool) -> list[_Part]:
         if column is None or column is self._identity:
@@ -314,6 +379,19 @@ def _value_of(value: Any, column: Any) -> Any:
         return moment
     _check_type(value, column)
     return value
+
+
+def _contains(column: ColumnElement[Any], text: str, dialect: str) -> ColumnElement[bool]:
+    """Return the condition that a column contains a text, in upper or lower case."""
+    if dialect == "sqlite":
+        # Its LIKE folds the same letters as its lower(), in half the time.
+        return column.contains(text, autoescape=True)
+    return column.icontains(text, autoescape=True)
+
+
+def _begins(column: ColumnElement[Any], text: str) -> ColumnElement[bool]:
+    """Return the condition that a column begins with a text. A range would depend on the database's collation."""
+    return func.substr(column, 1, len(text)) == text
 
 
 def _ordered(part: _Part, descending: bool) -> list[ColumnElement[Any]]:

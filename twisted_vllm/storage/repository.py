@@ -47,6 +47,12 @@ def in_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
     return (values[start : start + _MAX_VALUES] for start in range(0, len(values), _MAX_VALUES))
 
 
+def count_by(connection: Connection, column: Column[Any], values: Sequence[str]) -> dict[str, int]:
+    """Return how many rows have each of these values in a column; those that none has are left out."""
+    counted = select(column, func.count()).where(column.in_(values)).group_by(column)
+    return {row[0]: row[1] for row in connection.execute(counted)}
+
+
 class Repository(Generic[RecordT]):
     """Records by their identity, the one column of the table's primary key.
 
@@ -83,6 +89,10 @@ class Repository(Generic[RecordT]):
         """Return how many records there are, or how many whose columns have these values."""
         wanted = [self._table.c[name] == value for name, value in equals.items()]
         return self._connection.execute(select(func.count()).select_from(self._table).where(*wanted)).scalar_one()
+
+    def count_by(self, column: str, values: Sequence[str]) -> dict[str, int]:
+        """Return how many records have each of these values."""
+        return count_by(self._connection, self._table.c[column], values)
 
     def find(self, **equals: Any) -> list[RecordT]:
         """Return the records whose columns have these values, sorted by identity."""
@@ -210,12 +220,6 @@ class KeyRepository(Repository[KeyRecord]):
             if owner is not None and owner.token != identity:
                 raise AliasExists
 
-    def count_by(self, column: str, values: Sequence[str]) -> dict[str, int]:
-        """Return how many keys have each of these values."""
-        grouped = tables.keys.c[column]
-        counted = select(grouped, func.count()).where(grouped.in_(values)).group_by(grouped)
-        return {row[0]: row[1] for row in self._connection.execute(counted)}
-
     def _sort_column(self, name: str) -> ColumnElement[Any] | None:
         if name != "spend":
             return super()._sort_column(name)
@@ -241,7 +245,7 @@ class KeyRepository(Repository[KeyRecord]):
         Raises:
             InvalidRequest: the cursor cannot be used.
         """
-        if query.sort_by != "spend" or query.after or conditions or query.conditions(self._table):
+        if query.sort_by != "spend" or query.after or conditions or query.is_filtered:
             return super().page(query, *conditions, total=total)
         skip = (query.page - 1) * query.size
         tokens = keys_by_spend(self._connection, skip, query.size, descending=query.descending)
@@ -384,6 +388,10 @@ class MemberRepository(_Memberships[Member]):
     def are_teams_of(self, user_id: str) -> ColumnElement[bool]:
         """Return the condition that a team has this user as a member, for a page of teams."""
         return tables.teams.c.team_id.in_(select(self._group).where(self._user == user_id))
+
+    def count_by_budget(self, budget_ids: Sequence[str]) -> dict[str, int]:
+        """Return how many memberships name each of some budgets."""
+        return count_by(self._connection, tables.members.c.budget_id, budget_ids)
 
     def of_budget(self, budget_id: str) -> list[Member]:
         """Return the memberships whose limits a budget gives."""

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from twisted_vllm.admin.fields import Label, Labels, Reference, check_alias
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import MAX_LISTED, After, Body, ListSize, OwnLimits, PageNumber, Query, Response
+from twisted_vllm.admin.models import (
+    MAX_LISTED,
+    After,
+    Body,
+    ListSize,
+    OwnLimits,
+    PageNumber,
+    PageSize,
+    Query,
+    Response,
+    SortOrder,
+    WalkedPage,
+    described,
+)
 from twisted_vllm.admin.unsupported import ON_BUDGETS
 from twisted_vllm.storage.paging import PageQuery
 
@@ -30,7 +43,9 @@ class NewBudgetRequest(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_BUDGETS
 
-    budget_id: Reference | None = None
+    budget_id: Annotated[
+        Reference | None, described("The budget's id, by which others name it. Without it, a random one.")
+    ] = None
 
     def check(self) -> None:
         """Check the id and the limits."""
@@ -43,19 +58,19 @@ class UpdateBudgetRequest(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_BUDGETS
 
-    budget_id: Label
+    budget_id: Annotated[Label, described("The budget to change, for all that name it.")]
 
 
 class BudgetsRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /budget/info``."""
 
-    budgets: Annotated[Labels, msgspec.Meta(min_length=1)]
+    budgets: Annotated[Labels, msgspec.Meta(min_length=1, description="The ids of the budgets.")]
 
 
 class DeleteBudgetRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /budget/delete``."""
 
-    id: Label
+    id: Annotated[Label, described("The budget to delete. Nobody may name it.")]
 
 
 class BudgetSettingsQuery(Query, frozen=True, kw_only=True):
@@ -77,6 +92,30 @@ class BudgetListQuery(Query, frozen=True, kw_only=True):
         return PageQuery(self.page, self.page_size, self.after, sort_by="budget_id", descending=False)
 
 
+class BudgetPageQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /v2/budget/list``."""
+
+    search: Annotated[str, msgspec.Meta(description="Text that the id contains, in any case.")] = ""
+    page: PageNumber = 1
+    after: After = ""
+    page_size: PageSize = 25
+    sort_by: Literal["budget_id", "created_at", "updated_at"] = "budget_id"
+    sort_order: SortOrder = "asc"
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            after=self.after,
+            size=self.page_size,
+            search=self.search,
+            search_in=("budget_id",),
+            sort_by=self.sort_by,
+            descending=self.sort_order == "desc",
+        )
+
+
 class BudgetReport(OwnLimits, kw_only=True):
     """A budget: limits for each that names it. Each of these has a spend of its own."""
 
@@ -86,6 +125,18 @@ class BudgetReport(OwnLimits, kw_only=True):
     created_by: str
     updated_at: datetime
     updated_by: str
+
+
+class ListedBudget(BudgetReport, kw_only=True):
+    """A budget, with those who name it."""
+
+    holders: Annotated[dict[str, int], msgspec.Meta(description="How many of each kind name it.")]
+
+
+class BudgetPage(WalkedPage, kw_only=True):
+    """A page of budgets."""
+
+    budgets: tuple[ListedBudget, ...]
 
 
 class BudgetSetting(Response, kw_only=True):

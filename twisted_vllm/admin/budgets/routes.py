@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from twisted_vllm.admin.access import Access
-from twisted_vllm.admin.budget_references import find_budget
+from twisted_vllm.admin.budget_references import find_budget, holders_of_each
 from twisted_vllm.admin.budgets import operations
 from twisted_vllm.admin.budgets.models import (
     BudgetListQuery,
+    BudgetPage,
+    BudgetPageQuery,
     BudgetReport,
     BudgetSetting,
     BudgetSettingsQuery,
@@ -19,9 +23,10 @@ from twisted_vllm.admin.budgets.models import (
 )
 from twisted_vllm.admin.budgets.operations import report_budget_record, report_settings
 from twisted_vllm.admin.context import AdminCall
-from twisted_vllm.admin.lists import asked_page, link_next, reported
+from twisted_vllm.admin.lists import asked_page, link_next, place_of, reported
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.routing import Routes
+from twisted_vllm.storage.records import BudgetRecord
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
@@ -78,6 +83,22 @@ async def list_budgets(call: AdminCall, query: BudgetListQuery) -> msgspec.Raw:
     found, following = await call.read(work)
     link_next(call, following)
     return found
+
+
+@routes.get("/v2/budget/list", query=BudgetPageQuery, response=BudgetPage)
+async def list_page(call: AdminCall, query: BudgetPageQuery) -> Json:
+    """Return a page of budgets, each with the number of those who name it, and how many budgets there are."""
+
+    def work(transaction: Transaction) -> Json:
+        page = transaction.budgets.page(query.page_query)
+        holders = holders_of_each(transaction, [budget.budget_id for budget in page.records])
+
+        def report(budgets: Sequence[BudgetRecord]) -> list[Json]:
+            return [{**report_budget_record(each, call.now), "holders": holders[each.budget_id]} for each in budgets]
+
+        return {"budgets": reported(page.records, report), **place_of(page, query.page_size)}
+
+    return await call.read(work)
 
 
 @routes.post("/budget/delete", body=DeleteBudgetRequest, response=BudgetReport, errors=(404, 409))

@@ -52,6 +52,7 @@ from twisted_vllm.admin.models import (
     SortOrder,
     Strings,
     Token,
+    described,
 )
 from twisted_vllm.admin.unsupported import ON_KEYS
 from twisted_vllm.auth.policy import parse_rule
@@ -82,6 +83,10 @@ _ROUTES_OF_TYPE = {
     "read_only": ("read_only",),
 }
 
+#: columns that a search for keys looks at, and the beginning of a hash
+SEARCHED = ("key_alias", "user_id", "key_name")
+_HASH_PREFIX = re.compile("[0-9a-fA-F]{6,64}")
+
 _HEADERS = frozenset(name.decode() for name in GRANTABLE_HEADERS)
 Flag = Literal["false", "true", "0", "1"]
 _Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
@@ -109,27 +114,93 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
         unused = "rotation_interval" if given.get("auto_rotate") is False else None
         return {name: value for name, value in given.items() if name != unused}
 
-    key_alias: Alias | None = None
-    duration: Duration | Never | None = None
-    models: Models | None = None
-    allowed_routes: RouteRules | None = None
-    blocked: bool | None = None
-    metadata: dict[str, Any] | None = None
-    tags: Labels | None = None
-    user_id: Label | None = None
-    team_id: Reference | None = None
-    organization_id: Reference | None = None
-    budget_id: Reference | None = None
-    aliases: ModelAliases | None = None
-    priority: _Priority | None = None
-    granted_headers: GrantedHeaders | None = None
-    cache_isolation: bool | None = None
-    log_bodies: LogMode | None = None
-    spend: Spent | None = None
-    forbidden_fields: ForbiddenFields | None = None
-    field_limits: FieldLimits | None = None
-    allowed_fields: AllowedFields | None = None
-    key_type: Literal["default", "llm_api", "management", "read_only"] | None = None
+    key_alias: Annotated[Alias | None, described("A unique name for lists and logs. It must not look like a key.")] = (
+        None
+    )
+    duration: Annotated[
+        Duration | Never | None,
+        described(
+            "How long the key works, from now on: a number and a unit (s, m, h, d, w or mo), as in 30d. -1 is for ever."
+        ),
+    ] = None
+    models: Annotated[
+        Models | None,
+        described(
+            "The models that the key may use, with the wildcards `*` and `?`. Empty allows all. Its "
+            "user, team and organization must allow a model as well."
+        ),
+    ] = None
+    allowed_routes: Annotated[
+        RouteRules | None,
+        described(
+            "The only routes that the key may call: paths, `prefix/*`, or classes of routes. Empty "
+            "allows inference and read-only routes."
+        ),
+    ] = None
+    blocked: Annotated[bool | None, described("Whether the key is refused.")] = None
+    metadata: Annotated[dict[str, Any] | None, described("Your own notes, as a JSON object.")] = None
+    tags: Annotated[Labels | None, described("Labels by which reports can be grouped.")] = None
+    user_id: Annotated[
+        Label | None,
+        described(
+            "The user whose key it is, whose models and limits hold for it too. An id that is no user is a mere label."
+        ),
+    ] = None
+    team_id: Annotated[
+        Reference | None, described("The team whose key it is, whose models and limits hold for it too.")
+    ] = None
+    organization_id: Annotated[
+        Reference | None,
+        described("The organization that counts the key's use. A key of a team is in its team's organization."),
+    ] = None
+    budget_id: Annotated[
+        Reference | None, described("A budget whose limits hold where the key has none of its own.")
+    ] = None
+    aliases: Annotated[
+        ModelAliases | None,
+        described("Names of models that the key's callers may use, and the model that each stands for."),
+    ] = None
+    priority: Annotated[
+        _Priority | None, described("The place in the gateway's queue and in vLLM's: a lower number goes first.")
+    ] = None
+    granted_headers: Annotated[
+        GrantedHeaders | None,
+        described("Headers that steer vLLM, or name the server, and that the key's callers may set."),
+    ] = None
+    cache_isolation: Annotated[
+        bool | None,
+        described("Whether vLLM's prefix cache keeps this key's prompts apart, so that no other key can time them."),
+    ] = None
+    log_bodies: Annotated[
+        LogMode | None,
+        described(
+            "What traces and sinks get of prompts and answers: nothing (`off`), only their sizes "
+            "(`metadata`), or all (`full`)."
+        ),
+    ] = None
+    spend: Annotated[
+        Spent | None,
+        described(
+            "What the key has spent already in the present budget period, in US dollars, such as at another gateway."
+        ),
+    ] = None
+    forbidden_fields: Annotated[
+        ForbiddenFields | None, described("Fields of a request's body that the key must not send, such as `logprobs`.")
+    ] = None
+    field_limits: Annotated[
+        FieldLimits | None,
+        described("The largest value of a number, or size of a list or text, that the key may send in a field."),
+    ] = None
+    allowed_fields: Annotated[
+        AllowedFields | None, described("Fields that are closed to others and open to this key; `*` is every field.")
+    ] = None
+    key_type: Annotated[
+        Literal["default", "llm_api", "management", "read_only"] | None,
+        described(
+            "Short for the `allowed_routes` of a kind: inference (`llm_api`), the admin API "
+            "(`management`), or reading (`read_only`)."
+        ),
+    ] = None
 
     WHOLE_NUMBER_MAPS = (*LimitFields.WHOLE_NUMBER_MAPS, "field_limits")
 
@@ -212,7 +283,13 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
 class GenerateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/generate``. A field that is null is the same as none."""
 
-    key: CustomKey | None = None
+    key: Annotated[
+        CustomKey | None,
+        described(
+            "A value of your own: `sk-` and 16 to 512 characters in all, printable ASCII without "
+            "spaces. Without it, a random one."
+        ),
+    ] = None
 
     def check(self) -> None:
         """Check the fields of the key, and its value."""
@@ -223,7 +300,7 @@ class GenerateRequest(KeyFields, frozen=True, kw_only=True):
 class UpdateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/update``. It names the key by `key`, or else by `key_alias`. null clears a field."""
 
-    key: KeyOrHash | None = None
+    key: Annotated[KeyOrHash | None, described("The key to change: itself, or its SHA-256 in hex.")] = None
 
     def check(self) -> None:
         """Check the fields of the key, and that one is named."""
@@ -236,9 +313,14 @@ class RegenerateRequest(KeyFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = {**ON_KEYS, "new_master_key": None}
 
-    key: KeyOrHash | None = None
-    new_key: CustomKey | None = None
-    grace_period: GracePeriod | NoGrace | None = None
+    key: Annotated[KeyOrHash | None, described("The key to regenerate: itself, or its SHA-256 in hex.")] = None
+    new_key: Annotated[
+        CustomKey | None, described("The new value: `sk-` and 16 to 512 characters in all. Without it, a random one.")
+    ] = None
+    grace_period: Annotated[
+        GracePeriod | NoGrace | None,
+        described("How long the old value still works, as in 1h. Without it, it stops at once."),
+    ] = None
 
     def check(self) -> None:
         """Check the fields of the key, its new value, and that a key is named."""
@@ -250,8 +332,8 @@ class RegenerateRequest(KeyFields, frozen=True, kw_only=True):
 class NameRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /key/block`` and ``/key/unblock``."""
 
-    key: KeyOrHash | None = None
-    key_alias: Label | None = None
+    key: Annotated[KeyOrHash | None, described("The key: itself, or its SHA-256 in hex.")] = None
+    key_alias: Annotated[Label | None, described("The key's alias, if `key` does not name it.")] = None
 
     def check(self) -> None:
         """Check that a key is named."""
@@ -267,8 +349,8 @@ class ResetSpendRequest(Body, frozen=True, kw_only=True):
 class DeleteRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /key/delete``: keys or their hashes, aliases, or both."""
 
-    keys: Labels | None = None
-    key_aliases: Labels | None = None
+    keys: Annotated[Labels | None, described("The keys to delete: themselves, or their SHA-256 in hex.")] = None
+    key_aliases: Annotated[Labels | None, described("Aliases of keys to delete.")] = None
 
     def check(self) -> None:
         """Check that a key is named.
@@ -285,13 +367,16 @@ class DeleteRequest(Body, frozen=True, kw_only=True):
 class InfoRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /v2/key/info``."""
 
-    keys: Labels
+    keys: Annotated[Labels, described("The keys: themselves, or their SHA-256 in hex.")]
 
 
 class BulkRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /key/bulk_update``: bodies of ``/key/update``."""
 
-    keys: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(min_length=1, max_length=MAX_BULK_KEYS)]
+    keys: Annotated[
+        tuple[dict[str, Any], ...],
+        msgspec.Meta(min_length=1, max_length=MAX_BULK_KEYS, description="Bodies of `/key/update`, one for each key."),
+    ]
 
 
 def _check_custom_key(key: str | None, param: str) -> None:
@@ -328,8 +413,16 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     user_id: str = ""
     team_id: str = ""
     organization_id: str = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only keys that name this budget.")] = ""
     key_alias: str = ""
     key_hash: Annotated[str, msgspec.Meta(description="A key or its hash.")] = ""
+    search: Annotated[
+        str,
+        msgspec.Meta(
+            description="Text that the alias, the user's id or the end of the key contains, in any case, or the first "
+            "digits of its hash (six at least)."
+        ),
+    ] = ""
     return_full_object: Annotated[
         Flag,
         msgspec.Meta(description="Whether to return whole keys, not only hashes."),
@@ -362,7 +455,7 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
 
     def page_query(self) -> PageQuery:
         """Return the page that is asked for."""
-        names = ("user_id", "team_id", "organization_id", "key_alias")
+        names = ("user_id", "team_id", "organization_id", "budget_id", "key_alias")
         equals = {name: getattr(self, name) for name in names if getattr(self, name)}
         if self.key_hash:
             equals["token"] = token_of(self.key_hash)
@@ -371,6 +464,9 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
             after=self.after,
             size=self.size,
             equals=equals,
+            search=self.search,
+            search_in=SEARCHED,
+            search_begins=("token",) if _HASH_PREFIX.fullmatch(self.search) else (),
             sort_by=self.sort_by,
             descending=self.sort_order == "desc",
         )

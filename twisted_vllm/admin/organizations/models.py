@@ -33,10 +33,14 @@ from twisted_vllm.admin.models import (
     Json,
     ListSize,
     PageNumber,
+    PageSize,
     Query,
     Record,
     Response,
+    SortOrder,
     Strings,
+    WalkedPage,
+    described,
 )
 from twisted_vllm.admin.unsupported import ON_ORGANIZATION_MEMBERS, ON_ORGANIZATIONS
 from twisted_vllm.admin.users.models import NamedUser, OwnTeam, UserReport
@@ -50,7 +54,10 @@ OrganizationRole = Literal["org_admin", "internal_user", "internal_user_viewer"]
 class NewOrganizationMember(NamedUser, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A user who becomes a member of an organization, named by `user_id`, or else by `user_email`."""
 
-    role: OrganizationRole = "internal_user"
+    role: Annotated[
+        OrganizationRole,
+        described("What the member sees of the organization: everybody in it (`org_admin`), or itself and its teams."),
+    ] = "internal_user"
 
     def check(self) -> None:
         """Check the id and the address, and that there is one of them."""
@@ -67,9 +74,16 @@ class OrganizationFields(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_ORGANIZATIONS
 
-    models: Models | None = None
-    metadata: dict[str, Any] | None = None
-    budget_id: Reference | None = None
+    models: Annotated[
+        Models | None,
+        described(
+            "The models that all keys of the organization may use, with the wildcards `*` and `?`. Empty allows all."
+        ),
+    ] = None
+    metadata: Annotated[dict[str, Any] | None, described("Your own notes, as a JSON object.")] = None
+    budget_id: Annotated[
+        Reference | None, described("A budget whose limits hold where the organization has none of its own.")
+    ] = None
 
     def check(self) -> None:
         """Check models, limits and metadata."""
@@ -81,8 +95,8 @@ class OrganizationFields(LimitFields, frozen=True, kw_only=True):
 class NewOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
     """The body of ``POST /organization/new``."""
 
-    organization_alias: Alias
-    organization_id: Reference | None = None
+    organization_alias: Annotated[Alias, described("The name that people know. It must not look like a key.")]
+    organization_id: Annotated[Reference | None, described("The organization's id. Without it, a random one.")] = None
 
     def check(self) -> None:
         """Check the fields of the organization, its id and its name."""
@@ -107,7 +121,9 @@ class PatchOrganizationRequest(OrganizationFields, frozen=True, kw_only=True):
     As in LiteLLM, `metadata` is merged into the one from before.
     """
 
-    organization_alias: Alias | None = None
+    organization_alias: Annotated[
+        Alias | None, described("The name that people know. It must not look like a key.")
+    ] = None
 
     def check(self) -> None:
         """Check the fields of the organization, and its name."""
@@ -137,7 +153,7 @@ class UpdateOrganizationRequest(PatchOrganizationRequest, frozen=True, kw_only=T
     As in LiteLLM, `metadata` is merged into the one from before.
     """
 
-    organization_id: Label
+    organization_id: Annotated[Label, described("The organization to change.")]
     litellm_budget_table: Annotated[
         dict[str, Any] | None,
         msgspec.Meta(
@@ -165,13 +181,15 @@ class UpdateOrganizationRequest(PatchOrganizationRequest, frozen=True, kw_only=T
 class OrganizationsRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /organization/info``."""
 
-    organizations: Annotated[Labels, msgspec.Meta(min_length=1)]
+    organizations: Annotated[Labels, msgspec.Meta(min_length=1, description="The ids of the organizations.")]
 
 
 class DeleteOrganizationsRequest(Body, frozen=True, kw_only=True):
     """The body of ``DELETE /organization/delete``."""
 
-    organization_ids: Annotated[Labels, msgspec.Meta(min_length=1)]
+    organization_ids: Annotated[
+        Labels, msgspec.Meta(min_length=1, description="The organizations to delete, with their teams and keys.")
+    ]
 
 
 class AddOrganizationMembersRequest(Body, frozen=True, kw_only=True):
@@ -179,8 +197,14 @@ class AddOrganizationMembersRequest(Body, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_ORGANIZATION_MEMBERS
 
-    organization_id: Label
-    member: _Member | _Members
+    organization_id: Annotated[Label, described("The organization.")]
+    member: Annotated[
+        _Member | _Members,
+        described(
+            "A new member, or a list of them: each with a `user_id` or `user_email`, and a `role`. A "
+            "user who is unknown is created."
+        ),
+    ]
 
     @property
     def members(self) -> tuple[NewOrganizationMember, ...]:
@@ -196,9 +220,9 @@ class AddOrganizationMembersRequest(Body, frozen=True, kw_only=True):
 class OrganizationMemberRequest(Body, frozen=True, kw_only=True):
     """The body of ``DELETE /organization/member_delete``. It names the user by `user_id`, or else by `user_email`."""
 
-    organization_id: Label
-    user_id: Label | None = None
-    user_email: Label | None = None
+    organization_id: Annotated[Label, described("The organization.")]
+    user_id: Annotated[Label | None, described("The member.")] = None
+    user_email: Annotated[Label | None, described("The member's address, if `user_id` does not name it.")] = None
 
     def check(self) -> None:
         """Check that a member is named."""
@@ -210,7 +234,10 @@ class UpdateOrganizationMemberRequest(OrganizationMemberRequest, frozen=True, kw
 
     UNSUPPORTED = ON_ORGANIZATION_MEMBERS
 
-    role: OrganizationRole | None = None
+    role: Annotated[
+        OrganizationRole | None,
+        described("What the member sees of the organization: everybody in it (`org_admin`), or itself and its teams."),
+    ] = None
 
 
 class OrganizationInfoQuery(Query, frozen=True, kw_only=True):
@@ -239,6 +266,32 @@ class OrganizationListQuery(Query, frozen=True, kw_only=True):
             contains={"organization_alias": self.org_alias} if self.org_alias else {},
             sort_by="organization_id",
             descending=False,
+        )
+
+
+class OrganizationPageQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /v2/organization/list``."""
+
+    search: Annotated[str, msgspec.Meta(description="Text that the id or the name contains, in any case.")] = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only organizations that name this budget.")] = ""
+    page: PageNumber = 1
+    after: After = ""
+    page_size: PageSize = 25
+    sort_by: Literal["organization_id", "organization_alias", "created_at", "updated_at"] = "organization_id"
+    sort_order: SortOrder = "asc"
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            after=self.after,
+            size=self.page_size,
+            equals={"budget_id": self.budget_id} if self.budget_id else {},
+            search=self.search,
+            search_in=("organization_id", "organization_alias"),
+            sort_by=self.sort_by,
+            descending=self.sort_order == "desc",
         )
 
 
@@ -271,6 +324,12 @@ class OrganizationReport(Record, kw_only=True):
     ]
     members_count: Annotated[int, msgspec.Meta(description="How many members the organization has.")]
     teams: tuple[OwnTeam, ...]
+
+
+class OrganizationPage(WalkedPage, kw_only=True):
+    """A page of organizations."""
+
+    organizations: tuple[OrganizationReport, ...]
 
 
 class AddedOrganizationMembers(Response, kw_only=True):

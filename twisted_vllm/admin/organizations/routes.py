@@ -9,7 +9,7 @@ import msgspec
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.fields import NAMES_USER
-from twisted_vllm.admin.lists import asked_page, link_next, reported
+from twisted_vllm.admin.lists import asked_page, link_next, place_of, reported
 from twisted_vllm.admin.models import LISTED_MEMBERS, Json
 from twisted_vllm.admin.organizations import operations
 from twisted_vllm.admin.organizations.models import (
@@ -21,6 +21,8 @@ from twisted_vllm.admin.organizations.models import (
     OrganizationListQuery,
     OrganizationMemberRequest,
     OrganizationMembership,
+    OrganizationPage,
+    OrganizationPageQuery,
     OrganizationReport,
     OrganizationsRequest,
     PatchOrganizationRequest,
@@ -133,6 +135,20 @@ async def list_organizations(call: AdminCall, query: OrganizationListQuery) -> m
     found, following = await call.read(work)
     link_next(call, following)
     return found
+
+
+@routes.get("/v2/organization/list", access=Access.ANY_KEY, query=OrganizationPageQuery, response=OrganizationPage)
+async def list_page(call: AdminCall, query: OrganizationPageQuery) -> Json:
+    """Return a page of the organizations that the caller may see, and how many there are."""
+
+    def work(transaction: Transaction) -> Json:
+        own = call.scope.own_organizations(transaction)
+        conditions = () if own is None else (transaction.organizations.are(sorted(own)),)
+        page = transaction.organizations.page(query.page_query, *conditions)
+        report = partial(visible_organizations, transaction, call.scope, now=call.now, most=LISTED_MEMBERS)
+        return {"organizations": reported(page.records, report), **place_of(page, query.page_size)}
+
+    return await call.read(work)
 
 
 @routes.delete(

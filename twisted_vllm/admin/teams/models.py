@@ -44,6 +44,7 @@ from twisted_vllm.admin.models import (
     After,
     Body,
     BudgetTable,
+    IsBlocked,
     Json,
     ListSize,
     PageNumber,
@@ -55,6 +56,8 @@ from twisted_vllm.admin.models import (
     SortOrder,
     Strings,
     WalkedPage,
+    are_blocked,
+    described,
 )
 from twisted_vllm.admin.unsupported import ON_MEMBERS, ON_TEAMS
 from twisted_vllm.admin.users.models import NamedUser, UserReport
@@ -82,7 +85,7 @@ MEMBER_LIMITS = {
 class NewMember(NamedUser, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A user who becomes a member of a team, named by `user_id`, or else by `user_email`."""
 
-    role: TeamRole = "user"
+    role: Annotated[TeamRole, described("Whether the member administers the team's members and keys.")] = "user"
 
 
 _Member = Annotated[NewMember, msgspec.Meta(extra_json_schema=NAMES_USER)]
@@ -94,21 +97,63 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_TEAMS
 
-    team_alias: Alias | None = None
-    models: Models | None = None
-    blocked: bool | None = None
-    metadata: dict[str, Any] | None = None
-    forbidden_fields: ForbiddenFields | None = None
-    field_limits: FieldLimits | None = None
-    log_bodies: LogMode | None = None
-    model_aliases: ModelAliases | None = None
-    organization_id: Reference | None = None
-    budget_id: Reference | None = None
-    team_member_budget: Dollars | None = None
-    team_member_budget_duration: BudgetDuration | None = None
-    team_member_rpm_limit: Count | None = None
-    team_member_tpm_limit: Count | None = None
-    team_member_model_max_budget: ModelBudgets | None = None
+    team_alias: Annotated[Alias | None, described("The name that people know. It must not look like a key.")] = None
+    models: Annotated[
+        Models | None,
+        described("The models that all keys of the team may use, with the wildcards `*` and `?`. Empty allows all."),
+    ] = None
+    blocked: Annotated[bool | None, described("Whether all keys of the team are refused.")] = None
+    metadata: Annotated[dict[str, Any] | None, described("Your own notes, as a JSON object.")] = None
+    forbidden_fields: Annotated[
+        ForbiddenFields | None,
+        described("Fields of a request's body that no key of the team may send, such as `logprobs`."),
+    ] = None
+    field_limits: Annotated[
+        FieldLimits | None,
+        described(
+            "The largest value of a number, or size of a list or text, that a key of the team may send in a field."
+        ),
+    ] = None
+    log_bodies: Annotated[
+        LogMode | None,
+        described(
+            "What traces and sinks get of prompts and answers: nothing (`off`), only their sizes "
+            "(`metadata`), or all (`full`)."
+        ),
+    ] = None
+    model_aliases: Annotated[
+        ModelAliases | None,
+        described("Names of models that the team's callers may use, and the model that each stands for."),
+    ] = None
+    organization_id: Annotated[
+        Reference | None, described("The organization that the team is in, whose models and limits hold for it too.")
+    ] = None
+    budget_id: Annotated[
+        Reference | None, described("A budget whose limits hold where the team has none of its own.")
+    ] = None
+    team_member_budget: Annotated[
+        Dollars | None,
+        described(
+            "The most that each member may spend in the team in a budget period, in US dollars, "
+            "unless the member has a budget of its own."
+        ),
+    ] = None
+    team_member_budget_duration: Annotated[
+        BudgetDuration | None, described("The length of the budget period of each member, as in 30d.")
+    ] = None
+    team_member_rpm_limit: Annotated[Count | None, described("The most requests of each member in any 60 seconds.")] = (
+        None
+    )
+    team_member_tpm_limit: Annotated[Count | None, described("The most tokens of each member in any 60 seconds.")] = (
+        None
+    )
+    team_member_model_max_budget: Annotated[
+        ModelBudgets | None,
+        described(
+            "Budgets of each member for single models, by their names: an amount in US dollars, or an "
+            "amount and the length of its period."
+        ),
+    ] = None
 
     WHOLE_NUMBER_MAPS = (*LimitFields.WHOLE_NUMBER_MAPS, "field_limits")
 
@@ -172,8 +217,10 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
 class NewTeamRequest(TeamFields, frozen=True, kw_only=True):
     """The body of ``POST /team/new``."""
 
-    team_id: Reference | None = None
-    members_with_roles: _Members | None = None
+    team_id: Annotated[Reference | None, described("The team's id. Without it, a random one.")] = None
+    members_with_roles: Annotated[
+        _Members | None, described("The first members. A user who is unknown is created.")
+    ] = None
 
     def check(self) -> None:
         """Check the fields of the team, its id and its members."""
@@ -186,19 +233,19 @@ class NewTeamRequest(TeamFields, frozen=True, kw_only=True):
 class UpdateTeamRequest(TeamFields, frozen=True, kw_only=True):
     """The body of ``POST /team/update``. Fields that are absent stay as they are; null clears a field."""
 
-    team_id: Label
+    team_id: Annotated[Label, described("The team to change.")]
 
 
 class TeamRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /team/block`` and ``/team/unblock``."""
 
-    team_id: Label
+    team_id: Annotated[Label, described("The team.")]
 
 
 class DeleteTeamsRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /team/delete``."""
 
-    team_ids: Annotated[Labels, msgspec.Meta(min_length=1)]
+    team_ids: Annotated[Labels, msgspec.Meta(min_length=1, description="The teams to delete, with their keys.")]
 
 
 class AddMembersRequest(Body, frozen=True, kw_only=True):
@@ -206,10 +253,18 @@ class AddMembersRequest(Body, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_MEMBERS
 
-    team_id: Label
-    member: _Member | _Members
-    max_budget_in_team: Dollars | None = None
-    budget_duration: BudgetDuration | None = None
+    team_id: Annotated[Label, described("The team.")]
+    member: Annotated[
+        _Member | _Members,
+        described(
+            "A new member, or a list of them: each with a `user_id` or `user_email`, and a `role`. A "
+            "user who is unknown is created."
+        ),
+    ]
+    max_budget_in_team: Annotated[
+        Dollars | None, described("The most that each of them may spend in the team in a budget period, in US dollars.")
+    ] = None
+    budget_duration: Annotated[BudgetDuration | None, described("The length of that budget period, as in 30d.")] = None
 
     @property
     def members(self) -> tuple[NewMember, ...]:
@@ -231,10 +286,15 @@ class AddMembersRequest(Body, frozen=True, kw_only=True):
 class BulkAddMembersRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /team/bulk_member_add``: some members, or all users."""
 
-    team_id: Label
-    members: Annotated[tuple[_Member, ...], msgspec.Meta(max_length=MAX_BULK_MEMBERS)] | None = None
-    all_users: bool | None = None
-    max_budget_in_team: Dollars | None = None
+    team_id: Annotated[Label, described("The team.")]
+    members: Annotated[
+        Annotated[tuple[_Member, ...], msgspec.Meta(max_length=MAX_BULK_MEMBERS)] | None,
+        described("The new members: each with a `user_id` or `user_email`, and a `role`."),
+    ] = None
+    all_users: Annotated[bool | None, described("Whether to add all users.")] = None
+    max_budget_in_team: Annotated[
+        Dollars | None, described("The most that each of them may spend in the team in a budget period, in US dollars.")
+    ] = None
 
     @property
     def allowance(self) -> Allowance:
@@ -256,8 +316,8 @@ class BulkAddMembersRequest(Body, frozen=True, kw_only=True):
 class TeamModelsRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /team/model/add`` and ``/team/model/delete``."""
 
-    team_id: Label
-    models: Annotated[Models, msgspec.Meta(min_length=1)]
+    team_id: Annotated[Label, described("The team.")]
+    models: Annotated[Models, msgspec.Meta(min_length=1, description="The models to add or to take away.")]
 
     def check(self) -> None:
         """Check the models."""
@@ -269,15 +329,23 @@ class UpdateMemberRequest(Body, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_MEMBERS
 
-    team_id: Label
-    user_id: Label | None = None
-    user_email: Label | None = None
-    role: TeamRole | None = None
-    max_budget_in_team: Dollars | None = None
-    budget_duration: BudgetDuration | None = None
-    tpm_limit: Count | None = None
-    rpm_limit: Count | None = None
-    model_max_budget: ModelBudgets | None = None
+    team_id: Annotated[Label, described("The team.")]
+    user_id: Annotated[Label | None, described("The member.")] = None
+    user_email: Annotated[Label | None, described("The member's address, if `user_id` does not name it.")] = None
+    role: Annotated[TeamRole | None, described("Whether the member administers the team's members and keys.")] = None
+    max_budget_in_team: Annotated[
+        Dollars | None, described("The most that the member may spend in the team in a budget period, in US dollars.")
+    ] = None
+    budget_duration: Annotated[BudgetDuration | None, described("The length of that budget period, as in 30d.")] = None
+    tpm_limit: Annotated[
+        Count | None, described("The most tokens of the member's keys in this team in any 60 seconds.")
+    ] = None
+    rpm_limit: Annotated[
+        Count | None, described("The most requests of the member's keys in this team in any 60 seconds.")
+    ] = None
+    model_max_budget: Annotated[
+        ModelBudgets | None, described("Budgets of the member in this team for single models, by their names.")
+    ] = None
 
     def check(self) -> None:
         """Check that a member is named, and its limits."""
@@ -296,9 +364,9 @@ class UpdateMemberRequest(Body, frozen=True, kw_only=True):
 class RemoveMemberRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /team/member_delete``. It names the user by `user_id`, or else by `user_email`."""
 
-    team_id: Label
-    user_id: Label | None = None
-    user_email: Label | None = None
+    team_id: Annotated[Label, described("The team.")]
+    user_id: Annotated[Label | None, described("The member, whose keys of the team are deleted.")] = None
+    user_email: Annotated[Label | None, described("The member's address, if `user_id` does not name it.")] = None
 
     def check(self) -> None:
         """Check that a member is named."""
@@ -343,12 +411,15 @@ class TeamListQuery(Query, frozen=True, kw_only=True):
 class TeamPageQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /v2/team/list``."""
 
-    UNSUPPORTED = {"search": None, "search_team_id_match": "exact", "status": None}
+    UNSUPPORTED = {"search_team_id_match": "exact", "status": None}
 
     user_id: Annotated[str, msgspec.Meta(description="Only the teams of this user.")] = ""
     organization_id: Annotated[str, msgspec.Meta(description="Only the teams of this organization.")] = ""
     team_id: str = ""
     team_alias: Annotated[str, msgspec.Meta(description="Text that the name contains, in any case.")] = ""
+    search: Annotated[str, msgspec.Meta(description="Text that the id or the name contains, in any case.")] = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only teams that name this budget.")] = ""
+    blocked: IsBlocked = ""
     page: PageNumber = 1
     after: After = ""
     page_size: PageSize = 10
@@ -362,7 +433,16 @@ class TeamPageQuery(Query, frozen=True, kw_only=True):
             page=self.page,
             after=self.after,
             size=self.page_size,
-            equals={name: getattr(self, name) for name in ("team_id", "organization_id") if getattr(self, name)},
+            equals={
+                **{
+                    name: getattr(self, name)
+                    for name in ("team_id", "organization_id", "budget_id")
+                    if getattr(self, name)
+                },
+                **are_blocked(self.blocked),
+            },
+            search=self.search,
+            search_in=("team_id", "team_alias"),
             contains={"team_alias": self.team_alias} if self.team_alias else {},
             sort_by=self.sort_by,
             descending=self.sort_order == "desc",

@@ -44,6 +44,7 @@ from twisted_vllm.admin.models import (
     Strings,
     Token,
     WalkedPage,
+    described,
 )
 from twisted_vllm.admin.unsupported import ON_CHANGED_USERS, ON_NEW_USERS, ON_USERS
 from twisted_vllm.auth.records import PROXY_ADMIN
@@ -72,13 +73,29 @@ class UserFields(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_USERS
 
-    user_alias: Alias | None = None
-    user_email: Email | None = None
-    user_role: Role | None = None
-    models: Models | None = None
-    metadata: dict[str, Any] | None = None
-    spend: Spent | None = None
-    budget_id: Reference | None = None
+    user_alias: Annotated[Alias | None, described("The name that people know. It must not look like a key.")] = None
+    user_email: Annotated[
+        Email | None, described("The user's address, which no other user has. It is kept in lower case.")
+    ] = None
+    user_role: Annotated[
+        Role | None,
+        described(
+            "What the user's keys may do in the admin API and the console: administer "
+            "(`proxy_admin`), read everything (`proxy_admin_viewer`), change what is its own "
+            "(`internal_user`), or read that (`internal_user_viewer`)."
+        ),
+    ] = None
+    models: Annotated[
+        Models | None,
+        described("The models that all keys of the user may use, with the wildcards `*` and `?`. Empty allows all."),
+    ] = None
+    metadata: Annotated[dict[str, Any] | None, described("Your own notes, as a JSON object.")] = None
+    spend: Annotated[
+        Spent | None, described("What the user has spent already in the present budget period, in US dollars.")
+    ] = None
+    budget_id: Annotated[
+        Reference | None, described("A budget whose limits hold where the user has none of its own.")
+    ] = None
 
     def check(self) -> None:
         """Check the name, the role, the address, models, limits and metadata.
@@ -116,8 +133,8 @@ class UserFields(LimitFields, frozen=True, kw_only=True):
 class NamedUser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A user who becomes a member of something, named by `user_id`, or else by `user_email`."""
 
-    user_id: Alias | None = None
-    user_email: Email | None = None
+    user_id: Annotated[Alias | None, described("The user's id.")] = None
+    user_email: Annotated[Email | None, described("The user's address, if `user_id` does not name it.")] = None
 
     def check(self) -> None:
         """Check the id and the address, as those of a user: an unknown member becomes a user.
@@ -132,9 +149,13 @@ class NamedUser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class NewUserTeam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A team of a new user, with what the user is and may spend there."""
 
-    team_id: Label
-    user_role: Literal["user", "admin"] = "user"
-    max_budget_in_team: Dollars | None = None
+    team_id: Annotated[Label, described("The team.")]
+    user_role: Annotated[
+        Literal["user", "admin"], described("Whether the user administers the team's members and keys.")
+    ] = "user"
+    max_budget_in_team: Annotated[
+        Dollars | None, described("The most that the user may spend in the team in a budget period, in US dollars.")
+    ] = None
 
 
 class NewUserRequest(UserFields, frozen=True, kw_only=True):
@@ -146,14 +167,24 @@ class NewUserRequest(UserFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_NEW_USERS
 
-    user_id: Alias | None = None
-    teams: Annotated[tuple[Label | NewUserTeam, ...], msgspec.Meta(max_length=MAX_ITEMS)] | None = None
-    team_id: Reference | None = None
-    organizations: Labels | None = None
-    auto_create_key: bool | None = None
-    key_alias: Alias | None = None
-    duration: Duration | Never | None = None
-    aliases: ModelAliases | None = None
+    user_id: Annotated[Alias | None, described("The user's id. Without it, a random one.")] = None
+    teams: Annotated[
+        Annotated[tuple[Label | NewUserTeam, ...], msgspec.Meta(max_length=MAX_ITEMS)] | None,
+        described("The teams that the user joins: their ids, or objects with a role and a budget."),
+    ] = None
+    team_id: Annotated[
+        Reference | None, described("One more team that the user joins, and the team of the key that is made.")
+    ] = None
+    organizations: Annotated[Labels | None, described("The ids of the organizations that the user joins.")] = None
+    auto_create_key: Annotated[bool | None, described("Whether a key is made for the user. Without it, one is.")] = None
+    key_alias: Annotated[Alias | None, described("The name of the key that is made.")] = None
+    duration: Annotated[
+        Duration | Never | None, described("How long the key that is made works, as in 30d. -1 is for ever.")
+    ] = None
+    aliases: Annotated[
+        ModelAliases | None,
+        described("Names of models that callers of the key that is made may use, and the model that each stands for."),
+    ] = None
 
     @property
     def memberships(self) -> list[NewUserTeam]:
@@ -187,7 +218,7 @@ class UpdateUserRequest(UserFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_CHANGED_USERS
 
-    user_id: Alias | None = None
+    user_id: Annotated[Alias | None, described("The user to change.")] = None
 
     def check(self) -> None:
         """Check that a user is named, and the fields of the user.
@@ -204,9 +235,14 @@ class UpdateUserRequest(UserFields, frozen=True, kw_only=True):
 class BulkUpdateUsersRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /user/bulk_update``: bodies of ``/user/update``, or one for all users."""
 
-    users: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(min_length=1, max_length=MAX_BULK_USERS)] | None = None
-    all_users: bool | None = None
-    user_updates: dict[str, Any] | None = None
+    users: Annotated[
+        Annotated[tuple[dict[str, Any], ...], msgspec.Meta(min_length=1, max_length=MAX_BULK_USERS)] | None,
+        described("Bodies of `/user/update`, one for each user."),
+    ] = None
+    all_users: Annotated[bool | None, described("Whether to change all users, by `user_updates`.")] = None
+    user_updates: Annotated[
+        dict[str, Any] | None, described("One body of `/user/update` for all users, without an id.")
+    ] = None
 
     def check(self) -> None:
         """Check that it says whom to change, once.
@@ -226,7 +262,7 @@ class BulkUpdateUsersRequest(Body, frozen=True, kw_only=True):
 class DeleteUsersRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /user/delete``."""
 
-    user_ids: Annotated[Labels, msgspec.Meta(min_length=1)]
+    user_ids: Annotated[Labels, msgspec.Meta(min_length=1, description="The users to delete, with their keys.")]
 
 
 class UserInfoQuery(Query, frozen=True, kw_only=True):
@@ -246,7 +282,8 @@ class UserListQuery(Query, frozen=True, kw_only=True):
     organization_ids: Annotated[
         str, msgspec.Meta(description="Ids of organizations, separated by commas: only their members.")
     ] = ""
-    search: Annotated[str, msgspec.Meta(description="Text that the id or the address contains.")] = ""
+    budget_id: Annotated[str, msgspec.Meta(description="Only users who name this budget.")] = ""
+    search: Annotated[str, msgspec.Meta(description="Text that the id, the address or the name contains.")] = ""
     user_email: Annotated[str, msgspec.Meta(description="Text that the address contains.")] = ""
     user_alias: Annotated[str, msgspec.Meta(description="Text that the name contains.")] = ""
     page: PageNumber = 1
@@ -257,15 +294,16 @@ class UserListQuery(Query, frozen=True, kw_only=True):
 
     def page_query(self) -> PageQuery:
         """Return the page that is asked for."""
+        equals = {"user_role": self.role, "budget_id": self.budget_id}
         return PageQuery(
             page=self.page,
             after=self.after,
             size=self.page_size,
-            equals={"user_role": self.role} if self.role else {},
+            equals={name: value for name, value in equals.items() if value},
             contains={name: getattr(self, name) for name in ("user_email", "user_alias") if getattr(self, name)},
             among={"user_id": ids_of(self.user_ids, "user_ids")} if self.user_ids else {},
             search=self.search,
-            search_in=SEARCHED,
+            search_in=(*SEARCHED, "user_alias"),
             sort_by=self.sort_by,
             descending=self.sort_order == "desc",
         )

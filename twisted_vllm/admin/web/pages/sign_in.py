@@ -7,12 +7,15 @@ from typing import Any
 import msgspec
 
 from twisted_vllm.admin.authorization import token_of
+from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.responses import send_json
 from twisted_vllm.admin.web.page import PageCall, Pages
 from twisted_vllm.admin.web.sign_in import CANNOT_SEAL
 from twisted_vllm.auth.own_pages import own_page
+from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.auth.sessions import TICKET_SECONDS, Session
 from twisted_vllm.errors import ERROR_HEADER, GatewayError, RouteNotAllowed
+from twisted_vllm.storage.transaction import Transaction
 
 pages = Pages()
 
@@ -98,19 +101,32 @@ async def ticket(call: PageCall) -> bytes:
     if wanted:
         # whoever may not see a key gets no ticket of it
         info = (await call.get("/key/info", key=wanted))["info"]
-        _check_own(call, session, info)
+        if not _is_own(call, session, info):
+            await _act_for_another(call, info)
         session = msgspec.structs.replace(session, kind="key", token=token_of(info["token"]), caller=None, provider="")
     made = sign_in.sealer().ticket(session, sign_in.now())
     return send_json(call.request, {"ticket": made, "expires_in": TICKET_SECONDS})
 
 
-def _check_own(call: PageCall, session: Session, info: dict[str, Any]) -> None:
-    """Check that the caller may act as a key that it sees: viewers and administrators of teams see those of others.
+def _is_own(call: PageCall, session: Session, info: dict[str, Any]) -> bool:
+    user_id = call.principal.user_id
+    return info["token"] == session.token or (user_id is not None and info["user_id"] == user_id)
+
+
+async def _act_for_another(call: PageCall, info: dict[str, Any]) -> None:
+    """Let an administrator act as somebody else's key, which the audit log tells.
+
+    Viewers and administrators of teams see keys of others too, and may not use them.
 
     Raises:
-        RouteNotAllowed: it may not.
+        RouteNotAllowed: the caller is no administrator.
     """
-    user_id = call.principal.user_id
-    is_own = info["token"] == session.token or (user_id is not None and info["user_id"] == user_id)
-    if not is_own and not call.principal.may_administer:
+    if not call.principal.may_administer:
         raise RouteNotAllowed("This key belongs to somebody else. Choose one of your own.")
+    admin = AdminCall(call.request, call.context, call.principal, "console/ticket", {}, {})
+    prefix, seconds = info["token"][:HASH_PREFIX_LENGTH], TICKET_SECONDS
+
+    def work(transaction: Transaction) -> None:
+        admin.audit.record(transaction, "key", prefix, None, {"acts_as_key_seconds": seconds})
+
+    await admin.change(work)
