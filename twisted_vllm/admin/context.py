@@ -33,6 +33,7 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Exposes
 from twisted_vllm.ratelimit.used_budget import UsedBudget
@@ -194,6 +195,28 @@ class NoExports:
         """Do nothing."""
 
 
+class LiveView(Protocol):
+    """What is in flight: `twisted_vllm.proxy.live_answers.LiveAnswers`."""
+
+    def report(self, query: LiveQuery) -> Deferred[LiveReport]:
+        """Return what is in flight of what is asked for."""
+
+    def cut(self, cut: Cut) -> Deferred[WasCut]:
+        """End a request."""
+
+
+class NothingLive:
+    """What is in flight in an app without clients."""
+
+    def report(self, query: LiveQuery) -> Deferred[LiveReport]:
+        """Return nothing."""
+        return succeed(LiveReport(0.0, 0, 0))
+
+    def cut(self, cut: Cut) -> Deferred[WasCut]:
+        """End nothing."""
+        return succeed(WasCut(()))
+
+
 class Overview(Protocol):
     """What passes, what is wrong, and which budgets are used, of all processes: `twisted_vllm.app.overview`."""
 
@@ -261,6 +284,7 @@ class AdminContext:
         reload_state: returns what reloads did.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
+        live: tells and ends requests in flight.
         servers: reports the servers.
         trials: decides about requests that nobody sent; None for an app without a data path.
         overview: tells of all processes what passes, what is wrong, and which budgets are used.
@@ -290,6 +314,7 @@ class AdminContext:
     reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
+    live: LiveView = attrs.field(factory=NothingLive)
     servers: ServerDesk = attrs.field(factory=NoServers)
     trials: Trials | None = None
     overview: Overview = attrs.field(factory=NoOverview)

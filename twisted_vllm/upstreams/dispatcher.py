@@ -307,6 +307,14 @@ class Dispatcher:
             return None
         return self._no_healthy(group, now)
 
+    def turns(self) -> dict[Deferred[Placement], int]:
+        """Return which place in the queue of its model each request that waits has, from 1, by what `place` gave it."""
+        return {
+            waiting.result: number
+            for group in self._queues
+            for number, waiting in enumerate(group.queue.in_turn(), start=1)
+        }
+
     # choosing
 
     def _choose(self, group: ModelGroup, ask: Ask, now: float) -> Destination | None:
