@@ -25,6 +25,9 @@ from twisted_vllm.auth.roles import Standing
 #: every session, `open` for everybody
 TABLE = {
     "open": "GET /ui/sign-in POST /ui/sign-in",
+    "any_key": "GET /ui/tester POST /ui/tester",
+    "reader": "GET /ui/servers GET /ui/servers/detail GET /ui/servers/events",
+    "administrator": "POST /ui/servers/drain POST /ui/servers/undrain",
     "session": "GET /ui POST /ui/sign-out POST /ui/ticket",
     "any_key": "GET /ui/live GET /ui/live/events",
     "self_service": "POST /ui/live/cut",
@@ -38,11 +41,17 @@ TABLE = {
 FORMS: Mapping[str, Mapping[str, str]] = {
     "POST /ui/ticket": {"key": "{key}"},
     "POST /ui/live/cut": {"request_id": "{request_id}"},
+    "POST /ui/tester": {"key": "{key}", "model": "{model}"},
+    "POST /ui/servers/drain": {"server": "{model}"},
+    "POST /ui/servers/undrain": {"server": "{model}"},
     "POST /ui/sign-in": {"key": "sk-nobody-has-this-key-0123"},
 }
 
 #: further queries by which a page may be asked for what belongs to others
-QUERIES: Mapping[str, tuple[str, ...]] = {}
+QUERIES: Mapping[str, tuple[str, ...]] = {
+    "GET /ui/tester": ("key={key}&model={model}",),
+    "GET /ui/servers/detail": ("server={model}",),
+}
 
 #: what is asked of every page: to find, to sort, to filter and to page
 TRIED = (

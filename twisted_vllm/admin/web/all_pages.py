@@ -8,15 +8,19 @@ from twisted_vllm.admin.web.pages.live import pages as live
 from twisted_vllm.admin.web.pages.oidc import pages as oidc
 from twisted_vllm.admin.web.pages.record_acts import pages as record_acts
 from twisted_vllm.admin.web.pages.records import pages as records
+from twisted_vllm.admin.web.pages.servers import pages as servers
 from twisted_vllm.admin.web.pages.sign_in import pages as sign_in
+from twisted_vllm.admin.web.pages.tester import pages as tester
 from twisted_vllm.admin.web.pages.welcome import pages as welcome
 
 PAGES: tuple[Page, ...] = (
     *welcome,
     *live,
     *config,
+    *servers,
     *records,
     *record_acts,
+    *tester,
     *sign_in,
     *oidc,
 )
