@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 END_TO_END := tests/end_to_end
 SERVICES := tests/services
+BROWSER := tests/browser
 BENCHMARKS := tests/benchmarks
 SOAK := tests/end_to_end/test_soak.py
 CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
@@ -18,7 +19,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams vendored wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -34,6 +35,7 @@ help:
 	@echo 'make bench-growth  what a request costs with many keys, end users and rows: make bench-growth ARGS=--help'
 	@echo 'make bench-workers  one process against several workers, with wrk and nginx: make bench-workers ARGS=--help'
 	@echo 'make bench-streams  what open streams cost, up to 50,000: make bench-streams ARGS=--help'
+	@echo 'make vendored  fetch the console'\''s JavaScript libraries again and compare them: make vendored ARGS=--write'
 	@echo 'make wheel     build dist/*.whl'
 	@echo 'make clean     remove what make made'
 
@@ -43,7 +45,7 @@ run: $(VENV)/installed
 # Five jobs at a time for two cores, the long ones first: many tests wait for processes or clocks, and the soak rests most
 # of the time. Each job prints its output at its end. The honest p99 of the soak says little about the gateway beside them.
 test: $(VENV)/installed-dev
-	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-rest test-more-processes test-apart style
+	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-more-processes test-apart style
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -69,8 +71,12 @@ test-soak: $(VENV)/installed-dev
 test-services: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(SERVICES)
 
+# the console in Debian's Chromium
+test-browser: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(BROWSER)
+
 test-rest: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES))
+	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER))
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)
@@ -111,6 +117,10 @@ bench-workers: $(VENV)/installed
 
 bench-streams: $(VENV)/installed
 	@exec $(BIN)/python -m benchmarks.streams $(ARGS)
+
+# the console's JavaScript libraries again from npm, by their hashes
+vendored: $(VENV)/installed
+	@$(BIN)/python -m tests.packaging.vendored $(ARGS)
 
 wheel: $(VENV)/installed
 	rm -rf build dist

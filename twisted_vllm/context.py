@@ -258,9 +258,10 @@ class RequestContext:
         entry_share: its share of its entry's limits; None if its entry has none, or once it was settled.
         error_code: the code of the gateway's error; empty without one.
         outcome: how it ended: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``,
-            ``upstream_error`` (the server reported an error in a stream), ``revoked`` or ``failed``; final once
-            `finish` was called.
-        revoked: whether it was ended because its key is no longer valid.
+            ``upstream_error`` (the server reported an error in a stream), ``revoked``, ``cut`` or ``failed``; final
+            once `finish` was called.
+        ended_as: its outcome if the gateway ended it early: ``revoked``, because its key is no longer valid, or
+            ``cut``, because somebody asked for it; empty otherwise.
         ended: when it ended; 0 before.
         bytes_in: received bytes of its body; final once it is over.
         bytes_out: sent bytes of the response's body; final once it is over.
@@ -270,6 +271,7 @@ class RequestContext:
         background: the response that is generated in the background; None for every other request.
         trace: its place in a trace; None if it is not traced.
         contents: gathers its prompt and its answer for the log; None if nobody wants them.
+        row_id: the id of its row in the ledger, once it has one and `contents` are gathered; else empty.
     """
 
     __slots__ = (
@@ -285,6 +287,7 @@ class RequestContext:
         "cost",
         "end_user",
         "ended",
+        "ended_as",
         "entry_share",
         "error_code",
         "fallback",
@@ -303,7 +306,7 @@ class RequestContext:
         "repeated_as",
         "request_id",
         "reservation",
-        "revoked",
+        "row_id",
         "said",
         "sent",
         "sent_at",
@@ -342,7 +345,7 @@ class RequestContext:
         self.entry_share: EntryShare | None = None
         self.error_code = ""
         self.outcome = ""
-        self.revoked = False
+        self.ended_as = ""
         self.ended = 0.0
         self.bytes_in = self.bytes_out = 0
         self.body_complete = False
@@ -351,6 +354,7 @@ class RequestContext:
         self.background: BackgroundResponse | None = None
         self.trace: RequestTrace | None = None
         self.contents: Contents | None = None
+        self.row_id = ""
 
     @property
     def all_said(self) -> Said:
@@ -447,8 +451,8 @@ class RequestContext:
         ):
             # a client may leave because of the error
             self.outcome = "upstream_error"
-        if self.revoked:
-            self.outcome = "revoked"
+        if self.ended_as:
+            self.outcome = self.ended_as
 
     def _own_outcome(self, answered: bool) -> str:
         """Return the outcome of a request that no server answered."""

@@ -35,6 +35,10 @@ class Histogram:
         """How many were measured."""
         return sum(self._counts)
 
+    def counts(self) -> tuple[int, ...]:
+        """Return how many were measured in each bucket, not cumulative."""
+        return tuple(self._counts)
+
     def buckets(self) -> list[tuple[str, float]]:
         """Return for each bound, as Prometheus writes it, how many were at most that; the last is ``+Inf``."""
         names = [*(repr(float(bound)) for bound in self.bounds), "+Inf"]

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.reload import HangUp, Reloader
 from twisted_vllm.config.problems import ConfigError, Problem
-from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.reload import Reloaded, ReloadEnd, ReloadState
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import Draining
 
@@ -167,6 +167,46 @@ def test_a_gateway_that_drains_does_not_reload(harness: Harness, when: str) -> N
         harness.run_thread()
     assert isinstance(outcome(done), Draining)
     assert harness.applied == []
+
+
+def test_when_how_and_for_whom_the_last_reload_ended_is_known(harness: Harness) -> None:
+    def state() -> ReloadState:
+        found: ReloadState = outcome(harness.reloader.state())
+        return found
+
+    assert state() == ReloadState(read_at=100.0)
+    harness.seconds, harness.wanted = 200.0, DELAYED
+    harness.reloader.reload_for("SIGHUP")
+    harness.run_thread()
+    succeeded = ReloadEnd(at=200.0, by="SIGHUP", result="succeeded", changed=("passthrough.drain_delay", "a file"))
+    assert state() == ReloadState(read_at=200.0, last=succeeded)
+    harness.seconds, harness.wanted = 300.0, ConfigError([Problem("passthrough.listen", "is wrong")], ["a warning"])
+    harness.reloader.reload()
+    harness.run_thread()
+    refused = ReloadEnd(
+        at=300.0, by="API", result="invalid", problems=("passthrough.listen: is wrong",), warnings=("a warning",)
+    )
+    assert state() == ReloadState(read_at=200.0, last=refused)
+
+
+def test_a_reload_that_several_share_names_them(harness: Harness) -> None:
+    harness.reloader.reload()
+    for _ in range(2):
+        harness.reloader.reload()
+        harness.reloader.reload_for("SIGHUP")
+    harness.run_thread()
+    harness.run_thread()
+    last = outcome(harness.reloader.state()).last
+    assert last.by == "API, SIGHUP"
+
+
+def test_of_a_fault_of_the_gateway_no_more_than_its_kind_is_kept(harness: Harness, logged_failures: Any) -> None:
+    harness.wanted = ZeroDivisionError("with a secret")
+    harness.reloader.reload()
+    harness.run_thread()
+    last = outcome(harness.reloader.state()).last
+    assert (last.result, last.problems) == ("failed", ("ZeroDivisionError; the log says more.",))
+    logged_failures.flush()
 
 
 class Signals:

@@ -20,7 +20,7 @@ OTHERS: tuple[Any, ...] = (
     *("http://127.0.0.1:9/v1/metrics", "grpc", "delta", "none"),
     *("slack", ["budget_alerts"], {"budget_alerts": "https://hooks.example.com/x"}, "https://hooks.example.com/x"),
     *(422, [{"name": "other"}], {"n": "text"}, "always_on", "nobody", "all", 100_000, "metadata", {"n": "metadata"}),
-    *("parquet", "snappy", "2026-01-02"),
+    *("parquet", "snappy", "2026-01-02", "https://other.example.com"),
     [{"name": "other", "type": "stdout", "events": ["requests"]}],
 )
 

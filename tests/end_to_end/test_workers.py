@@ -150,6 +150,11 @@ def test_a_reload_is_in_effect_in_all_processes_or_in_none(gateway: Workers) -> 
     file.write_text(before)
     gateway.signal(signal.SIGHUP)
     wait_until(lambda: 404 not in gateway.statuses(12, "/v1/chat/completions"))
+    # whichever process answers
+    told = [json.loads(ask(gateway.port, "/config?search=root_routes", MASTER_KEY)[1]) for _ in range(6)]
+    assert {each["last_reload"]["by"] for each in told} == {"SIGHUP"}
+    assert {tuple(each["last_reload"]["changed"]) for each in told} == {("passthrough.root_routes",)}
+    assert len({each["read_at"] for each in told}) == 1
 
 
 def test_a_gateway_that_cannot_start_says_why_and_ends_with_a_status(tmp_path: Path) -> None:

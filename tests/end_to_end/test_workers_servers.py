@@ -192,6 +192,36 @@ def test_a_server_that_is_gone_is_found_dead_by_the_housekeeper_for_all(tmp_path
             assert Counter(post(gateway.port) for _ in range(20)) == {200: 20}
 
 
+def test_a_drain_is_known_in_all_workers_at_once_and_in_those_that_come_later(tmp_path: Path) -> None:
+    one, two = StandIn(), StandIn()
+    with served(one.handle) as first, served(two.handle) as second:
+        gateway = Workers(tmp_path, first.port, settings=config(entry(first.port), entry(second.port)))
+        with started(gateway):
+            name = f"127.0.0.1:{first.port}"
+            with Load(gateway.port) as load:
+                wait_until(lambda: len(one.times) > 20)
+                body = json.dumps({"server": name, "reason": "new driver"})
+                status, text = ask(gateway.port, "/server/drain", MASTER_KEY, "POST", body)
+                assert (status, json.loads(text)["server"]["state"]) == (200, "drained")
+                # what was sent before has arrived
+                time.sleep(SHARED)
+                before = len(one.times)
+                wait_until(lambda: len(two.times) > before + 50)
+                assert len(one.times) == before
+            assert {*load.statuses} == {200}, "no request failed"
+            states = {report["unhealthy_endpoints"][0]["state"] for report in reports(gateway)}
+            assert states == {"drained"}
+            gateway.wait_until_replaced(gateway.kill(1))
+            assert Counter(post(gateway.port) for _ in range(20)) == {200: 20}
+            assert len(one.times) == before
+            rows = [json.loads(ask(gateway.port, "/server/list", MASTER_KEY)[1])["servers"] for _ in range(8)]
+            assert {row[0]["drained"]["reason"] for row in rows} == {"new driver"}
+            assert len(gateway.messages("is drained by master: new driver")) == 1
+            ask(gateway.port, "/server/undrain", MASTER_KEY, "POST", json.dumps({"server": name}))
+            assert Counter(post(gateway.port) for _ in range(40)) == {200: 40}
+            assert len(one.times) > before
+
+
 @pytest.mark.parametrize("strategy", ["simple-shuffle", "least-busy"])
 def test_a_burst_gets_a_server_no_more_at_once_and_no_more_a_minute_than_its_limits(
     tmp_path: Path, strategy: str

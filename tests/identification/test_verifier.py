@@ -13,6 +13,7 @@ from tests.identification.issuer import AUDIENCE, ISSUER, SigningKey, key_set
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.auth.grants import Changes, TeamGrant, UserGrant
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.named_callers import NamedCallers
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TokenIndex
@@ -26,10 +27,10 @@ from twisted_vllm.errors import (
     TooManyFailures,
     UnverifiedToken,
 )
+from twisted_vllm.identification.caller_lookup import MOST_NEW_USERS, CallerLookup
 from twisted_vllm.identification.key_sets import KeySets
 from twisted_vllm.identification.verifier import (
     MOST_FOR_GUESSERS,
-    MOST_NEW_USERS,
     REFUSED_SECONDS,
     TokenVerifier,
 )
@@ -72,13 +73,14 @@ class Verifying:
         self.clock = Clock()
         self.clock.advance(1_800_000_000)
         self.index = KeyIndex()
-        self.tokens = TokenIndex(self.index)
+        self.tokens = TokenIndex(NamedCallers(self.index))
         self.people = people()
         self.answer: Deferred[bytes] | None = None
         self.throttle = AuthenticationThrottle(limit)
         rules = TokenRules(frozenset(ALGORITHMS), frozenset((AUDIENCE,)), frozenset((ISSUER,)), 10)
         sets = KeySets(["https://x"], 600, 3600, self._fetch, self.clock, self.index.settings_changed)
-        self.verifier = TokenVerifier(self.tokens, sets, rules, claims, self.people, self.throttle, self.clock.seconds)
+        lookup = CallerLookup(self.tokens.callers, self.people)
+        self.verifier = TokenVerifier(self.tokens, sets, rules, claims, lookup, self.throttle, self.clock.seconds)
 
     def _fetch(self, _url: str) -> Deferred[bytes]:
         return succeed(key_set(KEY)) if self.answer is None else self.answer

@@ -22,8 +22,13 @@ def fill(connection: Connection, rows: Sequence[UsageRow]) -> None:
     references = References()
     batch = UsageBatch.of(rows, references)
     references.write(connection)
-    names = [column.name for column in usage.columns]
-    _insert(connection, "usage", names, list(zip(*batch.columns, strict=True)))
+    columns = {
+        column.name: values
+        for column, values in zip(usage.columns, batch.columns, strict=True)
+        # later revisions added these
+        if column.name != "details"
+    }
+    _insert(connection, "usage", list(columns), list(zip(*columns.values(), strict=True)))
     tags = [(tag, row.time, row.id) for row in rows for tag in dict.fromkeys(row.request_tags)]
     _insert(connection, "usage_request_tags", ["tag", "time", "id"], tags)
     for table, sums in former_sums(rows).items():

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import twisted_vllm
-from twisted_vllm.storage.schema import HEAD
+from twisted_vllm.storage.schema import HEAD, WORKS_WITH
 from twisted_vllm.storage.schema_steps import number_of
 
 _PACKAGE = Path(twisted_vllm.__file__).parent
@@ -84,7 +84,7 @@ def make_next(directory: Path, *, further: bool = False) -> Path:
     for line, value in (
         (f'HEAD = "{HEAD}"', f'HEAD = "{head}"'),
         ("NEEDED = HEAD", f'NEEDED = "{needed}"'),
-        ("WORKS_WITH = HEAD", f'WORKS_WITH = "{works_with}"'),
+        (f'WORKS_WITH = "{WORKS_WITH}"', f'WORKS_WITH = "{works_with}"'),
     ):
         assert text.count(f"\n{line}\n") == 1
         text = text.replace(f"\n{line}\n", f"\n{value}\n")

@@ -100,6 +100,7 @@ EVERYTHING = usage_row(
     request_tags=("b", "a", "über,alles"),
     spend_metadata='{"ticket":"T-1"}',
     response_id="resp_1",
+    details='{"queued_us":1500}',
 )
 
 
@@ -311,6 +312,7 @@ class UsageContract:
                 "request_tags": list(row.request_tags) or None,
                 "spend_metadata": row.spend_metadata or None,
                 "response_id": row.response_id or None,
+                "details": row.details or None,
             }
             assert payer == msgspec.structs.asdict(payer_of(row.payer)) | {"tags": list(payer_of(row.payer).tags)}
             assert target == msgspec.structs.asdict(target_of(row.target)) | {

@@ -17,11 +17,12 @@ from twisted.python.failure import Failure
 from tests.counted_calls import calls_of
 from tests.proxy.gateway_fakes import server
 from tests.upstreams.fleets import make_router
+from twisted_vllm.config.drained_servers import DrainedServer
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import ModelEntry, RoutingSettings, Server
 from twisted_vllm.errors import GatewayError, NoHealthyUpstream, ServerBusy, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.net.deadlines import INTERVAL, DeadlineSweeper
-from twisted_vllm.upstreams.dispatcher import Ask, Dispatcher, Placement
+from twisted_vllm.upstreams.dispatcher import DRAINED_RETRY, Ask, Dispatcher, Placement
 
 
 def capped(
@@ -372,6 +373,77 @@ def test_what_waits_goes_to_a_server_that_comes_back() -> None:
     assert (first.where, second.waits) == ("one:1", True)
     fleet.mend_server("two:2")
     assert second.where == "two:2"
+
+
+# drained servers
+
+
+def drain(fleet: Fleet, *names: str) -> None:
+    fleet.router.servers.set_drained([DrainedServer(f"http://{name}") for name in names])
+    fleet.dispatcher.serve()
+
+
+def test_a_drained_server_gets_only_what_no_other_can_do() -> None:
+    one, two = capped(None, name="one:1"), capped(None, name="two:2")
+    fleet = Fleet(one, two)
+    in_flight = fleet.ask()
+    drain(fleet, "one:1")
+    assert names([fleet.ask() for _ in range(8)]) == ["two:2"] * 8
+    assert fleet.ask(server=one).where == "one:1", "only it has what this continues"
+    assert fleet.ask(server=two).where == "two:2"
+    assert fleet.ask(asleep=True, unwell=True, server=one).where == "one:1"
+    in_flight.end()
+    drain(fleet)
+    assert {*names([fleet.ask() for _ in range(40)])} == {"one:1", "two:2"}
+
+
+def test_a_drained_server_that_comes_later_is_drained_still() -> None:
+    one, two = capped(None, name="one:1"), capped(None, name="two:2")
+    fleet = Fleet(two)
+    drain(fleet, "one:1")
+    fleet.configure(one, two)
+    assert names([fleet.ask() for _ in range(8)]) == ["two:2"] * 8
+    fleet.configure(two)
+    assert [each.url for each in fleet.router.servers.drained] == ["http://one:1"]
+
+
+def test_what_waits_for_drained_servers_is_refused_at_once_but_for_what_only_they_have() -> None:
+    one = capped(1, name="one:1")
+    fleet = Fleet(one)
+    first, bound, second = fleet.ask(), fleet.ask(server=one), fleet.ask()
+    drain(fleet, "one:1")
+    assert isinstance(second.error, NoHealthyUpstream)
+    assert second.error.retry_after == DRAINED_RETRY
+    assert "by the operator" in second.error.message
+    assert bound.waits
+    first.end()
+    assert bound.where == "one:1"
+    bound.end()
+    fleet.assert_idle()
+
+
+def test_a_lone_server_without_a_limit_is_drained_too() -> None:
+    fleet = Fleet(capped(None))
+    group = fleet.router.find("m")
+    assert fleet.dispatcher.place_at_once(group) is not None
+    drain(fleet, "gpu-1:8000")
+    assert fleet.dispatcher.place_at_once(group) is None
+    assert not fleet.dispatcher.serves(group)
+    assert isinstance(fleet.ask().error, NoHealthyUpstream)
+    drain(fleet)
+    assert fleet.ask().where == "gpu-1:8000"
+
+
+def test_a_server_that_sleeps_and_is_drained_rests_until_neither_is_so() -> None:
+    fleet = Fleet(capped(None))
+    [state] = fleet.router.servers
+    drain(fleet, "gpu-1:8000")
+    state.sleeping = True
+    assert isinstance(fleet.ask(server=state.server).error, NoHealthyUpstream), "a sleeping server generates nothing"
+    drain(fleet)
+    assert state.rests
+    state.sleeping = False
+    assert not state.rests
 
 
 # rpm and tpm of an entry

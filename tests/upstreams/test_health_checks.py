@@ -24,7 +24,7 @@ from twisted_vllm.upstreams.health_checks import RECOVERY_INTERVAL, HealthChecks
 from twisted_vllm.upstreams.probe import Answer
 from twisted_vllm.upstreams.server_state import ServerState
 
-HEALTH, SLEEP = b"/health", b"/is_sleeping"
+HEALTH, SLEEP, VERSION = b"/health", b"/is_sleeping", b"/version"
 SETTINGS = HealthSettings()
 assert SETTINGS.interval is not None
 INTERVAL, TIMEOUT = SETTINGS.interval, SETTINGS.timeout
@@ -425,3 +425,27 @@ def test_each_change_is_one_line_of_the_log() -> None:
         ("gpu-1:8000", "closed", "dead", "connection_refused", "warn"),
         ("gpu-1:8000", "dead", "closed", "checks_passed", "info"),
     ]
+
+
+def test_a_server_is_asked_for_its_version_once_after_it_came_back() -> None:
+    fleet = Fleet()
+    fleet.answer((200, b'{"version": "0.11.0"}'), VERSION)
+    fleet.run(5 * INTERVAL)
+    assert fleet.one.version == "0.11.0"
+    assert len(fleet.prober.times("gpu-1:8000", VERSION)) == 1
+    fleet.answer(ConnectionRefusedError())
+    fleet.run(10 * INTERVAL)
+    fleet.answer((200, b'{"version": "0.12.0"}'), VERSION)
+    fleet.answer(200)
+    fleet.run(10 * INTERVAL)
+    assert fleet.one.version == "0.12.0"
+    assert len(fleet.prober.times("gpu-1:8000", VERSION)) == 2
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"version": 1}', b'{"version": "a\\nb"}', b"\xff"])
+def test_an_answer_that_says_nothing_of_a_version_is_none(body: bytes) -> None:
+    fleet = Fleet()
+    fleet.answer((200, body), VERSION)
+    fleet.run(3 * INTERVAL)
+    assert fleet.one.version == ""
+    assert len(fleet.prober.times("gpu-1:8000", VERSION)) == 1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.upstreams.load_reports import MOST_ENGINES, LoadReport, read_load
+from twisted_vllm.upstreams.load_reports import MOST_ENGINES, CacheHits, LoadReport, read_load
 from twisted_vllm.upstreams.load_scraper import MAX_ANSWER
 
 #: from a vLLM 0.32 with one engine
@@ -29,7 +29,7 @@ vllm:kv_cache_usage_perc{engine="0",model_name="qwen"} 0.25
 
 
 def test_it_reads_the_queue_and_the_cache() -> None:
-    assert read_load(VLLM) == LoadReport(waiting=3.0, kv_usage=0.25)
+    assert read_load(VLLM) == LoadReport(waiting=3.0, kv_usage=0.25, running=4.0)
 
 
 def test_engines_of_one_server_are_taken_together() -> None:
@@ -88,3 +88,28 @@ def test_a_hostile_answer_of_the_greatest_size_takes_little_time(hostile: bytes)
 
 def test_the_lines_that_are_read_are_bounded() -> None:
     assert read_load(b"vllm:num_requests_waiting 1\n" * (MOST_ENGINES + 9)) == LoadReport(MOST_ENGINES, 0.0)
+
+
+def test_the_hits_of_the_last_minute_are_a_share_of_the_tokens_that_were_looked_up() -> None:
+    hits = CacheHits()
+    assert hits.add(LoadReport(cache_queries=1_000.0, cache_hits=900.0), 0.0) is None, "what was before is not counted"
+    assert hits.add(LoadReport(cache_queries=1_000.0, cache_hits=900.0), 5.0) is None, "nothing was looked up"
+    assert hits.add(LoadReport(cache_queries=1_100.0, cache_hits=925.0), 10.0) == 0.25
+    assert hits.add(LoadReport(cache_queries=1_200.0, cache_hits=1_025.0), 30.0) == 0.625
+    # only the last minute counts
+    assert hits.add(LoadReport(cache_queries=1_300.0, cache_hits=1_125.0), 80.0) == 1.0
+    # the server was started again
+    assert hits.add(LoadReport(cache_queries=10.0, cache_hits=0.0), 85.0) is None
+    assert hits.add(LoadReport(cache_queries=20.0, cache_hits=5.0), 90.0) == 0.5
+    # it does not say
+    assert hits.add(LoadReport(), 95.0) is None
+
+
+def test_it_reads_the_prefix_cache_of_all_engines() -> None:
+    text = (
+        b'vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_running{engine="1"} 3.0\n'
+        b'vllm:num_requests_waiting{engine="0"} 0.0\n'
+        b'vllm:prefix_cache_queries_total{engine="0"} 10.0\nvllm:prefix_cache_queries_total{engine="1"} 20.0\n'
+        b'vllm:prefix_cache_hits_total{engine="0"} 5.0\nvllm:prefix_cache_hits_total{engine="1"} 0.0\n'
+    )
+    assert read_load(text) == LoadReport(running=5.0, cache_queries=30.0, cache_hits=5.0)

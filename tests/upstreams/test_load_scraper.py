@@ -9,6 +9,7 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.logger import capturedLogs
 
 from tests.upstreams.test_health_checks import INTERVAL, SETTINGS, Fleet
+from twisted_vllm.config.drained_servers import DrainedServer
 from twisted_vllm.upstreams.load_scraper import PATH, LoadScraper
 
 SCRAPING = attrs.evolve(SETTINGS, scrape_metrics=True)
@@ -72,6 +73,18 @@ def test_a_server_that_gets_no_requests_is_not_asked_and_what_it_said_is_forgott
     fleet.run(3 * INTERVAL)
     assert loads(fleet) == [(0.0, 0.0)]
     assert len(fleet.prober.times("gpu-1:8000", PATH)) == asked
+
+
+def test_a_drained_server_is_asked_on() -> None:
+    fleet = Scraped()
+    hits = b"vllm:num_requests_running 2\nvllm:prefix_cache_queries_total %d\nvllm:prefix_cache_hits_total %d\n"
+    fleet.one.drained = DrainedServer("http://gpu-1:8000")
+    fleet.answer((200, report(0, 0.5)[1] + hits % (100, 0)), PATH)
+    fleet.run(INTERVAL)
+    assert (fleet.one.running, fleet.one.cache_hits) == (2.0, None)
+    fleet.answer((200, report(0, 0.5)[1] + hits % (200, 75)), PATH)
+    fleet.run(INTERVAL)
+    assert fleet.one.cache_hits == 0.75
 
 
 def test_it_begins_and_ends_with_the_settings() -> None:

@@ -25,30 +25,44 @@ from twisted_vllm.admin import (
     customers,
     health,
     impact,
+    live_requests,
     log_level,
     model_entries,
     model_lists,
+    settings_report,
     storage,
     upstream_metrics,
     usage_exports,
 )
+from twisted_vllm.admin import servers as server_routes
 from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, BeforeSessionEnds, first_headers
 from twisted_vllm.admin.budgets import routes as budgets
 from twisted_vllm.admin.context import (
     DATABASE_TIMEOUT,
     AdminContext,
     Exports,
+    LiveView,
     ModelLists,
     ModelSource,
     NoExports,
     NoModels,
+    NoOverview,
+    NoServers,
+<<<<<<< HEAD
+=======
+    NothingLive,
+>>>>>>> w-live
+    Overview,
     Readiness,
+    ServerDesk,
     cannot_reload,
+    never_reloaded,
 )
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
 from twisted_vllm.admin.organizations import routes as organizations
+from twisted_vllm.admin.overview import routes as overviews
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Access, Route, Routes
@@ -61,7 +75,7 @@ from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
-from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
@@ -89,11 +103,14 @@ WELCOME = {
         "/budget/new, /budget/update, /budget/list …": "limits that keys, users, teams, customers name by budget_id",
         "/organization/new, /organization/info, /organization/list …": "organizations: a level above teams",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
+        "/gateway/traffic, /gateway/problems": "what passes now, and what is wrong, in words",
         "/usage/storage": "what takes room in the database",
         "/usage/exports": "which days of the ledger are exported as files",
         "/audit/list": "what administrators did",
+        "/config, /config/models": "the settings in effect, and where each was written",
         "/config/reload": "the configuration, read again",
         "/config/log_level": "the level of the log",
+        "/request/live, /request/cut": "the requests in flight, and the end of one",
         "/health": "the health of each vLLM server",
         "/health/liveliness, /health/readiness": "the health of the gateway",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
@@ -180,10 +197,14 @@ ROUTES: tuple[Route, ...] = (
     *model_lists.routes,
     *audit.routes,
     *configuration.routes,
+    *settings_report.routes,
     *log_level.routes,
+    *live_requests.routes,
     *reports.routes,
+    *overviews.routes,
     *usage_exports.routes,
     *health.routes,
+    *server_routes.routes,
     *upstream_metrics.routes,
     *storage.routes,
     *about,
@@ -279,8 +300,12 @@ class AdminApp:
         settings_in_effect: Callable[[], Settings] = Settings,
         database_timeout: float = DATABASE_TIMEOUT,
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
+        reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded,
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
+        live: LiveView | None = None,
+        servers: ServerDesk | None = None,
+        overview: Overview | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -314,8 +339,13 @@ class AdminApp:
             settings_in_effect: returns the settings with all entries of the model list.
             database_timeout: seconds that a client waits for the database.
             reload: reads the configuration again.
+            reload_state: returns what reloads did.
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
+            live: tells and ends requests in flight; None if there are none.
+            servers: reports the servers; None for an app without.
+            overview: tells of all processes what passes, what is wrong, and which budgets are used; None if nothing
+                does.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
@@ -351,8 +381,12 @@ class AdminApp:
             settings_in_effect=settings_in_effect,
             database_timeout=database_timeout,
             reload=reload,
+            reload_state=reload_state,
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
+            live=NothingLive() if live is None else live,
+            servers=NoServers() if servers is None else servers,
+            overview=NoOverview() if overview is None else overview,
         )
         self._app = _routes().__get__(context, AdminContext)
         self.url_map = self._app.url_map

@@ -18,6 +18,7 @@ from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.authorization import AdminAuthenticator
 from twisted_vllm.admin.field_rules import report_rules
+from twisted_vllm.admin.latest_answers import LatestAnswers
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.admin.scope import AdministratorScope, IScope
 from twisted_vllm.admin.self_service import OwnScope
@@ -25,14 +26,16 @@ from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
-from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Exposes
+from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.records import AuditRecord
 from twisted_vllm.storage.registry import Registry
@@ -41,6 +44,7 @@ from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.exports import Schedule
 from twisted_vllm.upstreams.health_report import EndpointHealth
 from twisted_vllm.upstreams.listed_entries import ListedEntry
+from twisted_vllm.upstreams.server_report import ServerRow
 
 T = TypeVar("T")
 
@@ -122,6 +126,34 @@ class NoModels:
         return succeed([])
 
 
+class ServerDesk(Protocol):
+    """Reports the servers: `twisted_vllm.upstreams.server_report.ServerReports`."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the configured servers."""
+
+    def rows(self, *, refresh: bool = True) -> Deferred[list[ServerRow]]:
+        """Return the rows of all servers."""
+
+    def find(self, text: str) -> str | None:
+        """Return the URL of the server with a name or URL; None if there is none."""
+
+
+class NoServers:
+    """The servers of an app without any."""
+
+    names: list[str] = []
+
+    def rows(self, *, refresh: bool = True) -> Deferred[list[ServerRow]]:
+        """Return none."""
+        return succeed([])
+
+    def find(self, text: str) -> str | None:
+        """Return None."""
+        return None
+
+
 class Exports(Protocol):
     """The export of the ledger: `twisted_vllm.usage_export.service.UsageExport`."""
 
@@ -152,9 +184,65 @@ class NoExports:
         """Do nothing."""
 
 
+class LiveView(Protocol):
+    """What is in flight: `twisted_vllm.proxy.live_answers.LiveAnswers`."""
+
+    def report(self, query: LiveQuery) -> Deferred[LiveReport]:
+        """Return what is in flight of what is asked for."""
+
+    def cut(self, cut: Cut) -> Deferred[WasCut]:
+        """End a request."""
+
+
+class NothingLive:
+    """What is in flight in an app without clients."""
+
+    def report(self, query: LiveQuery) -> Deferred[LiveReport]:
+        """Return nothing."""
+        return succeed(LiveReport(0.0, 0, 0))
+
+    def cut(self, cut: Cut) -> Deferred[WasCut]:
+        """End nothing."""
+        return succeed(WasCut(()))
+
+
+class Overview(Protocol):
+    """What passes, what is wrong, and which budgets are used, of all processes: `twisted_vllm.app.overview`."""
+
+    def traffic(self, seconds: int, start: float) -> Deferred[bytes]:
+        """Return the JSON of a `TrafficReport` of so many seconds, or with 0 from a time in Unix seconds."""
+
+    def problems(self) -> Deferred[bytes]:
+        """Return the JSON of a `ProblemsReport`."""
+
+    def budgets(self) -> Deferred[Sequence[UsedBudget]]:
+        """Return the budgets that are used most, those of each kind together."""
+
+
+class NoOverview:
+    """The overview of an app without a data path."""
+
+    def traffic(self, seconds: int, start: float) -> Deferred[bytes]:
+        """Refuse it."""
+        return fail(InvalidRequest("This gateway has no traffic."))
+
+    def problems(self) -> Deferred[bytes]:
+        """Refuse it."""
+        return fail(InvalidRequest("This gateway has no components."))
+
+    def budgets(self) -> Deferred[Sequence[UsedBudget]]:
+        """Return none."""
+        return succeed(())
+
+
 def cannot_reload() -> Deferred[Reloaded]:
     """Refuse: there is nothing to read again."""
     return fail(InvalidRequest("This gateway was started without a configuration that can be read again."))
+
+
+def never_reloaded() -> Deferred[ReloadState]:
+    """Return the state of a gateway that was not reloaded."""
+    return succeed(ReloadState(read_at=0.0))
 
 
 @attrs.define(kw_only=True)
@@ -182,8 +270,13 @@ class AdminContext:
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
+        reload_state: returns what reloads did.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
+        live: tells and ends requests in flight.
+        servers: reports the servers.
+        overview: tells of all processes what passes, what is wrong, and which budgets are used.
+        latest_spend: the last overviews of everybody's spend.
     """
 
     authenticator: AdminAuthenticator
@@ -206,8 +299,13 @@ class AdminContext:
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
+    reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
+    live: LiveView = attrs.field(factory=NothingLive)
+    servers: ServerDesk = attrs.field(factory=NoServers)
+    overview: Overview = attrs.field(factory=NoOverview)
+    latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)
 
     def scope_of(self, request: IRequest, principal: Principal, now: datetime) -> IScope:
         """Return what the caller of a request may see and change."""

@@ -54,10 +54,10 @@ class EndpointReport(Response, kw_only=True):
     model: Annotated[str, msgspec.Meta(description="As in litellm_params; empty for the default server.")]
     api_base: str
     state: Annotated[
-        Literal["closed", "open", "half_open", "dead", "sleeping"],
+        Literal["closed", "open", "half_open", "dead", "sleeping", "drained"],
         msgspec.Meta(
             description="closed: it gets requests. open: too many failed. half_open: one request tries it. dead: its "
-            "health checks failed. sleeping: vLLM's sleep mode."
+            "health checks failed. sleeping: vLLM's sleep mode. drained: an administrator took it out."
         ),
     ]
     reason: Annotated[str, msgspec.Meta(description="Why it is in this state; empty if it never was in another.")]

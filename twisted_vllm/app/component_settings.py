@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypedDict
 
+from sqlalchemy import make_url
 from twisted.internet.interfaces import IReactorTime
 
 from twisted_vllm.admin.self_service import SelfService
@@ -17,7 +19,7 @@ from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.tokens import TokenRules, algorithms
 from twisted_vllm.config.new_records import RecordDefaults
 from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
-from twisted_vllm.identification.directory import Directory
+from twisted_vllm.identification.caller_lookup import CallerLookup
 from twisted_vllm.identification.key_sets import Fetch, KeySets
 from twisted_vllm.identification.verifier import TokenVerifier
 from twisted_vllm.money import from_dollars
@@ -159,7 +161,7 @@ def key_sets_of(
 
 
 def verifier_of(
-    settings: Settings, tokens: TokenIndex, key_sets: KeySets, directory: Directory, throttle: AuthenticationThrottle
+    settings: Settings, tokens: TokenIndex, key_sets: KeySets, lookup: CallerLookup, throttle: AuthenticationThrottle
 ) -> TokenVerifier:
     """Return what verifies tokens; the other arguments are those of `TokenVerifier`."""
     # loaded now, and not while the first token waits
@@ -171,4 +173,13 @@ def verifier_of(
         issuers=frozenset(settings.jwt_issuer or ()) or None,
         leeway=jwt.leeway,
     )
-    return TokenVerifier(tokens, key_sets, rules, settings.litellm_jwtauth, directory, throttle, time.time)
+    return TokenVerifier(tokens, key_sets, rules, settings.litellm_jwtauth, lookup, throttle, time.time)
+
+
+def directories_of(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """Yield the directories that the gateway writes to, and what it writes there, in words."""
+    if settings.ledger.enabled:
+        yield "the ledger's spool", settings.spool_directory
+    url = make_url(settings.database_url.reveal())
+    if url.get_backend_name() == "sqlite" and url.database:
+        yield "the database", Path(url.database).parent

@@ -11,21 +11,30 @@ from types import FrameType
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.config.problems import ConfigError
-from twisted_vllm.config.reload import Reloaded, ReloadPlan, plan_reload
+from twisted_vllm.config.reload import (
+    FAILED,
+    INVALID,
+    SUCCEEDED,
+    Reloaded,
+    ReloadEnd,
+    ReloadPlan,
+    ReloadState,
+    plan_reload,
+)
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.errors import Draining
+from twisted_vllm.errors import Draining, GatewayError
 
 #: Seconds after which the thread that reads gives way to the reactor; Python's own 5 ms would delay every chunk.
 SWITCH_SECONDS = 0.0005
 
-#: the results of a reload, as metrics name them
-SUCCEEDED, INVALID, FAILED = "succeeded", "invalid", "failed"
+#: who asks for a reload, beside signals
+BY_API = "API"
 
 #: paths that a line of the log names; the answer to an administrator names all
 MAX_NAMED = 20
@@ -69,6 +78,7 @@ class Reloader:
         last_failed: whether the last reload did not succeed.
         restart_needed: settings that differ since the last reload and need a restart.
         coordinate: reloads in all processes of the gateway; None if there is only this one.
+        ask_state: finds the state of reloads in all processes; None if there is only this one.
     """
 
     _log = Logger()
@@ -106,9 +116,19 @@ class Reloader:
         self.last_failed = False
         self.restart_needed: tuple[str, ...] = ()
         self.coordinate: Callable[[], Deferred[Reloaded]] | None = None
+        self.ask_state: Callable[[], Deferred[ReloadState]] | None = None
+        self._askers: list[str] = []
+        self._state = ReloadState(read_at=self.succeeded_at)
 
-    def reload(self) -> Deferred[Reloaded]:
+    def state(self) -> Deferred[ReloadState]:
+        """Return what reloads did since the start, whoever asked for them and in whichever process."""
+        return succeed(self._state) if self.ask_state is None else self.ask_state()
+
+    def reload(self, by: str = BY_API) -> Deferred[Reloaded]:
         """Read the settings and put them into effect. Those who ask while a reload runs get the next one together.
+
+        Args:
+            by: who asks.
 
         Raises:
             ConfigError: the settings cannot be used. Nothing was changed.
@@ -116,6 +136,7 @@ class Reloader:
         """
         if self.coordinate is not None:
             return self.coordinate()
+        self._askers.append(by)
         done: Deferred[Reloaded] = Deferred()
         self._waiting.append(done)
         if not self._running:
@@ -126,7 +147,9 @@ class Reloader:
         """Reload because of a signal; the log says what became of it."""
         self._log.info("Received {name}: reading the configuration again", name=name)
         if not self._running or not self._waiting:
-            self.reload().addErrback(_is_told)
+            self.reload(name).addErrback(_is_told)
+        else:
+            self._askers.append(name)
 
     def stop(self) -> None:
         """Reload no more: the gateway shuts down. Idempotent."""
@@ -138,10 +161,12 @@ class Reloader:
         self._manager.reloading()
         while self._waiting:
             waiting, self._waiting = self._waiting, []
+            by, self._askers = together_by(self._askers), []
             try:
                 result: Reloaded | Failure = yield self._reload()
             except Exception:
                 result = Failure()
+            self._state = self._state.after(end_of(result, self._now(), by))
             for done in waiting:
                 # whoever asked may have gone
                 if not done.called:
@@ -222,6 +247,36 @@ class Reloader:
         if self._stopped:
             self._log.warn("The configuration is not read again: the gateway shuts down")
             raise Draining("The gateway is shutting down: its configuration is not read again.", retry_after=1)
+
+
+def together_by(askers: Sequence[str]) -> str:
+    """Return who asked for a reload that several share."""
+    return ", ".join(dict.fromkeys(askers))
+
+
+def end_of(result: Reloaded | Failure, at: float, by: str) -> ReloadEnd:
+    """Return how a reload ended.
+
+    Args:
+        result: what it did, or why it did nothing.
+        at: Unix seconds.
+        by: who asked for it.
+    """
+    if isinstance(result, Reloaded):
+        return ReloadEnd(
+            at=at,
+            by=by,
+            result=SUCCEEDED,
+            changed=result.changed,
+            restart_needed=result.restart_needed,
+            warnings=tuple(result.warnings),
+        )
+    error: Any = result.value
+    if isinstance(error, ConfigError):
+        problems = tuple(map(str, error.problems))
+        return ReloadEnd(at=at, by=by, result=INVALID, problems=problems, warnings=error.warnings)
+    told = error.message if isinstance(error, GatewayError) else f"{type(error).__name__}; the log says more."
+    return ReloadEnd(at=at, by=by, result=FAILED, problems=(told,))
 
 
 def tell_reload(

@@ -158,6 +158,7 @@ class GatewayService(Service):
             self.wiring.background.start()
             self.wiring.budgets.start()
         self.wiring.telemetry.start()
+        self.wiring.overview.start()
         if self.wiring.shared_readiness is not None:
             self.wiring.shared_readiness.start()
         self._follower.start()
@@ -235,8 +236,11 @@ class GatewayService(Service):
         self.wiring.audit_retention.stop()
         self._follower.stop()
         self.wiring.revoker.stop()
+        self.wiring.live.stop()
+        self.wiring.live_requests.stop()
         self.wiring.inquiry.stop()
         self.wiring.each_minute.stop()
+        self.wiring.overview.stop()
         self.wiring.budgets.stop()
         if self.wiring.log_levels is not None:
             self.wiring.log_levels.stop()

@@ -14,7 +14,9 @@ from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.config.checks import process_count
 from twisted_vllm.config.listen import below, can_be_shared, is_tls
 from twisted_vllm.config.load import load
+from twisted_vllm.config.origins import Kind, Origin
 from twisted_vllm.config.problems import ConfigError, Place, Problem, Report
+from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Settings
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.client.tls import read_all
@@ -60,10 +62,29 @@ class SettingsSource:
         )
         if self.workers is not None:
             settings = attrs.evolve(settings, workers=_workers(self.workers, environ))
+        settings = attrs.evolve(settings, origins=settings.origins.with_settings(self._origins(settings)))
         problems = _parsing_problems(settings, self.directory if moved else None)
         if problems:
             raise ConfigError(problems)
         return settings
+
+    def _origins(self, settings: Settings) -> dict[str, Origin]:
+        """Return the places of the settings that the command line decides."""
+        found = {}
+        if self.listen:
+            found["passthrough.listen"] = Origin(Kind.COMMAND_LINE, name="--listen")
+        if self.workers is not None:
+            found["passthrough.workers"] = Origin(Kind.COMMAND_LINE, name="--workers")
+        chosen = self.quickstart
+        if chosen is not None:
+            by_itself = Origin(Kind.QUICKSTART, name="--quickstart")
+            if chosen.master_key is not None and settings.master_key == Secret(chosen.master_key):
+                found["general_settings.master_key"] = by_itself
+            if settings.database_url.reveal() == chosen.database_url:
+                found["general_settings.database_url"] = by_itself
+            if chosen.simulator is not None and "passthrough.api_base" not in settings.origins.settings:
+                found["passthrough.api_base"] = by_itself
+        return found
 
 
 def _parsing_problems(settings: Settings, directory: str | None) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +26,7 @@ from twisted_vllm.app.component_settings import (
     admin_of,
     admission_of,
     breaker_of,
+    directories_of,
     gateway_limits_of,
     key_sets_of,
     report_limits_of,
@@ -36,21 +37,27 @@ from twisted_vllm.app.component_settings import (
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
 from twisted_vllm.app.model_list import ModelList
+from twisted_vllm.app.overview import GatewayOverview
+from twisted_vllm.app.problems import Sources
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.shared.background import SharedBackground
 from twisted_vllm.app.shared.changes import SharedChanges
 from twisted_vllm.app.shared.ended_sessions import share_ended
 from twisted_vllm.app.shared.exports import share_export
+from twisted_vllm.app.signing_in import provider_of, relying_party_of
 from twisted_vllm.app.telemetry.part import Surroundings
+from twisted_vllm.app.telemetry.team_aliases import TeamAliases
 from twisted_vllm.app.telemetry.telemetry import Telemetry
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.named_callers import NamedCallers
 from twisted_vllm.auth.sessions import SessionSealer, secret_of
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
+from twisted_vllm.config.drained_servers import DrainedServer
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import LISTEN
@@ -71,6 +78,7 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
+from twisted_vllm.identification.caller_lookup import CallerLookup
 from twisted_vllm.identification.directory import Directory
 from twisted_vllm.identification.identifier import Identifier
 from twisted_vllm.identification.inquiry import Inquiry
@@ -89,6 +97,7 @@ from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics.registry import Metrics
 from twisted_vllm.observability.request_event import RequestEvents
 from twisted_vllm.observability.route_templates import RouteTemplates
+from twisted_vllm.proxy.act_log import ActLog
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.attempt_metrics import AttemptCollector
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
@@ -99,6 +108,8 @@ from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.litellm_headers import LitellmHeaders
+from twisted_vllm.proxy.live_answers import LiveAnswers
+from twisted_vllm.proxy.live_requests import LiveRequests
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
     ConnectionCollector,
@@ -133,6 +144,7 @@ from twisted_vllm.upstreams.response_locator import ResponseLocator
 from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
+from twisted_vllm.upstreams.server_report import ServerReports
 from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
@@ -145,6 +157,7 @@ if TYPE_CHECKING:
     # a gateway of one process has nothing to share
     from twisted_vllm.app.shared.metrics import SharedMetrics
     from twisted_vllm.app.shared.readiness import SharedReadiness
+    from twisted_vllm.identification.oidc.relying_party import RelyingParty
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 if TYPE_CHECKING:
@@ -179,6 +192,7 @@ class Wiring:
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         budgets: watches how much of their budgets keys and others have used.
+        overview: what passes, what is wrong, and which budgets are used, of all processes.
         telemetry: metrics of requests, traces, sinks and alerts.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         each_minute: writes once a minute what was summed up.
@@ -188,10 +202,12 @@ class Wiring:
         shortages: counts what failed for want of a descriptor or a port.
         descriptors: how many descriptors clients, servers and forms may take.
         sharing: has other processes know the same of the servers; None if there are none.
+        server_reports: reports them to people.
         servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
             them.
         console: the web page at /ui.
         site: the factory of client connections.
+        live_requests: tells and ends requests in flight of this process; `live` those of all processes.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
         reloader: reads the settings again, and reconfigures the components.
@@ -364,6 +380,7 @@ class Wiring:
             budget_gone=lambda kind, id: accounting.budget_gone(kind, id, is_found=self.registry.is_following),
             read_anew=accounting.read_anew,
             models_set=self.models.set_stored,
+            drained_set=self._drained,
             patience=settings.timeouts.database,
             tell_others=None if self.siblings.alone else shared_changes.tell,
         )
@@ -417,21 +434,24 @@ class Wiring:
         if isinstance(observer, LineObserver):
             self.each_minute.add(observer.report)
         observers += [background, RequestLog(observer, text, client_of, unsent, sampling=sampling)]
-        observers.append(ServerActs(self._servers_acted, self._caches_emptied))
+        act_log = ActLog(self.registry.change, text, client_of, time)
+        observers.append(ServerActs(self._servers_acted, self._caches_emptied, act_log.record))
         self.lifecycle = Lifecycle(observers)
 
+        callers = NamedCallers(self.index)
         self._session_sealer = _session_sealer_of(settings)
         self._authenticator = authenticator = Authenticator(
-            settings.master_key, self.index, sealer=self._session_sealer
+            settings.master_key, self.index, sealer=self._session_sealer, callers=callers
         )
         self.each_minute.add(authenticator.sweep)
         self._throttle = throttle = AuthenticationThrottle(
             limits.max_failed_authentications, None if counting is None else counting.failures
         )
-        self._tokens = TokenIndex(self.index)
+        self._tokens = TokenIndex(callers)
         self._key_sets: KeySets | None = None
-        self._people = Directory(self.registry, time)
-        self._identifier = identifier = Identifier(inquiry)
+        self._lookup = CallerLookup(callers, Directory(self.registry, time))
+        self._identifier = identifier = Identifier(inquiry, lookup=self._lookup)
+        self._relying_party: RelyingParty | None = None
         self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
         places = ResponsePlaces() if sharing is None else sharing.places
@@ -479,6 +499,7 @@ class Wiring:
             places=places,
             kv_caches=kv_caches,
         )
+        forwarder.record_act = act_log.record
         self.metrics.add(AttemptCollector(forwarder, dispatcher))
         self._mounts = mounts = Mounts(settings.root_routes, settings.path_aliases)
         self._pass_through = pass_through = PassThroughResource(
@@ -499,6 +520,11 @@ class Wiring:
             listing=listing,
         )
 
+        self.server_reports = server_reports = ServerReports(router, served_models, reactor)
+        if not self.siblings.alone:
+            from twisted_vllm.app.shared.servers import SharedFigures
+
+            server_reports.ask_others = SharedFigures(server_reports.own_figures, self.siblings).ask
         metrics_of_servers = MetricsOfServers(
             client, reactor, cooperate, lambda: [state.server for state in self.servers]
         )
@@ -522,6 +548,31 @@ class Wiring:
             from twisted_vllm.app.shared.readiness import SharedReadiness
 
             self.shared_readiness = SharedReadiness(readiness, self.siblings, reactor)
+        self.live_requests = found = LiveRequests(
+            lambda: self.site.connections, dispatcher.turns, text, client_of, cooperate, reactor
+        )
+        self.live = LiveAnswers(found.report, found.cut, reactor)
+        if not self.siblings.alone:
+            from twisted_vllm.app.shared.live import SharedLive
+
+            shared_live = SharedLive(found, self.siblings)
+            self.live = LiveAnswers(shared_live.report, shared_live.cut, reactor)
+        team_aliases = TeamAliases(self.database, reactor.seconds)
+        self.overview = GatewayOverview(
+            self.siblings,
+            reactor,
+            lambda: sum(request.context.authorization is not None for request in self.site.running()),
+            Sources(
+                snapshot=self.metrics.snapshot if self.shared_metrics is None else self.shared_metrics.snapshot,
+                groups=lambda: router.groups,
+                budgets=lambda: self.budgets.most_used,
+                team_name=team_aliases.name,
+                want_teams=team_aliases.keep_only,
+                file_is_lost=lambda: self._readiness().file_is_lost,
+                directories=lambda: directories_of(self.reloader.settings),
+            ),
+        )
+        self._readiness = readiness if self.shared_readiness is None else self.shared_readiness.whole
         self._admin = admin = AdminApp(
             authenticator=authenticator,
             registry=self.registry,
@@ -529,7 +580,7 @@ class Wiring:
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
-            readiness=readiness if self.shared_readiness is None else self.shared_readiness.whole,
+            readiness=self._readiness,
             endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics if self.shared_metrics is None else self.shared_metrics,
             metrics_of_servers=metrics_of_servers.expose,
@@ -543,11 +594,15 @@ class Wiring:
             web_pages=web_pages,
             text=text,
             reload=lambda: self.reloader.reload(),
+            reload_state=lambda: self.reloader.state(),
             log_levels=self.log_levels,
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
             models=listing,
             settings_in_effect=lambda: self.models.current,
             exports=self.usage_export,
+            live=self.live,
+            servers=self.server_reports,
+            overview=self.overview,
             **admin_of(settings),
         )
         self.console = ConsoleMount(
@@ -558,6 +613,7 @@ class Wiring:
             prefix_of=lambda request: addresses.prefix(_context_of(request)).decode("ascii"),
             tell_ended=lambda id, until: tell_ended(id, until),
             in_thread=in_thread,
+            parts={"relying_party": lambda: self._relying_party},
         )
         tell_ended = share_ended(self.siblings, self.console.ended, time)
         self.litellm_headers = LitellmHeaders()
@@ -615,9 +671,10 @@ class Wiring:
             directory=directory,
             siblings=self.siblings,
             snapshot=self.metrics.snapshot if self.shared_metrics is None else self.shared_metrics.snapshot,
+            traffic=self.overview.passed,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)
-        self.revoker = Revoker(admission, self.site.running, reactor)
+        self.revoker = Revoker(admission, lambda: self.site.connections, reactor)
         self.drain = Drain(
             reactor, self.site, settings.drain_delay, settings.drain_timeout, self.dispatcher.refuse_waiting
         )
@@ -717,11 +774,15 @@ class Wiring:
         return self._authenticator.keys_in_use
 
     def _use_tokens(self, settings: Settings) -> None:
-        """Take the tokens that the settings say, beside keys."""
+        """Take the tokens and the sessions that the settings say, beside keys."""
         self._tokens.forget()
-        self._session_sealer = _session_sealer_of(settings)
+        self._session_sealer = sealer = _session_sealer_of(settings)
+        self._relying_party = relying_party_of(
+            settings, self._reactor, self._lookup, self._throttle, self._relying_party
+        )
+        provider = provider_of(settings)
         if not settings.enable_jwt_auth:
-            self._authenticator.reconfigure(settings.master_key, sealer=self._session_sealer)
+            self._authenticator.reconfigure(settings.master_key, sealer=sealer, provider=provider)
             self._identifier.reconfigure(None)
             return
         agent = Agent(self._reactor, connectTimeout=settings.timeouts.connect)
@@ -729,8 +790,8 @@ class Wiring:
         self._key_sets = key_sets_of(
             settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
         )
-        verifier = verifier_of(settings, self._tokens, self._key_sets, self._people, self._throttle)
-        self._authenticator.reconfigure(settings.master_key, self._tokens, self._session_sealer)
+        verifier = verifier_of(settings, self._tokens, self._key_sets, self._lookup, self._throttle)
+        self._authenticator.reconfigure(settings.master_key, self._tokens, sealer, provider)
         self._identifier.reconfigure(verifier)
 
     def _servers_acted(self) -> None:
@@ -740,6 +801,12 @@ class Wiring:
             return
         for state in self.servers:
             self.health.check_now(state)
+
+    def _drained(self, drained: Iterable[DrainedServer]) -> None:
+        """Take which servers are drained. What waits for one of them is placed again, or refused."""
+        for state in self.servers.set_drained(drained):
+            self.health.tell_drained(state)
+        self.dispatcher.serve()
 
     def _caches_emptied(self) -> None:
         if self.sharing is not None:

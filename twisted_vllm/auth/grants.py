@@ -8,6 +8,7 @@ import msgspec
 
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.auth.roles import INTERNAL_USER
+from twisted_vllm.config.drained_servers import DrainedServer
 from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import (
@@ -150,6 +151,7 @@ class Changes(msgspec.Struct, frozen=True):
 
     Attributes:
         members: the limits of users in teams, by `member_id`.
+        drained: the servers that get no new requests, by their URL.
         shared: the limits of budgets that several may name. They are included in the limits of those who do.
         spend: the spend that an administrator set.
         budgets: the known spend of those that have a budget after the changes.
@@ -164,6 +166,7 @@ class Changes(msgspec.Struct, frozen=True):
     organizations: Mapping[str, OrganizationGrant | None] = {}
     shared: Mapping[str, Allowance | None] = {}
     models: Mapping[str, StoredModel | None] = {}
+    drained: Mapping[str, DrainedServer | None] = {}
     spend: tuple[Spend, ...] = ()
     budgets: tuple[Spend, ...] = ()
 
@@ -228,3 +231,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     organizations: Mapping[str, OrganizationGrant] = {}
     shared: Mapping[str, Allowance] = {}
     models: Mapping[str, StoredModel] = {}
+    drained: Mapping[str, DrainedServer] = {}

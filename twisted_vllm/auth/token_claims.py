@@ -48,30 +48,31 @@ class TokenCaller(msgspec.Struct, frozen=True):
     administers: bool = False
 
 
-def caller_of(claims: Mapping[str, Any], settings: JwtClaims) -> TokenCaller:
+def caller_of(claims: Mapping[str, Any], settings: JwtClaims, noun: str = "token") -> TokenCaller:
     """Return the caller with a token that is valid.
 
     Args:
         claims: what it says.
         settings: which claim says what.
+        noun: what says it, for refusals.
 
     Raises:
         InvalidToken: a claim that is needed is missing.
         TokenNotAllowed: its role, scope or e-mail address is not let in.
     """
-    role = _role_of(claims, settings)
-    user_id = _name(claims, settings.user_id_jwt_field)
-    email = _name(claims, settings.user_email_jwt_field)
+    role = _role_of(claims, settings, noun)
+    user_id = _name(claims, settings.user_id_jwt_field, noun)
+    email = _name(claims, settings.user_email_jwt_field, noun)
     teams = _teams_of(claims, settings)
-    object_id = _name(claims, settings.object_id_jwt_field)
+    object_id = _name(claims, settings.object_id_jwt_field, noun)
     if object_id is not None and role == "team":
         teams = (object_id,)
     elif object_id is not None and role == INTERNAL_USER:
         user_id = object_id
-    subject = _name(claims, "sub") or user_id
+    subject = _name(claims, "sub", noun) or user_id
     if subject is None:
-        raise InvalidToken("This token does not say whose it is: it has no subject (sub).")
-    _check_email(email, settings)
+        raise InvalidToken(f"This {noun} does not say whose it is: it has no subject (sub).")
+    _check_email(email, settings, noun)
     scopes = scopes_of(claims)
     administers = role == PROXY_ADMIN or settings.admin_jwt_scope in scopes
     needs_team = settings.enforce_team_based_model_access or settings.team_id_jwt_field is not None
@@ -81,12 +82,12 @@ def caller_of(claims: Mapping[str, Any], settings: JwtClaims) -> TokenCaller:
         name=(email or user_id or subject)[:LONGEST_NAME],
         user_id=user_id,
         user_email=email,
-        organization_id=_name(claims, settings.org_id_jwt_field),
+        organization_id=_name(claims, settings.org_id_jwt_field, noun),
         team_ids=teams,
         needs_team=needs_team and not administers,
         models=() if administers else _models_of(scopes, settings),
         allowed_routes=settings.admin_allowed_routes or (MANAGEMENT,) if administers else settings.team_allowed_routes,
-        end_user_id=_name(claims, settings.end_user_id_jwt_field),
+        end_user_id=_name(claims, settings.end_user_id_jwt_field, noun),
         administers=administers,
     )
 
@@ -116,7 +117,7 @@ def claim(claims: Mapping[str, Any], path: str) -> Any:
     return found
 
 
-def _name(claims: Mapping[str, Any], path: str | None) -> str | None:
+def _name(claims: Mapping[str, Any], path: str | None, noun: str) -> str | None:
     """Return a claim that is a name, or the first of a list; None if it says nothing.
 
     Raises:
@@ -130,7 +131,7 @@ def _name(claims: Mapping[str, Any], path: str | None) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str) or len(value) > LONGEST_NAME or not value.isprintable() or value.startswith("sk-"):
-        raise InvalidToken(f"The claim {path} of this token is not a name of at most {LONGEST_NAME} characters.")
+        raise InvalidToken(f"The claim {path} of this {noun} is not a name of at most {LONGEST_NAME} characters.")
     return value
 
 
@@ -148,7 +149,7 @@ def _teams_of(claims: Mapping[str, Any], settings: JwtClaims) -> tuple[str, ...]
     return tuple(dict.fromkeys(teams))[:MOST_TEAMS]
 
 
-def _role_of(claims: Mapping[str, Any], settings: JwtClaims) -> str | None:
+def _role_of(claims: Mapping[str, Any], settings: JwtClaims, noun: str) -> str | None:
     """Return LiteLLM's role: the first mapping whose role the token has.
 
     Raises:
@@ -158,15 +159,15 @@ def _role_of(claims: Mapping[str, Any], settings: JwtClaims) -> str | None:
         has = _names(claims, settings.user_roles_jwt_field)
         if not any(role in settings.user_allowed_roles for role in has):
             raise TokenNotAllowed(
-                f"This token has none of the roles that are let in, in its claim {settings.user_roles_jwt_field}. Ask "
+                f"This {noun} has none of the roles that are let in, in its claim {settings.user_roles_jwt_field}. Ask "
                 "an administrator for such a role."
             )
     has = _names(claims, settings.roles_jwt_field)
     role = next((internal for name, internal in settings.role_mappings if name in has), None)
     if role is None and settings.enforce_rbac:
         raise TokenNotAllowed(
-            f"This token has no role that is known here, in its claim {settings.roles_jwt_field}. Ask an administrator "
-            "for such a role."
+            f"This {noun} has no role that is known here, in its claim {settings.roles_jwt_field}. Ask an "
+            "administrator for such a role."
         )
     return role
 
@@ -180,12 +181,12 @@ def _models_of(scopes: frozenset[str], settings: JwtClaims) -> tuple[str, ...]:
     return tuple(dict.fromkeys(models))
 
 
-def _check_email(email: str | None, settings: JwtClaims) -> None:
+def _check_email(email: str | None, settings: JwtClaims, noun: str) -> None:
     domain = settings.user_allowed_email_domain
     if domain is None:
         return
     if email is None or "@" not in email or email.rpartition("@")[2].lower() != domain.lower():
-        raise TokenNotAllowed("The e-mail address of this token is not of a domain that is let in.")
+        raise TokenNotAllowed(f"The e-mail address of this {noun} is not of a domain that is let in.")
 
 
 def _id_of(issuer: str, subject: str) -> str:

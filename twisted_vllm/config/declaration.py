@@ -115,6 +115,21 @@ class Setting:
         """The path in the file, for a setting in one of the blocks."""
         return f"{self.block}.{self.name}" if self.block else self.name
 
+    @property
+    def kind(self) -> str:
+        """The kind of its value, such as ``whole number``."""
+        return self.check.kind if isinstance(self.check, Checker) else "mapping"
+
+    @property
+    def measure(self) -> str:
+        """The unit of its value; empty if it has none."""
+        return self.unit or (self.check.unit if isinstance(self.check, Checker) else "")
+
+    @property
+    def null(self) -> str:
+        """The meaning of null; empty if it may not be null."""
+        return self.check.null if isinstance(self.check, Checker) else ""
+
 
 def setting(
     default: T | Required,

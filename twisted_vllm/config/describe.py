@@ -73,12 +73,18 @@ _LEFT_OUT = {
 }
 
 
-def _left_out(warnings: Iterable[str], label: str) -> Iterator[str]:
-    """Return the warnings of one kind: entries that are skipped, settings that are ignored, and all others."""
+def left_out(warnings: Iterable[str]) -> dict[str, list[str]]:
+    """Return warnings by their kinds: entries that are ``skipped``, settings that are ``ignored``, all ``warnings``."""
+    found: dict[str, list[str]] = {"skipped": [], "ignored": [], "warnings": []}
     for warning in warnings:
-        kind = "skipped" if ": skipped (" in warning else "ignored" if ": ignored" in warning else "warning"
-        if kind == label:
-            yield warning
+        kind = "skipped" if ": skipped (" in warning else "ignored" if ": ignored" in warning else "warnings"
+        found[kind].append(warning)
+    return found
+
+
+def _left_out(warnings: Iterable[str], label: str) -> Iterator[str]:
+    """Yield the warnings of one kind, by its label."""
+    yield from left_out(warnings)["warnings" if label == "warning" else label]
 
 
 def _mode(settings: Settings) -> Iterator[str]:
@@ -96,6 +102,14 @@ def _tokens(settings: Settings) -> Iterator[str]:
         yield f"signed by a key of {url}"
     audience = "anybody" if settings.jwt.accept_any_audience else ", ".join(settings.jwt_audience or ())
     yield f"for {audience}, from {', '.join(settings.jwt_issuer or ()) or 'any issuer with such a key'}"
+
+
+def _console(settings: Settings) -> Iterator[str]:
+    console = settings.console
+    if not console.enabled:
+        yield "off"
+    elif console.oidc.issuer is not None:
+        yield f"people sign in with keys, and at {console.oidc.issuer} as {console.oidc.client_id}"
 
 
 def _limits_together(settings: Settings) -> Iterator[str]:
@@ -261,19 +275,48 @@ def _timeouts(settings: Settings) -> Iterator[str]:
 
 def _server_limits(settings: Settings) -> Iterator[str]:
     for server in settings.servers:
-        yield from _elsewhere(server, server, settings.limits, SERVER_LIMITS)
+        yield from _elsewhere(server, _differing_from(server, settings.limits, SERVER_LIMITS))
 
 
 def _server_timeouts(settings: Settings) -> Iterator[str]:
     for server in settings.servers:
-        yield from _elsewhere(server, server.timeouts, settings.timeouts, SERVER_TIMEOUTS)
+        yield from _elsewhere(server, _differing_from(server.timeouts, settings.timeouts, SERVER_TIMEOUTS))
 
 
-def _elsewhere(server: Server, own: object, general: object, declared: Iterable[Setting]) -> Iterator[str]:
+def _elsewhere(server: Server, differing: Iterable[tuple[Setting, object, object]]) -> Iterator[str]:
+    for each, value, usual in differing:
+        yield f"{each.name} {_shown(value, each)} for {server.name} (elsewhere {_shown(usual, each)})"
+
+
+def _differing_from(
+    own: object, general: object, declared: Iterable[Setting]
+) -> Iterator[tuple[Setting, object, object]]:
+    """Yield the settings of a server that differ from those of all servers: its value, and the usual one."""
     for each in declared:
         value, usual = getattr(own, each.attribute), getattr(general, each.attribute)
         if value != usual:
-            yield f"{each.name} {_shown(value, each)} for {server.name} (elsewhere {_shown(usual, each)})"
+            yield each, value, usual
+
+
+def changed_of_servers(settings: Settings, servers: Iterable[Server] | None = None) -> dict[str, dict[str, object]]:
+    """Return what differs for single servers, as `passthrough.servers` says it: by the URL of the server.
+
+    Args:
+        settings: the settings of all servers.
+        servers: the servers; None for all.
+    """
+    found = {}
+    for server in settings.servers if servers is None else servers:
+        own = {each.name: value for each, value, _ in _differing_from(server, settings.limits, SERVER_LIMITS)}
+        timeouts = _differing_from(server.timeouts, settings.timeouts, SERVER_TIMEOUTS)
+        own |= {f"timeouts.{each.name}": value for each, value, _ in timeouts}
+        own |= {name: value for name in _EVENTS if (value := getattr(server, name)) is not None}
+        if own:
+            found[url_of(server)] = own
+    return found
+
+
+_EVENTS = ("kv_events", "kv_events_replay")
 
 
 def _others(settings: Settings) -> Iterator[str]:
@@ -294,7 +337,7 @@ def _changed(value: object, each: Setting) -> str:
 
 
 def _shown(value: object, each: Setting) -> str:
-    in_seconds = (each.unit or getattr(each.check, "unit", "")) == "seconds"
+    in_seconds = each.measure == "seconds"
     if value is None:
         return "no limit" if in_seconds else "none"
     if isinstance(value, float) and in_seconds:
@@ -332,6 +375,14 @@ LINES = (
             "passthrough.jwt_audience",
             "passthrough.jwt_issuer",
             "passthrough.jwt.accept_any_audience",
+        ),
+    ),
+    Line(
+        "console",
+        _console,
+        (
+            "passthrough.console.enabled",
+            *(f"passthrough.console.oidc.{name}" for name in ("issuer", "client_id", "client_secret")),
         ),
     ),
     Line("database", lambda settings: [describe_database(settings.database_url)], ("general_settings.database_url",)),

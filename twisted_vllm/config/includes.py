@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from twisted_vllm.config.checks import kind_of
+from twisted_vllm.config.origins import FileLines
 from twisted_vllm.config.problems import ConfigError, Problem, shown
 from twisted_vllm.config.sources import read
 
@@ -16,12 +17,16 @@ INCLUDE = "include"
 MAX_FILES = 100
 
 
-def read_with_includes(file: str) -> dict[Any, Any]:
+def read_with_includes(file: str, lines: FileLines | None = None) -> dict[Any, Any]:
     """Read a configuration file and all files that it includes, those of included files too.
 
     A name is looked up beside the file that has it, or else beside the first file. Lists are joined in the order of
     the files. Anything else may stand in one of the files alone: LiteLLM takes the last one whole, and forgets the
     settings of the others.
+
+    Args:
+        file: the first file.
+        lines: takes the lines of all settings.
 
     Raises:
         ConfigError: a file cannot be read, or two files set the same.
@@ -30,7 +35,7 @@ def read_with_includes(file: str) -> dict[Any, Any]:
     first_at: dict[Any, str] = {}
     waiting, seen = [file], {os.path.realpath(file)}
     for at in waiting:
-        content = read(at)
+        content = read(at, lines)
         for name in _names(content, at):
             path = _beside(name, at, file)
             real = os.path.realpath(path)

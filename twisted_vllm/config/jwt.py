@@ -240,3 +240,15 @@ class JwtSettings:
         flag,
         "Whether tokens are accepted that the issuer made for other programs. Without it, jwt_audience must be set.",
     )
+
+
+def check_roles(claims: JwtClaims, at: Place) -> None:
+    """Refuse settings of which one needs another: it would let everybody in, or nobody."""
+    if (claims.user_roles_jwt_field is None) != (not claims.user_allowed_roles):
+        at.refuse("needs user_roles_jwt_field and user_allowed_roles together, or none of them")
+    if claims.user_allowed_email_domain is not None and claims.user_email_jwt_field is None:
+        at.key("user_allowed_email_domain").refuse("needs user_email_jwt_field")
+    if claims.role_mappings and claims.roles_jwt_field is None:
+        at.key("role_mappings").refuse("needs roles_jwt_field")
+    if claims.enforce_rbac and not claims.role_mappings:
+        at.key("enforce_rbac").refuse("needs role_mappings")

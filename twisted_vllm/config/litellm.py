@@ -36,7 +36,6 @@ ADVICE = {
     "trusted_proxy_ranges": "see passthrough.trusted_proxies",
     "disable_cooldowns": "see router_settings.allowed_fails",
     "enable_pre_call_checks": "see router_settings.context_window_fallbacks",
-    "store_prompts_in_spend_logs": "the ledger keeps no prompts; see passthrough.log_bodies for traces and sinks",
     "json_logs": "see passthrough.log.format",
     "maximum_spend_logs_retention_period": "see passthrough.ledger.usage_retention",
     "pass_through_request_timeout": "see passthrough.timeouts",
@@ -132,7 +131,7 @@ GENERAL_SETTINGS = names(
     mcp_trusted_proxy_ranges moderation_model oauth2_config_mappings pass_through_endpoints
     pass_through_request_timeout proxy_batch_polling_interval proxy_batch_write_at
     proxy_budget_rescheduler_max_time proxy_budget_rescheduler_min_time public_routes spend_report_frequency
-    store_prompts_in_spend_logs supported_db_objects token_rate_limit_type ui_access_mode
+    supported_db_objects token_rate_limit_type ui_access_mode
     use_azure_key_vault use_client_credentials_pass_through_routes use_google_kms use_redis_transaction_buffer
     use_shared_health_check use_x_forwarded_for user_api_key_cache_ttl user_mcp_management_mode
     admission_queue_timeout_seconds agent_access_default_deny alert_type_config

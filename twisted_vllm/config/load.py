@@ -12,6 +12,7 @@ import attrs
 from twisted_vllm.config import alerting, litellm, otlp_metrics, otlp_sinks, restricting
 from twisted_vllm.config.callbacks import NO_CALLBACKS, Callbacks, callback_settings
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
+from twisted_vllm.config.console import ConsoleSettings
 from twisted_vllm.config.declaration import (
     OWN_BLOCK,
     Inherited,
@@ -24,26 +25,40 @@ from twisted_vllm.config.declaration import (
     settings_of,
 )
 from twisted_vllm.config.includes import read_with_includes
-from twisted_vllm.config.jwt import JwtClaims, JwtSettings
+from twisted_vllm.config.jwt import JwtClaims, JwtSettings, check_roles
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
+from twisted_vllm.config.log_bodies import DEFAULT_LOG_BODIES, FULL
 from twisted_vllm.config.model_ids import ModelIds, lasting_secret
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
+from twisted_vllm.config.origins import FileLines
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report, shown, suggestion
 from twisted_vllm.config.providers import PROVIDER
 from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.config.server_tls import TlsParams
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
-from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, RoutingSettings, Settings, Timeouts
-from twisted_vllm.config.sinks import SinkSettings
-from twisted_vllm.config.sources import BLOCK, from_environment, overlay, warn_of_misspelt
+from twisted_vllm.config.settings import (
+    DEFAULT_DATABASE_URL,
+    LedgerSettings,
+    Limits,
+    PriceList,
+    RoutingSettings,
+    Settings,
+    Timeouts,
+)
+from twisted_vllm.config.sinks import DATABASE, REQUESTS, SPEND_LOGS, SinkSettings
+from twisted_vllm.config.sources import BLOCK, from_environment, overlay, variable_of, warn_of_misspelt
 from twisted_vllm.config.tracing import TracingSettings, with_destinations
 from twisted_vllm.config.urls import api_base, database_url
+from twisted_vllm.config.written import origins_of
 
 #: the names of command-line arguments in messages
 _LISTEN_OPTION = "--listen"
 
 #: LiteLLM's setting that takes the client's address from X-Forwarded-For
 _FORWARDED = "use_x_forwarded_for"
+
+#: LiteLLM's setting that keeps prompts
+_STORE_PROMPTS = "general_settings.store_prompts_in_spend_logs"
 
 #: every setting in a block of the file, by attribute
 _DECLARED = {
@@ -208,7 +223,8 @@ def load(
     Raises:
         ConfigError: the configuration is not valid; it contains all problems.
     """
-    written = read_with_includes(file) if file is not None else {}
+    lines = FileLines()
+    written = read_with_includes(file, lines) if file is not None else {}
     report = Report()
     root = Place("", report, overlay(environ, written.get(BLOCK), report))
     warn_of_misspelt(root.environ, variables(), report)
@@ -221,9 +237,12 @@ def load(
         **{name: value for name, value in document.router_settings.items() if value is not None},
         **document.passthrough,
     }
+    taken: dict[str, str] = {}
     for each in variables():
         if found.get(each.attribute) is None:
             found[each.attribute] = from_environment(each, root)
+            if (name := variable_of(each, root.environ)) is not None:
+                taken[each.path] = name
     found["listen"] = _endpoints(listen, found.get("listen", ()), root)
     if found["master_key"] is None and not found.get("allow_anonymous"):
         _refuse_open_mode(found["listen"], root.at(_LISTEN_OPTION if listen else _DECLARED["listen"].path))
@@ -236,10 +255,12 @@ def load(
         _refuse_untold_addresses(written.get("general_settings"), root)
     if found.get("enable_jwt_auth"):
         _check_jwt(found, root)
+    _check_console(found, root)
     alerting.resolve(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
     callbacks = _callbacks(found, document.callback_settings, root)
+    callbacks = _kept_prompts(found, callbacks, written.get(OWN_BLOCK), root)
     tracing = found.get("tracing") or TracingSettings()
     found["otlp_metrics"] = otlp_metrics.resolved(
         found.get("otlp_metrics") or otlp_metrics.OtlpMetricsSettings(), tracing, root
@@ -265,11 +286,17 @@ def load(
         callbacks=callbacks,
         usual_tls=TlsParams(verify=found.get("ssl_verify"), certificate=found.get("ssl_certificate")),
         warnings=report.warnings(),
+        origins=origins_of(written, lines, root.environ, taken, _placed(document.model_list, fleet)),
     )
     _check_spools(settings, root)
     if report.problems:
         raise ConfigError(report.problems, report.warnings())
     return settings
+
+
+def _placed(table: Sequence[Row], fleet: Fleet) -> Iterable[tuple[Place, str]]:
+    """Return the place of each entry of the list, and its id."""
+    return zip((row.place for row in table), (entry.model_id for entry in fleet.models), strict=True)
 
 
 def _callbacks(found: Mapping[str, Any], own: Mapping[str, object], root: Place) -> Callbacks:
@@ -284,12 +311,38 @@ def _callbacks(found: Mapping[str, Any], own: Mapping[str, object], root: Place)
     return read_callbacks(both, successes, failures, own, found.get("s3_callback_params", {}), root)
 
 
+def _kept_prompts(found: dict[str, Any], callbacks: Callbacks, written: object, root: Place) -> Callbacks:
+    """Return the callbacks with the sink that ``store_prompts_in_spend_logs`` asks for, and have prompts kept for it.
+
+    LiteLLM gives prompts and answers to all its callbacks as well.
+    """
+    own = [index for index, sink in enumerate(found.get("sinks", ())) if sink.type == DATABASE]
+    for index in own[1:]:
+        root.at(_DECLARED["sinks"].path).item(index).key("type").refuse("stands twice: one database is enough")
+    stores = bool(found.get("store_prompts_in_spend_logs"))
+    if not found.get("ledger", LedgerSettings()).enabled and (own or stores):
+        place = root.at(_DECLARED["sinks"].path).item(own[0]).key("type") if own else root.at(_STORE_PROMPTS)
+        place.refuse("keeps prompts by the rows of the ledger, which is off (set passthrough.ledger.enabled: true)")
+    if not stores:
+        return callbacks
+    bodies = found.get("log_bodies") or DEFAULT_LOG_BODIES
+    in_file = written.get("log_bodies") if isinstance(written, dict) else None
+    if not (isinstance(in_file, dict) and "mode" in in_file):
+        found["log_bodies"] = attrs.evolve(bodies, mode=FULL)
+    if own:
+        return callbacks
+    sink = SinkSettings(name=SPEND_LOGS, type=DATABASE, events=(REQUESTS,))
+    return attrs.evolve(callbacks, sinks=(*callbacks.sinks, sink))
+
+
 def _check_sink_names(written: Iterable[SinkSettings], callbacks: Callbacks, root: Place) -> None:
     names = {sink.name for sink in callbacks.sinks}
     for index, sink in enumerate(written):
         if sink.name in names:
             root.at(_DECLARED["sinks"].path).item(index).key("name").refuse(
                 "is the name of a callback's sink as well (give it another one, or take the callback out)"
+                if sink.name != SPEND_LOGS
+                else "is the name of the sink of general_settings.store_prompts_in_spend_logs (give it another one)"
             )
 
 
@@ -371,20 +424,24 @@ def _check_jwt(found: Mapping[str, Any], root: Place) -> None:
         )
     claims = found.get("litellm_jwtauth") or JwtClaims()
     at = root.at("general_settings.litellm_jwtauth")
-    if (claims.user_roles_jwt_field is None) != (not claims.user_allowed_roles):
-        at.refuse("needs user_roles_jwt_field and user_allowed_roles together, or none of them")
-    if claims.user_allowed_email_domain is not None and claims.user_email_jwt_field is None:
-        at.key("user_allowed_email_domain").refuse("needs user_email_jwt_field")
-    if claims.role_mappings and claims.roles_jwt_field is None:
-        at.key("role_mappings").refuse("needs roles_jwt_field")
-    if claims.enforce_rbac and not claims.role_mappings:
-        at.key("enforce_rbac").refuse("needs role_mappings")
+    check_roles(claims, at)
     if claims.object_id_jwt_field is not None and not claims.role_mappings:
         at.key("object_id_jwt_field").refuse("needs role_mappings, which say whether it is a user or a team")
     if bool(claims.scope_mappings) != claims.enforce_scope_based_access:
         at.refuse("needs scope_mappings and enforce_scope_based_access together, or none of them")
     if claims.user_id_upsert and claims.user_id_jwt_field is None and claims.object_id_jwt_field is None:
         at.key("user_id_upsert").refuse("needs user_id_jwt_field")
+
+
+def _check_console(found: Mapping[str, Any], root: Place) -> None:
+    """Refuse a provider where nobody signs in, as everybody is an administrator."""
+    console = found.get("console") or ConsoleSettings()
+    refused = root.report.refused_below("general_settings", *variables_of("master_key"))
+    if console.oidc.issuer is not None and found.get("master_key") is None and not refused:
+        root.at(f"{_DECLARED['console'].path}.oidc").refuse(
+            "lets nobody in while there is no master key: then everybody is an administrator (set LITELLM_MASTER_KEY "
+            "or general_settings.master_key)"
+        )
 
 
 def _warn_of_limits(limits: Limits, root: Place) -> None:

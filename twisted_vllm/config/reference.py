@@ -176,7 +176,7 @@ def _remark(each: Setting) -> str:
     """Return the comment after the value: unit, choices, and the meaning of null or no value."""
     if isinstance(each.check, Section) or each.items is not None:
         return ""
-    said = [_unit(each)] if _unit(each) else []
+    said = [each.measure] if each.measure else []
     if each.check.kind == "choice":
         said.append(" or ".join(each.check.bounds.rsplit(", ", 1)))
     if isinstance(each.default, Required):
@@ -186,10 +186,6 @@ def _remark(each: Setting) -> str:
     elif each.check.null:
         said.append(f"null: {each.check.null}" if said or each.default is not None else each.check.null)
     return "; ".join(said)
-
-
-def _unit(each: Setting) -> str:
-    return each.unit or (each.check.unit if isinstance(each.check, Checker) else "")
 
 
 def reference(document: Section[Any] = DOCUMENT) -> str:
@@ -242,22 +238,18 @@ def _row(each: Setting, path: str) -> dict[str, str]:
     if held is not None and held[1].settings:
         # a mapping has its own table, below its description
         name, doc = f"[{name}](#{re.sub(r'[^a-z0-9_]', '', held[0].lower())})", ""
-    null = each.check.null if isinstance(each.check, Checker) else ""
+    null = each.null
     return {
         "Setting": name,
-        "Type": _kind(each) + (" or null" if null else ""),
+        "Type": each.kind + (" or null" if null else ""),
         "Default": _default_cell(each),
         "Bounds": _escaped(each.check.bounds) if isinstance(each.check, Checker) else "",
-        "Unit": _unit(each),
+        "Unit": each.measure,
         "Description": doc + (f" `null`: {_escaped(null)}." if null else ""),
         "Environment": _codes(each.environment),
         "Restart": "" if each.reload else "needed",
         "LiteLLM's name": _litellm(each, here),
     }
-
-
-def _kind(each: Setting) -> str:
-    return each.check.kind if isinstance(each.check, Checker) else "mapping"
 
 
 def _default_cell(each: Setting) -> str:

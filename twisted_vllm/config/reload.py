@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
+import msgspec
 
 from twisted_vllm.config.declaration import Section, settings_of
 from twisted_vllm.config.listen import is_loopback, same_place
@@ -50,6 +51,68 @@ class Reloaded:
     warnings: tuple[str, ...] = ()
 
 
+#: the results of a reload, as metrics name them
+SUCCEEDED, INVALID, FAILED = "succeeded", "invalid", "failed"
+
+#: lines of each kind that are kept of the last reload
+MOST_LINES = 100
+
+
+class ReloadEnd(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """When and how a reload ended.
+
+    Attributes:
+        at: Unix seconds.
+        by: who asked for it: ``API`` or the name of a signal.
+        result: whether it `SUCCEEDED`, was `INVALID` and changed nothing, or `FAILED` otherwise.
+        changed: as in `Reloaded`.
+        restart_needed: likewise.
+        warnings: likewise.
+        problems: why nothing was changed.
+    """
+
+    at: float
+    by: str
+    result: str
+    changed: tuple[str, ...] = ()
+    restart_needed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+class ReloadState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What reloads did since the start.
+
+    Attributes:
+        read_at: when the settings in effect were read, in Unix seconds.
+        restart_needed: settings that differ from what was read last, and need a restart.
+        last: the last reload; None if there was none.
+    """
+
+    read_at: float
+    restart_needed: tuple[str, ...] = ()
+    last: ReloadEnd | None = None
+
+    def after(self, end: ReloadEnd) -> ReloadState:
+        """Return the state after a reload, of which no more than `MOST_LINES` lines of a kind are kept."""
+        kept = msgspec.structs.replace(
+            end,
+            changed=most_lines(end.changed),
+            restart_needed=most_lines(end.restart_needed),
+            warnings=most_lines(end.warnings),
+            problems=most_lines(end.problems),
+        )
+        if end.result == SUCCEEDED:
+            return ReloadState(read_at=end.at, restart_needed=kept.restart_needed, last=kept)
+        return msgspec.structs.replace(self, last=kept)
+
+
+def most_lines(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return the first lines, and how many more there are."""
+    more = len(lines) - MOST_LINES
+    return (*lines[:MOST_LINES], f"and {more} more") if more > 0 else tuple(lines)
+
+
 def plan_reload(current: Settings, wanted: Settings) -> ReloadPlan:
     """Compare settings.
 
@@ -69,6 +132,7 @@ def plan_reload(current: Settings, wanted: Settings) -> ReloadPlan:
         restart_needed.remove(LISTEN)
         changed.append(LISTEN)
         settings = attrs.evolve(settings, listen=wanted.listen)
+    settings = attrs.evolve(settings, origins=wanted.origins.with_former(current.origins, restart_needed))
     changed += _changed_servers(current, wanted)
     _refuse_open_mode(settings)
     return ReloadPlan(settings, tuple(changed), tuple(restart_needed))

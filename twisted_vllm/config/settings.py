@@ -53,6 +53,7 @@ from twisted_vllm.config.log_bodies import LogBodiesSettings
 from twisted_vllm.config.metrics import MetricsSettings
 from twisted_vllm.config.model_ids import lasting_secret
 from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
+from twisted_vllm.config.origins import Origins
 from twisted_vllm.config.otlp_metrics import OtlpMetricsSettings
 from twisted_vllm.config.problems import Place
 from twisted_vllm.config.redis_places import RedisPlace, redis_url
@@ -1056,6 +1057,14 @@ class Settings:
         "say: metadata is the most.",
         block="litellm_settings",
     )
+    store_prompts_in_spend_logs: bool = setting(
+        False,
+        flag,
+        "Whether prompts and answers are kept in the database, and shown with the requests of the ledger: a sink of "
+        "type database named spend_logs, unless passthrough.sinks has one. passthrough.log_bodies.mode is then full, "
+        "for all sinks and traces, unless it is written.",
+        block="general_settings",
+    )
     global_disable_no_log_param: bool = setting(
         False,
         flag,
@@ -1284,6 +1293,8 @@ class Settings:
     usual_tls: TlsParams = _NO_TLS
     callbacks: Callbacks = NO_CALLBACKS
     warnings: tuple[str, ...] = ()
+    #: where the values were written; settings with the same values are equal
+    origins: Origins = attrs.field(factory=Origins, eq=False, repr=False)
 
     @property
     def record_defaults(self) -> RecordDefaults:
@@ -1346,6 +1357,8 @@ class Settings:
         found += [secret for sink in self.all_sinks for secret in sink.secrets]
         found += self.otlp_metrics.secrets
         found += self.ledger.usage_export.s3.secrets
+        if self.console.oidc.client_secret is not None:
+            found.append(self.console.oidc.client_secret.reveal())
         return found
 
     @property

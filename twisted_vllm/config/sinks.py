@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import attrs
 
-from twisted_vllm.config.checks import checker, flag, list_of, one_of, optional, seconds, text, whole
+from twisted_vllm.config.checks import checker, duration, flag, list_of, one_of, optional, seconds, text, whole
 from twisted_vllm.config.checks import secret as credential
 from twisted_vllm.config.declaration import Items, Required, section, setting, settings_of
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
@@ -28,6 +28,14 @@ REQUESTS, SUCCESSES, FAILURES, LOG = EVENTS = ("requests", "successes", "failure
 KEYS, NOBODY = "keys", "nobody"
 LEVELS = ("debug", "info", "warn", "error", "critical")
 FORMATS = ("json", "event", "litellm", "text")
+
+#: the type of the sink that keeps prompts and answers in the gateway's own database
+DATABASE = "database"
+#: its name where LiteLLM's setting asks for it
+SPEND_LOGS = "spend_logs"
+
+#: how long it keeps them unless the settings say so, in seconds
+KEPT_FOR = 30 * 86_400.0
 
 #: how many sinks there may be: each has a queue, and some a thread
 MOST_SINKS = 32
@@ -165,9 +173,9 @@ class SinkSettings:
         example="audit",
     )
     type: str = setting(
-        Required("one of stdout, file, syslog, journald, webhook, otlp, s3 and python"),
+        Required("one of stdout, file, syslog, journald, webhook, otlp, s3, database and python"),
         text,
-        "What it is: stdout, file, syslog, journald, webhook, otlp, s3 or python.",
+        "What it is: stdout, file, syslog, journald, webhook, otlp, s3, database or python.",
         example="stdout",
     )
     events: tuple[str, ...] = setting(
@@ -267,6 +275,18 @@ class SinkSettings:
         "async_log_success_event, log_failure_event or async_log_failure_event.",
     )
 
+    keep_for: float | None = setting(
+        None,
+        optional(duration("1h"), "30d"),
+        "database: how long prompts and answers are kept; never longer than ledger.usage_retention.",
+    )
+    max_stored_bytes: int = setting(
+        1_073_741_824,
+        whole(1_048_576),
+        "database: the most bytes of all prompts and answers, compressed. Beyond it the oldest go.",
+        unit="bytes",
+    )
+
     #: where the module of `object` is looked for first: the directory of the configuration file
     import_from: str = ""
     #: of ``otlp``: the gateway's name and attributes, which are those of its traces
@@ -330,6 +350,7 @@ TYPES: Mapping[str, SinkType] = {
         ),
         ("json", "event", "litellm"),
     ),
+    DATABASE: SinkType((), ("keep_for", "max_stored_bytes"), ("json",)),
     "python": SinkType(("object",), (), ("json",)),
 }
 
@@ -348,6 +369,8 @@ def sinks(value: object, place: Place) -> tuple[SinkSettings, ...]:
         sink = here.attempt(SINK_SECTION, content)
         if sink is not None:
             check_sink(sink, content if isinstance(content, dict) else {}, here)
+            if sink.type == DATABASE:
+                sink = attrs.evolve(sink, events=tuple(each for each in sink.events if each != LOG))
         return sink
 
     return named_items(value, place, "sink", MOST_SINKS, read)
@@ -377,6 +400,8 @@ def check_sink(sink: SinkSettings, written: Mapping[object, object], place: Plac
         place.key("format").refuse(f"must be one of {', '.join(kind.formats)} for a sink of type {sink.type}")
     if not sink.events and not place.report.refused_below(place.key("events").path):
         place.key("events").refuse("is empty, so that it would be told nothing (remove the sink, or name some)")
+    if sink.type == DATABASE and LOG in sink.events and "events" in written:
+        place.key("events").refuse("has log, but a database keeps prompts and answers alone (take log out)")
     check_key_pair(sink.as_bucket, place)
     if sink.type == "s3":
         check_s3_installed(place)

@@ -18,6 +18,7 @@ from yaml.resolver import Resolver
 
 from twisted_vllm.config.checks import checker, kind_of
 from twisted_vllm.config.declaration import Setting
+from twisted_vllm.config.origins import FileLines
 from twisted_vllm.config.problems import (
     ConfigError,
     EnvironmentText,
@@ -40,8 +41,12 @@ _QUOTED = re.compile(r"""'(.*?)'|"(.*?)\"""", re.DOTALL)
 _TOKEN = re.compile(r".?|<[a-z ]+>", re.DOTALL)
 
 
-def read(file: str) -> dict[Any, Any]:
+def read(file: str, lines: FileLines | None = None) -> dict[Any, Any]:
     """Read a configuration file; an empty one has no settings.
+
+    Args:
+        file: its name.
+        lines: takes the lines of its settings.
 
     Raises:
         ConfigError: it cannot be read, is not YAML, or is not a mapping at the top.
@@ -57,17 +62,22 @@ def read(file: str) -> dict[Any, Any]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise _refusal(file, f"line {line}: is not UTF-8 text (save the file as UTF-8)") from None
-    return parse(text, file)
+    return parse(text, file, lines)
 
 
-def parse(text: str, file: str) -> dict[Any, Any]:
-    """Parse the text of a configuration file; ``file`` is its name for messages.
+def parse(text: str, file: str, lines: FileLines | None = None) -> dict[Any, Any]:
+    """Parse the text of a configuration file.
+
+    Args:
+        text: the text.
+        file: its name, for messages.
+        lines: takes the lines of its settings.
 
     Raises:
         ConfigError: it is not YAML, a name is repeated in a mapping, or the top is not a mapping.
     """
     try:
-        found = yaml.load(text, Loader=_StrictLoader)
+        found = _loaded(text, file, lines)
     except yaml.MarkedYAMLError as error:
         raise _refusal(file, _explain(error)) from None
     except ReaderError as error:
@@ -80,6 +90,19 @@ def parse(text: str, file: str) -> dict[Any, Any]:
     if not isinstance(found, dict):
         raise _refusal(file, "must be a mapping of settings (such as 'general_settings:' with its settings below)")
     return found
+
+
+def _loaded(text: str, file: str, lines: FileLines | None) -> Any:
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        found = None if node is None else loader.construct_document(node)
+        if lines is not None:
+            # last: merge keys (<<) are resolved by now
+            lines.add(node, file)
+        return found
+    finally:
+        loader.dispose()
 
 
 def _refusal(file: str, message: str) -> ConfigError:
@@ -172,8 +195,10 @@ def warn_of_misspelt(environ: Mapping[str, str], settings: Iterable[Setting], re
 
 def from_environment(setting: Setting, root: Place) -> Any:
     """Return the value of a setting from the environment; ``None`` if it is not set or is refused."""
-    for name in setting.environment:
-        value = root.environ.get(name)
-        if value:
-            return root.at(name).attempt(setting.check, EnvironmentText(value))
-    return None
+    name = variable_of(setting, root.environ)
+    return None if name is None else root.at(name).attempt(setting.check, EnvironmentText(root.environ[name]))
+
+
+def variable_of(setting: Setting, environ: Mapping[str, str]) -> str | None:
+    """Return the variable that sets a setting; ``None`` if none is set."""
+    return next((name for name in setting.environment if environ.get(name)), None)

@@ -9,7 +9,7 @@ from twisted_vllm.config.problems import Place, Rejected
 
 _NOT_SENT = re.compile(r"[^\x21-\x7e]|[\\#]")
 #: hosts whose traffic does not leave the machine
-_LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
+LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
 def web_url(found: str, place: Place, example: str, *, instead: str = "", in_clear: str = "") -> str:
@@ -37,6 +37,6 @@ def web_url(found: str, place: Place, example: str, *, instead: str = "", in_cle
         raise Rejected(f"must begin with {schemes} (such as {example})")
     if "@" in parts.netloc:
         raise Rejected("must not hold a user name or a password" + (f" ({instead})" if instead else ""))
-    if in_clear and parts.scheme == "http" and host not in _LOOPBACK:
+    if in_clear and parts.scheme == "http" and host not in LOOPBACK:
         place.warn(f"is not https://: {in_clear}")
     return found

@@ -14,8 +14,8 @@ from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from twisted_vllm.auth.tokens import TokenKey, read_key_set
-from twisted_vllm.errors import GatewayError
+from twisted_vllm.auth.tokens import TokenHeader, TokenKey, fitting, read_key_set
+from twisted_vllm.errors import GatewayError, InvalidToken, IssuerUnavailable
 from twisted_vllm.upstreams.own_requests import read_at_most
 
 #: a key set's bytes, and the seconds until it must be there
@@ -73,6 +73,7 @@ class KeySets:
         fetch: Fetch,
         clock: IReactorTime,
         on_dropped: Callable[[], None],
+        without: str = "tokens are answered 503",
     ) -> None:
         """Make it; nothing is fetched yet.
 
@@ -83,6 +84,7 @@ class KeySets:
             fetch: returns the body at a URL.
             clock: the reactor.
             on_dropped: called when a key is not trusted any more.
+            without: what follows if there are no keys, for the log.
         """
         self._sets = [_KeySet(url) for url in urls]
         self._ttl = ttl
@@ -90,6 +92,7 @@ class KeySets:
         self._fetch = fetch
         self._clock = clock
         self._on_dropped = on_dropped
+        self._without = without
         self._earliest = float("-inf")
         self._waiting: list[Deferred[None]] | None = None
 
@@ -112,6 +115,28 @@ class KeySets:
         """How long it is until they are to be fetched again, in seconds; negative or 0 if that is now."""
         ends = [float("-inf") if each.fetched_at is None else each.fetched_at + self._ttl for each in self._sets]
         return min(ends, default=float("-inf")) - self._clock.seconds()
+
+    @inlineCallbacks
+    def fetch_for(self, header: TokenHeader) -> Generator[Deferred[Any], Any, list[TokenKey]]:
+        """Fetch the keys that may have signed a token, of which none is known.
+
+        Raises:
+            IssuerUnavailable: there are no keys now.
+            InvalidToken: there is no such key.
+        """
+        waiting = self.refresh()
+        if waiting is not None:
+            yield waiting
+        keys = self.keys
+        if not keys:
+            raise IssuerUnavailable(
+                "The keys of the issuer of tokens cannot be fetched now, so no token can be verified. Try again.",
+                retry_after=int(FETCH_INTERVAL),
+            )
+        found = fitting(keys, header)
+        if not found:
+            raise InvalidToken("The issuer has no key (kid) that may have signed this token. Get a new one from it.")
+        return found
 
     def refresh(self) -> Deferred[None] | None:
         """Fetch all key sets, or wait for the fetch in progress.
@@ -166,9 +191,10 @@ class KeySets:
         each.fails = True
         self._log.warn(
             "The keys of {issuer} cannot be fetched: {reason}. {keys} known keys are used for at most {seconds:.0f} s "
-            "more; without keys, tokens are answered 503",
+            "more; without keys, {consequence}",
+            consequence=self._without,
             issuer=each.name,
-            reason=_reason_of(error),
+            reason=reason_of(error),
             keys=len(each.keys),
             seconds=self._ttl + self._stale_ttl,
         )
@@ -210,7 +236,8 @@ def _key_set_named_in(body: bytes, url: str) -> str | None:
     return named
 
 
-def _reason_of(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why something could not be fetched, for the log."""
     if isinstance(error, (KeySetError, ValueError)):
         return str(error)
     if isinstance(error, GatewayError):

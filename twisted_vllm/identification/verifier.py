@@ -10,25 +10,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.auth.throttle import AuthenticationThrottle
-from twisted_vllm.auth.token_claims import TokenCaller, caller_of
+from twisted_vllm.auth.token_claims import caller_of
 from twisted_vllm.auth.token_index import TokenIndex
-from twisted_vllm.auth.tokens import TokenHeader, TokenKey, TokenRules, fitting, read_header, verify
+from twisted_vllm.auth.tokens import TokenRules, fitting, read_header, verify
 from twisted_vllm.client_address import client_of
 from twisted_vllm.config.jwt import JwtClaims
-from twisted_vllm.errors import GatewayError, InvalidToken, IssuerUnavailable, StoreUnavailable, TooManyFailures
-from twisted_vllm.identification.directory import Directory
-from twisted_vllm.identification.key_sets import FETCH_INTERVAL, KeySets
+from twisted_vllm.errors import GatewayError, TooManyFailures
+from twisted_vllm.identification.caller_lookup import CallerLookup
+from twisted_vllm.identification.key_sets import KeySets
 from twisted_vllm.identification.waiting_places import WaitingPlaces
-from twisted_vllm.ratelimit.allowance import USER
 
-#: users that are being made
-MOST_NEW_USERS = 64
 #: seconds in which a token that was refused is refused again without a look
 REFUSED_SECONDS = 1.0
 #: signatures in a second that are checked for addresses which sent too many invalid credentials
 MOST_FOR_GUESSERS = 20
-#: looks into the database that changes may overtake
-_MOST_LOOKS = 3
 
 
 class TokenVerifier:
@@ -42,7 +37,7 @@ class TokenVerifier:
         key_sets: KeySets,
         rules: TokenRules,
         claims: JwtClaims,
-        directory: Directory,
+        lookup: CallerLookup,
         throttle: AuthenticationThrottle,
         now: Callable[[], float],
     ) -> None:
@@ -53,7 +48,7 @@ class TokenVerifier:
             key_sets: the keys of the issuer.
             rules: what a token must be.
             claims: which claim says what.
-            directory: the users and teams.
+            lookup: looks up users and teams.
             throttle: counts invalid credentials by address.
             now: the time in Unix seconds.
         """
@@ -61,12 +56,11 @@ class TokenVerifier:
         self._key_sets = key_sets
         self._rules = rules
         self._claims = claims
-        self._directory = directory
+        self._lookup = lookup
         self._throttle = throttle
         self._now = now
         self._pending: dict[str, list[tuple[Deferred[None], str | bytes]]] = {}
         self._places = WaitingPlaces()
-        self._new_users = 0
         self._second, self._checked = 0.0, 0
         tokens.on_stale = self.refresh
         tokens.makes_users = claims.user_id_upsert
@@ -126,29 +120,13 @@ class TokenVerifier:
             header = read_header(token, self._rules.algorithms)
             keys = fitting(self._key_sets.keys, header)
             if not keys:
-                keys = yield self._fetch_keys(header)
+                keys = yield self._key_sets.fetch_for(header)
             self._check_rate(address)
             verified = verify(token, header, keys, self._rules, self._now())
             caller = caller_of(verified.claims, self._claims)
             self._trust()
             self._tokens.keep(token_hash, caller, verified.key, verified.until)
-        yield self._look_up(caller)
-
-    @inlineCallbacks
-    def _fetch_keys(self, header: TokenHeader) -> Generator[Deferred[Any], Any, list[TokenKey]]:
-        waiting = self._key_sets.refresh()
-        if waiting is not None:
-            yield waiting
-        keys = self._key_sets.keys
-        if not keys:
-            raise IssuerUnavailable(
-                "The keys of the issuer of tokens cannot be fetched now, so no token can be verified. Try again.",
-                retry_after=int(FETCH_INTERVAL),
-            )
-        found = fitting(keys, header)
-        if not found:
-            raise InvalidToken("The issuer has no key (kid) that may have signed this token. Get a new one from it.")
-        return found
+        yield self._lookup.look_up(caller, makes_user=self._claims.user_id_upsert)
 
     def _check_rate(self, address: str) -> None:
         """Bound the time that signatures take which are sent by those who guess.
@@ -166,34 +144,6 @@ class TokenVerifier:
             raise TooManyFailures(
                 "Too many requests from this address came with tokens that are not valid. Try again.", retry_after=1
             )
-
-    @inlineCallbacks
-    def _look_up(self, caller: TokenCaller) -> Generator[Deferred[Any], Any, None]:
-        """Find out whether the user and the teams exist; make the user if that is asked for."""
-        for _ in range(_MOST_LOOKS):
-            names = self._tokens.unknown_names(caller)
-            if not names:
-                return
-            changes = self._directory.changes
-            found: dict[tuple[str, str], bool] = yield self._directory.look_up(names)
-            if self._claims.user_id_upsert and found.get((USER, caller.user_id or "")) is False:
-                yield self._make_user(caller)
-                continue
-            if changes == self._directory.changes:
-                for (kind, name), exists in found.items():
-                    self._tokens.set_existence(kind, name, exists)
-                return
-        raise StoreUnavailable("The user and team of this token change too fast to be looked up. Try again.")
-
-    @inlineCallbacks
-    def _make_user(self, caller: TokenCaller) -> Generator[Deferred[Any], Any, None]:
-        if self._new_users >= MOST_NEW_USERS:
-            raise StoreUnavailable("Too many new users are being made. Try again.", retry_after=1)
-        self._new_users += 1
-        try:
-            yield self._directory.make_user(caller)
-        finally:
-            self._new_users -= 1
 
     def _trust(self) -> None:
         """Tell until when principals may be kept."""

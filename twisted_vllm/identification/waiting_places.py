@@ -15,14 +15,21 @@ class WaitingPlaces:
         taken: how many wait.
     """
 
-    def __init__(self) -> None:
-        """Nobody waits."""
+    def __init__(self, most: int = MOST_WAITING, most_of_address: int = MOST_OF_ADDRESS) -> None:
+        """Nobody waits.
+
+        Args:
+            most: how many may wait.
+            most_of_address: how many of one address may.
+        """
+        self._most = most
+        self._most_of_address = most_of_address
         self.taken = 0
         self._of_client: Counter[str | bytes] = Counter()
 
     def take(self, client: str | bytes) -> bool:
         """Take a place for a client (`twisted_vllm.client_address.client_of`); False if none is left for it."""
-        if self.taken >= MOST_WAITING or self._of_client[client] >= MOST_OF_ADDRESS:
+        if self.taken >= self._most or self._of_client[client] >= self._most_of_address:
             return False
         self.taken += 1
         self._of_client[client] += 1

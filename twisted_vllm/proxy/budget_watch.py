@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import heappush, heappushpop
 from itertools import islice
 from math import inf
 from typing import Any
@@ -18,6 +19,7 @@ from twisted_vllm.http.net.bounded_turns import Cooperate
 from twisted_vllm.ratelimit.allowance import KEY, MODEL_BUDGET, SEPARATOR
 from twisted_vllm.ratelimit.budgets import Budget
 from twisted_vllm.ratelimit.periods import period_of
+from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.ratelimit.watched_budgets import WatchedBudgets
 
 #: the shares of a budget that are told, in percent, in ascending order
@@ -31,6 +33,9 @@ HYSTERESIS = 5
 
 #: soft budgets that were reached, and wait for the next look
 MOST_SOFT = 10_000
+
+#: budgets of a kind that are known by name: those that are used most
+MOST_SHOWN = 20
 
 #: budgets, or keys, that are looked at in one step
 STEP = 250
@@ -62,6 +67,10 @@ class Crossing(msgspec.Struct, frozen=True, gc=False):
     soft_budget: int | None = None
 
 
+#: the budgets of a kind that are used most: their shares and ids, the least used first
+_Heap = list[tuple[float, str, UsedBudget]]
+
+
 class BudgetWatch:
     """Looks through all budgets, twice a minute and in steps.
 
@@ -71,6 +80,7 @@ class BudgetWatch:
 
     Attributes:
         on_crossing: called for each crossing, once a look has ended.
+        most_used: the budgets that are used most, as the last look found, at most `MOST_SHOWN` of a kind.
     """
 
     _log = Logger()
@@ -91,6 +101,7 @@ class BudgetWatch:
         self._clock = clock
         self._soft: list[Crossing] = []
         self._counts: Mapping[tuple[str, int], int] = {}
+        self.most_used: Sequence[UsedBudget] = ()
         self._loop = LoopingCall(self.look)
         self._loop.clock = clock
 
@@ -130,7 +141,8 @@ class BudgetWatch:
     def _steps(self) -> Iterator[Deferred[Any] | None]:
         counts: dict[tuple[str, int], int] = {}
         crossings, self._soft = self._soft, []
-        wanted = {_key_of(each) for each in crossings}
+        wanted = {_key_of(each.kind, each.id) for each in crossings}
+        most_used: dict[str, _Heap] = {}
         for step in self._budgets.steps(STEP):
             if isinstance(step, Deferred):
                 page: list[Budget] = []
@@ -139,21 +151,26 @@ class BudgetWatch:
             told = [(budget, budget.told) for budget in step]
             now = self._clock.seconds()
             for budget in step:
-                crossing = self._look_at(budget, now, counts)
+                crossing = self._look_at(budget, now, counts, most_used)
                 if crossing is not None and self.on_crossing:
                     crossings.append(crossing)
-                    wanted.add(_key_of(crossing))
+                    wanted.add(_key_of(crossing.kind, crossing.id))
             self._budgets.told([budget for budget, before in told if budget.told != before])
             yield None
         self._counts = counts
         keys: dict[str, KeyGrant] = {}
+        # the index is large: who was known the last time is not looked for
+        names = {(each.kind, each.id): each.name for each in self.most_used if each.name}
+        nameless = {_key_of(each.kind, each.id) for found in most_used.values() for _, _, each in found}
+        wanted |= nameless - {_key_of(*each) for each in names}
         wanted.discard("")
         grants = iter(self._index.grants() if wanted else ())
         while found := list(islice(grants, STEP)):
             keys.update((grant.key_id, grant) for grant in found if grant.key_id in wanted)
             yield None
+        self.most_used = [_named(each, names, keys) for found in most_used.values() for each in _most_first(found)]
         for each in crossings:
-            if (key := keys.get(_key_of(each))) is not None:
+            if (key := keys.get(_key_of(each.kind, each.id))) is not None:
                 each = msgspec.structs.replace(each, key=key)
             for tell in self.on_crossing:
                 try:
@@ -162,7 +179,13 @@ class BudgetWatch:
                     self._log.failure("What is told of budgets failed")
             yield None
 
-    def _look_at(self, budget: Budget, now: float, counts: dict[tuple[str, int], int]) -> Crossing | None:
+    def _look_at(
+        self,
+        budget: Budget,
+        now: float,
+        counts: dict[tuple[str, int], int],
+        most_used: dict[str, _Heap],
+    ) -> Crossing | None:
         kind, id = budget.key
         allowance = self._index.allowance_of(kind, id)
         most = allowance.max_budget
@@ -170,6 +193,8 @@ class BudgetWatch:
             return None
         budget.enter_period(allowance.budget_duration, now)
         spent = budget.spent
+        if spent:
+            _keep(most_used.setdefault(kind, []), budget, most)
         # it may fall and rise a little without being told again
         budget.told = min(budget.told, spent + most * HYSTERESIS // 100)
         share = reached(spent, most)
@@ -184,12 +209,34 @@ class BudgetWatch:
         return Crossing(kind, id, share, spent, most, budget.start, budget.ends)
 
 
-def _key_of(crossing: Crossing) -> str:
+def _key_of(kind: str, id: str) -> str:
     """Return the id of the key that has a budget; empty if none does."""
-    if crossing.kind == MODEL_BUDGET:
-        kind, _, rest = crossing.id.partition(SEPARATOR)
-        return rest.rpartition(SEPARATOR)[0] if kind == KEY else ""
-    return crossing.id if crossing.kind == KEY else ""
+    if kind == MODEL_BUDGET:
+        holder, _, rest = id.partition(SEPARATOR)
+        return rest.rpartition(SEPARATOR)[0] if holder == KEY else ""
+    return id if kind == KEY else ""
+
+
+def _keep(found: _Heap, budget: Budget, most: int) -> None:
+    """Keep a budget if it is one of those that are used most."""
+    share = budget.spent / most
+    if len(found) >= MOST_SHOWN and share <= found[0][0]:
+        return
+    entry = (share, budget.key[1], UsedBudget(*budget.key, budget.spent, most, budget.ends))
+    if len(found) >= MOST_SHOWN:
+        heappushpop(found, entry)
+    else:
+        heappush(found, entry)
+
+
+def _most_first(found: _Heap) -> list[UsedBudget]:
+    return [each for _, _, each in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+
+
+def _named(budget: UsedBudget, names: Mapping[tuple[str, str], str], keys: Mapping[str, KeyGrant]) -> UsedBudget:
+    key = keys.get(_key_of(budget.kind, budget.id))
+    name = names.get((budget.kind, budget.id), "") if key is None else key.name
+    return msgspec.structs.replace(budget, name=name) if name else budget
 
 
 def reached(spent: int, max_budget: int) -> int:

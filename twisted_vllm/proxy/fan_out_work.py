@@ -15,11 +15,13 @@ from twisted.web.client import ResponseFailed
 
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.config.settings import Server
+from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import PRIVATE_RESPONSE, GatewayError, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.proxy.act_log import ActedOn
 from twisted_vllm.proxy.chosen_servers import may_choose
 from twisted_vllm.proxy.fan_out import MAX_ANSWER, ServerAnswer, answered, joined, unanswered
 from twisted_vllm.proxy.forwarding import Forwarding, framing_of
@@ -50,7 +52,10 @@ class FanOut(Forwarding):
         for observe in forwarder.lifecycle.sent:
             observe(context)
         named = may_choose(self._authorization.principal)
-        FanOutWork(request, self._admitted.servers, self._send_to, forwarder.clock, named=named).start()
+        work = FanOutWork(
+            request, self._admitted.servers, self._send_to, forwarder.clock, named=named, record=forwarder.record_act
+        )
+        work.start()
 
     def _send_to(self, server: Server) -> Deferred[UpstreamResponse]:
         request, forwarder, held = self._request, self._forwarder, self._admitted.body
@@ -103,6 +108,7 @@ class FanOutWork:
         clock: IReactorTime,
         *,
         named: bool,
+        record: Callable[[RequestContext, Sequence[ActedOn]], None] = lambda context, acted: None,
     ) -> None:
         """Prepare it.
 
@@ -112,12 +118,14 @@ class FanOutWork:
             send: sends it to one server.
             clock: the reactor's clock.
             named: whether the client may see the names of servers; else they are numbered.
+            record: writes to the audit log what became of it at each server.
         """
         self._request = request
         self._servers = tuple(servers)
         self._send = send
         self._clock = clock
         self._named = named
+        self._record = record
         self._asked: dict[int, _Asked] = {}
         self._answers: dict[int, ServerAnswer] = {}
         self._cancelled = False
@@ -142,6 +150,7 @@ class FanOutWork:
         self._request.context.outcome = self._request.context.outcome or "client_disconnected"
         for asked in tuple(self._asked.values()):
             asked.pending.cancel()
+        self._tell()
 
     def _read(self, response: UpstreamResponse, index: int) -> Deferred[ServerAnswer]:
         return read_at_most(response, MAX_ANSWER).addCallback(partial(answered, self._name(index), response.code))
@@ -185,6 +194,18 @@ class FanOutWork:
         if len(self._answers) == len(self._servers):
             self._answer()
 
+    def _tell(self) -> None:
+        """Have the act recorded. A server that has not answered may have done it all the same."""
+        acted = []
+        for index, state in enumerate(self._servers):
+            answer = self._answers.get(index)
+            if answer is None:
+                acted.append(ActedOn(state.name, None, "client_disconnected"))
+            else:
+                error = "" if answer.error is None else answer.error["code"]
+                acted.append(ActedOn(state.name, answer.status, error))
+        self._record(self._request.context, acted)
+
     def _answer(self) -> None:
         request, context = self._request, self._request.context
         status, body, error = joined([self._answers[index] for index in range(len(self._servers))])
@@ -197,4 +218,5 @@ class FanOutWork:
         if context.reservation is not None:
             request.added = context.reservation.lines
         request.work = None
+        self._tell()
         request.respond(status, headers, body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ from twisted_vllm.http.net.bounded_turns import Cooperate
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.proxy.act_log import ActedOn
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
@@ -151,6 +152,8 @@ class Forwarder:
         self.contents: KeepsContents | None = None
         self.places = places
         self.kv_caches = kv_caches
+        #: writes acts on several servers to the audit log
+        self.record_act: Callable[[RequestContext, Sequence[ActedOn]], None] = lambda context, acted: None
         #: assigns trace and span ids to requests; None without traces
         self.tracer: RequestTracer | None = None
         self.reconfigure(routing, retry, session_header)

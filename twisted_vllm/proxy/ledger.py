@@ -15,7 +15,7 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.usage.pricing import RoutePricing
-from twisted_vllm.usage.records import Target, UsageRow, refer
+from twisted_vllm.usage.records import RowDetails, Target, UsageRow, details_text, refer
 from twisted_vllm.usage.repeated_rows import RepeatedRows
 
 #: longer names of models and end users, and header values, are cut, in characters
@@ -108,10 +108,16 @@ class LedgerRecorder(RequestObserver):
         if b"x-request-id" in first:
             # a client may reuse its id
             row_id, request_id = self._make_id(started).decode("ascii"), row_id
+        if context.contents is not None:
+            # what was kept of it is found by the row
+            context.row_id = row_id
         said = context.all_said
         if said is not NOTHING_SAID:
             said = self._without_secrets(context, said) if self._request_tags else NOTHING_SAID
         background = context.background
+        trace = context.trace
+        # seldom anything
+        has_details = context.queued is not None or context.fallback or (trace is not None and trace.sampled)
         append = self._append if background is None or not background.running else background.keep_row
         if authorization.uncounted:
             append = self._append_or_hold
@@ -146,6 +152,7 @@ class LedgerRecorder(RequestObserver):
                 said.tags,
                 said.metadata,
                 meter.response_id or (meter.answer_id if authorization.stores else context.repeated_as),
+                self._details(context) if has_details else "",
             )
         )
         if self._coalescer is not None and not self._coalescer.holding:
@@ -165,6 +172,16 @@ class LedgerRecorder(RequestObserver):
     def _without_secrets(self, context: RequestContext, said: Said) -> Said:
         tags = tuple(self._text.text(context, tag) for tag in said.tags)
         return Said(tags, self._text.whole(context, said.metadata))
+
+    def _details(self, context: RequestContext) -> str:
+        queued, trace = context.queued, context.trace
+        return details_text(
+            RowDetails(
+                None if queued is None else round(queued * 1e6),
+                self._text.text(context, context.fallback)[:TEXT_LIMIT] if context.fallback else "",
+                trace.trace_id if trace is not None and trace.sampled else "",
+            )
+        )
 
     def _target(self, pricing: RoutePricing, context: RequestContext) -> msgspec.Raw:
         """Return the `Target` that all requests with one pricing share."""

@@ -440,7 +440,7 @@ def _for_anthropic(card: Card) -> Card:
 
 
 def _works(destination: Destination) -> bool:
-    return destination.state.breaker.closed and not destination.state.sleeping
+    return destination.state.breaker.closed and not destination.state.rests
 
 
 def _is_well(group: ModelGroup) -> bool:

@@ -11,7 +11,7 @@ from twisted_vllm.observability.metrics.registry import PREFIX
 from twisted_vllm.upstreams.breaker import STATES
 from twisted_vllm.upstreams.faults import KNOWN_FAULTS
 from twisted_vllm.upstreams.health_checks import Checked
-from twisted_vllm.upstreams.health_report import SLEEPING
+from twisted_vllm.upstreams.health_report import DRAINED, SLEEPING, state_in_words
 
 #: A counter that is there before the first failure: Prometheus sees no increase of one that begins above 0.
 _NO_FAILURES = dict.fromkeys(KNOWN_FAULTS, 0)
@@ -70,11 +70,11 @@ class UpstreamCollector(Collector):
             state = each.state
             breaker = state.breaker
             server = state.name if self._named else str(each.number)
-            current = SLEEPING if state.sleeping and breaker.closed else breaker.state
+            current = state_in_words(state)
             healthy.add_metric([server], current == "closed")
-            for name in (*STATES, SLEEPING):
+            for name in (*STATES, SLEEPING, DRAINED):
                 states.add_metric([server, name], name == current)
-            if current not in ("closed", SLEEPING):
+            if not breaker.closed:
                 out.add_metric([server, breaker.reason], 1)
             in_flight.add_metric([server], state.in_flight_here)
             waiting.add_metric([server], state.waiting)

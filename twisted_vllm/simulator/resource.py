@@ -143,6 +143,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/sleep": {"POST": operations.sleep},
     "/wake_up": {"POST": operations.wake_up},
     "/is_sleeping": {"GET": operations.is_sleeping},
+    "/reset_prefix_cache": {"POST": operations.reset_prefix_cache},
 }
 
 

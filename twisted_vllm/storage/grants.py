@@ -24,6 +24,7 @@ from twisted_vllm.auth.grants import (
     UserGrant,
 )
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.config.drained_servers import DrainedServer
 from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules, rules_from
 from twisted_vllm.ratelimit.allowance import (
@@ -43,10 +44,12 @@ from twisted_vllm.storage.repository import in_chunks, spend_of
 from twisted_vllm.storage.revisions import last_revision
 from twisted_vllm.storage.tables import (
     BUDGET,
+    DRAINED,
     FORMER_KEY,
     MODEL,
     SPEND,
     budgets,
+    drained_servers,
     end_users,
     former_keys,
     keys,
@@ -262,6 +265,16 @@ def _model(row: Any) -> StoredModel:
     return StoredModel(model_id, model_name, params, info, api_key, created_at.timestamp())
 
 
+_DRAINED = select(
+    drained_servers.c.url, drained_servers.c.reason, drained_servers.c.drained_at, drained_servers.c.drained_by
+)
+
+
+def _drained_server(row: Any) -> DrainedServer:
+    url, reason, drained_at, drained_by = row
+    return DrainedServer(url, reason, drained_at.timestamp(), drained_by)
+
+
 def read_everything(connection: Connection) -> Snapshot:
     """Return the content of the key index."""
     # Read the revision first: a change committed meanwhile is then applied twice instead of missed.
@@ -279,6 +292,7 @@ def read_everything(connection: Connection) -> Snapshot:
         organizations={row[0]: _organization_grant(row) for row in connection.execute(_ORGANIZATION)},
         shared={row[0]: _limits(row[1]) for row in connection.execute(_BUDGET)},
         models={row[0]: _model(row) for row in connection.execute(_MODEL)},
+        drained={row[0]: _drained_server(row) for row in connection.execute(_DRAINED)},
     )
 
 
@@ -308,6 +322,7 @@ def read_changed(connection: Connection, changed: Iterable[tuple[str, str]]) -> 
         organizations=read(ORGANIZATION, _ORGANIZATION, organizations.c.organization_id, _organization_grant),
         shared=read(BUDGET, _BUDGET, budgets.c.budget_id, lambda row: _limits(row[1])),
         models=read(MODEL, _MODEL, models.c.model_id, _model),
+        drained=read(DRAINED, _DRAINED, drained_servers.c.url, _drained_server),
         spend=tuple(_spend(connection, map(_spender, names[SPEND]))),
     )
     spent = _spend(connection, found.budgets_within())

@@ -190,6 +190,23 @@ class ModelRecord:
 
 
 @attrs.frozen
+class DrainedServerRecord:
+    """A server that gets no new requests.
+
+    Attributes:
+        url: its URL.
+        reason: why, in the administrator's words; perhaps empty.
+        drained_at: since when (UTC, with a time zone).
+        drained_by: who did it: the name of a key, or ``master``.
+    """
+
+    url: str
+    reason: str
+    drained_at: datetime
+    drained_by: str
+
+
+@attrs.frozen
 class Member:
     """A user's membership of a team.
 

@@ -1,4 +1,4 @@
-"""Keeps the key index and the stored models in sync with the store, including changes by other processes."""
+"""Keeps keys, stored models and drained servers in memory as the store has them, whichever process changes it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted_vllm.auth.grants import NO_REVISION, Changes, Snapshot
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.config.drained_servers import DrainedServer
 from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.database import DATABASE_SECONDS
@@ -42,6 +43,7 @@ class Registry:
         process made a moment ago; `spend_set` by default. budget_gone: called with the kind and id of a subject that
         loses its budget or is deleted. read_anew: called when everything was read anew, because the database was
         restored or too much was missed. models_set: called with all stored models when one changed, and at the start.
+        drained_set: called with all drained servers, likewise.
         patience: a change that had to wait for longer, in seconds, for earlier ones is not begun. tell_others: has the
         other processes of this gateway read what was changed; a change is over when its Deferred has fired. monotonic:
         seconds, from any start.
@@ -55,6 +57,7 @@ class Registry:
         budget_gone: Callable[[str, str], None] = lambda kind, id: None,
         read_anew: Callable[[], None] = lambda: None,
         models_set: Callable[[tuple[StoredModel, ...]], None] = lambda models: None,
+        drained_set: Callable[[tuple[DrainedServer, ...]], None] = lambda drained: None,
         *,
         spend_found: Callable[[Spend], None] | None = None,
         patience: float = DATABASE_SECONDS,
@@ -68,8 +71,10 @@ class Registry:
         self._budget_gone = budget_gone
         self._read_anew = read_anew
         self._models_set = models_set
+        self._drained_set = drained_set
         self._tell_others = tell_others
         self._models: dict[str, StoredModel] = {}
+        self._drained: dict[str, DrainedServer] = {}
         self.reconfigure(patience)
         self._monotonic = monotonic
         #: entries of the audit log, by what became of them
@@ -97,7 +102,7 @@ class Registry:
     def load(self, snapshot: Snapshot) -> None:
         """Fill the index with the store's content, at the start."""
         self._index.replace_all(snapshot)
-        self._replace_models(snapshot)
+        self._replace_stored(snapshot)
         self._revision = snapshot.revision
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
@@ -250,14 +255,16 @@ class Registry:
             still = self._index.budgets() & {(spend.kind, spend.id) for spend in spends}
             for kind, id in before - still:
                 self._budget_gone(kind, id)
-            self._replace_models(update)
+            self._replace_stored(update)
             for spend in spends:
                 self._spend_set(spend)
             self._read_anew()
 
-    def _replace_models(self, snapshot: Snapshot) -> None:
+    def _replace_stored(self, snapshot: Snapshot) -> None:
         self._models = dict(snapshot.models)
         self._models_set(tuple(self._models.values()))
+        self._drained = dict(snapshot.drained)
+        self._drained_set(tuple(self._drained.values()))
 
     def _apply(self, changes: Changes) -> None:
         before, after = self._index.before(changes).budgets_within(), changes.budgets_within()
@@ -268,6 +275,12 @@ class Registry:
                 if model is not None:
                     self._models[name] = model
             self._models_set(tuple(self._models.values()))
+        for url, drained in changes.drained.items():
+            self._drained.pop(url, None)
+            if drained is not None:
+                self._drained[url] = drained
+        if changes.drained:
+            self._drained_set(tuple(self._drained.values()))
         for kind, id in before - after:
             self._budget_gone(kind, id)
         for spend in changes.budgets:

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0010_partitions"
+HEAD = "0012_drained_servers"
 #: the oldest revision whose tables this version works with: what is behind it are steps that an operator asks for
 NEEDED = HEAD
 #: the oldest revision whose code works with the tables of `metadata`
-WORKS_WITH = HEAD
+WORKS_WITH = "0010_partitions"
 
 #: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Dialect,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -34,7 +35,7 @@ from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 VERSION_TABLE = "vllm_passthrough_schema"
 
 #: the kinds of what changes, besides those of the limits: ``kind`` in `changes`
-FORMER_KEY, SPEND, MODEL, BUDGET = "former", "spend", "model", "budget"
+FORMER_KEY, SPEND, MODEL, BUDGET, DRAINED = "former", "spend", "model", "budget", "drained"
 
 metadata = MetaData()
 
@@ -261,6 +262,16 @@ models = Table(
     *_changes(),
 )
 
+#: servers that get no new requests, by their URL
+drained_servers = Table(
+    "vllm_passthrough_drained_servers",
+    metadata,
+    Column("url", String(500), primary_key=True),
+    Column("reason", String(500), nullable=False),
+    Column("drained_at", UtcDateTime, nullable=False),
+    Column("drained_by", String(255), nullable=False),
+)
+
 members = Table(
     "vllm_passthrough_members",
     metadata,
@@ -335,4 +346,16 @@ spend = Table(
     Column("period_start", BigInteger, nullable=False),
     Column("spend", BigInteger, nullable=False),
     Column("total_spend", BigInteger, nullable=False),
+)
+
+#: Prompt and answer of a request by the id of its ledger row, compressed, while a sink of type ``database`` keeps them.
+#: ``time`` is when the request began, in microseconds since 1970, and ``bytes`` the size of ``body``.
+request_contents = Table(
+    "vllm_passthrough_request_contents",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("time", BigInteger, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index("vllm_passthrough_request_contents_time", "time", "bytes"),
 )

@@ -19,6 +19,7 @@ from twisted_vllm.storage.paging import Page, PageQuery
 from twisted_vllm.storage.records import (
     AuditRecord,
     BudgetRecord,
+    DrainedServerRecord,
     EndUserRecord,
     FormerKeyRecord,
     Member,
@@ -56,6 +57,7 @@ class Transaction:
         budgets: limits that several may name.
         end_users: the end users that an administrator created.
         models: the entries of the model list that were added at run time.
+        drained_servers: the servers that get no new requests.
         spend: what everybody with limits spent.
     """
 
@@ -93,6 +95,9 @@ class Transaction:
         self.budgets = Repository(connection, tables.budgets, BudgetRecord, partial(self._mark, tables.BUDGET), counts)
         self.end_users = Repository(connection, tables.end_users, EndUserRecord, partial(self._mark, END_USER), counts)
         self.models = Repository(connection, tables.models, ModelRecord, partial(self._mark, tables.MODEL))
+        self.drained_servers = Repository(
+            connection, tables.drained_servers, DrainedServerRecord, partial(self._mark, tables.DRAINED)
+        )
         self.spend = SpendRepository(
             connection, lambda kind, identity: self._mark(tables.SPEND, spend_name(kind, identity))
         )

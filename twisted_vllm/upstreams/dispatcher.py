@@ -28,6 +28,9 @@ from twisted_vllm.upstreams.service_rate import LEAST, MOST
 #: what a request says of itself to a policy if no policy asks
 NO_ROUTING = RoutingRequest()
 
+#: seconds after which a request whose servers are all drained may be sent again
+DRAINED_RETRY = 30
+
 _STOPPING = "The gateway is shutting down; send the request again."
 
 
@@ -42,7 +45,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
         tried: the servers that failed it.
         server: the server that has what it continues: it goes there if a destination names it.
         unlimited: whether it neither waits for room nor takes any: it is answered without the model.
-        asleep: whether it may go to a sleeping server: it uses no model.
+        asleep: whether it may go to a server that sleeps or is drained: it uses no model, or an operator names it.
         unwell: whether it may go to a server that gets no other requests: an operator names it, or acts on it.
     """
 
@@ -259,7 +262,7 @@ class Dispatcher:
             return None
         state = lone.state
         breaker = state.breaker
-        if state.limit is not None or not breaker.closed or state.sleeping:
+        if state.limit is not None or not breaker.closed or state.rests:
             return None
         state.in_flight += 1
         return Placement(self, group, lone, None, breaker.ticket, self.seconds())
@@ -291,6 +294,19 @@ class Dispatcher:
         now, group = self.seconds(), group.current
         return any(each.state not in tried and each.state.is_usable(now) for each in group.destinations)
 
+    def turns(self) -> dict[Deferred[Placement], int]:
+        """Return which place in the queue of its model each request that waits has, from 1, by what `place` gave it."""
+        return {
+            waiting.result: number
+            for group in self._queues
+            for number, waiting in enumerate(group.queue.in_turn(), start=1)
+        }
+
+    def serves(self, group: ModelGroup) -> bool:
+        """Return whether any server of a group gets requests at present, were it as a last resort."""
+        now = self.seconds()
+        return any(each.state.serves(now) for each in group.current.destinations)
+
     # choosing
 
     def _choose(self, group: ModelGroup, ask: Ask, now: float) -> Destination | None:
@@ -313,7 +329,7 @@ class Dispatcher:
                 state = each.state
                 breaker = state.breaker
                 if (
-                    (state.sleeping and not ask.asleep)
+                    (state.rests and not ask.asleep and not _is_bound_to(state, ask))
                     or not (breaker.closed or ask.unwell or breaker.allows(now))
                     or (tried and state in tried)
                 ):
@@ -326,7 +342,7 @@ class Dispatcher:
         if usable:
             return None
         # no server is well: one that answers, though with errors, may still serve this request
-        resorts = [each for each in destinations if _serves(each.state, now) and each.state not in ask.tried]
+        resorts = [each for each in destinations if each.state.serves(now) and each.state not in ask.tried]
         if not resorts:
             raise self._no_healthy(group, now)
         free = resorts if ask.unlimited else [each for each in resorts if _has_room(each, ask, now)]
@@ -356,7 +372,14 @@ class Dispatcher:
 
     @staticmethod
     def _no_healthy(group: ModelGroup, now: float) -> NoHealthyUpstream:
-        soonest = min((each.state.breaker.retry_at for each in group.destinations), default=now)
+        waits = [each.state.breaker.retry_at for each in group.destinations if each.state.drained is None]
+        if not waits and group.destinations:
+            return NoHealthyUpstream(
+                "The servers of this model are taken out of service by the operator at present; send the request again "
+                "later.",
+                retry_after=DRAINED_RETRY,
+            )
+        soonest = min(waits, default=now)
         return NoHealthyUpstream(
             "No server of this model can answer at present; send the request again.",
             retry_after=min(max(LEAST, int(soonest - now) + 1), MOST),
@@ -486,13 +509,15 @@ class Dispatcher:
 
     def _serve_next(self, group: ModelGroup, now: float) -> bool:
         """Place the next request of a group; return whether there was room for one."""
-        if not any(_serves(each.state, now) for each in group.destinations):
-            error = self._no_healthy(group, now)
-            while (lost := group.queue.pop(lambda _: True, now)) is not None:
-                self._dequeued(lost)
-                self._granted.append((lost, error))
-            return False
-        if not any(_has_room(each, NOTHING_ASKED, now) for each in group.destinations):
+        if not any(each.state.serves(now) for each in group.destinations):
+            if not any(each.state.drained is not None for each in group.destinations):
+                error = self._no_healthy(group, now)
+                while (lost := group.queue.pop(lambda _: True, now)) is not None:
+                    self._dequeued(lost)
+                    self._granted.append((lost, error))
+                return False
+            # what is bound to a drained server goes on to wait for it; the others are refused below
+        elif not any(_has_room(each, NOTHING_ASKED, now) for each in group.destinations):
             # do not ask all that wait
             return False
         chosen: list[Destination | NoHealthyUpstream] = []
@@ -533,9 +558,16 @@ class Dispatcher:
             waiting.result.callback(placement)
 
 
-def _serves(state: ServerState, now: float) -> bool:
-    """Return whether a server may serve anything, were it as a last resort."""
-    return state.is_usable(now) or (state.breaker.last_resort and not state.sleeping)
+def _is_bound_to(state: ServerState, ask: Ask) -> bool:
+    """Return whether a request goes to a drained server all the same: no other one has what it continues."""
+    return not state.sleeping and ask.server is not None and ask.server.url == state.server.url
+
+
+def may_go(state: ServerState, ask: Ask, now: float) -> bool:
+    """Return whether a server may get a request, if it has room; were it as a trial, and not as a last resort."""
+    if state.rests and not ask.asleep and not _is_bound_to(state, ask):
+        return False
+    return (ask.unwell or state.breaker.allows(now)) and state not in ask.tried
 
 
 def _has_room(destination: Destination, ask: Ask, now: float) -> bool:

@@ -26,6 +26,11 @@ RECOVERY_INTERVAL = 1.0
 
 #: Where vLLM tells whether it sleeps, only with VLLM_SERVER_DEV_MODE (``entrypoints/serve/dev/sleep/api_router.py``).
 SLEEP_PATH = b"/is_sleeping"
+#: Where vLLM tells its version (``entrypoints/serve/instrumentator/basic.py``).
+VERSION_PATH = b"/version"
+#: the longest version that is kept, in characters
+MAX_VERSION = 64
+
 #: what a server gets in a state, for the log: the names of the states alone could be misread
 _GETS = {CLOSED: "requests again", HALF_OPEN: "one request as a trial"}
 
@@ -47,6 +52,13 @@ class _Sleep(msgspec.Struct):
 _decode_sleep = msgspec.json.Decoder(_Sleep).decode
 
 
+class _Version(msgspec.Struct):
+    version: str
+
+
+_decode_version = msgspec.json.Decoder(_Version).decode
+
+
 class Checked:
     """A server, and what its checks found.
 
@@ -58,8 +70,8 @@ class Checked:
     """
 
     __slots__ = (
-        *("asking", "down_as", "down_since", "failed", "has_sleep", "number", "outages", "passed", "results"),
-        *("started", "state", "timer", "words"),
+        *("asking", "down_as", "down_since", "failed", "has_sleep", "knows_version", "number", "outages", "passed"),
+        *("results", "started", "state", "timer", "words"),
     )
 
     def __init__(self, state: ServerState, number: int) -> None:
@@ -79,6 +91,8 @@ class Checked:
         self.started = float("-inf")
         # whether it has `SLEEP_PATH`; None if that is not known
         self.has_sleep: bool | None = None
+        # whether it was asked for its version since it came back
+        self.knows_version = False
         self.timer: Any = None
         self.asking: Deferred[Any] | None = None
 
@@ -191,6 +205,20 @@ class HealthChecks:
             each.has_sleep = None
             self._check(each)
 
+    def tell_drained(self, state: ServerState) -> None:
+        """Log that somebody drained a server, or undrained it."""
+        if not self._checks:
+            return
+        if state.drained is None:
+            self._log.info("Server {server} is not drained any more", server=state.name)
+        else:
+            self._log.info(
+                "Server {server} is drained by {by}: {reason}",
+                server=state.name,
+                by=state.drained.by,
+                reason=state.drained.reason or "no reason is given",
+            )
+
     # when
 
     def _pace(self, each: Checked) -> float:
@@ -248,9 +276,21 @@ class HealthChecks:
             return None
         self._passes(each)
         if each.has_sleep is False:
-            return None
-        asking = self._prober.get(each.state.server, SLEEP_PATH, timeout=timeout, max_body=MAX_SLEEP_ANSWER)
-        return asking.addCallbacks(self._told_sleep, lambda failure: self._untold(failure, each), callbackArgs=(each,))
+            return None if each.knows_version else self._ask_version(each, timeout)
+        asking: Deferred[Any] = self._prober.get(
+            each.state.server, SLEEP_PATH, timeout=timeout, max_body=MAX_SLEEP_ANSWER
+        )
+        asking.addCallbacks(self._told_sleep, lambda failure: self._untold(failure, each), callbackArgs=(each,))
+        if not each.knows_version:
+            asking.addCallback(lambda _: self._ask_version(each, timeout))
+        return asking
+
+    def _ask_version(self, each: Checked, timeout: float) -> Deferred[None]:
+        """Ask a server for its version, once after it came back: it may have been replaced meanwhile."""
+        asking = self._prober.get(each.state.server, VERSION_PATH, timeout=timeout, max_body=MAX_SLEEP_ANSWER)
+        return asking.addCallbacks(
+            self._told_version, lambda failure: self._untold(failure, each), callbackArgs=(each,)
+        )
 
     def _unanswered(self, failure: Failure, each: Checked) -> None:
         if failure.check(CancelledError):
@@ -318,6 +358,16 @@ class HealthChecks:
             if not sleeps:
                 self._on_alive(state)
 
+    def _told_version(self, answer: Answer, each: Checked) -> None:
+        each.knows_version = True
+        version = ""
+        try:
+            if answer.status == 200:
+                version = _decode_version(answer.body).version[:MAX_VERSION]
+        except msgspec.DecodeError:
+            pass
+        each.state.version = version if version.isprintable() else ""
+
     def _untold(self, failure: Failure, each: Checked) -> None:
         """Leave what is known: the next check asks again, and says whether the server still answers."""
         failure.trap(CancelledError, *FAULTS)
@@ -343,6 +393,7 @@ class HealthChecks:
         if change.state == CLOSED:
             # perhaps another process
             each.has_sleep = None
+            each.knows_version = False
             self._on_alive(state)
         if self._running and self._settings.interval is not None and each.asking is None:
             self._plan(each)

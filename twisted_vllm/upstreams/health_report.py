@@ -7,9 +7,32 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from twisted_vllm.upstreams.router import ModelGroup
+from twisted_vllm.upstreams.server_state import ServerState
 
-#: the state of a server that sleeps; the other states are those of breakers
-SLEEPING = "sleeping"
+#: the states of a server that sleeps, and of one that is drained; the other states are those of breakers
+SLEEPING, DRAINED = "sleeping", "drained"
+
+
+def state_in_words(state: ServerState) -> str:
+    """Return the state of a server: that of its breaker; if that is closed, whether it is drained, or sleeps."""
+    if not state.breaker.closed or not state.rests:
+        return state.breaker.state
+    return SLEEPING if state.drained is None else DRAINED
+
+
+def reason_of(state: ServerState) -> str:
+    """Return why a server is in the state of `state_in_words`."""
+    found = state_in_words(state)
+    if found == DRAINED and state.drained is not None:
+        return state.drained.reason or DRAINED
+    return SLEEPING if found == SLEEPING else state.breaker.reason
+
+
+def since_of(state: ServerState) -> float:
+    """Return since when a server is in the state of `state_in_words`, in Unix seconds."""
+    if state.drained is not None and state.breaker.closed:
+        return state.drained.since
+    return max(state.breaker.since, state.sleep_changed)
 
 
 class EndpointHealth(msgspec.Struct, frozen=True, gc=False):
@@ -19,7 +42,7 @@ class EndpointHealth(msgspec.Struct, frozen=True, gc=False):
         model_name: The name that callers use; empty for the default server.
         model: The provider and the server's name of the model; empty for the default server.
         api_base: The server's URL, which has no credentials.
-        state: The state of its breaker, or `SLEEPING`.
+        state: The state of its breaker, or `SLEEPING` or `DRAINED`.
         reason: Why it is in this state.
         since: Since when, in Unix seconds.
         in_flight: The requests of this gateway at the server.
@@ -44,14 +67,12 @@ def endpoints_of(groups: Iterable[ModelGroup]) -> Iterator[EndpointHealth]:
     for group in groups:
         for each in group.destinations:
             state = each.state
-            breaker = state.breaker
-            sleeps = state.sleeping and breaker.closed
             yield EndpointHealth(
                 group.name,
                 f"hosted_vllm/{each.upstream_model or group.name}" if group.name else "",
                 each.server.url.decode("ascii"),
-                SLEEPING if sleeps else breaker.state,
-                SLEEPING if sleeps else breaker.reason,
-                max(breaker.since, state.sleep_changed),
+                state_in_words(state),
+                reason_of(state),
+                since_of(state),
                 state.in_flight,
             )

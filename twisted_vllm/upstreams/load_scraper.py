@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.config.settings import HealthSettings
 from twisted_vllm.upstreams.faults import FAULTS
-from twisted_vllm.upstreams.load_reports import LoadReport, read_load
+from twisted_vllm.upstreams.load_reports import CacheHits, LoadReport, read_load
 from twisted_vllm.upstreams.probe import Answer, Prober
 from twisted_vllm.upstreams.server_state import ServerState
 
@@ -46,6 +46,7 @@ class LoadScraper:
         self._asking: dict[ServerState, Deferred[Any]] = {}
         # the servers that did not tell, which the log has
         self._silent: set[ServerState] = set()
+        self._hits: dict[ServerState, CacheHits] = {}
         self._running = False
 
     def start(self) -> None:
@@ -65,8 +66,9 @@ class LoadScraper:
         """Ask as often as other settings say. Without `scrape_metrics`, what was told is forgotten."""
         self._settings = settings
         if not settings.scrape_metrics:
+            self._hits.clear()
             for state in self._servers:
-                _set(state, _UNKNOWN)
+                self._set(state, _UNKNOWN)
         if self._running:
             self._plan()
 
@@ -81,12 +83,14 @@ class LoadScraper:
     def _next(self, interval: float) -> None:
         servers = list(self._servers)
         self._silent.intersection_update(servers)
+        for gone in self._hits.keys() - set(servers):
+            del self._hits[gone]
         if servers:
             self._turn = (self._turn + 1) % len(servers)
             state = servers[self._turn]
             if not state.breaker.closed or state.sleeping:
                 # what it said before it was taken out is old
-                _set(state, _UNKNOWN)
+                self._set(state, _UNKNOWN)
             elif state not in self._asking:
                 self._ask(state, min(self._settings.timeout, interval))
         self._plan()
@@ -108,7 +112,7 @@ class LoadScraper:
 
     def _told(self, report: LoadReport | None, state: ServerState) -> None:
         del self._asking[state]
-        _set(state, _UNKNOWN if report is None else report)
+        self._set(state, _UNKNOWN if report is None else report)
         if (report is None) == (state in self._silent) or not self._running:
             return
         if report is None:
@@ -121,10 +125,10 @@ class LoadScraper:
             self._silent.discard(state)
             self._log.info("Server {server} tells its load", server=state.name)
 
+    def _set(self, state: ServerState, report: LoadReport) -> None:
+        state.waiting, state.kv_usage, state.running = report.waiting, report.kv_usage, report.running
+        state.cache_hits = self._hits.setdefault(state, CacheHits()).add(report, self._clock.seconds())
+
 
 def _read(answer: Answer) -> LoadReport | None:
     return read_load(answer.body) if answer.status == 200 else None
-
-
-def _set(state: ServerState, report: LoadReport) -> None:
-    state.waiting, state.kv_usage = report.waiting, report.kv_usage

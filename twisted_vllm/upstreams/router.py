@@ -161,7 +161,8 @@ class ModelGroup:
     def calmest(self) -> Destination:
         """Return the destination with the fewest requests for its weight, of those that work if any does."""
         return min(
-            self.destinations, key=lambda each: (not each.state.breaker.closed, each.state.in_flight / each.weight)
+            self.destinations,
+            key=lambda each: (not each.state.breaker.closed or each.state.rests, each.state.in_flight / each.weight),
         )
 
     def __repr__(self) -> str:

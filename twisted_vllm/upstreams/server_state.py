@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
+from twisted_vllm.config.drained_servers import DrainedServer
 from twisted_vllm.config.settings import Server
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.latency import PeakEwma
@@ -37,7 +38,12 @@ class ServerState:
         latency: the seconds until its answers begin.
         waiting: the requests that wait inside the server, as it reports; 0.0 if it is not asked.
         kv_usage: the used share of its KV cache, as it reports, 0.0 to 1.0; 0.0 if it is not asked.
+        running: the requests that run inside the server, as it reports; None if it is not asked.
+        cache_hits: what its prefix cache had of the prompts of the last minute; None if it is not asked.
+        version: vLLM's version, as it reports; empty if that is not known.
         sleeping: whether vLLM's sleep mode is on.
+        drained: who drained it, and why; None if nobody did.
+        rests: whether it sleeps or is drained: it gets only requests that may go to it all the same.
         sleep_changed: when `sleeping` changed, in the reactor's seconds.
         last_alive: when it last answered a request well, in the reactor's seconds.
         awaiting: the attempts whose answers have not begun.
@@ -45,8 +51,11 @@ class ServerState:
     """
 
     __slots__ = (
+        "_drained",
+        "_sleeping",
         "awaiting",
         "breaker",
+        "cache_hits",
         "in_flight",
         "in_flight_elsewhere",
         "kv_usage",
@@ -56,9 +65,11 @@ class ServerState:
         "left",
         "limit",
         "name",
+        "rests",
+        "running",
         "server",
         "sleep_changed",
-        "sleeping",
+        "version",
         "waiting",
     )
 
@@ -73,7 +84,13 @@ class ServerState:
         self.latency = PeakEwma()
         self.waiting = 0.0
         self.kv_usage = 0.0
-        self.sleeping = False
+        self.running: float | None = None
+        self.cache_hits: float | None = None
+        self.version = ""
+        # both in one, so that the data path looks at one attribute
+        self.rests = False
+        self._sleeping = False
+        self._drained: DrainedServer | None = None
         self.sleep_changed = float("-inf")
         self.last_alive = float("-inf")
         self.awaiting: set[Attempt] = set()
@@ -96,9 +113,33 @@ class ServerState:
         """The requests of this process alone."""
         return self.in_flight - self.in_flight_elsewhere
 
+    @property
+    def sleeping(self) -> bool:
+        """As the attribute."""
+        return self._sleeping
+
+    @sleeping.setter
+    def sleeping(self, sleeps: bool) -> None:
+        self._sleeping = sleeps
+        self.rests = sleeps or self._drained is not None
+
+    @property
+    def drained(self) -> DrainedServer | None:
+        """As the attribute."""
+        return self._drained
+
+    @drained.setter
+    def drained(self, drained: DrainedServer | None) -> None:
+        self._drained = drained
+        self.rests = self._sleeping or drained is not None
+
     def is_usable(self, now: float) -> bool:
         """Return whether it gets requests."""
-        return self.breaker.allows(now) and not self.sleeping
+        return self.breaker.allows(now) and not self.rests
+
+    def serves(self, now: float) -> bool:
+        """Return whether it may serve anything, were it as a last resort."""
+        return not self.rests and (self.breaker.allows(now) or self.breaker.last_resort)
 
 
 class Servers:
@@ -110,6 +151,7 @@ class Servers:
         self._states: dict[bytes, ServerState] = {}
         # those that left and still have requests in flight
         self._leaving: dict[bytes, ServerState] = {}
+        self._drained: Mapping[bytes, DrainedServer] = {}
 
     def __iter__(self) -> Iterator[ServerState]:
         return iter(tuple(self._states.values()))
@@ -123,8 +165,22 @@ class Servers:
         if state is None:
             state = self._leaving.pop(server.url, None) or ServerState(server, self.make_breaker())
             state.left = False
+            state.drained = self._drained.get(server.url)
             self._states[server.url] = state
         return state
+
+    def set_drained(self, drained: Iterable[DrainedServer]) -> list[ServerState]:
+        """Set which servers are drained, also of those that come later; return the states that changed."""
+        self._drained = {each.url.encode("latin-1"): each for each in drained}
+        changed = [state for state in self if state.drained != self._drained.get(state.server.url)]
+        for state in changed:
+            state.drained = self._drained.get(state.server.url)
+        return changed
+
+    @property
+    def drained(self) -> Iterable[DrainedServer]:
+        """Those that are drained, also if they are not configured."""
+        return self._drained.values()
 
     def with_url(self, url: bytes) -> ServerState | None:
         """Return the state of the configured server with a URL, or None."""

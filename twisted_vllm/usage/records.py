@@ -122,6 +122,7 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
         request_tags: the labels that the client gave the request, beside those of its key.
         spend_metadata: what the client wants to find in the row: a JSON object as text, or empty.
         response_id: the id of the server's answer where it does not follow from the id of the request; else empty.
+        details: what few requests have: a JSON object as text, by `RowDetails`, or empty.
     """
 
     id: str
@@ -152,6 +153,21 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     request_tags: tuple[str, ...] = ()
     spend_metadata: str = ""
     response_id: str = ""
+    details: str = ""
+
+
+class RowDetails(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What few requests have, so that most rows have nothing of it.
+
+    Attributes:
+        queued_us: how long it waited for busy servers, in microseconds; None if it did not.
+        fallback: the model that was asked in place of the one that it names; empty if none was.
+        trace_id: the id of its trace, if that is recorded; else empty.
+    """
+
+    queued_us: int | None = None
+    fallback: str = ""
+    trace_id: str = ""
 
 
 _json = msgspec.json.Encoder().encode
@@ -159,6 +175,9 @@ _json = msgspec.json.Encoder().encode
 #: decode what `refer` returns
 payer_of = msgspec.json.Decoder(Payer).decode
 target_of = msgspec.json.Decoder(Target).decode
+#: decode what a row has in `UsageRow.details`
+details_of = msgspec.json.Decoder(RowDetails).decode
+NO_DETAILS = RowDetails()
 
 
 def refer(value: Payer | Target) -> msgspec.Raw:
@@ -168,6 +187,11 @@ def refer(value: Payer | Target) -> msgspec.Raw:
     except UnicodeEncodeError:
         # a lone surrogate, from a client's JSON
         return msgspec.Raw(_json(clean_struct(value)))
+
+
+def details_text(details: RowDetails) -> str:
+    """Return details as a row has them."""
+    return _json(details).decode()
 
 
 def clean_struct(struct: _S) -> _S:

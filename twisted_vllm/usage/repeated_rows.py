@@ -84,6 +84,7 @@ def _joined(held: _Held) -> UsageRow:
         held.row,
         request_id="",
         response_id="",
+        details="",
         first_byte_us=None,
         total_us=held.total_us,
         bytes_in=held.bytes_in,

@@ -176,6 +176,18 @@ def test_a_ticket_acts_as_the_session_or_as_an_own_key(gateway: ConsoleGateway) 
     assert browser.post("/ui/ticket", {"key": other["token"]}, accept="application/json").status == 403
 
 
+def test_only_an_administrator_acts_as_somebody_elses_key_and_the_audit_log_says_so(gateway: ConsoleGateway) -> None:
+    for user_id, role in (("boss", "proxy_admin"), ("auditor", "proxy_admin_viewer")):
+        gateway.post("/user/new", {"user_id": user_id, "user_role": role, "auto_create_key": False})
+    other = gateway.make_key(key_alias="other")
+    boss, auditor = (gateway.browser(gateway.make_key(user_id=name)["key"]) for name in ("boss", "auditor"))
+    assert boss.post("/ui/ticket", {"key": other["token"]}, accept="application/json").status == 200
+    assert auditor.post("/ui/ticket", {"key": other["token"]}, accept="application/json").status == 403
+    (entry,) = gateway.get("/audit/list?action=console/ticket").json["audit_logs"]
+    assert entry["object_id"] == other["token"][:8]
+    assert entry["after"] == {"acts_as_key_seconds": 900.0}
+
+
 def test_every_answer_forbids_what_a_page_needs_not(gateway: ConsoleGateway) -> None:
     browser = gateway.browser(MASTER_KEY)
     for path in ("/ui", "/ui/sign-in", "/ui/nothing", "/ui/assets/console.js", "/ui/assets/nothing.js"):

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from tests.end_to_end.end_to_end_harness import eventually
 from tests.workers.connected import Connected, connected
 from twisted_vllm.app.processes.handed_over import HandedOver, take_over
-from twisted_vllm.app.reload import INVALID, SUCCEEDED, Reloader
+from twisted_vllm.app.reload import Reloader
 from twisted_vllm.app.shared.reload import (
     DIFFERENT,
     PREPARE,
@@ -26,6 +26,7 @@ from twisted_vllm.app.shared.reload import (
 )
 from twisted_vllm.app.shared.settings_digest import Fingerprint, fingerprint_of
 from twisted_vllm.config.problems import ConfigError, Problem
+from twisted_vllm.config.reload import INVALID, SUCCEEDED
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import ReloadFailed
@@ -131,6 +132,37 @@ async def test_all_processes_put_it_into_effect_and_the_asker_is_told(world: Wor
     assert all(each.results[SUCCEEDED] == 1 for each in world.reloaders.values())
     assert world.told == ["begun", "ended"]
     assert world.in_effect() == fingerprint_of(world.file)
+
+
+async def test_every_process_knows_how_the_last_reload_ended_whoever_asked_for_it(world: World) -> None:
+    for number in range(2):
+        await world.begin(number, number)
+    begun = await world.reloaders[0].state()
+    assert begun.last is None
+    world.file = attrs.evolve(settings(7), listen=("tcp:1",))
+    await world.coordinator.reload("SIGHUP")
+    late = await world.begin(2, 2, world.file)
+    for reloader in (*world.reloaders.values(), late):
+        state = await reloader.state()
+        assert state.restart_needed == ("passthrough.listen",)
+        assert state.last is not None
+        assert (state.last.by, state.last.result, state.last.at) == ("SIGHUP", "succeeded", state.read_at)
+        assert state.last.changed == ("passthrough.drain_timeout",)
+    world.file = ConfigError([Problem("passthrough.listen", "is wrong")])
+    with pytest.raises(ConfigError):
+        await world.reloaders[1].reload()
+    after = await world.reloaders[0].state()
+    assert after.last is not None
+    assert (after.last.by, after.last.result) == ("API", "invalid")
+    assert after.last.problems == ("passthrough.listen: is wrong",)
+    assert after.read_at == state.read_at
+
+
+async def test_a_supervisor_that_does_not_say_leaves_what_the_process_knows(world: World) -> None:
+    reloader = await world.begin(1, 1)
+    world.processes.hub.close(1)
+    state = await reloader.state()
+    assert (state.read_at, state.last) == (reloader.succeeded_at, None)
 
 
 async def test_what_needs_a_restart_is_named(world: World) -> None:

@@ -86,6 +86,8 @@ class PagedLogsQuery(Filters, frozen=True, kw_only=True):
     status_filter: Literal["", "success", "failure"] = ""
     key_alias: Annotated[str, msgspec.Meta(description="The alias of a key.")] = ""
     error_code: Annotated[str, msgspec.Meta(description="A status such as 429, or a code of the gateway's.")] = ""
+    route: Annotated[str, msgspec.Meta(description="A route of vLLM, such as `/v1/chat/completions`.")] = ""
+    server: Annotated[str, msgspec.Meta(description="A server's name, for administrators only.")] = ""
     min_spend: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEND, description="The least cost, in US dollars.")] = 0
     max_spend: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEND, description="The highest cost.")] = MAX_SPEND
     page: PageNumber = 1
@@ -304,8 +306,8 @@ class CalculateBody(Body, frozen=True, kw_only=True):
     completion_response: Annotated[dict[str, Any] | None, described("The server's answer, with its usage.")] = None
 
 
-class ReportQuery(Filters, frozen=True, kw_only=True):
-    """The query of ``GET /usage/report``."""
+class GroupsQuery(Filters, frozen=True, kw_only=True):
+    """Which usage is reported, and by what."""
 
     group_by: Annotated[
         str,
@@ -317,9 +319,24 @@ class ReportQuery(Filters, frozen=True, kw_only=True):
     interval: Literal["hour", "day", "month"] = "day"
     start: Start = ""
     end: End = ""
-    format: Literal["json", "csv"] = "json"
     route: str = ""
     server: str = ""
+
+
+class ReportQuery(GroupsQuery, frozen=True, kw_only=True):
+    """The query of ``GET /usage/report``."""
+
+    format: Literal["json", "csv"] = "json"
+
+
+class TopGroupsQuery(GroupsQuery, frozen=True, kw_only=True):
+    """The query of ``GET /usage/top``."""
+
+    measure: Annotated[
+        Literal["spend", "requests", "failed", "total_tokens", "prompt_tokens", "cached_tokens", "completion_tokens"],
+        msgspec.Meta(description="What the groups are compared by, and have by interval."),
+    ] = "spend"
+    top: Annotated[int, msgspec.Meta(ge=1, le=50, description="The number of groups that are not put together.")] = 8
 
 
 Amount = Annotated[float, msgspec.Meta(description="US dollars, with all digits.")]
@@ -433,11 +450,85 @@ class CalculatedCost(Response, kw_only=True):
 
 
 class LogPayload(Response, kw_only=True):
-    """What a request and its answer contained: the gateway keeps neither."""
+    """What a request and its answer contained: empty where nothing was kept."""
 
     messages: Json
     response: Json
     proxy_server_request: Json
+
+
+class Timings(Response, kw_only=True):
+    """When a request was where, in microseconds. What is left of `total_us` after the first byte is the answer."""
+
+    queued_us: Annotated[
+        int | None, msgspec.Meta(description="How long it waited for a busy server; null if it did not.")
+    ]
+    first_byte_us: Annotated[
+        int | None, msgspec.Meta(description="From its head to the first byte of the answer; null without one.")
+    ]
+    total_us: int
+
+
+class FailedAttempt(Response, kw_only=True):
+    """An attempt that another followed."""
+
+    server: Annotated[str | None, msgspec.Meta(description="The server's name, for administrators only.")]
+    reason: Annotated[str, msgspec.Meta(description="The code of an error, or such as `status_503`.")]
+
+
+class RequestReport(Response, kw_only=True):
+    """All that the ledger knows of a request, and its prompt and answer where they were kept."""
+
+    id: Annotated[str, msgspec.Meta(description="The id of its row, which is its own.")]
+    request_id: Annotated[str, msgspec.Meta(description="Its `x-request-id`, which a client may use again.")]
+    response_id: str | None
+    others: Annotated[
+        Strings, msgspec.Meta(description="The ids of other requests with this `request_id`, the newest first.")
+    ]
+    time: datetime
+    kind: Annotated[str, msgspec.Meta(description="Who called: `key`, `master`, `anonymous` and so on.")]
+    key_id: str | None
+    api_key: Annotated[str | None, msgspec.Meta(description="The key's SHA-256; null if there is none any more.")]
+    key_alias: Annotated[str | None, msgspec.Meta(description="The key's name as it was.")]
+    user_id: str | None
+    team_id: str | None
+    organization_id: str | None
+    end_user: str | None
+    tags: Strings
+    model: str
+    fallback: Annotated[str | None, msgspec.Meta(description="The model that was asked in place of it.")]
+    server: Annotated[str | None, msgspec.Meta(description="The server's name, for administrators only.")]
+    route: str
+    method: str
+    status: int
+    outcome: str
+    error: str | None
+    stream: bool
+    timings: Timings
+    attempts: Annotated[
+        tuple[FailedAttempt, ...], msgspec.Meta(description="The attempts before the last one, which failed.")
+    ]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+    audio_ms: int
+    estimated: Annotated[bool, msgspec.Meta(description="Whether the gateway estimated the tokens.")]
+    spend: Amount
+    prices: Json
+    bytes_in: int
+    bytes_out: int
+    requests: Annotated[
+        int, msgspec.Meta(description="How many requests this is: those that cost nothing may be one row.")
+    ]
+    headers: Annotated[Json, msgspec.Meta(description="Those of `passthrough.ledger.usage_headers`.")]
+    metadata: Annotated[Json | None, msgspec.Meta(description="What the client sent for the ledger.")]
+    trace_id: Annotated[str | None, msgspec.Meta(description="The id of its trace, if that is recorded.")]
+    contents: Annotated[
+        Json | None,
+        msgspec.Meta(description="Its prompt and answer as docs/log-bodies.md shows them; null if none are kept."),
+    ]
 
 
 class TagSpend(Response, kw_only=True):
@@ -592,6 +683,36 @@ class UsageReport(Response, kw_only=True):
     ]
     results: Annotated[
         tuple[Json, ...], msgspec.Meta(description="The `start` of the interval, the group's values, and its sums.")
+    ]
+    totals: Json
+    rows_since: Annotated[
+        datetime | None, msgspec.Meta(description="When the oldest request began that still has a row.")
+    ] = None
+
+
+class TopGroups(Response, kw_only=True):
+    """The groups with the most usage, the others together, and one measure of each by interval."""
+
+    start: datetime
+    end: Annotated[datetime, msgspec.Meta(description="The moment at which the report ends (excluded).")]
+    interval: str
+    group_by: Strings
+    measure: str
+    source: Annotated[str, msgspec.Meta(description="As in ``/usage/report``.")]
+    starts: Annotated[Strings, msgspec.Meta(description="When each interval begins.")]
+    groups: Annotated[
+        tuple[Json, ...],
+        msgspec.Meta(
+            description="The group's values, its sums, and as `series` the measure in each interval of `starts`. Those "
+            "with most come first; of more than 60,000 groups and intervals, those with the highest cost."
+        ),
+    ]
+    others: Annotated[
+        Json | None,
+        msgspec.Meta(
+            description="The sums and the series of all others; null without, and of very many tags, as a request may "
+            "have several."
+        ),
     ]
     totals: Json
     rows_since: Annotated[

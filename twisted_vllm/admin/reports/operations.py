@@ -15,6 +15,7 @@ from twisted_vllm.admin.limits import current_spend, money
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.reports.models import Filters, PagedLogsQuery
 from twisted_vllm.admin.reports.scope import Span, UsageScope, iso
+from twisted_vllm.admin.reports.usage_report import check_servers
 from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.money import from_dollars
@@ -24,7 +25,7 @@ from twisted_vllm.storage.by_spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
 from twisted_vllm.storage.usage.queries.names import costs_by_day, costs_of_keys_and_users
-from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
+from twisted_vllm.storage.usage.queries.plan import MODEL, ROUTE, SERVER, UsageQuery, moment_of
 from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, read_all, read_totals, too_much
 from twisted_vllm.storage.usage.queries.rows import (
     MAX_COUNTED,
@@ -75,7 +76,11 @@ def page_of_logs(transaction: Transaction, scope: UsageScope, query: PagedLogsQu
     Raises:
         RouteNotAllowed: the caller may not see them.
     """
+    check_servers(scope, (), query.server)
     wanted = _rows_asked(transaction, scope, query, query.request_id or query.search, span)
+    if wanted is not None:
+        others = {name: value for name, value in ((ROUTE, query.route), (SERVER, query.server)) if value}
+        wanted = attrs.evolve(wanted, equals={**wanted.equals, **others})
     if wanted is not None and query.key_alias:
         wanted = scope.of_alias(transaction, wanted, query.key_alias)
     if wanted is not None:
@@ -183,14 +188,14 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
             "bytes_in": row.bytes_in,
             "bytes_out": row.bytes_out,
             "requests": requests,
-            "attempts": _failed_attempts(row.attempts, with_server=with_server),
+            "attempts": failed_attempts(row.attempts, with_server=with_server),
             "response_id": row.response_id,
             "spend_logs_metadata": None if row.spend_metadata is None else msgspec.Raw(row.spend_metadata.encode()),
         },
     }
 
 
-def _failed_attempts(text: str | None, *, with_server: bool) -> list[Json]:
+def failed_attempts(text: str | None, *, with_server: bool) -> list[Json]:
     """Return the attempts before the last one, from `RequestContext.failed_attempts`."""
     found = [each.rpartition(" ") for each in (text or "").split(", ") if each]
     return [{"server": server if with_server else None, "reason": reason} for server, _, reason in found]

@@ -10,7 +10,7 @@ from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.models import Json, NoQuery
-from twisted_vllm.admin.reports import activity, breakdowns, operations
+from twisted_vllm.admin.reports import activity, breakdowns, operations, requests
 from twisted_vllm.admin.reports.models import (
     Activity,
     ActivityFilters,
@@ -31,7 +31,6 @@ from twisted_vllm.admin.reports.models import (
     EndUserNames,
     EndUsersBody,
     EndUserSpend,
-    Filters,
     GlobalLogsQuery,
     GlobalReportQuery,
     GlobalSpendReport,
@@ -46,6 +45,7 @@ from twisted_vllm.admin.reports.models import (
     PagedLogsQuery,
     ProviderSpend,
     ReportQuery,
+    RequestReport,
     SpendListQuery,
     SpendLogPage,
     SpendUsersQuery,
@@ -59,6 +59,8 @@ from twisted_vllm.admin.reports.models import (
     TeamActivityQuery,
     TeamReportQuery,
     TeamsSpend,
+    TopGroups,
+    TopGroupsQuery,
     TopKey,
     TopModel,
     TopQuery,
@@ -66,7 +68,8 @@ from twisted_vllm.admin.reports.models import (
     UserReportQuery,
 )
 from twisted_vllm.admin.reports.scope import UsageScope, days_of, entities_of, local_days_of, one_entity, span_of
-from twisted_vllm.admin.reports.usage_report import send_report
+from twisted_vllm.admin.reports.top_groups import top_groups
+from twisted_vllm.admin.reports.usage_report import check_servers, dimensions_of, send_report
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.storage.transaction import Transaction
@@ -117,13 +120,26 @@ async def paged_logs(call: AdminCall, query: PagedLogsQuery) -> msgspec.Raw:
     access=Access.ANY_KEY,
     errors=(504,),
 )
-async def log_payload(call: AdminCall, _query: LogPayloadQuery) -> object:
-    """Return what a request and its answer contained: nothing of either is kept. null, if there is no such request."""
-    scope, span, request_id = UsageScope.of(call), span_of("", ""), call.path["request_id"]
-    found = await call.report(
-        lambda transaction: operations.rows(transaction, scope, Filters(), request_id, span, 0, 1)
-    )
-    return {"messages": {}, "response": {}, "proxy_server_request": {}} if found else None
+async def log_payload(call: AdminCall, _query: LogPayloadQuery) -> msgspec.Raw:
+    """Return what a request and its answer contained, where that was kept. null, if there is no such request."""
+    scope, request_id = UsageScope.of(call), call.path["request_id"]
+    return await _read(call, lambda transaction: requests.contents_as_litellm(transaction, scope, request_id))
+
+
+@routes.get(
+    "/usage/requests/<string:request_id>",
+    query=NoQuery,
+    response=RequestReport,
+    access=Access.ANY_KEY,
+    errors=(404, 504),
+)
+async def one_request(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
+    """Return all that is known of a request: timings, tokens, cost, attempts, and prompt and answer where kept.
+
+    It is found by the id of its row, its `x-request-id` or the id of its answer; of several, the newest is returned.
+    """
+    scope, request_id = UsageScope.of(call), call.path["request_id"]
+    return await _read(call, lambda transaction: requests.report_request(transaction, scope, request_id))
 
 
 @routes.get("/spend/keys", query=SpendListQuery, response=tuple[KeyReport, ...], errors=(504,))
@@ -437,3 +453,11 @@ async def usage_report(call: AdminCall, query: ReportQuery) -> bytes:
     A virtual key sees its own usage. The report can have any size.
     """
     return await send_report(call, query)
+
+
+@routes.get("/usage/top", query=TopGroupsQuery, response=TopGroups, access=Access.ANY_KEY, errors=(504,))
+async def most_usage(call: AdminCall, query: TopGroupsQuery) -> msgspec.Raw:
+    """Return the groups with the most usage, all others together, and one measure of each by interval: for charts."""
+    scope, group_by, now = UsageScope.of(call), dimensions_of(query.group_by), call.now
+    check_servers(scope, group_by, query.server)
+    return await _read(call, lambda transaction: top_groups(transaction.connection, scope, query, group_by, now))

@@ -14,6 +14,7 @@ from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.lists import ids_of
 from twisted_vllm.admin.models import MOMENT_WORDS
 from twisted_vllm.admin.reports.models import ActivityFilters, Filters
+from twisted_vllm.admin.self_service import OwnScope
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
@@ -22,7 +23,7 @@ from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.days import Entities
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
 from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
-from twisted_vllm.storage.usage.queries.rows import key_id_of
+from twisted_vllm.storage.usage.queries.rows import key_id_of, key_labels
 from twisted_vllm.storage.usage.tables import DAY_US, END_USER, KEY, TAG, TEAM, USER
 
 #: days of LiteLLM's reports without dates, besides today
@@ -39,20 +40,25 @@ _FILTERS = {USER: "user_id", TEAM: "team_id", END_USER: "end_user", MODEL: "mode
 
 @attrs.frozen
 class UsageScope:
-    """The usage that a caller may see: for an administrator all, for a virtual key its own.
+    """The usage that a caller may see: all for administrators, its own for a key, that of all their keys for people.
 
     Attributes:
         principal: the caller.
         is_master: returns whether a key is the master key.
+        is_person: whether the caller is its user and no key: a token of a login service, or whoever signed in with one.
+            A key may be in the hands of a program, and sees no other.
     """
 
     principal: Principal
     is_master: Callable[[str], bool]
+    is_person: bool = False
 
     @classmethod
     def of(cls, call: AdminCall) -> UsageScope:
         """Return the scope of a call."""
-        return cls(call.principal, call.context.authenticator.is_master)
+        principal, own = call.principal, call.scope
+        is_person = isinstance(own, OwnScope) and own.token is None and bool(principal.role and principal.user_id)
+        return cls(principal, call.context.authenticator.is_master, is_person)
 
     @property
     def sees_all(self) -> bool:
@@ -72,9 +78,18 @@ class UsageScope:
         if self.sees_all and self.is_master(name):
             return ""
         found = name if _KEY_ID.fullmatch(name) else key_id_of(connection, token_of(name))
-        if not self.sees_all and found != self.principal.key_id:
+        if not self._owns(connection, found):
             raise RouteNotAllowed(_OWN_USAGE_ONLY)
         return found
+
+    def _owns(self, connection: Connection, key_id: str | None) -> bool:
+        """Return whether the caller may ask for the usage of a key."""
+        if self.sees_all or key_id == self.principal.key_id:
+            return True
+        if not self.is_person or key_id is None:
+            return False
+        label = key_labels(connection, [key_id]).get(key_id)
+        return label is not None and label.user_id == self.principal.user_id
 
     def of_alias(self, transaction: Transaction, wanted: RowFilter, alias: str) -> RowFilter | None:
         """Return a filter for the rows of the key with an alias besides; None if nothing can match.
@@ -84,7 +99,7 @@ class UsageScope:
         """
         record = transaction.keys.by_alias(alias)
         key_id = None if record is None else record.key_id
-        if not self.sees_all and key_id != self.principal.key_id:
+        if not self._owns(transaction.connection, key_id):
             raise RouteNotAllowed(_OWN_USAGE_ONLY)
         if key_id is None or wanted.equals.get(KEY, key_id) != key_id:
             return None
@@ -93,16 +108,20 @@ class UsageScope:
     def restrict(self, connection: Connection, equals: Mapping[str, str]) -> dict[str, str]:
         """Return filters that show no more than the caller may see.
 
-        That is its own, and all of a team that its user administers.
+        That is its own, for people that of all their keys, and all of a team that the caller's user administers.
 
         Raises:
             RouteNotAllowed: they ask for another user or team than the caller's.
         """
         if self.sees_all or (TEAM in equals and self._administers(connection, equals[TEAM])):
             return dict(equals)
-        for name, own in ((USER, self.principal.user_id), (TEAM, self.principal.team_id)):
-            if equals.get(name, own) != own:
-                raise RouteNotAllowed(_OWN_USAGE_ONLY)
+        if equals.get(USER, self.principal.user_id) != self.principal.user_id:
+            raise RouteNotAllowed(_OWN_USAGE_ONLY)
+        if self.is_person:
+            # of another team it is still its own usage
+            return {**equals, USER: self.principal.user_id or ""}
+        if equals.get(TEAM, self.principal.team_id) != self.principal.team_id:
+            raise RouteNotAllowed(_OWN_USAGE_ONLY)
         return {**equals, KEY: self.principal.key_id}
 
     def _administers(self, connection: Connection, team_id: str) -> bool:

@@ -24,7 +24,7 @@ from zope.interface import implementer
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.limits import money, money_text
 from twisted_vllm.admin.models import Json
-from twisted_vllm.admin.reports.models import ReportQuery
+from twisted_vllm.admin.reports.models import GroupsQuery, ReportQuery
 from twisted_vllm.admin.reports.scope import UsageScope, days_of, span_of
 from twisted_vllm.errors import GatewayError, InvalidRequest, RouteNotAllowed
 from twisted_vllm.storage.usage.queries.plan import (
@@ -69,9 +69,8 @@ async def send_report(call: AdminCall, query: ReportQuery) -> bytes:
         RouteNotAllowed: the caller may not see it.
     """
     request, scope = call.request, UsageScope.of(call)
-    group_by = _group_by(query.group_by)
-    if not scope.sees_all and (SERVER in group_by or query.server):
-        raise RouteNotAllowed("Which server answered is for administrators.")
+    group_by = dimensions_of(query.group_by)
+    check_servers(scope, group_by, query.server)
     report = await call.report(lambda transaction: _open(transaction.connection, scope, query, group_by, call.now))
     request.setHeader(b"content-type", report.format.content_type)
     request.setHeader(b"cache-control", b"no-store")
@@ -158,25 +157,22 @@ def _open(
         RouteNotAllowed: the caller may not see it.
     """
     equals = scope.filters(connection, query)
-    start, end = _span(query, now)
-    wanted = UsageQuery(group_by, query.interval, start, end, equals or {})
-    for name, value in ((ROUTE, query.route), (SERVER, query.server)):
-        if value:
-            wanted = attrs.evolve(wanted, equals={**wanted.equals, name: value})
+    start, end = report_span(query, now)
+    wanted = usage_query(query, group_by, start, end, equals or {})
     try:
         planned = plan(wanted)
     except Unanswerable as error:
         raise InvalidRequest(str(error), param="group_by") from None
     about: Json = {
-        "start": _iso(start),
-        "end": _iso(end),
+        "start": iso_of(start),
+        "end": iso_of(end),
         "interval": query.interval,
         "group_by": group_by,
         "source": planned.source,
     }
     if planned.source == ROWS:
         first = first_row(connection)
-        about["rows_since"] = None if first is None else _iso(first)
+        about["rows_since"] = None if first is None else iso_of(first)
     report_format: ReportFormat = CsvReport(planned) if query.format == "csv" else JsonReport(planned, about)
     return _Report(planned, report_format, None if equals is None else Cursor())
 
@@ -200,7 +196,30 @@ async def _write_groups(call: AdminCall, report: _Report, gate: _Gate) -> None:
             call.request.write(body)
 
 
-def _span(query: ReportQuery, now: datetime) -> tuple[int, int]:
+def check_servers(scope: UsageScope, group_by: Sequence[str], server: str) -> None:
+    """Check that the caller may see which servers answered, if it asks for that.
+
+    Raises:
+        RouteNotAllowed: it may not.
+    """
+    if not scope.sees_all and (SERVER in group_by or server):
+        raise RouteNotAllowed("Which server answered is for administrators.")
+
+
+def usage_query(
+    query: GroupsQuery, group_by: tuple[str, ...], start: int, end: int, equals: Mapping[str, str]
+) -> UsageQuery:
+    """Return the query of the stored usage."""
+    others = {name: value for name, value in ((ROUTE, query.route), (SERVER, query.server)) if value}
+    return UsageQuery(group_by, query.interval, start, end, {**equals, **others})
+
+
+def report_span(query: GroupsQuery, now: datetime) -> tuple[int, int]:
+    """Return the time of a report, in microseconds since 1970, its end excluded.
+
+    Raises:
+        InvalidRequest: a date is malformed.
+    """
     span = span_of(query.start, query.end, ("start", "end"))
     tomorrow = microseconds(now) // DAY_US * DAY_US + DAY_US
     end = max(tomorrow, (span.start or 0) + DAY_US) if span.end is None else span.end
@@ -210,11 +229,12 @@ def _span(query: ReportQuery, now: datetime) -> tuple[int, int]:
     return first, end
 
 
-def _iso(moment: int) -> str:
+def iso_of(moment: int) -> str:
+    """Return a moment in microseconds since 1970 as reports write it."""
     return moment_of(moment).isoformat().replace("+00:00", "Z")
 
 
-def _group_by(text: str) -> tuple[str, ...]:
+def dimensions_of(text: str) -> tuple[str, ...]:
     """Return the named dimensions, in the order of `DIMENSIONS`.
 
     Raises:
@@ -271,8 +291,8 @@ class JsonReport:
         results = [
             {
                 "start": group.start,
-                **_named(self._columns, group.values, labels),
-                **_sums(group.sums),
+                **named_group(self._columns, group.values, labels),
+                **named_sums(group.sums),
             }
             for group in found
         ]
@@ -284,7 +304,7 @@ class JsonReport:
 
     def tail(self) -> bytes:
         """Return the totals."""
-        return b'],"totals":' + _encode(_sums(self._totals)) + b"}\n"
+        return b'],"totals":' + _encode(named_sums(self._totals)) + b"}\n"
 
 
 class CsvReport:
@@ -305,7 +325,7 @@ class CsvReport:
         return _lines(
             [
                 group.start,
-                *map(_without_formula, _named(self._columns, group.values, labels).values()),
+                *map(_without_formula, named_group(self._columns, group.values, labels).values()),
                 *(money_text(number) if place == _COST else str(number) for place, number in enumerate(group.sums)),
             ]
             for group in found
@@ -316,7 +336,7 @@ class CsvReport:
         return b""
 
 
-def _named(columns: Sequence[str], values: Sequence[str], labels: Labels) -> dict[str, str | None]:
+def named_group(columns: Sequence[str], values: Sequence[str], labels: Labels) -> dict[str, str | None]:
     """Return a group's values by name. A key has three names; of a deleted key, only the id is left."""
     found: dict[str, str | None] = {}
     for column, value in zip(columns, values, strict=True):
@@ -330,7 +350,8 @@ def _named(columns: Sequence[str], values: Sequence[str], labels: Labels) -> dic
     return found
 
 
-def _sums(sums: Sequence[int]) -> Json:
+def named_sums(sums: Sequence[int]) -> Json:
+    """Return sums, in the order of `SUMS`, by their names in reports."""
     found: Json = dict(zip(_NAMES, sums, strict=True))
     found["spend"] = money(sums[_COST])
     return found

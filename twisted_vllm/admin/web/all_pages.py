@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from twisted_vllm.admin.web.page import Page
-from twisted_vllm.admin.web.pages import record_acts, records, sign_in, welcome
+from twisted_vllm.admin.web.pages.oidc import pages as oidc
+from twisted_vllm.admin.web.pages.record_acts import pages as record_acts
+from twisted_vllm.admin.web.pages.records import pages as records
+from twisted_vllm.admin.web.pages.sign_in import pages as sign_in
+from twisted_vllm.admin.web.pages.welcome import pages as welcome
 
 PAGES: tuple[Page, ...] = (
-    *welcome.pages,
-    *records.pages,
-    *record_acts.pages,
-    *sign_in.pages,
+    *welcome,
+    *records,
+    *record_acts,
+    *sign_in,
+    *oidc,
 )

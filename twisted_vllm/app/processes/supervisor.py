@@ -258,7 +258,7 @@ class SupervisorService(Service):
 
     def _reload(self, name: str) -> None:
         self._log.info("Received {name}: reading the configuration again in all processes", name=name)
-        self._coordinator.reload()
+        self._coordinator.reload(name)
 
     def prepare(self) -> Deferred[tuple[Prepared, Callable[[], None]]]:
         """Read the settings for the supervisor's own part, in a thread."""

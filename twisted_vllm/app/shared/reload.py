@@ -6,6 +6,7 @@ put them into effect; else nothing changes anywhere.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -14,10 +15,10 @@ from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.app.reload import Planned, Reloader, tell_reload
+from twisted_vllm.app.reload import BY_API, Planned, Reloader, end_of, tell_reload, together_by
 from twisted_vllm.app.shared.settings_digest import Fingerprint, fingerprint_of
 from twisted_vllm.config.problems import ConfigError, Problem
-from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.reload import FAILED, Reloaded, ReloadEnd, ReloadState
 from twisted_vllm.errors import Draining, ReloadFailed
 from twisted_vllm.workers.hub import Hub
 from twisted_vllm.workers.processes import name_of
@@ -26,7 +27,10 @@ from twisted_vllm.workers.topics import NoAnswer
 
 #: what the messages are about
 RELOAD, PREPARE, APPLY, DISCARD = "reload", "reload.prepare", "reload.apply", "reload.discard"
-IN_EFFECT = "reload.in_effect"
+IN_EFFECT, STATE = "reload.in_effect", "reload.state"
+
+#: who asks for a reload when processes have different settings
+BY_PROCESS = "a process that began"
 
 #: seconds that a process has to read and prepare the settings, and to put them into effect
 PREPARE_SECONDS, APPLY_SECONDS = 60.0, 10.0
@@ -79,14 +83,26 @@ class SharedReload:
         self._reloader = reloader
         self._planned: Planned | None = None
         reloader.coordinate = self.ask
+        reloader.ask_state = self.ask_state
         siblings.answers(PREPARE, type(None), lambda asked, asker: self._prepare())
         siblings.answers(APPLY, type(None), lambda asked, asker: self._apply())
         siblings.answers(IN_EFFECT, type(None), lambda asked, asker: fingerprint_of(reloader.settings))
         siblings.on(DISCARD, type(None), lambda asked, asker: self._discard())
 
+    def ask_state(self) -> Deferred[ReloadState]:
+        """Return what reloads did in all processes, or what this one knows if the supervisor does not say."""
+
+        def no_answer(failure: Failure) -> ReloadState:
+            # it is busy, or has older code
+            failure.trap(NoAnswer)
+            own = self._reloader
+            return ReloadState(read_at=own.succeeded_at, restart_needed=own.restart_needed)
+
+        return self._siblings.ask(STATE, None, ReloadState).addErrback(no_answer)
+
     @inlineCallbacks
     def ask(self) -> Any:
-        """Have all processes reload.
+        """Have all processes reload, for the API: signals go to the supervisor.
 
         Raises:
             ConfigError: the settings cannot be used. Nothing was changed.
@@ -165,23 +181,33 @@ class ReloadCoordinator:
 
     _log = Logger()
 
-    def __init__(self, hub: Hub, own: Own) -> None:
+    def __init__(self, hub: Hub, own: Own, now: Callable[[], float] = time.time) -> None:
         """Answer the processes that ask for a reload.
 
         Args:
             hub: asks the processes.
             own: the supervisor's own part.
+            now: Unix seconds.
         """
+        self._now = now
+        self._askers: list[str] = []
+        self._state = ReloadState(read_at=now())
         self._hub = hub
         self._own = own
         self._running = False
         self._waiting: list[Deferred[Prepared]] = []
         self._joined: list[int] = []
-        hub.answers(RELOAD, type(None), lambda asked, asker: self.reload())
+        hub.answers(RELOAD, type(None), lambda asked, asker: self.reload(BY_API))
+        hub.answers(STATE, type(None), lambda asked, asker: self._state)
         hub.on_joined(self._look_at)
 
-    def reload(self) -> Deferred[Prepared]:
-        """Reload in all processes, or in none."""
+    def reload(self, by: str) -> Deferred[Prepared]:
+        """Reload in all processes, or in none.
+
+        Args:
+            by: who asks.
+        """
+        self._askers.append(by)
         done: Deferred[Prepared] = Deferred()
         self._waiting.append(done)
         if not self._running:
@@ -194,12 +220,14 @@ class ReloadCoordinator:
         self._own.reload_begun()
         while self._waiting:
             waiting, self._waiting = self._waiting, []
+            by, self._askers = together_by(self._askers), []
             try:
                 outcome: Prepared = yield self._reload()
             except Exception:
                 self._log.failure("The configuration could not be read again")
                 outcome = Prepared(failure="The configuration could not be read again; the log says more.")
             self._tell(outcome)
+            self._state = self._state.after(_end_of(outcome, self._now(), by))
             for done in waiting:
                 done.callback(outcome)
         self._running = False
@@ -251,7 +279,7 @@ class ReloadCoordinator:
             self._joined.append(number)
         elif found.differs(self._own.in_effect()):
             self._log.info("A process began with another configuration than the others: all read it again")
-            self.reload()
+            self.reload(BY_PROCESS)
 
     def _tell(self, outcome: Prepared) -> None:
         if outcome.problems:
@@ -261,6 +289,17 @@ class ReloadCoordinator:
             self._log.error("{reason}", reason=outcome.failure)
         else:
             tell_reload(self._log, outcome.changed, outcome.restart_needed, outcome.warnings)
+
+
+def _end_of(outcome: Prepared, at: float, by: str) -> ReloadEnd:
+    """Return how a reload in all processes ended."""
+    if outcome.read is not None:
+        result = Reloaded(outcome.changed, outcome.restart_needed, outcome.warnings)
+        return end_of(result, at, by)
+    if outcome.problems:
+        problems = [Problem(path, text) for path, text in outcome.problems]
+        return end_of(Failure(ConfigError(problems, outcome.warnings)), at, by)
+    return ReloadEnd(at=at, by=by, result=FAILED, problems=(outcome.failure,))
 
 
 #: the processes did not read the same

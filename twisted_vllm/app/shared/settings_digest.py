@@ -41,7 +41,8 @@ def _add(found: Any, names: set[str], value: Any) -> None:
     if isinstance(value, Secret):
         value = value.reveal()
     if attrs.has(type(value)):
-        fields = attrs.fields(type(value))
+        # what makes no difference: where a value was written, and what follows from others
+        fields = [each for each in attrs.fields(type(value)) if each.eq]
         name = f"{type(value).__name__}({','.join(each.name for each in fields)})"
         names.add(name)
         found.update(name.encode())

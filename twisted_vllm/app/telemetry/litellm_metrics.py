@@ -76,7 +76,7 @@ class LitellmNames:
                 entry, breaker = each.entry, each.state.breaker
                 state = 2
                 if breaker.state == CLOSED:
-                    state = 1 if each.state.sleeping else 0
+                    state = 1 if each.state.rests else 0
                 elif breaker.state == HALF_OPEN:
                     state = 1
                 yield Deployment(

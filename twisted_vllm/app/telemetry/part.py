@@ -11,6 +11,7 @@ from twisted.logger import ILogObserver
 
 from twisted_vllm.app.accounting import AccountingService
 from twisted_vllm.app.reload import Reloader
+from twisted_vllm.app.traffic import Traffic
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
@@ -62,6 +63,7 @@ class Surroundings:
         directory: where the names of files in the settings begin.
         siblings: the other processes of the gateway, if there are several.
         snapshot: collects the metrics of all processes at a time in Unix seconds.
+        traffic: counts what passes, in steps of time.
     """
 
     reactor: Any
@@ -89,6 +91,7 @@ class Surroundings:
     directory: str
     siblings: Siblings
     snapshot: Callable[[float], Snapshot | Deferred[Snapshot]]
+    traffic: Traffic
 
     def is_own(self, path: bytes) -> bool:
         """Return whether a path is one of the gateway's own routes."""

@@ -90,6 +90,7 @@ class RequestMetricsPart(TelemetryPart):
         around.metrics.add(RequestCollector(counted, place, numbers), RequestCollector(counted, place, None))
         around.metrics.add_for_administrators(self._switched)
         around.background.on_charged = self._charged
+        around.traffic.follow(counted)
 
     def observers(self) -> Sequence[RequestObserver]:
         """Return what counts requests."""

@@ -23,8 +23,9 @@ from twisted_vllm.app.telemetry.otlp_receivers import receivers_of
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.config.otlp_sinks import log_destination
 from twisted_vllm.config.problems import ConfigError, Problem
+from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.config.sinks import FACILITIES, LOCAL_SYSLOG, LOG, SinkSettings
+from twisted_vllm.config.sinks import DATABASE, FACILITIES, KEPT_FOR, LOCAL_SYSLOG, LOG, SinkSettings
 from twisted_vllm.observability.delivery.blocking import ThreadedDestination
 from twisted_vllm.observability.delivery.interfaces import Bounds, IBlockingDestination, IDestination
 from twisted_vllm.observability.delivery.post import Poster, http_agent
@@ -63,12 +64,16 @@ class Workshop:
         directory: where the names of files begin.
         encoder: makes the items in the sink's format.
         redact: removes secrets from text.
+        database_url: the gateway's database.
+        housekeeps: whether this process does what must be done once.
     """
 
     reactor: Any
     directory: str
     encoder: Encoder
     redact: Callable[[str], str]
+    database_url: Secret
+    housekeeps: bool
 
     def file(self, name: str | None) -> str | None:
         """Return the path of a file of the settings."""
@@ -161,6 +166,22 @@ def _s3(sink: SinkSettings, workshop: Workshop) -> Parts:
     return Parts(workshop.encoder, workshop.threaded(sink, lambda: S3Destination(used, time, os.urandom)))
 
 
+def _database(sink: SinkSettings, workshop: Workshop) -> Parts:
+    from twisted_vllm.app.telemetry.kept_contents import ContentsDestination, ContentsEncoder, TrimmedDestination
+
+    url, reactor = workshop.database_url, workshop.reactor
+    trims = workshop.housekeeps
+
+    def make() -> IBlockingDestination:
+        return ContentsDestination(url, sink.keep_for or KEPT_FOR, sink.max_stored_bytes if trims else None, time)
+
+    def destination() -> IDestination:
+        threaded = workshop.threaded(sink, make)()
+        return TrimmedDestination(threaded, reactor) if trims else threaded
+
+    return Parts(ContentsEncoder(), destination)
+
+
 def _python(sink: SinkSettings, workshop: Workshop) -> Parts:
     from twisted_vllm.observability.sinks.python_object import (
         ObjectDestination,
@@ -187,6 +208,7 @@ MAKERS: Mapping[str, Maker] = {
     "webhook": _webhook,
     "otlp": _otlp,
     "s3": _s3,
+    DATABASE: _database,
     "python": _python,
 }
 
@@ -218,7 +240,7 @@ class RunningSinks:
             if self._settings.get(sink.name) == sink:
                 continue
             try:
-                parts[sink.name] = self._make(sink)
+                parts[sink.name] = self._make(sink, settings.database_url)
             except ConfigError as error:
                 at = f"passthrough.sinks[{index}]" if sink.name in own else f"litellm_settings.callbacks: {sink.name}"
                 problems += [
@@ -242,10 +264,17 @@ class RunningSinks:
         stopping = [self._stop(sink) for sink in self._sinks.values()]
         return gatherResults(stopping).addCallback(lambda _: None)
 
-    def _make(self, sink: SinkSettings) -> Parts:
+    def _make(self, sink: SinkSettings, database_url: Secret) -> Parts:
         surroundings = self._surroundings
         encoder = make_encoder(sink.format, surroundings.redact, self._record_of)
-        workshop = Workshop(surroundings.reactor, surroundings.directory, encoder, surroundings.redact)
+        workshop = Workshop(
+            surroundings.reactor,
+            surroundings.directory,
+            encoder,
+            surroundings.redact,
+            database_url,
+            surroundings.siblings.housekeeps,
+        )
         return MAKERS[sink.type](sink, workshop)
 
     def _apply(self, wanted: tuple[SinkSettings, ...], parts: Mapping[str, Parts]) -> None:

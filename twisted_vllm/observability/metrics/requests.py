@@ -62,12 +62,14 @@ class ModelUsage:
     Attributes:
         prompt, cached, completion, reasoning: tokens.
         cost: in picodollars.
+        sampled: what `twisted_vllm.observability.traffic` has seen of prompt, cached, completion and cost.
     """
 
-    __slots__ = ("cached", "completion", "cost", "prompt", "reasoning")
+    __slots__ = ("cached", "completion", "cost", "prompt", "reasoning", "sampled")
 
     def __init__(self) -> None:
         self.prompt = self.cached = self.completion = self.reasoning = self.cost = 0
+        self.sampled = (0, 0, 0, 0)
 
     def add(self, usage: Usage, cost: int) -> None:
         """Add what a request used."""
@@ -112,11 +114,13 @@ class Pair:
         queued: the wait for a busy server.
         overhead: what the gateway took to pass the request on.
         seen, seen_at: how many requests there were at a scrape, and when that was not yet so, in Unix seconds.
+        sampled: what `twisted_vllm.observability.traffic` has seen of the counts of `first_stream` and `duration`.
+        sampled_sum: likewise, of the sum of `duration`.
     """
 
     __slots__ = (
         *("duration", "first_stream", "first_whole", "model", "overhead", "per_token", "queued"),
-        *("seen", "seen_at", "server"),
+        *("sampled", "sampled_sum", "seen", "seen_at", "server"),
     )
 
     def __init__(self, model: str, server: str, latency_bounds: tuple[float, ...], now: float) -> None:
@@ -128,6 +132,8 @@ class Pair:
 
     def begin(self, latency_bounds: tuple[float, ...]) -> None:
         """Begin all histograms at zero, with these buckets."""
+        self.sampled: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self.sampled_sum = 0.0
         self.duration = Histogram(latency_bounds)
         self.first_whole = Histogram(latency_bounds)
         self.first_stream = Histogram(latency_bounds)
@@ -146,9 +152,10 @@ class Counted:
         status: the status that the client got; 0 without one.
         outcome: as in the log.
         count: how many there were.
+        sampled: how many of them `twisted_vllm.observability.traffic` has seen.
     """
 
-    __slots__ = ("count", "outcome", "pair", "route_class", "status", "usage")
+    __slots__ = ("count", "outcome", "pair", "route_class", "sampled", "status", "usage")
 
     def __init__(self, pair: Pair, usage: ModelUsage, route_class: str, status: int, outcome: str) -> None:
         self.pair = pair
@@ -156,7 +163,7 @@ class Counted:
         self.route_class = route_class
         self.status = status
         self.outcome = outcome
-        self.count = 0
+        self.count = self.sampled = 0
 
 
 Listener = Callable[[RequestContext, Counted], None]

@@ -27,7 +27,7 @@ class Encoder(Protocol):
     """Makes the items of a sink; in any thread for log lines, in the reactor's for requests."""
 
     def request(self, event: RequestEvent, context: RequestContext) -> bytes:
-        """Return the item of a request."""
+        """Return the item of a request; an empty one is left out."""
 
     def line(self, event: LogEvent) -> bytes:
         """Return the item of a log line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 
@@ -103,7 +104,11 @@ def payload_of(event: RequestEvent) -> dict[str, object]:
         "requester_ip_address": event.client,
         "user_agent": None,
         "messages": said.get("input"),
-        "response": _response(event, said.get("output"), usage) if success else None,
+        "response": response_of(
+            said.get("output"), event.response_id or event.request_id, int(event.started), event.model, usage
+        )
+        if success
+        else None,
         "error_str": None if success else _error_of(event),
         "error_information": {
             "error_code": "" if success else str(event.status or ""),
@@ -143,7 +148,31 @@ def _parameters_of(event: RequestEvent, said: Mapping[str, object]) -> dict[str,
     return {**kept, **limit} if isinstance(kept, dict) else {**limit}
 
 
-def usage_of(event: RequestEvent) -> dict[str, object]:
+class HasTokens(Protocol):
+    """What `usage_of` reads: an event, or a row of the ledger."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+
+    @property
+    def completion_tokens(self) -> int:
+        """Generated tokens."""
+
+    @property
+    def total_tokens(self) -> int:
+        """The server's total."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt from the prefix cache."""
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Generated tokens that were reasoning."""
+
+
+def usage_of(event: HasTokens) -> dict[str, object]:
     """Return the usage of a request in OpenAI's shape."""
     return {
         "prompt_tokens": event.prompt_tokens,
@@ -182,8 +211,16 @@ def _contents_of(event: RequestEvent) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _response(event: RequestEvent, output: object, usage: object) -> object:
-    """Return the answer in OpenAI's shape, as far as it was kept."""
+def response_of(output: object, id: str, created: int, model: str, usage: object) -> object:
+    """Return an answer in OpenAI's shape, as far as it was kept.
+
+    Args:
+        output: the ``output`` of what was kept.
+        id: the id of the answer.
+        created: when the request began, in Unix seconds.
+        model: the model that the caller names.
+        usage: as `usage_of` returns it.
+    """
     if not isinstance(output, dict):
         return None
     message: dict[str, object] = {"role": "assistant", "content": output.get("text")}
@@ -195,10 +232,10 @@ def _response(event: RequestEvent, output: object, usage: object) -> object:
     reasons = output.get("finish_reasons")
     reason = reasons[0] if isinstance(reasons, list) and reasons else None
     return {
-        "id": event.response_id or event.request_id,
+        "id": id,
         "object": "chat.completion",
-        "created": int(event.started),
-        "model": event.model,
+        "created": created,
+        "model": model,
         "choices": [{"index": 0, "finish_reason": reason, "message": message}],
         "usage": usage,
     }

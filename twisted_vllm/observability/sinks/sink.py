@@ -56,7 +56,8 @@ class Sink(EventObserver):
     def consume(self, event: RequestEvent, context: RequestContext) -> None:
         """Take a finished request."""
         item = self._encoder.request(event, context)
-        self.queue.put(item, len(item))
+        if item:
+            self.queue.put(item, len(item))
 
     def event(self, event: LogEvent) -> None:
         """Take a log line."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
-from twisted_vllm.config.sinks import FAILURES, KEYS, NOBODY, REQUESTS, SUCCESSES, SinkSettings
+from twisted_vllm.config.sinks import DATABASE, FAILURES, KEYS, NOBODY, REQUESTS, SUCCESSES, SinkSettings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.request_event import is_success
 
@@ -54,9 +54,12 @@ def make_filter(sink: SinkSettings, is_own: Callable[[bytes], bool]) -> Callable
     both = REQUESTS in events or {SUCCESSES, FAILURES} <= events
     wants_success = SUCCESSES in events
     models, teams, keys = Names(sink.models), Names(sink.teams), Names(sink.keys)
+    contents_only = sink.type == DATABASE
     gateway_routes, tells_refused, needs_key = sink.gateway_routes, sink.refused != NOBODY, sink.refused == KEYS
 
     def wants(context: RequestContext) -> bool:
+        if contents_only and context.contents is None:
+            return False
         if not both and is_success(context.status, context.outcome) is not wants_success:
             return False
         principal = context.principal

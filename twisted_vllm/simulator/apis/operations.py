@@ -91,6 +91,11 @@ def is_sleeping(request: ApiRequest, engine: Engine) -> Response:
     return json_response({"is_sleeping": engine.sleep_level is not None})
 
 
+def reset_prefix_cache(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /reset_prefix_cache``; there is no cache here."""
+    return ApiResponse(content_type=None)
+
+
 def tokenize(request: ApiRequest, engine: Engine) -> Response:
     """Answer ``POST /tokenize``; raises `ApiError`."""
     fields = body_of(request)

@@ -83,7 +83,7 @@ class UsageBatch:
         column["payer"], column["target"] = payers, targets
         column["request_tags"] = [_json(each).decode() if each else None for each in column["request_tags"]]
         column["headers"] = [_json(each).decode() if each else None for each in column["headers"]]
-        for name in ("spend_metadata", "response_id", "request_id", "error", "attempts"):
+        for name in ("spend_metadata", "response_id", "request_id", "error", "attempts", "details"):
             column[name] = [each or None for each in column[name]]
         column["requests"] = [None if each == 1 else each for each in requests]
         return cls(

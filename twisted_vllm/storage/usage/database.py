@@ -17,6 +17,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.deadline import Deadline, WorkStopped
 from twisted_vllm.storage.engine import begin, make_engine, parse_url, reason_of
 from twisted_vllm.storage.errors import StoreError
+from twisted_vllm.storage.request_contents import trim_contents
 from twisted_vllm.storage.sqlite_file import check_file, watch_file
 from twisted_vllm.storage.usage.accepted import is_broken_deadlock, is_rejection
 from twisted_vllm.storage.usage.batch import UsageBatch
@@ -155,6 +156,8 @@ class UsageDatabase:
     def drop_before(self, time: int) -> int:
         """Drop the partitions whose rows are all of requests that began before a time in microseconds; return how many.
 
+        Prompts and answers of such requests go as well.
+
         Raises:
             DatabaseUnavailable: some may be left, for the next call.
         """
@@ -163,6 +166,8 @@ class UsageDatabase:
             self._rows.forget_dropped()
             names = drop_partitions(self._engine, time, self._held_from, int(self._periods.now() * 1e6))
             self._rows.forget(names)
+            # Nobody finds them without the rows, also where nothing is kept any more.
+            trim_contents(self._engine, time, None, _SECONDS)
             return names
 
         names = self._guarded(work)

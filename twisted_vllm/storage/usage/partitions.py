@@ -8,7 +8,9 @@ is too old is dropped as a whole: at once, and the space is free.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from twisted_vllm.storage.usage.queries.plan import microseconds, moment_of, month_start
-from twisted_vllm.storage.usage.tables import DAY_US, ROWS, rows_metadata, usage_partitions
+from twisted_vllm.storage.usage.tables import DAY_US, ROWS, rows_metadata, usage, usage_partitions
 
 #: files that a connection attaches at most; SQLite's own limit is 10
 MAX_ATTACHED = 8
@@ -33,6 +35,13 @@ MAX_PARTITIONS = 1_000
 
 #: the execution option of a connection with a function that returns from when on rows are shown
 SHOWN_FROM = "vllm_passthrough_shown_from"
+
+#: columns of the rows that older gateways do not know: they may be missing in a file that one of them made
+_ADDED = ("details",)
+#: the files that have them; no more than there are partitions
+_complete: set[str] = set()
+#: seconds that a file may be in use meanwhile
+_LOCK_SECONDS = 5.0
 
 #: before and after all rows
 _NO_START, _NO_END = -(2**62), 2**62
@@ -152,6 +161,7 @@ def rows_in(connection: Connection, partition: Partition) -> Connection:
             _detach(connection.connection.driver_connection, attached)
             connection.exec_driver_sql("BEGIN")
         path = file_of(main_file(connection.engine), partition)
+        complete_file(path)
         try:
             # The mode: SQLite would make an empty file where there is none.
             connection.exec_driver_sql(f'ATTACH ? AS "{schema}"', (f"file:{quote(str(path))}?mode=rw",))
@@ -194,6 +204,26 @@ def directory_of(main: Path) -> Path:
 def file_of(main: Path, partition: Partition) -> Path:
     """Return the file of a partition."""
     return directory_of(main) / f"{partition.name}.db"
+
+
+def complete_file(path: Path) -> None:
+    """Add the columns to a partition's file that an older gateway left out. What is no such file is left as it is.
+
+    Gateways of the release before may share the database, and make files, while this one runs.
+    """
+    if str(path) in _complete:
+        return
+    with suppress(sqlite3.Error):
+        # Not the caller's connection, which may only read.
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=_LOCK_SECONDS)) as file:
+            present = {name for _, name, *_ in file.execute(f'PRAGMA table_info("{usage.name}")')}
+            for name in _ADDED if present else ():
+                if name not in present:
+                    # Another process may do the same.
+                    with suppress(sqlite3.OperationalError):
+                        file.execute(f'ALTER TABLE "{usage.name}" ADD COLUMN "{name}" {usage.columns[name].type}')
+        if present:
+            _complete.add(str(path))
 
 
 def files_beside(path: Path) -> tuple[Path, Path]:
@@ -253,6 +283,11 @@ def make_missing_tables(connection: Connection, partition: Partition) -> list[st
         # ATTACH takes a weaker lock on the parent than CREATE TABLE … PARTITION OF.
         if exists is None:
             connection.exec_driver_sql(f'CREATE TABLE "{child}" (LIKE "{table.name}" INCLUDING ALL)')
+        elif table is usage:
+            # Whoever detached it may have done so before it got them.
+            for name in _ADDED:
+                column = f'"{name}" {usage.columns[name].type}'
+                connection.exec_driver_sql(f'ALTER TABLE "{child}" ADD COLUMN IF NOT EXISTS {column}')
         connection.exec_driver_sql(
             f'ALTER TABLE "{table.name}" ATTACH PARTITION "{child}" '
             f"FOR VALUES FROM ({partition.start}) TO ({partition.end})"

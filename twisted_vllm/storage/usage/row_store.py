@@ -25,6 +25,7 @@ from twisted_vllm.storage.usage.partitions import (
     Partition,
     PartitionLost,
     all_partitions,
+    complete_file,
     file_of,
     main_file,
     make_missing_tables,
@@ -201,7 +202,9 @@ class SqliteRows:
         if engine is None:
             while len(self._engines) >= _OPEN_FILES:
                 self._engines.pop(next(iter(self._engines))).dispose()
-            url = self._main.url.set(database=str(file_of(self._file, partition)))
+            path = file_of(self._file, partition)
+            complete_file(path)
+            url = self._main.url.set(database=str(path))
             engine = make_engine(url, connections=1, must_exist=True)
             watch_file(engine)
             use_pragmas(engine)

@@ -134,6 +134,8 @@ usage = Table(
     Column("request_tags", JSON(none_as_null=True)),
     Column("spend_metadata", Text),
     Column("response_id", Text),
+    # added by revision 0011; see `partitions.complete_file`
+    Column("details", Text),
     # Clustered by time: rows of the same batch are in the same pages. There is no other index: each would be changed
     # in another page by each row. See `usage_lookups`.
     PrimaryKeyConstraint("time", "id"),

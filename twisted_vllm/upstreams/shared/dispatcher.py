@@ -15,7 +15,15 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
-from twisted_vllm.upstreams.dispatcher import Ask, Dispatcher, Placement, Waiting, patience_of, wait_for_entries
+from twisted_vllm.upstreams.dispatcher import (
+    Ask,
+    Dispatcher,
+    Placement,
+    Waiting,
+    may_go,
+    patience_of,
+    wait_for_entries,
+)
 from twisted_vllm.upstreams.entry_limits import EntryLimits
 from twisted_vllm.upstreams.policies import RoutingRequest
 from twisted_vllm.upstreams.router import Destination, ModelGroup
@@ -299,7 +307,7 @@ class SharingDispatcher(Dispatcher):
 
         def has_room(each: Destination) -> bool:
             state = each.state
-            if not state.is_usable(now) or state in ask.tried:
+            if not may_go(state, ask, now):
                 return False
             if ask.server is not None and each.server.url != ask.server.url:
                 return False

@@ -54,6 +54,9 @@ class Fact(msgspec.Struct, array_like=True, frozen=True, gc=False):
     kv_usage: float
     sleeping: bool
     sleep_changed: float | None
+    running: float | None = None
+    cache_hits: float | None = None
+    version: str = ""
 
 
 class SharedServers:
@@ -249,6 +252,7 @@ class SharedServers:
             if state is None:
                 continue
             state.waiting, state.kv_usage = fact.waiting, fact.kv_usage
+            state.running, state.cache_hits, state.version = fact.running, fact.cache_hits, fact.version
             if fact.sleep_changed is not None:
                 state.sleep_changed = fact.sleep_changed
             woke, state.sleeping = state.sleeping and not fact.sleeping, fact.sleeping
@@ -311,7 +315,16 @@ class SharedServers:
 
 
 def _fact_of(state: ServerState) -> Fact:
-    return Fact(state.server.url, state.waiting, state.kv_usage, state.sleeping, _finite(state.sleep_changed))
+    return Fact(
+        state.server.url,
+        state.waiting,
+        state.kv_usage,
+        state.sleeping,
+        _finite(state.sleep_changed),
+        state.running,
+        state.cache_hits,
+        state.version,
+    )
 
 
 def _finite(seconds: float) -> float | None:

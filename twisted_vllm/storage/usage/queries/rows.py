@@ -11,7 +11,7 @@ Look-ups are written some seconds after the rows. Therefore the newest rows are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -29,6 +29,7 @@ from twisted_vllm.storage.usage.queries.lookups import (
     joined,
     look_ups,
     own_ids,
+    row_conditions,
 )
 from twisted_vllm.storage.usage.queries.plan import MODEL
 from twisted_vllm.storage.usage.tables import (
@@ -139,6 +140,26 @@ def rows_of(connection: Connection, keys: Sequence[RowKey]) -> list[Row[Any]]:
                     found[row.time, row.id] = row
     # One may have been deleted meanwhile.
     return [found[key] for key in keys if key in found]
+
+
+def row_with_id(connection: Connection, id: str, equals: Mapping[str, str]) -> Row[Any] | None:
+    """Return the row with an id, also where the client gave its request another one; None if there is none.
+
+    Args:
+        connection: of a transaction that reads.
+        id: the row's.
+        equals: values that dimensions must have.
+    """
+    conditions = row_conditions(connection.dialect.name, equals)
+    for second, own in own_ids(id):
+        last = second + 1_000_000
+        near = (usage.c.time >= second, usage.c.time <= last, usage.c.id == own, *conditions)
+        for partition in partitions_of(connection):
+            if partition.start <= last and second < partition.end and _opened(connection, partition):
+                key = connection.execute(select(usage.c.time, usage.c.id).where(*near)).first()
+                if key is not None:
+                    return next(iter(rows_of(connection, [(key.time, key.id)])), None)
+    return None
 
 
 def first_row(connection: Connection) -> int | None:

@@ -1,0 +1,1 @@
+"""The overview: what passes through the gateway, what is wrong, and what was spent of which budgets."""

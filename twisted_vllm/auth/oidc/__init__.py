@@ -1,0 +1,1 @@
+"""Signing in at an OpenID provider: what is decided, without I/O."""

@@ -1,0 +1,1 @@
+"""What is wrong now, in words. The bounds are those of `config/prometheus/alerts.yml`: a test compares both."""
