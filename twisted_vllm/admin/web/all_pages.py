@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twisted_vllm.admin.web.page import Page
+from twisted_vllm.admin.web.pages.config import pages as config
 from twisted_vllm.admin.web.pages.oidc import pages as oidc
 from twisted_vllm.admin.web.pages.record_acts import pages as record_acts
 from twisted_vllm.admin.web.pages.records import pages as records
@@ -11,6 +12,7 @@ from twisted_vllm.admin.web.pages.welcome import pages as welcome
 
 PAGES: tuple[Page, ...] = (
     *welcome,
+    *config,
     *records,
     *record_acts,
     *sign_in,
