@@ -35,11 +35,8 @@ TABLE = {
         GET /spend/logs GET /spend/logs/v2 GET /spend/logs/ui GET /spend/logs/ui/<string:request_id>
         GET /key/spend/report GET /user/daily/activity GET /user/daily/activity/aggregated
         GET /team/daily/activity GET /team/daily/activity/aggregated GET /usage/report
-<<<<<<< HEAD
         GET /usage/requests/<string:request_id> GET /usage/top GET /spend/overview
-=======
         GET /request/live
->>>>>>> w-live
     """,
     Access.SELF_SERVICE: """
         POST /key/generate POST /key/service-account/generate POST /key/update POST /key/block POST /key/unblock

@@ -48,10 +48,7 @@ from twisted_vllm.admin.context import (
     NoModels,
     NoOverview,
     NoServers,
-<<<<<<< HEAD
-=======
     NothingLive,
->>>>>>> w-live
     Overview,
     Readiness,
     ServerDesk,
