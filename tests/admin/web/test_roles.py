@@ -26,6 +26,11 @@ from twisted_vllm.auth.roles import Standing
 TABLE = {
     "open": "GET /ui/sign-in POST /ui/sign-in",
     "session": "GET /ui POST /ui/sign-out POST /ui/ticket",
+    "any_key": """
+        GET /ui/usage GET /ui/usage/csv GET /ui/requests GET /ui/requests/<string:id>
+        GET /ui/requests/<string:id>/contents
+    """,
+    "reader": "GET /ui/audit GET /ui/audit/<string:id>",
 }
 
 #: what a form is sent with, where an empty one says nothing of what belongs to others; `{key}` and the like are the
