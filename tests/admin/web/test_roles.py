@@ -30,7 +30,9 @@ TABLE = {
         GET /ui/usage GET /ui/usage/csv GET /ui/requests GET /ui/requests/<string:id>
         GET /ui/requests/<string:id>/contents
     """,
-    "reader": "GET /ui/audit GET /ui/audit/<string:id>",
+    "reader": "GET /ui/config GET /ui/config/models GET /ui/audit GET /ui/audit/<string:id>",
+    "administrator": "POST /ui/config/log-level",
+    "master": "POST /ui/config/reload",
 }
 
 #: what a form is sent with, where an empty one says nothing of what belongs to others; `{key}` and the like are the
@@ -49,6 +51,7 @@ TRIED = (
     *("user_id={user_id}", "user={user_id}", "team_id={team_id}", "team={team_id}", "key={key}", "api_key={key}"),
     *("request_id={request_id}", "request={request_id}", "customer={customer}", "end_user={customer}", "tag={tag}"),
     *("organization_id={organization_id}", "model={model}", "group_by=api_key", "group_by=user", "group_by=team"),
+    *("id={key}", "id={user_id}", "id={team_id}", "id={organization_id}", "id={budget_id}", "id={customer}"),
     "start_date=2026-01-01&end_date=2026-03-02",
 )
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from twisted_vllm.admin.web.page import Page
-from twisted_vllm.admin.web.pages import audit, requests, sign_in, usage, welcome
+from twisted_vllm.admin.web.pages.audit import pages as audit
+from twisted_vllm.admin.web.pages.config import pages as config
+from twisted_vllm.admin.web.pages.oidc import pages as oidc
+from twisted_vllm.admin.web.pages.record_acts import pages as record_acts
+from twisted_vllm.admin.web.pages.records import pages as records
+from twisted_vllm.admin.web.pages.requests import pages as requests
+from twisted_vllm.admin.web.pages.sign_in import pages as sign_in
+from twisted_vllm.admin.web.pages.usage import pages as usage
+from twisted_vllm.admin.web.pages.welcome import pages as welcome
 
 PAGES: tuple[Page, ...] = (
-    *welcome.pages,
-    *audit.pages,
-    *usage.pages,
-    *requests.pages,
-    *sign_in.pages,
+    *welcome,
+    *config,
+    *audit,
+    *records,
+    *record_acts,
+    *usage,
+    *requests,
+    *sign_in,
+    *oidc,
 )
