@@ -29,9 +29,13 @@ TABLE = {
     "reader": "GET /ui/servers GET /ui/servers/detail GET /ui/servers/events",
     "administrator": "POST /ui/servers/drain POST /ui/servers/undrain",
     "session": "GET /ui POST /ui/sign-out POST /ui/ticket",
-    "any_key": "GET /ui/live GET /ui/live/events",
+    "any_key": """
+        GET /ui/live GET /ui/live/events
+        GET /ui/usage GET /ui/usage/csv GET /ui/requests GET /ui/requests/<string:id>
+        GET /ui/requests/<string:id>/contents
+    """,
     "self_service": "POST /ui/live/cut",
-    "reader": "GET /ui/config GET /ui/config/models",
+    "reader": "GET /ui/config GET /ui/config/models GET /ui/audit GET /ui/audit/<string:id>",
     "administrator": "POST /ui/config/log-level",
     "master": "POST /ui/config/reload",
 }
