@@ -25,16 +25,22 @@ from twisted_vllm.auth.roles import Standing
 #: every session, `open` for everybody
 TABLE = {
     "open": "GET /ui/sign-in POST /ui/sign-in",
-    "session": "GET /ui POST /ui/sign-out POST /ui/ticket",
+    "session": """
+        GET /ui POST /ui/sign-out POST /ui/ticket
+        GET /ui/playground GET /ui/connect POST /ui/connect
+    """,
+    "any_key": "GET /ui/playground/answer",
+    "self_service": "POST /ui/connect/key",
     "reader": "GET /ui/config GET /ui/config/models",
     "administrator": "POST /ui/config/log-level",
     "master": "POST /ui/config/reload",
 }
 
 #: what a form is sent with, where an empty one says nothing of what belongs to others; `{key}` and the like are the
-#: names of `FOREIGN`
+#: names of `FOREIGN`. No form has the alias of another's key: it is taken, because aliases are unique in a gateway.
 FORMS: Mapping[str, Mapping[str, str]] = {
     "POST /ui/ticket": {"key": "{key}"},
+    "POST /ui/connect": {"key": "{key}", "model": "{model}", "client": "{word}"},
     "POST /ui/sign-in": {"key": "sk-nobody-has-this-key-0123"},
 }
 
@@ -114,11 +120,12 @@ class World(ConsoleGateway):
             Standing.PROXY_ADMIN: self.make_key(user_id="boss", key_alias="of-boss"),
             Standing.MANAGER: self.make_key(allowed_routes=["management"], key_alias="of-manager"),
             Standing.PROXY_ADMIN_VIEWER: self.make_key(user_id="auditor", key_alias="of-auditor"),
-            Standing.INTERNAL_USER: self.make_key(user_id="ada", team_id="blue", key_alias="of-ada"),
+            Standing.INTERNAL_USER: self.make_key(user_id="ada", key_alias="of-ada"),
             Standing.INTERNAL_USER_VIEWER: self.make_key(user_id="eve", key_alias="of-eve"),
             Standing.KEY: self.make_key(key_alias="of-nobody"),
         }
         self.keys = {Standing.MASTER: MASTER_KEY, **{role: each["key"] for role, each in made.items()}}
+        self.make_key(user_id="ada", team_id="blue", key_alias="of-ada-in-blue")
         self.blocked = self.make_key(key_alias="to-be-blocked", user_id="ada")["key"]
         self.expired = self.make_key(key_alias="to-expire", user_id="ada", duration="1h")["key"]
         mine = {"key_id": id_of(self, made[Standing.INTERNAL_USER]), "user_id": "ada", "team_id": "blue"}
@@ -282,7 +289,8 @@ def _said(answer: Answer) -> tuple[int, str, bytes]:
     body = re.sub(
         rb'(name="anti[_-]forgery" (?:value|content)=")\w+|(x-anti-forgery&?#?\w*;?[": ]+)\w+', rb"\1\2", answer.body
     )
-    body = re.sub(rb"sk-ticket-[\w-]+", b"", body)
+    # tickets, and new keys
+    body = re.sub(rb"sk-[\w-]{20,}", b"", body)
     return answer.status, answer.headers.get("location", ""), body
 
 
