@@ -25,7 +25,7 @@ TABLE = {
     Access.ANY_KEY: """
         GET /key/info POST /v2/key/info GET /key/list GET /key/aliases GET /user/info GET /v2/user/info
         GET /team/info GET /team/list GET /v2/team/list GET /team/available
-        GET /key/impact GET /v2/organization/list
+        GET /key/may_call GET /key/impact GET /v2/organization/list
         GET /organization/info GET /organization/list GET /user/available_roles GET /health/readiness/details
         GET /team/<string:team_id>/members/me
         GET /v1/models GET /models GET /v1/models/<name:model_id> GET /models/<name:model_id>
@@ -36,11 +36,13 @@ TABLE = {
         GET /key/spend/report GET /user/daily/activity GET /user/daily/activity/aggregated
         GET /team/daily/activity GET /team/daily/activity/aggregated GET /usage/report
         GET /usage/requests/<string:request_id> GET /usage/top GET /spend/overview
+        GET /request/live
     """,
     Access.SELF_SERVICE: """
         POST /key/generate POST /key/service-account/generate POST /key/update POST /key/block POST /key/unblock
         POST /key/regenerate POST /key/<string:key>/regenerate POST /key/delete
         POST /team/member_add POST /team/member_update POST /team/member_delete
+        POST /request/cut
     """,
     Access.NAMED: "GET /metrics/upstreams",
     Access.MASTER: "POST /config/reload",

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl, urlencode
 
 import attrs
+import msgspec
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.access import Extent
@@ -125,7 +126,6 @@ class PageConsole(Protocol):
         sign_in: the sessions.
         origin_of: returns where the browser of a request believes to be.
         parts: what single pages need besides, by name.
-        pages: all pages.
     """
 
     context: AdminContext
@@ -133,7 +133,10 @@ class PageConsole(Protocol):
     sign_in: SignIn
     origin_of: Callable[[IRequest], str]
     parts: Mapping[str, Any]
-    pages: Sequence[Page]
+
+    @property
+    def pages(self) -> Sequence[Page]:
+        """All pages."""
 
     def url(self, request: IRequest, path: str) -> str:
         """Return the path of a page as the browser knows it."""
@@ -224,6 +227,10 @@ class PageCall:
             GatewayError: as the API answers.
         """
         return await self.console.operations.call(self.request, f"GET {route}", query, path or {})
+
+    async def raw(self, route: str, /, **query: Any) -> msgspec.Raw:
+        """Return the answer of a GET route as `get`, not decoded: to pass it on to a script."""
+        return await self.console.operations.encoded(self.request, f"GET {route}", query, {})
 
     async def post(self, route: str, body: Mapping[str, Any], /, path: Mapping[str, str] | None = None) -> Any:
         """Return the answer of a POST route, as `get`."""

@@ -1,60 +1,61 @@
-// Charts of the console, drawn by uPlot. Whoever does not see them reads the label of the chart, or its table.
+// Charts over time, drawn by uPlot. Whoever does not see them reads the label of the chart, or its table.
+// Text is written with textContent only.
 "use strict";
 
 const charts = (() => {
   // Lines differ by their dashes too, not by their colour alone.
   const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [4, 2], [1, 4]];
   const MOST_ROWS = 120;
+  const DAY = 86400;
+  const NOTHING = "–";
+  const units = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 
-  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const known = (value) => value !== null && value !== undefined;
+  const plain = (value, digits) => value.toLocaleString("en-US", {maximumFractionDigits: digits});
 
-  // How numbers are written; the pages of the server write them alike.
-  const words = {
-    number(value) {
-      if (!known(value)) return "–";
-      return value.toLocaleString("en", {maximumFractionDigits: Math.abs(value) >= 100 ? 0 : 1});
-    },
+  // How numbers are written; the templates write them alike. A value that is not known is a dash.
+  const writers = {
+    number: (value) => plain(value, Math.abs(value) >= 100 ? 0 : 1),
     short(value) {
-      if (!known(value)) return "–";
-      for (const [size, name] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-        if (Math.abs(value) >= size) return `${Number((value / size).toPrecision(3))} ${name}`;
-      }
-      return words.number(value);
-    },
-    seconds(value) {
-      if (!known(value)) return "–";
-      if (value < 1) return `${Number((value * 1000).toPrecision(3))} ms`;
-      if (value < 60) return `${Number(value.toPrecision(3))} s`;
-      const minutes = Math.floor(value / 60), rest = Math.floor(value % 60);
-      return `${minutes} min${rest ? ` ${rest} s` : ""}`;
+      for (const [size, name] of units) if (Math.abs(value) >= size) return `${+(value / size).toPrecision(3)} ${name}`;
+      return `${+value.toPrecision(3)}`;
     },
     money(value) {
-      if (!known(value)) return "–";
-      if (value !== 0 && Math.abs(value) < 0.01) return "$" + value.toLocaleString("en", {maximumSignificantDigits: 3, maximumFractionDigits: 12});
+      if (value !== 0 && Math.abs(value) < 0.01) {
+        return "$" + value.toLocaleString("en-US", {maximumSignificantDigits: 3, maximumFractionDigits: 12});
+      }
       const digits = value === 0 || Math.abs(value) >= 1 ? 2 : 4;
-      return "$" + value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
+      return "$" + value.toLocaleString("en-US", {minimumFractionDigits: digits, maximumFractionDigits: digits});
     },
-    percent(value) {
-      return known(value) ? `${Number((value * 100).toPrecision(3))} %` : "–";
+    seconds(value) {
+      if (value < 1) return `${+(value * 1000).toPrecision(3)} ms`;
+      if (value < 60) return `${+value.toPrecision(3)} s`;
+      const rest = Math.floor(value % 60);
+      return `${Math.floor(value / 60)} min${rest ? ` ${rest} s` : ""}`;
     },
-    // on the axis of time, whose marks are so many seconds apart
-    mark(seconds, apart) {
-      const options = apart >= 86400
-        ? {day: "numeric", month: "short", timeZone: "UTC"}
-        : {hour: "2-digit", minute: "2-digit", hourCycle: "h23", ...(apart < 60 ? {second: "2-digit"} : {})};
-      return new Date(seconds * 1000).toLocaleString("en", options);
-    },
-    moment(seconds) {
-      return new Date(seconds * 1000).toLocaleString("sv");
-    },
-    time(seconds, wholeDays = false) {
-      const options = wholeDays
-        ? {day: "numeric", month: "short", timeZone: "UTC"}
-        : {hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23"};
-      return new Date(seconds * 1000).toLocaleString("en", options);
-    },
+    percent: (value) => `${+(value * 100).toPrecision(3)} %`,
   };
+  const formats = Object.fromEntries(
+    Object.entries(writers).map(([name, write]) => [name, (value) => (known(value) ? write(value) : NOTHING)]),
+  );
+
+  const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const color = (index) => variable(`--series-${(index % 6) + 1}`);
+  const utc = (seconds) => new Date(seconds * 1e3).toISOString().slice(0, 16).replace("T", " ");
+
+  // A moment as the clock of the browser shows it, and on an axis whose marks are so many seconds apart.
+  const moment = (seconds) => new Date(seconds * 1e3).toLocaleString("sv");
+  function clock(seconds, apart) {
+    const options = apart >= DAY
+      ? {day: "numeric", month: "short"}
+      : {hour: "2-digit", minute: "2-digit", hourCycle: "h23", ...(apart < 60 ? {second: "2-digit"} : {})};
+    return new Date(seconds * 1e3).toLocaleString("en-US", options);
+  }
+
+  // The places of points between two that are not known: no line shows them.
+  function alone(values) {
+    return [...values.keys()].filter((at) => known(values[at]) && !known(values[at - 1]) && !known(values[at + 1]));
+  }
 
   function element(tag, {text, parent, ...attributes} = {}) {
     const found = document.createElement(tag);
@@ -64,103 +65,151 @@ const charts = (() => {
     return found;
   }
 
+  // A chart in a host element:
+  //   charts.draw(host, {times: [Unix seconds], series: [{name, values}], format, stacked, summary})
+  // returns {update({times, series, summary}), destroy()}. A value that is null is a gap. `summary` is for those who see
+  // no chart. `lines` draws lines with dashes and without uPlot's legend, in the browser's time; `sync` shares the
+  // cursor with other charts; `cursor` is told of the place under it.
+  function draw(host, options) {
+    const format = formats[options.format] ?? formats.number;
+    let data = {times: options.times, series: options.series};
+    let chart = null;
+    host.classList.add("chart");
+    host.setAttribute("role", "img");
+    const tell = (summary) => host.setAttribute("aria-label", summary ?? data.series.map((each) => each.name).join(", "));
+    tell(options.summary);
+
+    // In a stack each series stands on those after it: it is drawn first and as high as all of them together.
+    function heights() {
+      const rows = data.series.map((each) => each.values);
+      if (!options.stacked) return rows;
+      const stacked = [];
+      let below = data.times.map(() => 0);
+      for (const row of [...rows].reverse()) {
+        below = below.map((sum, index) => sum + (row[index] ?? 0));
+        stacked.unshift(below);
+      }
+      return stacked;
+    }
+
+    function make() {
+      chart?.destroy();
+      const {lines = false, stacked = false} = options;
+      const text = variable("--quiet");
+      const line = variable("--line");
+      const axis = {stroke: text, grid: {stroke: line, width: 1}, ticks: {stroke: line, width: 1}, font: "11px system-ui, sans-serif"};
+      const own = {...axis, values: (_chart, marks, _axis, _space, apart) => marks.map((at) => clock(at, apart))};
+      const bars = data.times.length <= 62 ? uPlot.paths.bars({size: [0.8, 60]}) : undefined;
+      chart = new uPlot(
+        {
+          width: Math.max(host.clientWidth, 200),
+          height: options.height ?? 240,
+          cursor: {
+            points: {show: !stacked},
+            ...(lines ? {y: false, drag: {x: false, y: false}} : {}),
+            ...(options.sync ? {sync: {key: options.sync}} : {}),
+          },
+          legend: {show: !lines && data.series.length > 0, live: true},
+          scales: {x: {time: true}, y: {range: (_chart, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.05 : 1]}},
+          axes: [lines ? own : axis, {...axis, size: 64, values: (_chart, splits) => splits.map(format)}],
+          ...(lines ? {} : {tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC")}),
+          hooks: options.cursor ? {setCursor: [(drawn) => options.cursor(drawn.cursor.idx)]} : {},
+          series: [
+            {value: (_chart, seconds) => (seconds == null ? "" : utc(seconds))},
+            ...data.series.map((each, index) => ({
+              label: each.name,
+              stroke: color(index),
+              width: stacked ? 1 : lines ? 1.5 : 2,
+              dash: lines ? DASHES[index % DASHES.length] : undefined,
+              fill: stacked ? color(index) : undefined,
+              paths: stacked ? bars : undefined,
+              points: lines ? {show: true, size: 5, filter: (drawn, place) => alone(drawn.data[place])} : {show: false},
+              value: (_chart, _value, _series, at) => {
+                const found = at == null ? null : data.series[index].values[at];
+                return found == null ? "" : format(found);
+              },
+            })),
+          ],
+        },
+        [data.times, ...heights()],
+        host,
+      );
+    }
+
+    const again = () => make();
+    const resized = new ResizeObserver(() => {
+      const width = Math.max(host.clientWidth, 200);
+      if (chart && Math.abs(chart.width - width) > 1) chart.setSize({width, height: chart.height});
+    });
+    const scheme = matchMedia("(prefers-color-scheme: dark)");
+    document.addEventListener("themechange", again);
+    scheme.addEventListener("change", again);
+    make();
+    resized.observe(host);
+
+    return {
+      update(next) {
+        const same = next.series.length === data.series.length && next.series.every((each, index) => each.name === data.series[index].name);
+        data = {times: next.times, series: next.series};
+        tell(next.summary);
+        if (same) chart.setData([data.times, ...heights()]);
+        else make();
+      },
+      destroy() {
+        resized.disconnect();
+        document.removeEventListener("themechange", again);
+        scheme.removeEventListener("change", again);
+        chart?.destroy();
+      },
+    };
+  }
+
   function sample(index, parent) {
     const namespace = "http://www.w3.org/2000/svg";
     const svg = document.createElementNS(namespace, "svg");
-    svg.setAttribute("width", "26");
-    svg.setAttribute("height", "8");
-    svg.setAttribute("aria-hidden", "true");
     const line = document.createElementNS(namespace, "line");
-    for (const [name, value] of [["x1", 0], ["x2", 26], ["y1", 4], ["y2", 4], ["stroke-width", 2]]) {
-      line.setAttribute(name, String(value));
-    }
-    line.setAttribute("stroke-dasharray", DASHES[index].join(" "));
-    line.setAttribute("class", `stroke-${index + 1}`);
+    for (const [name, value] of [["width", 26], ["height", 8], ["aria-hidden", true]]) svg.setAttribute(name, String(value));
+    for (const [name, value] of [["x1", 0], ["x2", 26], ["y1", 4], ["y2", 4], ["stroke-width", 2]]) line.setAttribute(name, String(value));
+    line.setAttribute("stroke-dasharray", DASHES[index % DASHES.length].join(" "));
+    line.setAttribute("class", `stroke-${(index % 6) + 1}`);
     svg.append(line);
     parent.append(svg);
   }
 
-  // Makes a chart of a <figure data-title="…">. `series` has {name, format} for each column, or {name} with `format`
-  // for all; `bars` draws bars; `days` says that each point is a day; `sync` shares the cursor with other charts.
-  // Returns {update(times, columns)}: Unix times, and a list of numbers or nulls for each series.
-  function make(figure, {series, format = words.number, bars = false, days = false, sync = ""}) {
-    figure.replaceChildren();
-    const head = element("figcaption", {parent: figure});
-    element("h3", {text: figure.dataset.title, parent: head});
+  // Makes of a <figure data-title="…"> a chart with its legend, and a table of the same figures.
+  //   charts.figure(figure, {names: ["p50", "p95"], format, stacked, days, sync})
+  // returns {update(times, columns), destroy()}. `days` says that each point is a day in UTC.
+  function figure(box, {names, format: formatName = "number", stacked = false, days = false, sync = ""}) {
+    const format = formats[formatName];
+    const title = box.dataset.title;
+    const time = (seconds) => (days ? utc(seconds).slice(0, 10) : moment(seconds).slice(11));
+    box.replaceChildren();
+    const head = element("figcaption", {parent: box});
+    element("h3", {text: title, parent: head});
     const legend = element("ul", {class: "legend", parent: head});
-    const values = series.map((each, index) => {
+    const values = names.map((name, index) => {
       const item = element("li", {parent: legend});
       sample(index, item);
-      element("span", {text: ` ${each.name} `, parent: item});
-      return element("b", {text: "–", parent: item});
+      element("span", {text: ` ${name} `, parent: item});
+      return element("b", {text: NOTHING, parent: item});
     });
-    const plot = element("div", {class: "chart", role: "img", parent: figure});
-    const details = element("details", {parent: figure});
+    const plot = element("div", {parent: box});
+    const details = element("details", {parent: box});
     element("summary", {text: "As a table", parent: details});
-    const frame = element("div", {
-      class: "plain-table tall", tabindex: "0", role: "region", "aria-label": `${figure.dataset.title}, as a table`,
-      parent: details,
-    });
-    let times = [], columns = series.map(() => []), chart = null;
+    const frame = element("div", {class: "plain-table tall", tabindex: "0", role: "region", "aria-label": `${title}, as a table`, parent: details});
+    let times = [], columns = names.map(() => []), chart = null;
 
-    // A point between two that are not known has no line.
-    function alone(plotted, place) {
-      const column = plotted.data[place];
-      const found = [];
-      column.forEach((value, at) => {
-        if (known(value) && !known(column[at - 1]) && !known(column[at + 1])) found.push(at);
-      });
-      return found;
-    }
+    // the point under the cursor, else the last
+    const point = (index) =>
+      columns.forEach((column, place) => (values[place].textContent = format(column[index ?? column.length - 1])));
 
-    function options() {
-      const text = color("--quiet"), grid = {stroke: color("--line"), width: 1};
-      const axis = {stroke: text, grid, ticks: grid, font: "11px system-ui, sans-serif"};
-      const zone = days ? (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC") : (seconds) => new Date(seconds * 1000);
-      return {
-        width: Math.max(plot.clientWidth, 120),
-        height: 170,
-        tzDate: zone,
-        legend: {show: false},
-        cursor: {y: false, drag: {x: false, y: false}, ...(sync ? {sync: {key: sync}} : {})},
-        scales: {y: {range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1]}},
-        axes: [{...axis, values: (_, marks, __, ___, step) => marks.map((at) => words.mark(at, step))}, {...axis, size: 64, values: (_, marks) => marks.map(format)}],
-        series: [
-          {},
-          ...series.map((each, index) => ({
-            label: each.name,
-            stroke: color(`--series-${index + 1}`),
-            width: 1.5,
-            dash: DASHES[index],
-            points: {show: true, size: 5, filter: alone},
-            ...(bars ? {paths: uPlot.paths.bars({size: [0.7, 40]}), fill: color(`--series-${index + 1}`), points: {show: false}} : {}),
-          })),
-        ],
-        hooks: {setCursor: [(plotted) => tell(plotted.cursor.idx)]},
-      };
-    }
-
-    function draw() {
-      chart?.destroy();
-      chart = new uPlot(options(), [times, ...columns], plot);
-    }
-
-    // Says the values of a point in the legend: under the cursor, else the last.
-    function tell(index) {
-      columns.forEach((column, place) => {
-        const at = known(index) ? index : column.length - 1;
-        values[place].textContent = (series[place].format ?? format)(column[at]);
-      });
-    }
-
-    function label() {
-      const told = series.map((each, place) => {
-        const write = each.format ?? format;
+    function summary() {
+      const told = names.map((name, place) => {
         const column = columns[place].filter(known);
-        if (!column.length) return `${each.name}: nothing was measured`;
-        return `${each.name}: last ${write(column[column.length - 1])}, highest ${write(Math.max(...column))}`;
+        if (!column.length) return `${name}: nothing was measured`;
+        return `${name}: last ${format(column[column.length - 1])}, highest ${format(Math.max(...column))}`;
       });
-      plot.setAttribute("aria-label", `${figure.dataset.title}. ${told.join(". ")}.`);
+      return `${title}. ${told.join(". ")}.`;
     }
 
     function table() {
@@ -168,39 +217,36 @@ const charts = (() => {
       const made = document.createElement("table");
       const row = element("tr", {parent: element("thead", {parent: made})});
       element("th", {scope: "col", text: days ? "Day" : "Time", parent: row});
-      for (const each of series) element("th", {scope: "col", class: "number", text: each.name, parent: row});
+      for (const name of names) element("th", {scope: "col", class: "number", text: name, parent: row});
       const body = element("tbody", {parent: made});
       for (let at = times.length - 1; at >= Math.max(times.length - MOST_ROWS, 0); at--) {
         const line = element("tr", {parent: body});
-        element("th", {scope: "row", text: words.time(times[at], days), parent: line});
-        columns.forEach((column, place) =>
-          element("td", {class: "number", text: (series[place].format ?? format)(column[at]), parent: line}));
+        element("th", {scope: "row", text: time(times[at]), parent: line});
+        for (const column of columns) element("td", {class: "number", text: format(column[at]), parent: line});
       }
       frame.replaceChildren(made);
     }
-
     details.addEventListener("toggle", table);
-    new ResizeObserver(() => {
-      if (chart && plot.clientWidth) chart.setSize({width: plot.clientWidth, height: 170});
-    }).observe(plot);
-    const again = () => {
-      if (chart && figure.isConnected) draw();
-    };
-    document.addEventListener("themechange", again);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
 
     return {
       update(newTimes, newColumns) {
-        times = newTimes;
-        columns = newColumns;
-        if (chart) chart.setData([times, ...columns]);
-        else draw();
-        tell(null);
-        label();
+        [times, columns] = [newTimes, newColumns];
+        const next = {times, series: names.map((name, place) => ({name, values: columns[place]})), summary: summary()};
+        if (chart) chart.update(next);
+        else chart = draw(plot, {...next, format: formatName, stacked, lines: !stacked, sync, height: 170, cursor: point});
+        point();
         table();
+      },
+      destroy() {
+        chart?.destroy();
       },
     };
   }
 
-  return {element, make, words};
+  // Charts that a page declares: <div data-chart="{…options as JSON…}"></div>
+  document.addEventListener("DOMContentLoaded", () => {
+    for (const host of document.querySelectorAll("[data-chart]")) draw(host, JSON.parse(host.dataset.chart));
+  });
+
+  return {draw, element, figure, formats, moment};
 })();

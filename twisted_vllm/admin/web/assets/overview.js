@@ -2,34 +2,26 @@
 "use strict";
 
 (() => {
-  const {element, make, words} = charts;
+  const {element, figure, formats: words} = charts;
   const EVERY = 5000;
-  const QUANTILES = [{name: "p50"}, {name: "p95"}, {name: "p99"}];
+  const QUANTILES = ["p50", "p95", "p99"];
   const CHARTS = {
-    requests: {
-      series: [{name: "requests"}, {name: "failed"}],
-      columns: ["requests_per_second", "failed_per_second"],
-      format: words.number,
-    },
-    tokens: {
-      series: [{name: "input"}, {name: "output"}],
-      columns: ["input_tokens_per_second", "output_tokens_per_second"],
-      format: words.short,
-    },
-    ttft: {series: QUANTILES, columns: ["ttft_p50", "ttft_p95", "ttft_p99"], format: words.seconds},
-    duration: {series: QUANTILES, columns: ["duration_p50", "duration_p95", "duration_p99"], format: words.seconds},
-    in_flight: {series: [{name: "in flight"}], columns: ["in_flight"], format: words.number},
+    requests: {names: ["requests", "failed"], columns: ["requests_per_second", "failed_per_second"], format: "number"},
+    tokens: {names: ["input", "output"], columns: ["input_tokens_per_second", "output_tokens_per_second"], format: "short"},
+    ttft: {names: QUANTILES, columns: ["ttft_p50", "ttft_p95", "ttft_p99"], format: "seconds"},
+    duration: {names: QUANTILES, columns: ["duration_p50", "duration_p95", "duration_p99"], format: "seconds"},
+    in_flight: {names: ["in flight"], columns: ["in_flight"], format: "number"},
   };
 
-  // what was used by day: the part of the page comes later, and again and again
+  // What was used by day. The part of the page comes later, and again and again.
+  let byDay = null;
   function showDays() {
-    const figure = document.getElementById("days-chart");
-    if (!figure || figure.children.length) return;
-    const days = JSON.parse(figure.dataset.days);
-    const chart = make(figure, {
-      series: [{name: "spend"}], format: words.money, bars: true, days: true,
-    });
-    chart.update(days.map((each) => Date.parse(each.date) / 1000), [days.map((each) => each.spend)]);
+    const box = document.getElementById("days-chart");
+    if (!box || box.children.length) return;
+    byDay?.destroy();
+    byDay = figure(box, {names: ["spend"], format: "money", stacked: true, days: true});
+    const days = JSON.parse(box.dataset.days);
+    byDay.update(days.map((each) => Date.parse(each.date) / 1000), [days.map((each) => each.spend)]);
   }
   document.addEventListener("htmx:afterSettle", showDays);
   showDays();
@@ -40,7 +32,7 @@
   const state = document.getElementById("period-state");
   const drawn = {};
   for (const [name, about] of Object.entries(CHARTS)) {
-    drawn[name] = make(document.querySelector(`[data-chart="${name}"]`), {...about, sync: "overview"});
+    drawn[name] = figure(document.querySelector(`[data-figure="${name}"]`), {...about, sync: "overview"});
   }
 
   function show(found) {
@@ -64,7 +56,7 @@
     showModels(found.summary, found.models);
     const since = Date.parse(found.complete_since) / 1000;
     let told = "";
-    if (since > series.time[0]) told = `Counted since ${words.moment(since)}, when the gateway began.`;
+    if (since > series.time[0]) told = `Counted since ${charts.moment(since)}, when the gateway began.`;
     if (found.of_one_process) told = "The housekeeper does not answer: these are the figures of one worker.";
     if (state.textContent !== told) state.textContent = told;
   }
