@@ -35,10 +35,12 @@ TABLE = {
         GET /ui/requests/<string:id>/contents
         GET /ui/tester POST /ui/tester
         GET /ui/playground/answer
+        GET /ui/overview/spend
     """,
     "self_service": "POST /ui/live/cut POST /ui/connect/key",
     "reader": """
         GET /ui/servers GET /ui/servers/detail GET /ui/servers/events
+        GET /ui/overview/traffic GET /ui/overview/problems
         GET /ui/config GET /ui/config/models GET /ui/audit GET /ui/audit/<string:id>
     """,
     "administrator": "POST /ui/config/log-level POST /ui/servers/drain POST /ui/servers/undrain",

@@ -93,6 +93,7 @@ class BudgetUse(Response, kw_only=True):
         ),
     ]
     name: Annotated[str, msgspec.Meta(description="The name of its holder; its id if it has none.")]
+    api_key: Annotated[KeyHash | None, msgspec.Meta(description="The key that has it, to administrators.")]
     spend: Amount
     max_budget: Amount
     percent: Annotated[float, msgspec.Meta(description="The share that is used, in percent.")]

@@ -180,6 +180,7 @@ def _budget(budget: UsedBudget, name: str) -> Json:
         "kind": budget.kind,
         "id": shown,
         "name": name or budget.name or shown,
+        "api_key": budget.token or None,
         "spend": money(budget.spent),
         "max_budget": money(budget.max_budget),
         "percent": round(100 * budget.share, 1),

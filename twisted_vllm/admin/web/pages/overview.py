@@ -21,7 +21,7 @@ USUAL_PERIOD = "15"
 _PAGES = {
     "server": "/ui/servers",
     "model": "/ui/servers",
-    "configuration": "/ui/configuration",
+    "configuration": "/ui/config",
     "requests": "/ui/live",
 }
 #: the pages of those who have budgets
@@ -102,7 +102,7 @@ def _page_of(call: PageCall, problem: dict[str, Any]) -> str:
     """Return the address of the page to look at for a problem; empty without one."""
     if problem["subject_type"] == "budget":
         kind, _, id = problem["subject"].partition("/")
-        return _holder_page(call, {"kind": kind, "id": id})
+        return _holder_page(call, {"kind": kind, "id": id, "api_key": id if kind == "key" else None})
     return _existing(call, _PAGES.get(problem["subject_type"], ""))
 
 
@@ -111,8 +111,10 @@ def _holder_page(call: PageCall, budget: dict[str, Any]) -> str:
     kind, id = budget["kind"], budget["id"]
     if kind == "member":
         kind, id = "team", id.partition("/")[0]
+    elif kind in ("key", "model_budget"):
+        kind, id = "key", budget["api_key"] or ""
     page = _existing(call, _HOLDERS.get(kind, ""))
-    return f"{page}/detail?id={quote(id, safe='')}" if page else ""
+    return f"{page}/detail?id={quote(id, safe='')}" if page and id else ""
 
 
 def _existing(call: PageCall, path: str) -> str:
