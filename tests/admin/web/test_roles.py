@@ -26,9 +26,31 @@ from twisted_vllm.auth.roles import Standing
 TABLE = {
     "open": "GET /ui/sign-in POST /ui/sign-in",
     "session": "GET /ui POST /ui/sign-out POST /ui/ticket",
-    "reader": "GET /ui/config GET /ui/config/models",
-    "administrator": "POST /ui/config/log-level",
+    "reader": """
+        GET /ui/config GET /ui/config/models GET /ui/users GET /ui/customers GET /ui/customers/detail
+        GET /ui/budgets GET /ui/budgets/detail
+    """,
+    "administrator": """
+        POST /ui/config/log-level POST /ui/keys/reset-spend GET /ui/users/new POST /ui/users/new
+        GET /ui/users/edit POST /ui/users/edit GET /ui/users/delete POST /ui/users/delete GET /ui/teams/new
+        POST /ui/teams/new GET /ui/teams/edit POST /ui/teams/edit GET /ui/teams/delete POST /ui/teams/delete
+        POST /ui/teams/block POST /ui/teams/unblock GET /ui/organizations/new POST /ui/organizations/new
+        GET /ui/organizations/edit POST /ui/organizations/edit GET /ui/organizations/delete
+        POST /ui/organizations/delete GET /ui/customers/new POST /ui/customers/new GET /ui/customers/edit
+        POST /ui/customers/edit GET /ui/customers/delete POST /ui/customers/delete POST /ui/customers/block
+        POST /ui/customers/unblock GET /ui/budgets/new POST /ui/budgets/new GET /ui/budgets/edit
+        POST /ui/budgets/edit GET /ui/budgets/delete POST /ui/budgets/delete POST /ui/organizations/members
+    """,
     "master": "POST /ui/config/reload",
+    "any_key": """
+        GET /ui/keys GET /ui/keys/detail GET /ui/users/detail GET /ui/teams GET /ui/teams/detail
+        GET /ui/organizations GET /ui/organizations/detail
+    """,
+    "self_service": """
+        GET /ui/keys/new POST /ui/keys/new GET /ui/keys/edit POST /ui/keys/edit GET /ui/keys/delete
+        POST /ui/keys/delete POST /ui/keys/block POST /ui/keys/unblock GET /ui/keys/regenerate
+        POST /ui/keys/regenerate POST /ui/keys/several POST /ui/teams/members
+    """,
 }
 
 #: what a form is sent with, where an empty one says nothing of what belongs to others; `{key}` and the like are the
@@ -36,6 +58,14 @@ TABLE = {
 FORMS: Mapping[str, Mapping[str, str]] = {
     "POST /ui/ticket": {"key": "{key}"},
     "POST /ui/sign-in": {"key": "sk-nobody-has-this-key-0123"},
+    "POST /ui/keys/new": {"key_alias": "{word}", "team_id": "{team_id}", "models": "{model}"},
+    "POST /ui/keys/edit": {"id": "{key}", "key_alias": "{word}", "was.key_alias": ""},
+    **{
+        f"POST /ui/keys/{act}": {"id": "{key}", "confirm": "{word}"}
+        for act in ("block", "unblock", "delete", "regenerate")
+    },
+    "POST /ui/keys/several": {"chosen": "{key}", "act": "delete"},
+    "POST /ui/teams/members": {"id": "{team_id}", "user": "{user_id}", "act": "add"},
 }
 
 #: further queries by which a page may be asked for what belongs to others

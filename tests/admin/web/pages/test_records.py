@@ -191,7 +191,7 @@ def test_what_was_used_lately_is_deleted_by_its_name_only(gateway: ConsoleGatewa
     made = gateway.make_key(key_alias="<b>busy</b>")
     keep(gateway, [row_at(1, "2026-02-28T10:00:00", key_id=id_of(gateway, made))])
     page = admin.get(f"/ui/keys/delete?id={made['token']}")
-    assert "1 request in the last 7 days" in words(page)
+    assert "1 request came with it in the last 7 days" in words(page)
     assert b"<b>busy</b>" not in page.body
     refused = admin.post("/ui/keys/delete", {"id": made["token"]})
     assert refused.status == 400
