@@ -27,6 +27,7 @@ from twisted_vllm.admin import (
     impact,
     live_requests,
     log_level,
+    may_call,
     model_entries,
     model_lists,
     settings_report,
@@ -52,6 +53,7 @@ from twisted_vllm.admin.context import (
     Overview,
     Readiness,
     ServerDesk,
+    Trials,
     cannot_reload,
     never_reloaded,
 )
@@ -202,6 +204,7 @@ ROUTES: tuple[Route, ...] = (
     *usage_exports.routes,
     *health.routes,
     *server_routes.routes,
+    *may_call.routes,
     *upstream_metrics.routes,
     *storage.routes,
     *about,
@@ -302,6 +305,7 @@ class AdminApp:
         exports: Exports | None = None,
         live: LiveView | None = None,
         servers: ServerDesk | None = None,
+        trials: Trials | None = None,
         overview: Overview | None = None,
     ) -> None:
         """Bind the routes to what they need.
@@ -341,6 +345,7 @@ class AdminApp:
             exports: exports the ledger; None if nothing does.
             live: tells and ends requests in flight; None if there are none.
             servers: reports the servers; None for an app without.
+            trials: decides about requests that nobody sent; None for an app without a data path.
             overview: tells of all processes what passes, what is wrong, and which budgets are used; None if nothing
                 does.
         """
@@ -383,6 +388,7 @@ class AdminApp:
             exports=NoExports() if exports is None else exports,
             live=NothingLive() if live is None else live,
             servers=NoServers() if servers is None else servers,
+            trials=trials,
             overview=NoOverview() if overview is None else overview,
         )
         self._app = _routes().__get__(context, AdminContext)

@@ -25,6 +25,7 @@ from twisted_vllm.admin.self_service import OwnScope
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
+from twisted_vllm.auth.verdicts import Question, Verdict
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
@@ -138,6 +139,16 @@ class ServerDesk(Protocol):
 
     def find(self, text: str) -> str | None:
         """Return the URL of the server with a name or URL; None if there is none."""
+
+
+class Trials(Protocol):
+    """Decides about requests that nobody sent: `twisted_vllm.proxy.trial.Trials`."""
+
+    def of_key(self, token: str, question: Question, now: float) -> Deferred[Verdict | None]:
+        """Decide about a request with a key; None if there is no such key."""
+
+    def of_principal(self, principal: Principal, question: Question) -> Deferred[Verdict | None]:
+        """Decide about a request of a caller that is known."""
 
 
 class NoServers:
@@ -275,6 +286,7 @@ class AdminContext:
         exports: exports the ledger.
         live: tells and ends requests in flight.
         servers: reports the servers.
+        trials: decides about requests that nobody sent; None for an app without a data path.
         overview: tells of all processes what passes, what is wrong, and which budgets are used.
         latest_spend: the last overviews of everybody's spend.
     """
@@ -304,6 +316,7 @@ class AdminContext:
     exports: Exports = attrs.field(factory=NoExports)
     live: LiveView = attrs.field(factory=NothingLive)
     servers: ServerDesk = attrs.field(factory=NoServers)
+    trials: Trials | None = None
     overview: Overview = attrs.field(factory=NoOverview)
     latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)
 

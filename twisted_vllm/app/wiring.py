@@ -121,6 +121,7 @@ from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
+from twisted_vllm.proxy.trial import Trials
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.audit_retention import AuditRetention
@@ -602,6 +603,7 @@ class Wiring:
             exports=self.usage_export,
             live=self.live,
             servers=self.server_reports,
+            trials=Trials(admission, accounting.observer, dispatcher, mounts, authenticator.judged),
             overview=self.overview,
             **admin_of(settings),
         )

@@ -19,7 +19,7 @@ from twisted_vllm.auth.sessions import Session, SessionSealer, is_ticket
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.tokens import is_token
 from twisted_vllm.config.secret import Secret, hash_of
-from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, InvalidApiKey, MissingApiKey
+from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, GatewayError, InvalidApiKey, MissingApiKey
 
 KEY_PREFIX = "sk-"
 
@@ -208,20 +208,46 @@ class Authenticator:
 
     def _joined(self, sources: Sources, now: float) -> IndexedKey:
         # before it is joined: a refusal takes as long whether or not there is such a key
-        if sources.grant.blocked:
-            raise BlockedApiKey("This API key was blocked. Ask an administrator to unblock it.")
-        if sources.team_blocked:
-            raise BlockedApiKey("The team of this API key was blocked. Ask an administrator to unblock the team.")
-        if now >= sources.expires:
-            raise ExpiredApiKey(_EXPIRED if sources.former is None else _REPLACED)
+        _check_valid(sources, now)
         key = self.index.joined(sources)
         key.used = True
         return key
+
+    def judged(self, token: str, now: float) -> tuple[Principal, GatewayError | None] | None:
+        """Return whom a key acts as, and why it would be refused; None if there is no such key.
+
+        Args:
+            token: the key's token.
+            now: the time in Unix seconds.
+        """
+        sources = self.index.sources_of(token)
+        if sources is None:
+            return None
+        principal = self.index.joined(sources).principal
+        try:
+            _check_valid(sources, now)
+        except GatewayError as error:
+            return principal, error
+        return principal, None
 
     def _limited(self, principal: Principal) -> Principal:
         """Return a caller without a key of its own, held to the limits of the gateway as a whole."""
         limited = self.index.of_everybody
         return attrs.evolve(principal, limited=limited) if limited else principal
+
+
+def _check_valid(sources: Sources, now: float) -> None:
+    """Check that a key may be used now.
+
+    Raises:
+        BlockedApiKey, ExpiredApiKey: as from `Authenticator.authenticate`.
+    """
+    if sources.grant.blocked:
+        raise BlockedApiKey("This API key was blocked. Ask an administrator to unblock it.")
+    if sources.team_blocked:
+        raise BlockedApiKey("The team of this API key was blocked. Ask an administrator to unblock the team.")
+    if now >= sources.expires:
+        raise ExpiredApiKey(_EXPIRED if sources.former is None else _REPLACED)
 
 
 def _missing_message(headers: Mapping[bytes, bytes]) -> str:
