@@ -21,6 +21,7 @@ from twisted_vllm.admin.web.records.keys import KEYS
 from twisted_vllm.admin.web.records.limited import BUDGETS, CUSTOMERS
 from twisted_vllm.admin.web.records.noun import BADGES, PAGE_SIZE, Act, Link, Noun
 from twisted_vllm.admin.web.records.people import ORGANIZATIONS, TEAMS, USERS
+from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.errors import GatewayError, NotFound
 
 #: all nouns, in the order of the navigation
@@ -208,17 +209,17 @@ async def _show(call: PageCall, noun: Noun) -> bytes:
 def _links(call: PageCall, noun: Noun, record: Json) -> list[Link]:
     """Return the pages of others that tell more of a record, those that there are and the caller may see."""
     identity = noun.identity(record)
-    usage = {"key": "api_key", "customer": "end_user"}.get(noun.word, noun.impact_param)
     # The audit log names a key by the first digits of its hash.
-    audited = identity[:8] if noun is KEYS else identity
     wanted = [
-        Link("Usage", "/ui/usage", {usage: identity}),
-        Link("Audit log", "/ui/audit", {"object_id": audited}),
+        Link("Audit log", "/ui/audit", {"object_id": identity[:HASH_PREFIX_LENGTH] if noun is KEYS else identity})
     ]
+    if noun.used_by:
+        wanted[:0] = [
+            Link("Usage", "/ui/usage", {noun.used_by: identity}),
+            Link("Requests", "/ui/requests", {noun.used_by: identity}),
+        ]
     if noun is KEYS:
-        wanted.append(Link("Try what it may call", "/ui/tester", {"key": identity}))
-    if noun is BUDGETS:
-        wanted = wanted[1:]
+        wanted.append(Link("What may it call?", "/ui/tester", {"key": identity}))
     known = {page.path: page for page in call.console.pages if page.method == "GET"}
     return [
         each
