@@ -351,6 +351,7 @@ def _example(call: PageCall, value: str, model: str) -> str:
 
 async def _ask_to_delete(call: PageCall, noun: Noun, identity: str, problem: str = "") -> bytes:
     impact = await call.get(f"/{noun.word}/impact", **{noun.impact_param: identity})
+    live = {} if not noun.live_by else await call.get("/request/live", **{noun.live_by: identity}, limit=1)
     return call.render(
         "records/delete.html",
         400 if problem else 200,
@@ -358,6 +359,7 @@ async def _ask_to_delete(call: PageCall, noun: Noun, identity: str, problem: str
         identity=identity,
         impact=impact,
         must_type=_must_type(impact),
+        in_flight=live.get("matching", 0),
         problem=problem,
         keys=[KEYS.link(each) for each in impact["shown_keys"]],
     )
@@ -365,7 +367,7 @@ async def _ask_to_delete(call: PageCall, noun: Noun, identity: str, problem: str
 
 def _must_type(impact: Json) -> bool:
     """Return whether somebody must type the name first: what was used lately is missed at once."""
-    return impact["requests"] > 0
+    return bool(impact["requests"])
 
 
 async def _delete(call: PageCall, noun: Noun) -> bytes:

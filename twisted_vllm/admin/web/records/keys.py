@@ -209,6 +209,7 @@ KEYS = Noun(
     delete_route="POST /key/delete",
     delete=_delete,
     impact_param="key",
+    live_by="key",
     used_by="api_key",
     acts=(
         Act(

@@ -192,6 +192,7 @@ class Noun:
         acts: what else can be done with one.
         own_fields: of the forms, those that people may fill in for what is their own; None for all.
         searched: what a search looks at.
+        live_by: the parameter of ``GET /request/live`` that names one; empty for none.
         used_by: the parameter of reports and lists of requests that names one; empty for none.
     """
 
@@ -225,6 +226,7 @@ class Noun:
     sections: Callable[[PageCall, Json], Awaitable[list[Section]]] = _nothing
     acts: tuple[Act, ...] = ()
     own_fields: frozenset[str] | None = None
+    live_by: str = ""
     used_by: str = ""
 
     def link(self, record: Json) -> Link:

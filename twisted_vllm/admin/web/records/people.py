@@ -156,6 +156,7 @@ USERS = Noun(
     delete_route="POST /user/delete",
     delete=_delete_user,
     impact_param="user_id",
+    live_by="user_id",
     used_by="user_id",
 )
 
@@ -295,6 +296,7 @@ TEAMS = Noun(
     delete_route="POST /team/delete",
     delete=_delete_team,
     impact_param="team_id",
+    live_by="team_id",
     used_by="team_id",
     acts=(
         Act(
