@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +22,11 @@ def money(value: Any) -> str:
     amount = float(value)
     if amount == 0 or abs(amount) >= 1:
         return f"${amount:,.2f}"
-    return f"${amount:,.4f}" if abs(amount) >= 0.01 else f"${amount:.3g}"
+    if abs(amount) >= 0.01:
+        return f"${amount:,.4f}"
+    # three digits, and no exponent
+    places = min(2 - math.floor(math.log10(abs(amount))), 15)
+    return f"${amount:.{places}f}".rstrip("0").rstrip(".")
 
 
 def number(value: Any) -> str:
