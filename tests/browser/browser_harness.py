@@ -91,8 +91,14 @@ class ConsoleGateway(Foreground):
         return self.api("POST", "/vllm/v1/chat/completions", body, key)
 
 
-def settings_for(*servers: str, extra: str = "") -> str:
-    """Return a configuration in which these servers serve ``simulated-model``."""
+def settings_for(*servers: str, extra: str = "", general: str = "") -> str:
+    """Return a configuration in which these servers serve ``simulated-model``.
+
+    Args:
+        servers: their addresses.
+        extra: further sections.
+        general: further members of ``general_settings``, each with a comma before it.
+    """
     entries = "".join(
         f"  - {{model_name: simulated-model, litellm_params: {{model: hosted_vllm/simulated-model, api_base: {url}, "
         "input_cost_per_token: 0.000001, output_cost_per_token: 0.000002}}\n"
@@ -101,14 +107,20 @@ def settings_for(*servers: str, extra: str = "") -> str:
     return (
         f"model_list:\n{entries}"
         "passthrough: {log: {file: log/gateway.log, format: json}}\n"
-        "general_settings: {database_url: 'sqlite:///gateway.sqlite3'}\n"
+        f"general_settings: {{database_url: 'sqlite:///gateway.sqlite3'{general}}}\n"
         f"{extra}"
     )
 
 
 @contextmanager
 def gateway_with_simulator(
-    directory: Path, *arguments: str, simulators: int = 1, options: tuple[str, ...] = (), extra: str = "", **more: str
+    directory: Path,
+    *arguments: str,
+    simulators: int = 1,
+    options: tuple[str, ...] = (),
+    extra: str = "",
+    general: str = "",
+    **more: str,
 ) -> Iterator[ConsoleGateway]:
     """Start simulators and a gateway in front of them."""
     servers = [Simulator(directory, "--model=simulated-model", *options) for _ in range(simulators)]
@@ -116,7 +128,7 @@ def gateway_with_simulator(
         for each in servers:
             each.wait()
         with ConsoleGateway(
-            directory, settings_for(*(each.url for each in servers), extra=extra), *arguments, **more
+            directory, settings_for(*(each.url for each in servers), extra=extra, general=general), *arguments, **more
         ) as found:
             yield found
     finally:
