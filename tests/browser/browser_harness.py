@@ -91,7 +91,7 @@ class ConsoleGateway(Foreground):
         return self.api("POST", "/vllm/v1/chat/completions", body, key)
 
 
-def settings_for(*servers: str, extra: str = "") -> str:
+def settings_for(*servers: str, extra: str = "", passthrough: str = "") -> str:
     """Return a configuration in which these servers serve ``simulated-model``."""
     entries = "".join(
         f"  - {{model_name: simulated-model, litellm_params: {{model: hosted_vllm/simulated-model, api_base: {url}, "
@@ -100,7 +100,7 @@ def settings_for(*servers: str, extra: str = "") -> str:
     )
     return (
         f"model_list:\n{entries}"
-        "passthrough: {log: {file: log/gateway.log, format: json}}\n"
+        f"passthrough: {{log: {{file: log/gateway.log, format: json}}, {passthrough}}}\n"
         "general_settings: {database_url: 'sqlite:///gateway.sqlite3'}\n"
         f"{extra}"
     )
@@ -108,7 +108,13 @@ def settings_for(*servers: str, extra: str = "") -> str:
 
 @contextmanager
 def gateway_with_simulator(
-    directory: Path, *arguments: str, simulators: int = 1, options: tuple[str, ...] = (), extra: str = "", **more: str
+    directory: Path,
+    *arguments: str,
+    simulators: int = 1,
+    options: tuple[str, ...] = (),
+    extra: str = "",
+    passthrough: str = "",
+    **more: str,
 ) -> Iterator[ConsoleGateway]:
     """Start simulators and a gateway in front of them."""
     servers = [Simulator(directory, "--model=simulated-model", *options) for _ in range(simulators)]
@@ -116,7 +122,10 @@ def gateway_with_simulator(
         for each in servers:
             each.wait()
         with ConsoleGateway(
-            directory, settings_for(*(each.url for each in servers), extra=extra), *arguments, **more
+            directory,
+            settings_for(*(each.url for each in servers), extra=extra, passthrough=passthrough),
+            *arguments,
+            **more,
         ) as found:
             yield found
     finally:
