@@ -50,7 +50,8 @@ SECRETS: Mapping[str, str] = {
     f"secret_access_key: {HUSH}key, session_token: {HUSH}token}}]",
     "passthrough.tracing.destinations": f"[{{name: t, endpoint: 'http://col.example.com:4318/v1/traces', "
     f"headers: {{authorization: {HUSH}header}}}}]",
-    "passthrough.console.oidc": f"{{issuer: 'https://login.example.com', client_id: gateway, client_secret: {HUSH}oidc}}",
+    "passthrough.console.oidc": f"{{issuer: 'https://login.example.com', client_id: gateway, "
+    f"client_secret: {HUSH}oidc}}",
     "passthrough.otlp_metrics.headers": f"{{authorization: {HUSH}header}}",
 }
 

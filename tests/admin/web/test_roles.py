@@ -29,12 +29,18 @@ TABLE = {
     "reader": "GET /ui/servers GET /ui/servers/detail GET /ui/servers/events",
     "administrator": "POST /ui/servers/drain POST /ui/servers/undrain",
     "session": "GET /ui POST /ui/sign-out POST /ui/ticket",
+    "any_key": "GET /ui/live GET /ui/live/events",
+    "self_service": "POST /ui/live/cut",
+    "reader": "GET /ui/config GET /ui/config/models",
+    "administrator": "POST /ui/config/log-level",
+    "master": "POST /ui/config/reload",
 }
 
 #: what a form is sent with, where an empty one says nothing of what belongs to others; `{key}` and the like are the
 #: names of `FOREIGN`
 FORMS: Mapping[str, Mapping[str, str]] = {
     "POST /ui/ticket": {"key": "{key}"},
+    "POST /ui/live/cut": {"request_id": "{request_id}"},
     "POST /ui/tester": {"key": "{key}", "model": "{model}"},
     "POST /ui/servers/drain": {"server": "{model}"},
     "POST /ui/servers/undrain": {"server": "{model}"},
@@ -53,6 +59,7 @@ TRIED = (
     *("user_id={user_id}", "user={user_id}", "team_id={team_id}", "team={team_id}", "key={key}", "api_key={key}"),
     *("request_id={request_id}", "request={request_id}", "customer={customer}", "end_user={customer}", "tag={tag}"),
     *("organization_id={organization_id}", "model={model}", "group_by=api_key", "group_by=user", "group_by=team"),
+    *("id={key}", "id={user_id}", "id={team_id}", "id={organization_id}", "id={budget_id}", "id={customer}"),
     "start_date=2026-01-01&end_date=2026-03-02",
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from twisted_vllm.admin.web.page import Page
+from twisted_vllm.admin.web.pages.config import pages as config
+from twisted_vllm.admin.web.pages.live import pages as live
 from twisted_vllm.admin.web.pages.oidc import pages as oidc
 from twisted_vllm.admin.web.pages.record_acts import pages as record_acts
 from twisted_vllm.admin.web.pages.records import pages as records
@@ -13,6 +15,8 @@ from twisted_vllm.admin.web.pages.welcome import pages as welcome
 
 PAGES: tuple[Page, ...] = (
     *welcome,
+    *live,
+    *config,
     *servers,
     *records,
     *record_acts,

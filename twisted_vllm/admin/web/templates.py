@@ -112,6 +112,8 @@ def make_environment() -> Environment:
     environment.filters.update(
         money=money, number=number, short=short, percent=percent, size=size, seconds=seconds, moment=moment
     )
+    # of all templates: what a template imports at its top, a block that is rendered alone does not see
+    environment.globals["ui"] = environment.get_template("macros.html").module
     for name in environment.list_templates():
         environment.get_template(name)
     return environment
