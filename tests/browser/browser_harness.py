@@ -91,13 +91,14 @@ class ConsoleGateway(Foreground):
         return self.api("POST", "/vllm/v1/chat/completions", body, key)
 
 
-def settings_for(*servers: str, extra: str = "", general: str = "") -> str:
+def settings_for(*servers: str, extra: str = "", general: str = "", passthrough: str = "") -> str:
     """Return a configuration in which these servers serve ``simulated-model``.
 
     Args:
         servers: their addresses.
         extra: further sections.
         general: further members of ``general_settings``, each with a comma before it.
+        passthrough: further members of ``passthrough``.
     """
     entries = "".join(
         f"  - {{model_name: simulated-model, litellm_params: {{model: hosted_vllm/simulated-model, api_base: {url}, "
@@ -106,7 +107,7 @@ def settings_for(*servers: str, extra: str = "", general: str = "") -> str:
     )
     return (
         f"model_list:\n{entries}"
-        "passthrough: {log: {file: log/gateway.log, format: json}}\n"
+        f"passthrough: {{log: {{file: log/gateway.log, format: json}}, {passthrough}}}\n"
         f"general_settings: {{database_url: 'sqlite:///gateway.sqlite3'{general}}}\n"
         f"{extra}"
     )
@@ -120,6 +121,7 @@ def gateway_with_simulator(
     options: tuple[str, ...] = (),
     extra: str = "",
     general: str = "",
+    passthrough: str = "",
     **more: str,
 ) -> Iterator[ConsoleGateway]:
     """Start simulators and a gateway in front of them."""
@@ -128,7 +130,10 @@ def gateway_with_simulator(
         for each in servers:
             each.wait()
         with ConsoleGateway(
-            directory, settings_for(*(each.url for each in servers), extra=extra, general=general), *arguments, **more
+            directory,
+            settings_for(*(each.url for each in servers), extra=extra, general=general, passthrough=passthrough),
+            *arguments,
+            **more,
         ) as found:
             yield found
     finally:
