@@ -258,9 +258,10 @@ class RequestContext:
         entry_share: its share of its entry's limits; None if its entry has none, or once it was settled.
         error_code: the code of the gateway's error; empty without one.
         outcome: how it ended: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``,
-            ``upstream_error`` (the server reported an error in a stream), ``revoked`` or ``failed``; final once
-            `finish` was called.
-        revoked: whether it was ended because its key is no longer valid.
+            ``upstream_error`` (the server reported an error in a stream), ``revoked``, ``cut`` or ``failed``; final
+            once `finish` was called.
+        ended_as: its outcome if the gateway ended it early: ``revoked``, because its key is no longer valid, or
+            ``cut``, because somebody asked for it; empty otherwise.
         ended: when it ended; 0 before.
         bytes_in: received bytes of its body; final once it is over.
         bytes_out: sent bytes of the response's body; final once it is over.
@@ -286,6 +287,7 @@ class RequestContext:
         "cost",
         "end_user",
         "ended",
+        "ended_as",
         "entry_share",
         "error_code",
         "fallback",
@@ -304,7 +306,6 @@ class RequestContext:
         "repeated_as",
         "request_id",
         "reservation",
-        "revoked",
         "row_id",
         "said",
         "sent",
@@ -344,7 +345,7 @@ class RequestContext:
         self.entry_share: EntryShare | None = None
         self.error_code = ""
         self.outcome = ""
-        self.revoked = False
+        self.ended_as = ""
         self.ended = 0.0
         self.bytes_in = self.bytes_out = 0
         self.body_complete = False
@@ -450,8 +451,8 @@ class RequestContext:
         ):
             # a client may leave because of the error
             self.outcome = "upstream_error"
-        if self.revoked:
-            self.outcome = "revoked"
+        if self.ended_as:
+            self.outcome = self.ended_as
 
     def _own_outcome(self, answered: bool) -> str:
         """Return the outcome of a request that no server answered."""

@@ -152,6 +152,18 @@ class UnverifiedToken(InvalidToken):
     """The credential is a JSON Web Token that was not verified yet."""
 
 
+class CallerNotLookedUp(UnverifiedToken):
+    """It must be looked up whether the user and teams of a caller exist.
+
+    Attributes:
+        caller: who it is, a `twisted_vllm.auth.token_claims.TokenCaller`.
+    """
+
+    def __init__(self, caller: object) -> None:
+        super().__init__("The user or team of this caller could not be looked up now. Try again.")
+        self.caller = caller
+
+
 class TokenNotAllowed(GatewayError):
     """The token is valid, and its user, team or role is not let in."""
 
@@ -263,6 +275,14 @@ class EndUserBlocked(GatewayError):
 
     status = 403
     code = "end_user_blocked"
+    type = "permission_error"
+
+
+class RequestCut(GatewayError):
+    """An administrator, or somebody whose request it is, ended it while it was in flight."""
+
+    status = 403
+    code = "request_cut"
     type = "permission_error"
 
 

@@ -52,6 +52,7 @@ OUTCOMES = {
     "upstream_error": ORANGE,
     "failed": PURPLE,
     "revoked": GREY,
+    "cut": GREY,
 }
 _NOT_2XX = f'{BOTH},status!~"2.."'
 _UP = {1: Mapped("works", GREEN), 0: Mapped("away", RED)}

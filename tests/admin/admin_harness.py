@@ -21,6 +21,7 @@ from twisted_vllm.admin.context import Readiness
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.grants import Revision
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.named_callers import NamedCallers
 from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.auth.sessions import SessionSealer
 from twisted_vllm.config.secret import Secret
@@ -163,6 +164,7 @@ class Gateway:
         master_key: str | None = MASTER_KEY,
         metrics_are_open: bool = True,
         sealer: SessionSealer | None = None,
+        provider: str = "",
         console: Callable[[AdminApp], IResource] | None = None,
         **options: Any,
     ) -> None:
@@ -172,10 +174,18 @@ class Gateway:
         self.store = Store(MemoryDatabase()) if store is None else store
         self.reports = StoreReports(self.store)
         self.index = KeyIndex()
+        self.callers = NamedCallers(self.index)
+        self.registry = Registry(self.store, self.index)
         self.state = Readiness(draining=False, database=True)
         app = AdminApp(
-            authenticator=Authenticator(None if master_key is None else Secret(master_key), self.index, sealer=sealer),
-            registry=Registry(self.store, self.index),
+            authenticator=Authenticator(
+                None if master_key is None else Secret(master_key),
+                self.index,
+                sealer=sealer,
+                provider=provider,
+                callers=self.callers,
+            ),
+            registry=self.registry,
             reports=self.reports,
             clock=self.clock,
             now=self.now,

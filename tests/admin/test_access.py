@@ -35,12 +35,14 @@ TABLE = {
         GET /spend/logs GET /spend/logs/v2 GET /spend/logs/ui GET /spend/logs/ui/<string:request_id>
         GET /key/spend/report GET /user/daily/activity GET /user/daily/activity/aggregated
         GET /team/daily/activity GET /team/daily/activity/aggregated GET /usage/report
-        GET /usage/requests/<string:request_id> GET /usage/top
+        GET /usage/requests/<string:request_id> GET /usage/top GET /spend/overview
+        GET /request/live
     """,
     Access.SELF_SERVICE: """
         POST /key/generate POST /key/service-account/generate POST /key/update POST /key/block POST /key/unblock
         POST /key/regenerate POST /key/<string:key>/regenerate POST /key/delete
         POST /team/member_add POST /team/member_update POST /team/member_delete
+        POST /request/cut
     """,
     Access.NAMED: "GET /metrics/upstreams",
     Access.MASTER: "POST /config/reload",

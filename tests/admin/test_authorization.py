@@ -16,7 +16,7 @@ CHANGING = [
     "/team/member_update", "/team/member_delete", "/model/new", "/model/update", "/model/delete",
     "/budget/new", "/budget/update", "/budget/info", "/budget/delete", "/tag/info", "/organization/new",
     "/organization/info",
-    "/organization/member_add", "/config/reload",
+    "/organization/member_add", "/config/reload", "/request/cut",
 ]  # fmt: skip
 LISTING = [
     "/user/list", "/audit/list", "/customer/list", "/spend/keys", "/budget/list",
@@ -33,7 +33,7 @@ ADMIN = [*(("POST", path) for path in CHANGING), *OTHERS, *(("GET", path) for pa
 #: what every key may read, as far as it is its own
 OWN = [
     "/key/info", "/user/info", "/v2/user/info", "/team/info", "/team/available", "/key/list", "/key/aliases",
-    "/team/list", "/v2/team/list", "/organization/list", "/organization/info",
+    "/team/list", "/v2/team/list", "/organization/list", "/organization/info", "/request/live",
     "/v2/organization/list", "/key/impact",
 ]  # fmt: skip
 KEY_ROUTES = [*ADMIN, *(("GET", path) for path in OWN), ("POST", "/v2/key/info")]

@@ -31,7 +31,7 @@ def filled(gateway: Gateway) -> dict[str, dict[str, Any]]:
     }
 
 
-def _found(gateway: Gateway, path: str, field: str, by: str, key: str | None = None, **query: object) -> list[Any]:
+def _found(gateway: Gateway, path: str, field: str, by: str, key: str | None = None, **query: Any) -> list[Any]:
     answer = gateway.get(f"{path}?{urlencode(query)}", **({} if key is None else {"key": key}))
     assert answer.status == 200, answer.body
     total = answer.json.get("total", answer.json.get("total_count"))
@@ -40,7 +40,7 @@ def _found(gateway: Gateway, path: str, field: str, by: str, key: str | None = N
     return found
 
 
-def _keys(gateway: Gateway, key: str | None = None, **query: object) -> list[Any]:
+def _keys(gateway: Gateway, key: str | None = None, **query: Any) -> list[Any]:
     return _found(gateway, "/key/list", "keys", "key_alias", key, return_full_object="true", sort_order="asc", **query)
 
 
@@ -83,7 +83,7 @@ def test_users_are_found_by_their_names_too(gateway: Gateway) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_teams_are_found_by_id_and_name(gateway: Gateway) -> None:
-    def teams(**query: object) -> list[Any]:
+    def teams(**query: Any) -> list[Any]:
         return _found(gateway, "/v2/team/list", "teams", "team_id", **query)
 
     assert teams(search="<1>") == ["t1"]
@@ -96,7 +96,7 @@ def test_teams_are_found_by_id_and_name(gateway: Gateway) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_customers_organizations_and_budgets_have_pages_with_a_total(gateway: Gateway) -> None:
-    def customers(**query: object) -> list[Any]:
+    def customers(**query: Any) -> list[Any]:
         return _found(gateway, "/v2/customer/list", "customers", "user_id", **query)
 
     assert customers(search="shop") == ["c0", "c1", "c2"]
@@ -104,7 +104,7 @@ def test_customers_organizations_and_budgets_have_pages_with_a_total(gateway: Ga
     assert customers(blocked="true") == ["c2"]
     assert customers(budget_id="gold") == ["c1"]
 
-    def organizations(**query: object) -> list[Any]:
+    def organizations(**query: Any) -> list[Any]:
         return _found(gateway, "/v2/organization/list", "organizations", "organization_id", **query)
 
     assert organizations(search="50%") == ["o0", "o1", "o2"]

@@ -40,7 +40,6 @@ SECRETS: Mapping[str, str] = {
     "litellm_settings.callbacks": "[mine]",
     "passthrough.api_base": "http://gpu:8000",
     "passthrough.api_key": f"{HUSH}-of-server",
-    "passthrough.console.oidc.client_secret": f"{HUSH}-of-provider",
     "passthrough.redis_url": f"redis://{HUSH}user:{HUSH}word@cache/0",
     "passthrough.alerts.slack_webhook_url": f"https://hooks.example.com/{HUSH}slack",
     "passthrough.alerts.webhook_url": f"https://hooks.example.com/{HUSH}hook?token={HUSH}",
@@ -51,6 +50,8 @@ SECRETS: Mapping[str, str] = {
     f"secret_access_key: {HUSH}key, session_token: {HUSH}token}}]",
     "passthrough.tracing.destinations": f"[{{name: t, endpoint: 'http://col.example.com:4318/v1/traces', "
     f"headers: {{authorization: {HUSH}header}}}}]",
+    "passthrough.console.oidc": f"{{issuer: 'https://login.example.com', client_id: gateway, "
+    f"client_secret: {HUSH}oidc}}",
     "passthrough.otlp_metrics.headers": f"{{authorization: {HUSH}header}}",
 }
 

@@ -18,6 +18,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
     "journald": {},
     "webhook": {"url": "https://logs.example.com/in"},
     "s3": {"bucket": "logs"},
+    "database": {},
     "python": {"object": "my.logger"},
 }
 
@@ -113,3 +114,58 @@ def test_secrets_are_never_shown_and_always_redacted(load_text: Loader) -> None:
         assert secret not in shown
     # the names of paths that are no tokens stay readable
     assert "services" not in settings.secrets
+
+
+# prompts and answers in the database
+
+
+def test_litellm_s_setting_keeps_prompts_in_the_database(load_text: Loader) -> None:
+    general = "general_settings: {store_prompts_in_spend_logs: true}\n"
+    settings = load_text(general, BASE)
+    assert [(each.name, each.type) for each in settings.all_sinks] == [("spend_logs", "database")]
+    assert settings.log_bodies.mode == "full"
+    said = load_text(general + "passthrough: {log_bodies: {mode: metadata, max_prompt_bytes: 5}}", BASE)
+    assert (said.log_bodies.mode, said.log_bodies.max_prompt_bytes) == ("metadata", 5)
+    own = load_text(general + written({"name": "mine", "type": "database", "keep_for": "2d"}), BASE)
+    assert [(each.name, each.keep_for) for each in own.all_sinks] == [("mine", 172_800.0)]
+    assert load_text("general_settings: {store_prompts_in_spend_logs: false}", BASE).all_sinks == ()
+    assert load_text("", BASE).log_bodies.mode == "off"
+
+
+def test_a_database_keeps_no_log_lines(load_text: Loader, problems_of: Refusal) -> None:
+    (sink,) = load_text(written({"name": "a", "type": "database"}), BASE).sinks
+    assert sink.events == ("requests",)
+    (line,) = problems_of(written({"name": "a", "type": "database", "events": ["requests", "log"]}))
+    assert line.startswith("passthrough.sinks[0].events: has log")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (written({"name": "a", "type": "database"}, {"name": "b", "type": "database"}), "passthrough.sinks[1].type"),
+        (
+            written({"name": "a", "type": "database"}) + "  ledger: {enabled: false}\n",
+            "passthrough.sinks[0].type",
+        ),
+        (
+            "general_settings: {store_prompts_in_spend_logs: true}\npassthrough: {ledger: {enabled: false}}",
+            "general_settings.store_prompts_in_spend_logs",
+        ),
+        (
+            "general_settings: {store_prompts_in_spend_logs: true}\n"
+            + written({"name": "spend_logs", "type": "stdout"}),
+            "passthrough.sinks[0].name",
+        ),
+    ],
+)
+def test_a_database_that_could_keep_nothing_is_refused(problems_of: Refusal, text: str, place: str) -> None:
+    (line,) = problems_of(text)
+    assert line.startswith(f"{place}: ")
+
+
+def test_who_else_gets_prompts_is_told(load_text: Loader) -> None:
+    general = "general_settings: {store_prompts_in_spend_logs: true}\n"
+    webhook = {"name": "hook", "type": "webhook", "url": "https://logs.example.com/in", "format": "event"}
+    (warning,) = load_text(general + written(webhook), BASE).warnings
+    assert "hook" in warning
+    assert "passthrough.log_bodies.mode" in warning

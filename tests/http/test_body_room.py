@@ -217,7 +217,7 @@ def end_by_disconnect(room: Room, client: Client) -> None:
 
 def end_by_revocation(room: Room, client: Client) -> None:
     for request in room.harness.site.running():
-        request.revoke(BlockedApiKey("This API key was blocked."))
+        request.end_early(BlockedApiKey("This API key was blocked."), "revoked")
 
 
 def end_by_failure(room: Room, client: Client) -> None:

@@ -162,7 +162,7 @@ def test_an_error_of_the_server_s_in_a_stream_has_an_outcome_of_its_own(outcome:
     made = forwarded(request(), outcome=outcome)
     made.meter = meter_of(b'data: {"error":{"code":500}}\n\n')
     assert record(made, answered=outcome == "completed").outcome == expected
-    made.revoked = True
+    made.ended_as = "revoked"
     assert record(made).outcome == "revoked"
 
 
@@ -175,7 +175,7 @@ def test_a_stream_without_an_error_ends_as_it_ended() -> None:
 @pytest.mark.parametrize("outcome", ["", "client_disconnected"])
 def test_a_request_that_was_ended_with_its_key_is_not_the_client_s_leaving(outcome: str) -> None:
     made = forwarded(request(status=200, error_code="blocked_api_key"), outcome=outcome)
-    made.revoked = True
+    made.ended_as = "revoked"
     assert record(made).outcome == "revoked"
 
 

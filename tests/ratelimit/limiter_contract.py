@@ -28,6 +28,8 @@ class Driver(Protocol):
 
     def check(self, limited: Any) -> None: ...
 
+    async def would_admit(self, limited: Any, model: str, tokens: int, cost: int) -> None: ...
+
 
 def key(id: str = "k1", **allowance: Any) -> Limited:
     return Limited("key", id, Allowance(**allowance))
@@ -75,6 +77,23 @@ class LimiterContract:
         for _ in range(3):
             driver.check([who])
         await self.admit(driver, who, tokens=5, cost=5)
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_trial_decides_as_an_admission_and_counts_nothing(self, driver: Driver) -> None:
+        who = key(rpm=1, tpm=5, parallel=1, max_budget=5, model_rpm={"m": 1})
+        for _ in range(3):
+            await driver.would_admit([who, team()], "m", 5, 5)
+        reservation = await self.admit(driver, who, model="m", tokens=5, cost=5)
+        for tried, model in ((who, "m"), (key(rpm=1), ""), (key(tpm=5), ""), (key(parallel=1), "")):
+            with pytest.raises((RateLimitExceeded, BudgetExceeded)):
+                await driver.would_admit([team(), tried], model, 1, 1)
+        with pytest.raises(BudgetExceeded):
+            await driver.would_admit([key(max_budget=5)], "", 1, 1)
+        await driver.settle(reservation, 0, 0)
+        # one that cannot be admitted ever
+        with pytest.raises(BudgetExceeded):
+            await driver.would_admit([key("k2", max_budget=5)], "", 0, 6)
+        await self.admit(driver, key("k2", max_budget=5), cost=5)
 
     @pytest_twisted.ensureDeferred
     async def test_no_more_requests_than_allowed_begin_in_any_60_seconds(self, driver: Driver) -> None:

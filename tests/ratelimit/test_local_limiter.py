@@ -31,6 +31,9 @@ class LocalDriver:
     def check(self, limited: Sequence[Limited]) -> None:
         self.limiter.check(limited, self.now)
 
+    async def would_admit(self, limited: Sequence[Limited], model: str, tokens: int, cost: int) -> None:
+        self.limiter.would_admit(limited, model, tokens, cost, self.now)
+
 
 class TestLocalLimiter(LimiterContract):
     @pytest.fixture

@@ -69,6 +69,10 @@ class RedisDriver:
         self._tell_the_time()
         self.limiter.check(limited, self.now)
 
+    async def would_admit(self, limited: Sequence[Limited], model: str, tokens: int, cost: int) -> None:
+        self._tell_the_time()
+        await self.limiter.would_admit(limited, model, tokens, cost, self.now)
+
 
 class Stranger(Factory):
     """Keeps what it is sent."""

@@ -428,7 +428,8 @@ def test_a_lone_server_without_a_limit_is_drained_too() -> None:
     assert fleet.dispatcher.place_at_once(group) is not None
     drain(fleet, "gpu-1:8000")
     assert fleet.dispatcher.place_at_once(group) is None
-    assert not fleet.dispatcher.serves(group)
+    assert fleet.dispatcher.refusal_of(group) is not None
+    assert fleet.dispatcher.refusal_of(group, uses_model=False) is None
     assert isinstance(fleet.ask().error, NoHealthyUpstream)
     drain(fleet)
     assert fleet.ask().where == "gpu-1:8000"

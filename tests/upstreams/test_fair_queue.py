@@ -54,6 +54,24 @@ def test_keys_of_one_priority_take_turns() -> None:
     assert drain(queue) == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
+@given(
+    arrivals=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2), st.sampled_from([None, "x"])), max_size=40),
+    served=st.integers(0, 20),
+    more=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2), st.none()), max_size=10),
+)
+def test_the_turns_are_those_in_which_requests_leave_unless_one_ages(
+    arrivals: list[tuple[str, int, str | None]], served: int, more: list[tuple[str, int, None]]
+) -> None:
+    queue: FairQueue[str] = FairQueue(100)
+    for number, (key, priority, where) in enumerate(arrivals):
+        queue.push(f"{key}{number}", key, priority, 0.0, where)
+    for _ in range(served):
+        queue.pop(anything, 0.0)
+    for number, (key, priority, where) in enumerate(more, 100):
+        queue.push(f"{key}{number}", key, priority, 0.0, where)
+    assert list(queue.in_turn()) == drain(queue)
+
+
 @given(served=st.integers(0, 900))
 def test_after_any_part_of_a_burst_of_1000_the_request_of_another_key_is_the_next(served: int) -> None:
     queue: FairQueue[str] = FairQueue(2000)

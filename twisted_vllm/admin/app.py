@@ -25,7 +25,9 @@ from twisted_vllm.admin import (
     customers,
     health,
     impact,
+    live_requests,
     log_level,
+    may_call,
     model_entries,
     model_lists,
     settings_report,
@@ -40,15 +42,18 @@ from twisted_vllm.admin.context import (
     DATABASE_TIMEOUT,
     AdminContext,
     Exports,
+    LiveView,
     ModelLists,
     ModelSource,
     NoExports,
     NoModels,
     NoOverview,
     NoServers,
+    NothingLive,
     Overview,
     Readiness,
     ServerDesk,
+    Trials,
     cannot_reload,
     never_reloaded,
 )
@@ -104,6 +109,7 @@ WELCOME = {
         "/config, /config/models": "the settings in effect, and where each was written",
         "/config/reload": "the configuration, read again",
         "/config/log_level": "the level of the log",
+        "/request/live, /request/cut": "the requests in flight, and the end of one",
         "/health": "the health of each vLLM server",
         "/health/liveliness, /health/readiness": "the health of the gateway",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
@@ -192,11 +198,13 @@ ROUTES: tuple[Route, ...] = (
     *configuration.routes,
     *settings_report.routes,
     *log_level.routes,
+    *live_requests.routes,
     *reports.routes,
     *overviews.routes,
     *usage_exports.routes,
     *health.routes,
     *server_routes.routes,
+    *may_call.routes,
     *upstream_metrics.routes,
     *storage.routes,
     *about,
@@ -295,7 +303,9 @@ class AdminApp:
         reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded,
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
+        live: LiveView | None = None,
         servers: ServerDesk | None = None,
+        trials: Trials | None = None,
         overview: Overview | None = None,
     ) -> None:
         """Bind the routes to what they need.
@@ -333,7 +343,9 @@ class AdminApp:
             reload_state: returns what reloads did.
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
+            live: tells and ends requests in flight; None if there are none.
             servers: reports the servers; None for an app without.
+            trials: decides about requests that nobody sent; None for an app without a data path.
             overview: tells of all processes what passes, what is wrong, and which budgets are used; None if nothing
                 does.
         """
@@ -374,7 +386,9 @@ class AdminApp:
             reload_state=reload_state,
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
+            live=NothingLive() if live is None else live,
             servers=NoServers() if servers is None else servers,
+            trials=trials,
             overview=NoOverview() if overview is None else overview,
         )
         self._app = _routes().__get__(context, AdminContext)

@@ -9,7 +9,7 @@ import attrs
 import msgspec
 from twisted.internet.defer import Deferred
 
-from twisted_vllm.admin.authorization import token_of
+from twisted_vllm.admin.authorization import prefix_of
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.lists import place_of
 from twisted_vllm.admin.models import (
@@ -25,7 +25,6 @@ from twisted_vllm.admin.models import (
     WalkedPage,
 )
 from twisted_vllm.admin.routing import Routes
-from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.paging import Page, PageQuery
 from twisted_vllm.storage.records import AuditRecord
@@ -66,7 +65,11 @@ class AuditQuery(Query, frozen=True, kw_only=True):
     ] = ""
     action: Annotated[str, msgspec.Meta(description="What was done, such as `key/update`.")] = ""
     object_type: Annotated[
-        str, msgspec.Meta(description="`key`, `user`, `team`, `organization`, `budget`, `end_user` or `model`.")
+        str,
+        msgspec.Meta(
+            description="`key`, `user`, `team`, `organization`, `budget`, `end_user`, `model`, `request` or "
+            "`configuration`."
+        ),
     ] = ""
     object_id: Annotated[
         str, msgspec.Meta(description="The id of a user, a team or an end user, or a key as in `actor`.")
@@ -82,7 +85,7 @@ class AuditQuery(Query, frozen=True, kw_only=True):
         equals = {name: getattr(self, name) for name in names if getattr(self, name)}
         for name in ("object_id", "actor"):
             if name in equals:
-                equals[name] = _prefix_of(equals[name])
+                equals[name] = prefix_of(equals[name])
         return PageQuery(
             page=self.page,
             after=self.after,
@@ -138,9 +141,9 @@ class ChangesQuery(Query, frozen=True, kw_only=True):
         """Return the page that is asked for, without the time."""
         equals = {
             "actor_name": self.changed_by,
-            "actor": _prefix_of(self.changed_by_api_key),
+            "actor": prefix_of(self.changed_by_api_key),
             "object_type": _KINDS.get(self.table_name, self.table_name),
-            "object_id": _prefix_of(self.object_id),
+            "object_id": prefix_of(self.object_id),
         }
         return PageQuery(
             page=self.page,
@@ -210,13 +213,6 @@ def _report_change(entry: AuditRecord) -> Json:
         "before_value": entry.before,
         "updated_values": entry.after,
     }
-
-
-def _prefix_of(identity: str) -> str:
-    """Return the hash prefix of a key or its hash, which the audit log has in place of a key; other ids as they are."""
-    token = token_of(identity)
-    is_key = identity.startswith("sk-") or token == identity.lower()
-    return token[:HASH_PREFIX_LENGTH] if is_key else identity
 
 
 def _moment(text: str, name: str, *, end: bool = False) -> datetime | None:

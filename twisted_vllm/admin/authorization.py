@@ -16,13 +16,21 @@ from twisted_vllm.auth.authenticator import Authenticator, hash_key
 from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, Principal
 from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.auth.sessions import Session, is_ticket
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TEAM_HEADER
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.errors import GatewayError, InvalidApiKey, MissingApiKey, RouteNotAllowed, TokenNotAllowed
+from twisted_vllm.errors import (
+    CallerNotLookedUp,
+    GatewayError,
+    InvalidApiKey,
+    MissingApiKey,
+    RouteNotAllowed,
+    StoreUnavailable,
+    TokenNotAllowed,
+)
 from twisted_vllm.http.headers import CREDENTIAL_HEADERS
 
 #: finds out about a caller who is about to be refused, as `Identifier.before_refusal`
@@ -40,6 +48,13 @@ _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 def token_of(key_or_token: str) -> str:
     """Return the token (SHA-256, in hex) of a key. A token stays as it is: no key looks like one."""
     return key_or_token.lower() if _TOKEN.fullmatch(key_or_token) else hash_key(key_or_token)
+
+
+def prefix_of(identity: str) -> str:
+    """Return the hash prefix of a key or its hash, which is told in place of a key; other ids as they are."""
+    token = token_of(identity)
+    is_key = identity.startswith("sk-") or token == identity.lower()
+    return token[:HASH_PREFIX_LENGTH] if is_key else identity
 
 
 def check_sees_user(principal: Principal, user_id: str) -> None:
@@ -139,6 +154,11 @@ class AdminAuthenticator:
         now = self._now().timestamp()
         try:
             principal = self._authenticate(request, now)
+        except CallerNotLookedUp:
+            # its session is not over
+            raise StoreUnavailable(
+                "It could not be looked up now whether your user and team exist. Try again.", retry_after=1
+            ) from None
         except MissingApiKey as error:
             raise await self._failed(error, request, now) from None
         # for the log; the type is not IRequest's: the gateway's own request has a context

@@ -25,6 +25,7 @@ from twisted_vllm.admin.self_service import OwnScope
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
+from twisted_vllm.auth.verdicts import Question, Verdict
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
@@ -32,6 +33,7 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Exposes
 from twisted_vllm.ratelimit.used_budget import UsedBudget
@@ -139,6 +141,16 @@ class ServerDesk(Protocol):
         """Return the URL of the server with a name or URL; None if there is none."""
 
 
+class Trials(Protocol):
+    """Decides about requests that nobody sent: `twisted_vllm.proxy.trial.Trials`."""
+
+    def of_key(self, token: str, question: Question, now: float) -> Deferred[Verdict | None]:
+        """Decide about a request with a key; None if there is no such key."""
+
+    def of_principal(self, principal: Principal, question: Question) -> Deferred[Verdict | None]:
+        """Decide about a request of a caller that is known."""
+
+
 class NoServers:
     """The servers of an app without any."""
 
@@ -181,6 +193,28 @@ class NoExports:
 
     def look_soon(self) -> None:
         """Do nothing."""
+
+
+class LiveView(Protocol):
+    """What is in flight: `twisted_vllm.proxy.live_answers.LiveAnswers`."""
+
+    def report(self, query: LiveQuery) -> Deferred[LiveReport]:
+        """Return what is in flight of what is asked for."""
+
+    def cut(self, cut: Cut) -> Deferred[WasCut]:
+        """End a request."""
+
+
+class NothingLive:
+    """What is in flight in an app without clients."""
+
+    def report(self, query: LiveQuery) -> Deferred[LiveReport]:
+        """Return nothing."""
+        return succeed(LiveReport(0.0, 0, 0))
+
+    def cut(self, cut: Cut) -> Deferred[WasCut]:
+        """End nothing."""
+        return succeed(WasCut(()))
 
 
 class Overview(Protocol):
@@ -250,7 +284,9 @@ class AdminContext:
         reload_state: returns what reloads did.
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
+        live: tells and ends requests in flight.
         servers: reports the servers.
+        trials: decides about requests that nobody sent; None for an app without a data path.
         overview: tells of all processes what passes, what is wrong, and which budgets are used.
         latest_spend: the last overviews of everybody's spend.
     """
@@ -278,7 +314,9 @@ class AdminContext:
     reload_state: Callable[[], Deferred[ReloadState]] = never_reloaded
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
+    live: LiveView = attrs.field(factory=NothingLive)
     servers: ServerDesk = attrs.field(factory=NoServers)
+    trials: Trials | None = None
     overview: Overview = attrs.field(factory=NoOverview)
     latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)
 

@@ -16,6 +16,7 @@ from zope.interface import Attribute, Interface, implementer
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.auth.records import PROXY_ADMIN, KeyRecord
 from twisted_vllm.errors import GatewayError, NotFound, RouteNotAllowed
+from twisted_vllm.observability.live_requests import Whose
 from twisted_vllm.storage.records import Member, OrganizationMember, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
 
@@ -92,6 +93,13 @@ class IScope(Interface):
 
     def administered_teams(transaction: Transaction) -> frozenset[str] | None:
         """Return the ids of the teams of which the caller may see all keys and members; None for all teams."""
+
+    def own_requests(transaction: Transaction, *, changing: bool = False) -> Whose | None:
+        """Return whose requests in flight the caller may see, or with `changing` end; None for everybody's.
+
+        Raises:
+            RouteNotAllowed: it may end none.
+        """
 
     def own_teams(transaction: Transaction) -> frozenset[str] | None:
         """Return the ids of the teams that the caller may see at all; None for all teams."""
@@ -180,6 +188,12 @@ class AdministratorScope:
 
     def administered_teams(self, transaction: Transaction) -> frozenset[str] | None:
         """Return None: all teams."""
+        return None
+
+    def own_requests(self, transaction: Transaction, *, changing: bool = False) -> Whose | None:
+        """Return None: everybody's."""
+        if changing:
+            self._check_changes()
         return None
 
     def own_teams(self, transaction: Transaction) -> frozenset[str] | None:

@@ -34,6 +34,7 @@ from twisted_vllm.auth.roles import INTERNAL_USER, INTERNAL_USER_VIEWER
 from twisted_vllm.config.log_bodies import OFF
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, RouteNotAllowed
 from twisted_vllm.field_policy.rules import FieldRules, rules_of
+from twisted_vllm.observability.live_requests import Whose
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, members_budget_id
 from twisted_vllm.storage.records import Member, OrganizationMember, OrganizationRecord, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
@@ -241,6 +242,12 @@ class OwnScope:
     def administered_teams(self, transaction: Transaction) -> frozenset[str] | None:
         """Return those that the caller's user administers."""
         return self._caller(transaction).teams
+
+    def own_requests(self, transaction: Transaction, *, changing: bool = False) -> Whose | None:
+        """Return those of the calling key, of its user, and of the teams that its user administers."""
+        caller = self._changing(transaction) if changing else self._caller(transaction)
+        user_id = "" if caller.user is None else caller.user.user_id
+        return Whose(caller.key.key_id, user_id, tuple(sorted(caller.teams)))
 
     def own_teams(self, transaction: Transaction) -> frozenset[str] | None:
         """Return the team of the calling key, and those of which its user is a member."""

@@ -45,6 +45,7 @@ from twisted_vllm.app.shared.background import SharedBackground
 from twisted_vllm.app.shared.changes import SharedChanges
 from twisted_vllm.app.shared.ended_sessions import share_ended
 from twisted_vllm.app.shared.exports import share_export
+from twisted_vllm.app.signing_in import provider_of, relying_party_of
 from twisted_vllm.app.telemetry.part import Surroundings
 from twisted_vllm.app.telemetry.team_aliases import TeamAliases
 from twisted_vllm.app.telemetry.telemetry import Telemetry
@@ -107,6 +108,8 @@ from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.litellm_headers import LitellmHeaders
+from twisted_vllm.proxy.live_answers import LiveAnswers
+from twisted_vllm.proxy.live_requests import LiveRequests
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
     ConnectionCollector,
@@ -118,6 +121,7 @@ from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
+from twisted_vllm.proxy.trial import Trials
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.audit_retention import AuditRetention
@@ -154,6 +158,7 @@ if TYPE_CHECKING:
     # a gateway of one process has nothing to share
     from twisted_vllm.app.shared.metrics import SharedMetrics
     from twisted_vllm.app.shared.readiness import SharedReadiness
+    from twisted_vllm.identification.oidc.relying_party import RelyingParty
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 if TYPE_CHECKING:
@@ -203,6 +208,7 @@ class Wiring:
             them.
         console: the web page at /ui.
         site: the factory of client connections.
+        live_requests: tells and ends requests in flight of this process; `live` those of all processes.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
         reloader: reads the settings again, and reconfigures the components.
@@ -433,19 +439,20 @@ class Wiring:
         observers.append(ServerActs(self._servers_acted, self._caches_emptied, act_log.record))
         self.lifecycle = Lifecycle(observers)
 
+        callers = NamedCallers(self.index)
         self._session_sealer = _session_sealer_of(settings)
         self._authenticator = authenticator = Authenticator(
-            settings.master_key, self.index, sealer=self._session_sealer
+            settings.master_key, self.index, sealer=self._session_sealer, callers=callers
         )
         self.each_minute.add(authenticator.sweep)
         self._throttle = throttle = AuthenticationThrottle(
             limits.max_failed_authentications, None if counting is None else counting.failures
         )
-        callers = NamedCallers(self.index)
         self._tokens = TokenIndex(callers)
         self._key_sets: KeySets | None = None
         self._lookup = CallerLookup(callers, Directory(self.registry, time))
-        self._identifier = identifier = Identifier(inquiry)
+        self._identifier = identifier = Identifier(inquiry, lookup=self._lookup)
+        self._relying_party: RelyingParty | None = None
         self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
         places = ResponsePlaces() if sharing is None else sharing.places
@@ -542,6 +549,15 @@ class Wiring:
             from twisted_vllm.app.shared.readiness import SharedReadiness
 
             self.shared_readiness = SharedReadiness(readiness, self.siblings, reactor)
+        self.live_requests = found = LiveRequests(
+            lambda: self.site.connections, dispatcher.turns, text, client_of, cooperate, reactor
+        )
+        self.live = LiveAnswers(found.report, found.cut, reactor)
+        if not self.siblings.alone:
+            from twisted_vllm.app.shared.live import SharedLive
+
+            shared_live = SharedLive(found, self.siblings)
+            self.live = LiveAnswers(shared_live.report, shared_live.cut, reactor)
         team_aliases = TeamAliases(self.database, reactor.seconds)
         self.overview = GatewayOverview(
             self.siblings,
@@ -585,7 +601,9 @@ class Wiring:
             models=listing,
             settings_in_effect=lambda: self.models.current,
             exports=self.usage_export,
+            live=self.live,
             servers=self.server_reports,
+            trials=Trials(admission, accounting.observer, dispatcher, mounts, authenticator.judged),
             overview=self.overview,
             **admin_of(settings),
         )
@@ -597,6 +615,7 @@ class Wiring:
             prefix_of=lambda request: addresses.prefix(_context_of(request)).decode("ascii"),
             tell_ended=lambda id, until: tell_ended(id, until),
             in_thread=in_thread,
+            parts={"relying_party": lambda: self._relying_party},
         )
         tell_ended = share_ended(self.siblings, self.console.ended, time)
         self.litellm_headers = LitellmHeaders()
@@ -657,7 +676,7 @@ class Wiring:
             traffic=self.overview.passed,
         )
         self.telemetry = Telemetry(surroundings, settings, self.lifecycle, observers)
-        self.revoker = Revoker(admission, self.site.running, reactor)
+        self.revoker = Revoker(admission, lambda: self.site.connections, reactor)
         self.drain = Drain(
             reactor, self.site, settings.drain_delay, settings.drain_timeout, self.dispatcher.refuse_waiting
         )
@@ -757,11 +776,15 @@ class Wiring:
         return self._authenticator.keys_in_use
 
     def _use_tokens(self, settings: Settings) -> None:
-        """Take the tokens that the settings say, beside keys."""
+        """Take the tokens and the sessions that the settings say, beside keys."""
         self._tokens.forget()
-        self._session_sealer = _session_sealer_of(settings)
+        self._session_sealer = sealer = _session_sealer_of(settings)
+        self._relying_party = relying_party_of(
+            settings, self._reactor, self._lookup, self._throttle, self._relying_party
+        )
+        provider = provider_of(settings)
         if not settings.enable_jwt_auth:
-            self._authenticator.reconfigure(settings.master_key, sealer=self._session_sealer)
+            self._authenticator.reconfigure(settings.master_key, sealer=sealer, provider=provider)
             self._identifier.reconfigure(None)
             return
         agent = Agent(self._reactor, connectTimeout=settings.timeouts.connect)
@@ -770,7 +793,7 @@ class Wiring:
             settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
         )
         verifier = verifier_of(settings, self._tokens, self._key_sets, self._lookup, self._throttle)
-        self._authenticator.reconfigure(settings.master_key, self._tokens, self._session_sealer)
+        self._authenticator.reconfigure(settings.master_key, self._tokens, sealer, provider)
         self._identifier.reconfigure(verifier)
 
     def _servers_acted(self) -> None:

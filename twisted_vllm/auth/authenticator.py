@@ -10,14 +10,16 @@ from hmac import compare_digest
 import attrs
 
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
+from twisted_vllm.auth.grants import NEVER
 from twisted_vllm.auth.key_index import IndexedKey, KeyIndex, Sources
 from twisted_vllm.auth.known_keys import KnownKeys
+from twisted_vllm.auth.named_callers import NamedCallers
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.auth.sessions import Session, SessionSealer, is_ticket
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.tokens import is_token
 from twisted_vllm.config.secret import Secret, hash_of
-from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, InvalidApiKey, MissingApiKey
+from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, GatewayError, InvalidApiKey, MissingApiKey
 
 KEY_PREFIX = "sk-"
 
@@ -65,6 +67,8 @@ class Authenticator:
         index: KeyIndex,
         tokens: TokenIndex | None = None,
         sealer: SessionSealer | None = None,
+        provider: str = "",
+        callers: NamedCallers | None = None,
     ) -> None:
         """Make it.
 
@@ -73,19 +77,27 @@ class Authenticator:
             index: the virtual keys.
             tokens: the JSON Web Tokens that were verified; None takes none.
             sealer: opens tickets of the console; None takes none.
+            provider: the mark of the OpenID provider whose people have sessions; empty if there is none.
+            callers: makes principals of them; None knows none.
         """
         self.index = index
+        self._callers = callers
         self._known = KnownKeys()
         self.known = self._known.get
         self._master_token: str | None = None
-        self.reconfigure(master_key, tokens, sealer)
+        self.reconfigure(master_key, tokens, sealer, provider)
 
     def reconfigure(
-        self, master_key: Secret | None, tokens: TokenIndex | None = None, sealer: SessionSealer | None = None
+        self,
+        master_key: Secret | None,
+        tokens: TokenIndex | None = None,
+        sealer: SessionSealer | None = None,
+        provider: str = "",
     ) -> None:
-        """Use another master key, other tokens and tickets from now on; the arguments are the constructor's."""
+        """Use another master key, other tokens and sessions from now on; the arguments are the constructor's."""
         self._tokens = tokens
         self._sealer = sealer
+        self._provider = provider
         # a key in use may be the master key now
         self.index.settings_changed()
         self._master_token = None if master_key is None else hash_of(master_key) or hash_key(master_key.reveal())
@@ -166,9 +178,12 @@ class Authenticator:
             now: the time in Unix seconds.
 
         Raises:
-            InvalidApiKey: its key was deleted, or is not the master key any more.
+            InvalidApiKey: its key was deleted, is not the master key any more, or the provider was replaced.
             ExpiredApiKey, BlockedApiKey: as from `authenticate`.
+            CallerNotLookedUp, TokenNotAllowed: as from `NamedCallers.principal_of`.
         """
+        if session.kind == "user":
+            return self._of_user(session)
         if session.kind == "master":
             if self._master_token is None or not compare_digest(session.token, self._master_token):
                 raise InvalidApiKey("The master key was replaced by another. Sign in again.")
@@ -178,6 +193,13 @@ class Authenticator:
             raise InvalidApiKey("The API key of this session does not exist any more. Sign in with another one.")
         return self._joined(sources, now).principal
 
+    def _of_user(self, session: Session) -> Principal:
+        caller, callers = session.caller, self._callers
+        if caller is None or callers is None or not self._provider or session.provider != self._provider:
+            raise InvalidApiKey("The settings of signing in changed. Sign in again.")
+        # a key that is made by it does not end with it
+        return callers.principal_of(caller, NEVER, noun="account")
+
     def _of_ticket(self, sealer: SessionSealer, ticket: str, now: float) -> Principal:
         session = sealer.of_ticket(ticket, now)
         if session is None:
@@ -186,20 +208,46 @@ class Authenticator:
 
     def _joined(self, sources: Sources, now: float) -> IndexedKey:
         # before it is joined: a refusal takes as long whether or not there is such a key
-        if sources.grant.blocked:
-            raise BlockedApiKey("This API key was blocked. Ask an administrator to unblock it.")
-        if sources.team_blocked:
-            raise BlockedApiKey("The team of this API key was blocked. Ask an administrator to unblock the team.")
-        if now >= sources.expires:
-            raise ExpiredApiKey(_EXPIRED if sources.former is None else _REPLACED)
+        _check_valid(sources, now)
         key = self.index.joined(sources)
         key.used = True
         return key
+
+    def judged(self, token: str, now: float) -> tuple[Principal, GatewayError | None] | None:
+        """Return whom a key acts as, and why it would be refused; None if there is no such key.
+
+        Args:
+            token: the key's token.
+            now: the time in Unix seconds.
+        """
+        sources = self.index.sources_of(token)
+        if sources is None:
+            return None
+        principal = self.index.joined(sources).principal
+        try:
+            _check_valid(sources, now)
+        except GatewayError as error:
+            return principal, error
+        return principal, None
 
     def _limited(self, principal: Principal) -> Principal:
         """Return a caller without a key of its own, held to the limits of the gateway as a whole."""
         limited = self.index.of_everybody
         return attrs.evolve(principal, limited=limited) if limited else principal
+
+
+def _check_valid(sources: Sources, now: float) -> None:
+    """Check that a key may be used now.
+
+    Raises:
+        BlockedApiKey, ExpiredApiKey: as from `Authenticator.authenticate`.
+    """
+    if sources.grant.blocked:
+        raise BlockedApiKey("This API key was blocked. Ask an administrator to unblock it.")
+    if sources.team_blocked:
+        raise BlockedApiKey("The team of this API key was blocked. Ask an administrator to unblock the team.")
+    if now >= sources.expires:
+        raise ExpiredApiKey(_EXPIRED if sources.former is None else _REPLACED)
 
 
 def _missing_message(headers: Mapping[bytes, bytes]) -> str:

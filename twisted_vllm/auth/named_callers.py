@@ -12,7 +12,7 @@ from twisted_vllm.auth.policy import CLIP
 from twisted_vllm.auth.records import PROXY_ADMIN, Principal
 from twisted_vllm.auth.token_claims import TokenCaller
 from twisted_vllm.bounded_cache import BoundedCache
-from twisted_vllm.errors import BlockedApiKey, TokenNotAllowed, UnverifiedToken
+from twisted_vllm.errors import BlockedApiKey, CallerNotLookedUp, TokenNotAllowed
 from twisted_vllm.ratelimit.allowance import ORGANIZATION, TEAM, USER
 
 #: users and teams that are known to exist, or not
@@ -23,11 +23,7 @@ _MOST_SHOWN = 5
 
 
 class NamedCallers:
-    """Makes principals of callers, of what is in memory about their users and teams.
-
-    Attributes:
-        makes_users: whether users that are not known are made.
-    """
+    """Makes principals of callers, of what is in memory about their users and teams."""
 
     def __init__(self, index: KeyIndex) -> None:
         """Make it.
@@ -37,7 +33,6 @@ class NamedCallers:
         """
         self._index = index
         self._exists: BoundedCache[tuple[str, str], bool] = BoundedCache(MOST_NAMES, _SIZE)
-        self.makes_users = False
         index.on_existence = self._learn
 
     def __len__(self) -> int:
@@ -52,14 +47,23 @@ class NamedCallers:
         """Forget who exists."""
         self._exists.clear()
 
-    def unknown_names(self, caller: TokenCaller) -> list[tuple[str, str]]:
-        """Return the kind and id of the user and the teams of a caller of whom it is not known whether they exist."""
+    def unknown_names(self, caller: TokenCaller, *, makes_user: bool = False) -> list[tuple[str, str]]:
+        """Return the kind and id of the user and the teams of a caller of whom it is not known whether they exist.
+
+        Args:
+            caller: the caller.
+            makes_user: whether its user is made if there is none: then it is among them.
+        """
         names = [(TEAM, team_id) for team_id in caller.team_ids]
         if caller.user_id is not None:
             names.append((USER, caller.user_id))
         if caller.organization_id is not None:
             names.append((ORGANIZATION, caller.organization_id))
-        return [name for name in names if name not in self._exists]
+        return [
+            (kind, name)
+            for kind, name in names
+            if (kind, name) not in self._exists or (makes_user and kind == USER and not self._exists.get((kind, name)))
+        ]
 
     def set_existence(self, kind: str, name: str, exists: bool) -> None:
         """Remember whether a user or team exists; later changes are heard of."""
@@ -70,16 +74,20 @@ class NamedCallers:
         if name is None:
             self._exists.clear()
         elif (kind, name) in self._exists:
-            is_made_again = kind == USER and not exists and self.makes_users
-            # what is too large is forgotten
-            self._exists.keep((kind, name), exists, _SIZE + 1 if is_made_again else len(name))
+            self._exists.keep((kind, name), exists, len(name))
 
     def known_teams(self, caller: TokenCaller) -> tuple[str, ...]:
         """Return those teams of a caller that are known to exist."""
         return tuple(team_id for team_id in caller.team_ids if self._exists.get((TEAM, team_id)))
 
     def principal_of(
-        self, caller: TokenCaller, expires: float, chosen: str | None = None, noun: str = "token"
+        self,
+        caller: TokenCaller,
+        expires: float,
+        chosen: str | None = None,
+        *,
+        noun: str = "token",
+        makes_user: bool = False,
     ) -> Principal:
         """Return what a caller acts as.
 
@@ -88,15 +96,18 @@ class NamedCallers:
             expires: when it is to be asked for again, in Unix seconds.
             chosen: the team that it chooses of its own; None takes the first that is known and not blocked.
             noun: what named it, for refusals.
+            makes_user: whether its user is made if there is none.
 
         Raises:
-            UnverifiedToken: it must be looked up first whether its user and teams exist: `unknown_names`.
+            CallerNotLookedUp: it must be looked up first whether its user and teams exist, or its user be made.
             TokenNotAllowed: its user, team or organization is not known.
             BlockedApiKey: its team is blocked.
         """
-        if caller.user_id is not None and not self._is_there(USER, caller.user_id):
+        if caller.user_id is not None and not self._is_there(caller, USER, caller.user_id):
+            if makes_user:
+                raise CallerNotLookedUp(caller)
             raise _unknown("user", noun, caller.user_id)
-        if caller.organization_id is not None and not self._is_there(ORGANIZATION, caller.organization_id):
+        if caller.organization_id is not None and not self._is_there(caller, ORGANIZATION, caller.organization_id):
             raise _unknown("organization", noun, caller.organization_id)
         team_id, blocked = self._team_of(caller, chosen, noun)
         grant = KeyGrant(
@@ -128,7 +139,7 @@ class NamedCallers:
                     f"The header x-litellm-team-id names a team that is none of this {noun}'s: {_listed(teams)}."
                 )
             teams = (chosen,)
-        there = [team_id for team_id in teams if self._is_there(TEAM, team_id)]
+        there = [team_id for team_id in teams if self._is_there(caller, TEAM, team_id)]
         for team_id in there:
             if not self._index.is_team_blocked(team_id):
                 return team_id, False
@@ -140,10 +151,10 @@ class NamedCallers:
             raise TokenNotAllowed(f"This {noun} names no team, and it needs one. Ask an administrator for a team.")
         return None, False
 
-    def _is_there(self, kind: str, name: str) -> bool:
+    def _is_there(self, caller: TokenCaller, kind: str, name: str) -> bool:
         exists = self._exists.get((kind, name))
         if exists is None:
-            raise UnverifiedToken("The user or team of this token could not be looked up now. Try again.")
+            raise CallerNotLookedUp(caller)
         return exists
 
 

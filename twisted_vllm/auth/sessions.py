@@ -44,7 +44,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
         began: when it began, in Unix seconds.
         until: when it ends, likewise.
         caller: who a ``user`` is.
-        id_hint: what tells the provider which of its sessions ends with this one; empty without.
+        provider: of a ``user``, what tells the provider and its settings from others, as `provider_mark` returns it.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     began: float
     until: float
     caller: TokenCaller | None = None
-    id_hint: str = ""
+    provider: str = ""
 
     def __repr__(self) -> str:
         return f"<Session {self.kind}>"
@@ -129,6 +129,15 @@ def secret_of(master_key: Secret | None, salt_key: Secret | None) -> Secret | No
     if salt_key is not None:
         return salt_key
     return master_key if master_key is not None and hash_of(master_key) is None else None
+
+
+def provider_mark(settings: object) -> str:
+    """Return what tells a provider and its settings from others; sessions end when they change.
+
+    Args:
+        settings: an attrs value whose representation has all that matters, and no secret.
+    """
+    return sha256(repr(settings).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class EndedSessions:

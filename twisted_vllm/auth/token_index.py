@@ -55,6 +55,7 @@ class TokenIndex:
         callers: makes their principals.
         trusted_until: when the keys of the issuer are asked for again, in Unix seconds; until then principals are kept.
         on_stale: called when a token is used after that.
+        makes_users: whether users that are not known are made.
     """
 
     def __init__(self, callers: NamedCallers) -> None:
@@ -68,6 +69,7 @@ class TokenIndex:
         self._refused: BoundedCache[str, Refusal] = BoundedCache(MOST_REFUSED, _SIZE)
         self.trusted_until = 0.0
         self.on_stale: Callable[[], None] = lambda: None
+        self.makes_users = False
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -106,7 +108,7 @@ class TokenIndex:
         try:
             # asked again when the issuer's keys are
             expires = min(known.until, max(self.trusted_until, now + 1.0))
-            principal = self.callers.principal_of(known.caller, expires, team_id)
+            principal = self.callers.principal_of(known.caller, expires, team_id, makes_user=self.makes_users)
         except UnverifiedToken:
             raise self._refusal(token_hash, now) from None
         if now >= self.trusted_until:

@@ -329,6 +329,12 @@ def _kept_prompts(found: dict[str, Any], callbacks: Callbacks, written: object, 
     in_file = written.get("log_bodies") if isinstance(written, dict) else None
     if not (isinstance(in_file, dict) and "mode" in in_file):
         found["log_bodies"] = attrs.evolve(bodies, mode=FULL)
+        others = [sink.name for sink in (*found.get("sinks", ()), *callbacks.sinks) if sink.gets_contents]
+        if others:
+            root.at(_STORE_PROMPTS).warn(
+                f"prompts and answers go to the sinks {', '.join(others)} as well, as in LiteLLM (write "
+                "passthrough.log_bodies.mode, or model_info.log_bodies of models, to keep less)"
+            )
     if own:
         return callbacks
     sink = SinkSettings(name=SPEND_LOGS, type=DATABASE, events=(REQUESTS,))

@@ -299,6 +299,11 @@ class SinkSettings:
         return self.spool.directory or f"{SPOOL_DIRECTORY}/{self.name}"
 
     @property
+    def gets_contents(self) -> bool:
+        """Whether it takes prompts and answers out of the gateway, where they are kept."""
+        return self.type == "python" or self.format in ("event", "litellm")
+
+    @property
     def as_bucket(self) -> Bucket:
         """The bucket of a sink of type ``s3``."""
         return Bucket(**{each.attribute: getattr(self, each.attribute) for each in settings_of(Bucket)})

@@ -10,14 +10,17 @@ from twisted.internet.defer import Deferred
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.sessions import is_ticket
+from twisted_vllm.auth.token_claims import TokenCaller
 from twisted_vllm.errors import (
     BlockedApiKey,
+    CallerNotLookedUp,
     ExpiredApiKey,
     GatewayError,
     InvalidApiKey,
     TokenNotAllowed,
     UnverifiedToken,
 )
+from twisted_vllm.identification.caller_lookup import CallerLookup
 from twisted_vllm.identification.inquiry import Inquiry
 from twisted_vllm.identification.verifier import TokenVerifier
 
@@ -28,14 +31,18 @@ _KEY = re.compile(r"sk-[!-~]{13,509}")
 class Identifier:
     """Finds out more about callers who are about to be refused."""
 
-    def __init__(self, inquiry: Inquiry, verifier: TokenVerifier | None = None) -> None:
+    def __init__(
+        self, inquiry: Inquiry, verifier: TokenVerifier | None = None, lookup: CallerLookup | None = None
+    ) -> None:
         """Make it.
 
         Args:
             inquiry: asks the database for the latest keys.
             verifier: verifies tokens; None if there are none.
+            lookup: looks up the users and teams of sessions of the console; None if there are none.
         """
         self._inquiry = inquiry
+        self._lookup = lookup
         self.reconfigure(verifier)
 
     def reconfigure(self, verifier: TokenVerifier | None) -> None:
@@ -59,6 +66,9 @@ class Identifier:
         credential = credential_of(headers)
         if credential is None:
             return None
+        if isinstance(error, CallerNotLookedUp):
+            # of a ticket
+            return self._look_up(error, address)
         if isinstance(error, UnverifiedToken):
             if self._verifier is None:
                 return None
@@ -70,11 +80,17 @@ class Identifier:
         """Begin to find out whether a session of the console is over, as `before_refusal`.
 
         Args:
-            token: the SHA-256 of its key.
+            token: the SHA-256 of its key, or the id of its user.
             error: what the authenticator raised.
             address: the client's address.
         """
+        if isinstance(error, CallerNotLookedUp):
+            return self._look_up(error, address)
         return self._ask(token, True, error, address)
+
+    def _look_up(self, error: CallerNotLookedUp, address: str) -> Deferred[None] | None:
+        assert isinstance(error.caller, TokenCaller)
+        return None if self._lookup is None else self._lookup.find_out(error.caller, address)
 
     def _ask(self, token: str, form_fits: bool, error: GatewayError, address: str) -> Deferred[None] | None:
         may_be_known = isinstance(error, TokenNotAllowed) or type(error) in (InvalidApiKey, ExpiredApiKey)

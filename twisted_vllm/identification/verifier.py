@@ -63,7 +63,7 @@ class TokenVerifier:
         self._places = WaitingPlaces()
         self._second, self._checked = 0.0, 0
         tokens.on_stale = self.refresh
-        tokens.callers.makes_users = claims.user_id_upsert
+        tokens.makes_users = claims.user_id_upsert
 
     def __repr__(self) -> str:
         return f"<TokenVerifier waiting={self._places.taken} tokens={self._tokens!r}>"

@@ -21,7 +21,7 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         server: the name of the vLLM server; empty without one.
         status: the status sent to the client; 0 without one.
         outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``, ``upstream_error``,
-            ``revoked`` or ``failed``.
+            ``revoked``, ``cut`` or ``failed``.
         error: the gateway's own error code, or empty.
         bytes_in: received bytes of the request's body; for a tunnel, the client's bytes.
         bytes_out: sent bytes of the response's body; for a tunnel, the server's bytes.

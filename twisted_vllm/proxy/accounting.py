@@ -58,6 +58,8 @@ FAILED_AT_ONCE = 1.0
 
 #: what requests with one pricing share: the model, the server, its name of the model, the path and the method
 PricingKey = tuple[str, str, str, str, bytes]
+#: what a request asks of its limits: whose they are, the model's name in them, the tokens, and picodollars
+Demand = tuple[tuple[Limited, ...], str, int, int]
 
 
 def _peer_of(context: RequestContext) -> str:
@@ -214,15 +216,10 @@ class Accounting(RequestObserver):
         head = context.head
         end_user = authorization.principal.end_user_id or self._end_user_of(head) or facts.end_user
         limited = authorization.principal.limited
-        if end_user is not None:
-            context.end_user = end_user = end_user[:TEXT_LIMIT]
-            limited = self._with_end_user(limited, end_user)
-        elif self._requires_end_user and authorization.route.route_class is RouteClass.INFERENCE:
-            raise InvalidRequest(
-                "The operator requires the end user of each request, and this one names none: send it "
-                f'{self._header_hint}in the body as "user".',
-                param="user",
-            )
+        if end_user is not None or self._requires_end_user:
+            if end_user is not None:
+                context.end_user = end_user = end_user[:TEXT_LIMIT]
+            limited = self._limited_of(authorization, end_user)
         serving = admitted.serving
         if self._rows is None and not limited and not serving.group.counts_tokens:
             return None
@@ -263,6 +260,51 @@ class Accounting(RequestObserver):
         if not limited or authorization.uncounted:
             # to look at a response or to cancel it must work while the response takes the last place
             return None
+        audio_ms = 0 if audio is None else estimate_audio(head.length)
+        demand = self._demand(route, admitted, limited, pricing, prompt, audio_ms)
+        loading = self._load_budget(end_user)
+        if loading is not None:
+            admit = self._limiter.admit
+            return loading.addCallback(lambda _: admit(*demand, self._now()))
+        reserved = self._limiter.admit(*demand, self._now())
+        if isinstance(reserved, Reservation):
+            context.reservation = reserved
+            return None
+        return reserved
+
+    def _limited_of(self, authorization: Authorization, end_user: str | None) -> tuple[Limited, ...]:
+        """Return whose limits apply to a request of an end user, or of none.
+
+        Raises:
+            InvalidRequest: the request must name its end user and does not.
+            EndUserBlocked: an administrator blocked it.
+        """
+        limited = authorization.principal.limited
+        if end_user is not None:
+            return self._with_end_user(limited, end_user)
+        if self._requires_end_user and authorization.route.route_class is RouteClass.INFERENCE:
+            raise InvalidRequest(
+                "The operator requires the end user of each request, and this one names none: send it "
+                f'{self._header_hint}in the body as "user".',
+                param="user",
+            )
+        return limited
+
+    def _demand(
+        self,
+        route: Route,
+        admitted: Admitted,
+        limited: tuple[Limited, ...],
+        pricing: RoutePricing,
+        prompt: int,
+        audio_ms: int,
+    ) -> Demand:
+        """Return what a request asks of its limits.
+
+        Raises:
+            RouteNotAllowed, ModelUndetermined: as from `open`.
+        """
+        facts, serving = admitted.facts, admitted.serving
         if route.takes_model:
             self._check_known(admitted, limited)
         elif route.row.model is ModelPlace.EVENT and any(each.allowance.counts_usage for each in limited):
@@ -273,20 +315,39 @@ class Accounting(RequestObserver):
         output = 0
         if route.row.generates:
             output = estimate_output(facts.max_tokens, facts.min_tokens, facts.choices, self._assumed)
-        audio_ms = 0 if audio is None else estimate_audio(head.length)
         cost = expected_cost(prompt, output, pricing.prices, audio_ms)
         model = self._limited_name(serving, limited) if serving.asked else serving.model
         if any(each.allowance.model_budgets for each in limited):
             limited = (*limited, *self._end_users.model_budgets(limited, serving.model))
-        loading = self._load_budget(end_user)
-        if loading is not None:
-            admit = self._limiter.admit
-            return loading.addCallback(lambda _: admit(limited, model, prompt + output, cost, self._now()))
-        reserved = self._limiter.admit(limited, model, prompt + output, cost, self._now())
-        if isinstance(reserved, Reservation):
-            context.reservation = reserved
+        return limited, model, prompt + output, cost
+
+    def demand_of(self, authorization: Authorization, admitted: Admitted, method: bytes) -> Demand | None:
+        """Return what a small request would ask of its limits; None if no limit applies. Nothing is counted.
+
+        Raises:
+            InvalidRequest, EndUserBlocked, LedgerUnavailable, RouteNotAllowed, ModelUndetermined: as from `open`.
+        """
+        if self._fail_closed:
+            self._check_ledger()
+        facts, route = admitted.facts, authorization.route
+        end_user = authorization.principal.end_user_id or facts.end_user
+        limited = self._limited_of(authorization, None if end_user is None else end_user[:TEXT_LIMIT])
+        if not limited or authorization.uncounted:
             return None
-        return reserved
+        pricing = self._pricing_at(admitted.serving.group.dearest, admitted.serving, route, method)
+        body = admitted.body
+        prompt = 0
+        if pricing.takes_model and isinstance(body, bytes):
+            prompt = estimate_prompt(body, facts.repeated_bytes, tokens=route.row.fields.tokens)
+        return self._demand(route, admitted, limited, pricing, prompt, 0)
+
+    def would_admit(self, demand: Demand) -> Deferred[None] | None:
+        """Decide about a demand as `open` does, and leave nothing counted.
+
+        Raises:
+            RateLimitExceeded, BudgetExceeded, LimitsUnavailable: as from `open`; or what is returned fails with them.
+        """
+        return self._limiter.would_admit(*demand, self._now())
 
     def count_read(self, principal: Principal) -> Deferred[None] | None:
         """Count a request that the gateway answers itself.

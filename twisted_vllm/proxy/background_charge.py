@@ -102,7 +102,7 @@ def charge_of(work: BackgroundWork, status: str, reported: Usage | None, now: fl
     elif not status and not work.confirmed:
         # the server never had it: as a request that was cut before its answer
         outcome = "client_disconnected" if work.row is None else work.row.outcome
-        if outcome not in ("client_disconnected", "revoked"):
+        if outcome not in ("client_disconnected", "revoked", "cut"):
             return Charge(NOTHING_USED, 0, outcome)
         usage = _estimated(work.prompt_tokens, 0)
         return Charge(usage, cost_of(usage, _prices_of(work)), outcome)

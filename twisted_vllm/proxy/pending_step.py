@@ -14,7 +14,11 @@ from twisted_vllm.proxy.relay import RequestBody
 
 
 class PendingStep:
-    """Waits for a step of one request. It is the request's `Work` meanwhile."""
+    """Waits for a step of one request. It is the request's `Work` meanwhile.
+
+    Attributes:
+        awaited: fires with the step's result.
+    """
 
     def __init__(
         self,
@@ -33,7 +37,7 @@ class PendingStep:
         """
         self._request = request
         self._body = body
-        self._step = step
+        self.awaited = step
         self._otherwise = otherwise
         self._cancelled = False
         request.work = self
@@ -42,13 +46,13 @@ class PendingStep:
 
     def then(self, proceed: Callable[[Any], None]) -> None:
         """Call `proceed` with the result; respond with the error if the step fails."""
-        self._step.addCallback(self._done, proceed).addErrback(self._failed)
+        self.awaited.addCallback(self._done, proceed).addErrback(self._failed)
 
     def cancel(self) -> None:
         """The client has disconnected."""
         self._cancelled = True
         self._drop_body()
-        self._step.cancel()
+        self.awaited.cancel()
 
     def _done(self, result: Any, proceed: Callable[[Any], None]) -> None:
         self._request.work = None

@@ -18,13 +18,15 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.errors import GatewayError, IssuerUnavailable, StoreUnavailable, UnverifiedToken
+from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.in_flight import in_batches
 
 #: seconds between checks; with the poll for changes of other processes, a revocation takes less than a second
 INTERVAL = 0.2
 
-#: keys to authenticate per reactor turn
+#: connections whose keys are authenticated in one turn of the reactor
 BATCH_SIZE = 200
 
 
@@ -36,7 +38,7 @@ class Revoker:
     def __init__(
         self,
         admission: Admission,
-        running: Callable[[], Iterable[GatewayRequest]],
+        connections: Callable[[], Iterable[DownstreamConnection]],
         clock: IReactorTime,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -44,12 +46,12 @@ class Revoker:
 
         Args:
             admission: authenticates requests, and counts changes of keys, users and teams.
-            running: returns the requests in flight.
+            connections: returns the client connections.
             clock: the reactor.
             now: the time in Unix seconds.
         """
         self._admission = admission
-        self._running = running
+        self._connections = connections
         self._now = now
         self._changes_seen = admission.changes
         self._cooperator = Cooperator(
@@ -88,24 +90,25 @@ class Revoker:
         # the requests of one key share its principal, so one lookup serves them all; keeping the principal keeps its
         # id() unique
         results: dict[int, tuple[Principal, Principal | GatewayError | None]] = {}
-        for request in self._running():
-            context = request.context
-            principal = context.principal
-            if context.ended or context.authorization is None or principal is None or principal.kind != "key":
-                # ended meanwhile, or an administrator's, which may complete
-                continue
-            if not changed and now < principal.expires:
-                continue
-            is_new = id(principal) not in results
-            if is_new:
-                results[id(principal)] = principal, self._identify(request, now)
-            result = results[id(principal)][1]
-            if isinstance(result, GatewayError):
-                request.revoke(result)
-            elif result is not None and result.kind == "key":
-                # its expiry may have changed
-                context.principal = result
-            if is_new and len(results) % BATCH_SIZE == 0:
+        for requests in in_batches(self._connections(), BATCH_SIZE):
+            known = len(results)
+            for request in requests:
+                context = request.context
+                principal = context.principal
+                if context.ended or principal is None or principal.kind != "key":
+                    # ended meanwhile, or an administrator's, which may complete
+                    continue
+                if not changed and now < principal.expires:
+                    continue
+                if id(principal) not in results:
+                    results[id(principal)] = principal, self._identify(request, now)
+                result = results[id(principal)][1]
+                if isinstance(result, GatewayError):
+                    request.end_early(result, "revoked")
+                elif result is not None and result.kind == "key":
+                    # its expiry may have changed
+                    context.principal = result
+            if len(results) > known:
                 yield
 
     def _identify(self, request: GatewayRequest, now: float) -> Principal | GatewayError | None:

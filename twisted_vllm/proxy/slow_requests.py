@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,14 +16,12 @@ from twisted_vllm.http.net.bounded_turns import Cooperate
 from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.proxy.in_flight import in_batches
 from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import Relay
 
 #: seconds between two looks
 INTERVAL = 1.0
-
-#: connections that are looked at in one step; to look at one takes about 1 µs
-STEP = 500
 
 #: what requests wait for
 QUEUED, FIRST_BYTE, STALLED = "queued", "first_byte", "stalled"
@@ -130,13 +127,10 @@ class SlowRequests:
     def _steps(self) -> Iterator[None]:
         found: dict[tuple[str, str, str], _Kind] = {}
         progress: dict[GatewayRequest, tuple[int, float]] = {}
-        connections = iter(list(self._connections()))
-        while step := list(islice(connections, STEP)):
+        for requests in in_batches(self._connections()):
             now = self._clock.seconds()
-            for connection in step:
-                for request in connection.requests:
-                    if request.dispatched and request.context.authorization is not None:
-                        self._look_at(request, now, found, progress)
+            for request in requests:
+                self._look_at(request, now, found, progress)
             yield
         self._progress = progress
         threshold = self._threshold

@@ -26,6 +26,14 @@ class Limiter(Protocol):
         It looks at what is known without asking anybody, so it may pass what `admit` refuses.
         """
 
+    def would_admit(
+        self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
+    ) -> Deferred[None] | None:
+        """Decide as `admit`, with its errors, and leave nothing counted.
+
+        In Redis it counts for as long as the answer takes.
+        """
+
     def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Replace a request's reservation by its actual usage."""
 

@@ -214,19 +214,21 @@ class Pager:
         """
         found = select(self._identity).where(*wanted).cte("found")
         statement = select(select(func.count()).select_from(found).scalar_subquery(), found.c[0]).limit(_FEW)
-        rows: Sequence[Row[Any]] | None = None
+        rows: Sequence[Any] | None = None
+
+        def read() -> Sequence[Any]:
+            return self._connection.execute(statement).all()
 
         def count() -> int:
             nonlocal rows
-            rows = self._connection.execute(statement).all()
+            rows = read()
             return rows[0][0] if rows else 0
 
         number = count() if counts is None else counts.get_of(self._connection, statement, count)
         if number > _FEW:
             return number, None
-        if rows is None:
-            rows = self._connection.execute(statement).all()
-        return len(rows), [row[1] for row in rows]
+        few = read() if rows is None else rows
+        return len(few), [row[1] for row in few]
 
     def _parts(self, column: ColumnElement[Any] | None, descending: bool) -> list[_Part]:
         if column is None or column is self._identity:

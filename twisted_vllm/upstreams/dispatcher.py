@@ -294,10 +294,26 @@ class Dispatcher:
         now, group = self.seconds(), group.current
         return any(each.state not in tried and each.state.is_usable(now) for each in group.destinations)
 
-    def serves(self, group: ModelGroup) -> bool:
-        """Return whether any server of a group gets requests at present, were it as a last resort."""
-        now = self.seconds()
-        return any(each.state.serves(now) for each in group.current.destinations)
+    def turns(self) -> dict[Deferred[Placement], int]:
+        """Return which place in the queue of its model each request that waits has, from 1, by what `place` gave it."""
+        return {
+            waiting.result: number
+            for group in self._queues
+            for number, waiting in enumerate(group.queue.in_turn(), start=1)
+        }
+
+    def refusal_of(self, group: ModelGroup, *, uses_model: bool = True) -> NoHealthyUpstream | None:
+        """Return the error with which requests of a group are refused at present; None if a server takes them.
+
+        Args:
+            group: the group.
+            uses_model: whether the requests use a model: others go to servers that sleep or are drained too.
+        """
+        now, group = self.seconds(), group.current
+        ask = NOTHING_ASKED if uses_model else Ask(asleep=True)
+        if any(each.state.serves(now) or may_go(each.state, ask, now) for each in group.destinations):
+            return None
+        return self._no_healthy(group, now)
 
     # choosing
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from itertools import chain
 from math import inf
 from typing import Generic, TypeVar
 
@@ -100,6 +101,12 @@ class _Lane(Generic[Item]):
             elif where is not None:
                 refused.add(where)
         return found
+
+    def newest_first(self) -> list[_Entry[Item]]:
+        """Return its requests, the oldest last."""
+        if len(self.lines) == 1:
+            return list(reversed(next(iter(self.lines.values()))))
+        return sorted(chain(*self.lines.values()), key=lambda entry: entry.number, reverse=True)
 
     def newest(self) -> _Entry[Item]:
         """Return the request that came last."""
@@ -195,6 +202,18 @@ class FairQueue(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         """Iterate over the requests in the order of arrival."""
         return iter(self._entries)
+
+    def in_turn(self) -> Iterator[Item]:
+        """Iterate over the requests as they would leave if none came, and servers accepted each; aging is left out."""
+        for priority in self._priorities:
+            level = self._levels[priority]
+            lanes = [lane.newest_first() for lane in level.turns]
+            later = [lane.newest_first() for lane in level.later]
+            while lanes or later:
+                for lane in lanes:
+                    yield lane.pop().item
+                # a key that has more waits for the next round
+                lanes, later = later + [lane for lane in lanes if lane], []
 
     def __repr__(self) -> str:
         return f"<FairQueue {len(self)} of {self.capacity} wait, of {len(self._keys)} keys>"

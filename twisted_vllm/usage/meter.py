@@ -151,7 +151,7 @@ class UsageMeter(msgspec.Struct, eq=False):
 
     def _was_served(self, outcome: str) -> bool:
         """Return whether the server worked on a request without a response, if it was sent."""
-        return outcome in ("client_disconnected", "revoked", "failed") or (
+        return outcome in ("client_disconnected", "revoked", "cut", "failed") or (
             # the server may have generated until its time was up
             outcome == "upstream_failed" and self.pricing.generates
         )
@@ -165,6 +165,17 @@ class UsageMeter(msgspec.Struct, eq=False):
     def events(self) -> int:
         """The events of a stream with content."""
         return 0 if self.reader is None else self.reader.estimate(0, self.choices).completion_tokens
+
+    @property
+    def generated(self) -> int | None:
+        """The tokens of a stream so far: as its server counted them, or else its events. None if it is no stream."""
+        reader = self.reader
+        if reader is None or not reader.stream:
+            return None
+        if reader.reported is not None:
+            return reader.reported
+        usage = reader.usage()
+        return self.events if usage is None else usage.completion_tokens
 
     def text_size(self, size: int) -> int:
         """Return the bytes of text in the events of a stream of `size` bytes; 0 if they cannot be told."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from html import unescape
 from html.parser import HTMLParser
 from http.cookies import SimpleCookie
@@ -24,7 +25,12 @@ class ConsoleGateway(Gateway):
     """A gateway with its console; `browser` makes browsers for it."""
 
     def __init__(
-        self, *, master_key: str | None = MASTER_KEY, settings: ConsoleSettings | None = None, **options: Any
+        self,
+        *,
+        master_key: str | None = MASTER_KEY,
+        settings: ConsoleSettings | None = None,
+        parts: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         secret = None if master_key is None else Secret(master_key)
         sealer = SessionSealer(secret, self._randbytes)
@@ -37,6 +43,7 @@ class ConsoleGateway(Gateway):
                 settings=settings or ConsoleSettings(),
                 origin_of=lambda request: self.origin,
                 prefix_of=lambda request: self.prefix,
+                parts=parts,
             ),
             **options,
         )

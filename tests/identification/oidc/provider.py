@@ -25,7 +25,10 @@ class Answering(Resource):
 
     def __init__(self, answer: Any) -> None:
         super().__init__()
-        self.render = answer
+        self._answer = answer
+
+    def render(self, request: Any) -> Any:
+        return self._answer(request)
 
 
 @attrs.define

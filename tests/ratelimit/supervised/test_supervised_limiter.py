@@ -61,6 +61,11 @@ class SupervisedDriver:
     def check(self, limited: Sequence[Limited]) -> None:
         self.workers[0].counting.limiter.check(limited, 0.0)
 
+    async def would_admit(self, limited: Sequence[Limited], model: str, tokens: int, cost: int) -> None:
+        trial: Any = self.workers[1].counting.limiter.would_admit(limited, model, tokens, cost, 0.0)
+        self.workers[1].exchange()
+        await trial
+
 
 class TestSupervisedLimiter(LimiterContract):
     @pytest.fixture

@@ -120,8 +120,7 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
     duration: Annotated[
         Duration | Never | None,
         described(
-            "How long the key works, from now on: a number and a unit (s, m, h, d, w or mo), as in "
-            "30d. null and -1 are for ever."
+            "How long the key works, from now on: a number and a unit (s, m, h, d, w or mo), as in 30d. -1 is for ever."
         ),
     ] = None
     models: Annotated[

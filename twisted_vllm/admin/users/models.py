@@ -179,7 +179,7 @@ class NewUserRequest(UserFields, frozen=True, kw_only=True):
     auto_create_key: Annotated[bool | None, described("Whether a key is made for the user. Without it, one is.")] = None
     key_alias: Annotated[Alias | None, described("The name of the key that is made.")] = None
     duration: Annotated[
-        Duration | Never | None, described("How long the key that is made works, as in 30d. null and -1 are for ever.")
+        Duration | Never | None, described("How long the key that is made works, as in 30d. -1 is for ever.")
     ] = None
     aliases: Annotated[
         ModelAliases | None,

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 from hmac import compare_digest
 from typing import Any, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from jinja2 import Environment
 from klein import Klein
@@ -40,7 +40,15 @@ from twisted_vllm.admin.web.page import (
 )
 from twisted_vllm.admin.web.sign_in import SignIn
 from twisted_vllm.auth.records import Principal
-from twisted_vllm.errors import ERROR_HEADER, ForgedForm, GatewayError, MissingApiKey, NotFound, RouteNotAllowed
+from twisted_vllm.errors import (
+    ERROR_HEADER,
+    ForgedForm,
+    GatewayError,
+    MissingApiKey,
+    NotFound,
+    RouteNotAllowed,
+    TokenNotAllowed,
+)
 
 #: where the console is
 ROOT = "/ui"
@@ -255,9 +263,9 @@ class Console:
     def fail(self, request: IRequest, failure: Failure) -> bytes:
         """Answer a failure: a page that says what is wrong, or for scripts the error in JSON."""
         error = self._not_found(failure) or error_of(failure, request)
-        if isinstance(error, MissingApiKey):
-            return self._to_sign_in(request, error)
         request.setHeader(ERROR_HEADER, error.code.encode("ascii"))
+        if isinstance(error, MissingApiKey) or _ends_session(request, error):
+            return self._to_sign_in(request, error)
         if _wants_json(request):
             body = error.body(request_context(request).without_secrets)
             return send(request, error.status, [(b"content-type", b"application/json")], body)
@@ -270,7 +278,7 @@ class Console:
             return NotFound("The console has no such page.")
         return None
 
-    def _to_sign_in(self, request: IRequest, error: MissingApiKey) -> bytes:
+    def _to_sign_in(self, request: IRequest, error: GatewayError) -> bytes:
         self.sign_in.forget(request)
         if _wants_json(request):
             body = error.body(request_context(request).without_secrets)
@@ -358,14 +366,13 @@ async def _nobody(_call: PageCall) -> bytes:
 _ERROR_PAGE = Page(method="GET", path=ROOT, handler=_nobody, open=True)
 
 
+def _ends_session(request: IRequest, error: GatewayError) -> bool:
+    """Return whether the user or team of somebody is gone who signed in at a provider."""
+    session = session_of(request)
+    return isinstance(error, TokenNotAllowed) and session is not None and session.kind == "user"
+
+
 def _wants_json(request: IRequest) -> bool:
     """Return whether a script asks: for events, or for JSON."""
     accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", [b""]))
     return b"text/html" not in accept and (b"json" in accept or b"event-stream" in accept)
-
-
-def own_path(text: str) -> str:
-    """Return a path of the console that a link named; the first page for everything else, such as another site."""
-    parts = urlsplit(text)
-    is_own = not parts.scheme and not parts.netloc and (parts.path == ROOT or parts.path.startswith(ROOT + "/"))
-    return text if is_own and text.isascii() and text.isprintable() and "\\" not in text else ROOT

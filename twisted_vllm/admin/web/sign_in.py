@@ -77,9 +77,9 @@ class SignIn:
     def attach(self, request: IRequest) -> None:
         """Give a request the session of its cookie; none if that is over or not ours."""
         found = None
-        cookie = cast(Any, request).getCookie(self._name(request))
+        cookie = self.cookie(request, COOKIE)
         if cookie:
-            session = self.sealer().open(cookie.decode("latin-1"), self.now())
+            session = self.sealer().open(cookie, self.now())
             if session is not None and not self._ended.has(session.id):
                 found = session
         cast(Any, request).console_session = found
@@ -155,27 +155,51 @@ class SignIn:
 
     def forget(self, request: IRequest) -> None:
         """Let the browser forget the cookie of a session that is over."""
-        if cast(Any, request).getCookie(self._name(request)) is not None:
-            self._add_cookie(request, "", 0)
+        if self.cookie(request, COOKIE):
+            self.add_cookie(request, COOKIE, "", 0)
 
     def _set(self, request: IRequest, session: Session) -> None:
         # the browser forgets it when it is closed, or when it is over
-        self._add_cookie(request, self.sealer().seal(session), max(0, int(session.until - self.now())))
+        self.add_cookie(request, COOKIE, self.sealer().seal(session), max(0, int(session.until - self.now())))
 
-    def _add_cookie(self, request: IRequest, value: str, seconds: int) -> None:
+    def cookie(self, request: IRequest, name: bytes) -> str:
+        """Return what a cookie of the console holds; empty if the browser sent none of this name."""
+        found: bytes | None = cast(Any, request).getCookie(self._prefixed(request, name))
+        return "" if found is None else found.decode("latin-1")
+
+    def add_cookie(
+        self,
+        request: IRequest,
+        name: bytes,
+        value: str,
+        seconds: int,
+        *,
+        path: str = COOKIE_PATH,
+        same_site: bytes = b"strict",
+    ) -> None:
+        """Give the browser a cookie, which scripts cannot read.
+
+        Args:
+            request: the request that is answered.
+            name: the cookie's name.
+            value: what it holds.
+            seconds: how long the browser keeps it; 0 has it forgotten.
+            path: the pages that get it, at `COOKIE_PATH` or below.
+            same_site: ``lax`` if it must come with a request to which another site leads, such as a provider.
+        """
         cast(Any, request).addCookie(
-            self._name(request),
+            self._prefixed(request, name),
             value.encode("ascii"),
-            path=(self._prefix_of(request) + COOKIE_PATH).encode("ascii"),
+            path=(self._prefix_of(request) + path).encode("ascii"),
             max_age=b"%d" % seconds,
             secure=self.is_secure(request),
             httpOnly=True,
-            sameSite=b"strict",
+            sameSite=same_site,
         )
 
     def is_secure(self, request: IRequest) -> bool:
         """Return whether the browser came over TLS, to the gateway or to a trusted proxy in front of it."""
         return self._origin_of(request).startswith("https://")
 
-    def _name(self, request: IRequest) -> bytes:
-        return (_SECURE_PREFIX if self.is_secure(request) else b"") + COOKIE
+    def _prefixed(self, request: IRequest, name: bytes) -> bytes:
+        return (_SECURE_PREFIX if self.is_secure(request) else b"") + name

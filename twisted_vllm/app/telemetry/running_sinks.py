@@ -173,7 +173,9 @@ def _database(sink: SinkSettings, workshop: Workshop) -> Parts:
     trims = workshop.housekeeps
 
     def make() -> IBlockingDestination:
-        return ContentsDestination(url, sink.keep_for or KEPT_FOR, sink.max_stored_bytes if trims else None, time)
+        return ContentsDestination(
+            url, sink.keep_for or KEPT_FOR, sink.max_stored_bytes if trims else None, reactor.seconds
+        )
 
     def destination() -> IDestination:
         threaded = workshop.threaded(sink, make)()

@@ -15,18 +15,17 @@ from urllib.parse import urlencode
 import msgspec
 
 from twisted_vllm.auth.oidc.provider import Provider
+from twisted_vllm.auth.own_pages import own_page
 from twisted_vllm.auth.sealing import Sealer, Unsealable
 from twisted_vllm.config.secret import Secret
 
 #: seconds in which a sign-in must be finished
 ATTEMPT_SECONDS = 600.0
-#: where the console is: nothing else is returned to
-HOME = "/ui"
-#: characters of a page that is returned to, and of a sealed attempt
-LONGEST_PAGE, LONGEST_SEALED = 1_024, 4_000
+#: characters of what is sealed for a cookie: browsers take 4,096 bytes of name and value
+LONGEST_SEALED = 3_900
 
 _PURPOSE = b"twisted_vllm: sign-ins of the console"
-_OWNER = "attempt"
+_OWNER, _TOKEN_OWNER = "attempt", "ID token"
 _RANDOM_BYTES = 32
 
 
@@ -95,9 +94,33 @@ class Attempts:
             return None
         return found if now - found.began < ATTEMPT_SECONDS else None
 
+    def seal_token(self, id_token: str) -> str:
+        """Return the ID token of a sign-in as its cookie holds it until the person signs out; empty if it is too long.
 
-def authorization_url(provider: Provider, attempt: Attempt, scopes: Sequence[str]) -> str:
-    """Return where the browser goes to sign in (OpenID Connect Core 1.0 §3.1.2.1)."""
+        In clear it could be sent to programs that take it for a credential.
+        """
+        sealed = self._sealer.seal(Secret(id_token), _TOKEN_OWNER)
+        return sealed if len(sealed) <= LONGEST_SEALED else ""
+
+    def open_token(self, sealed: str) -> str:
+        """Return the ID token of a cookie; empty if it is none of ours."""
+        if len(sealed) > LONGEST_SEALED:
+            return ""
+        try:
+            return self._sealer.open(sealed, _TOKEN_OWNER).reveal()
+        except Unsealable:
+            return ""
+
+
+def authorization_url(provider: Provider, attempt: Attempt, scopes: Sequence[str], *, anew: bool = False) -> str:
+    """Return where the browser goes to sign in (OpenID Connect Core 1.0 §3.1.2.1).
+
+    Args:
+        provider: the provider.
+        attempt: the attempt.
+        scopes: what is asked for.
+        anew: whether the person must sign in there once more, perhaps as another.
+    """
     challenge = _base64url(sha256(attempt.verifier.encode("ascii")).digest())
     asked = {
         "response_type": "code",
@@ -109,22 +132,14 @@ def authorization_url(provider: Provider, attempt: Attempt, scopes: Sequence[str
         "code_challenge": challenge,
         "code_challenge_method": "S256",
     }
+    if anew:
+        asked["prompt"] = "login"
     return with_query(provider.authorization_endpoint, asked)
 
 
 def with_query(url: str, fields: dict[str, str]) -> str:
     """Return a URL with further fields in its query."""
     return f"{url}{'&' if '?' in url else '?'}{urlencode(fields)}"
-
-
-def own_page(text: str) -> str:
-    """Return a page of the console to go to; its first page for everything else, such as another site's."""
-    path = text.partition("?")[0]
-    is_below = path == HOME or path.startswith(f"{HOME}/")
-    is_plain = text.isascii() and text.isprintable() and not set(' "<>\\#') & set(text) and "//" not in path
-    # a browser resolves dots, also encoded ones
-    goes_up = any(part in (".", "..") for part in path.lower().replace("%2e", ".").replace("%2f", "/").split("/"))
-    return text if is_below and is_plain and not goes_up and len(text) <= LONGEST_PAGE else HOME
 
 
 def _base64url(data: bytes) -> str:

@@ -403,9 +403,14 @@ class GatewayRequest(server.Request):
         else:
             self.abort()
 
-    def revoke(self, error: GatewayError) -> None:
-        """End a request whose key was revoked: answer with `error`, or abort a response that has begun."""
-        self.context.revoked = True
+    def end_early(self, error: GatewayError, outcome: str) -> None:
+        """End a request before its time: answer with `error`, or abort a response that has begun.
+
+        Args:
+            error: why; its code is the request's.
+            outcome: as `RequestContext.ended_as`.
+        """
+        self.context.ended_as = outcome
         self.context.error_code = error.code
         self.fail(error)
 

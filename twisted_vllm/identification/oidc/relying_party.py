@@ -42,8 +42,8 @@ from twisted_vllm.identification.waiting_places import WaitingPlaces
 NOUN = "account"
 #: sign-ins that wait for the provider, and those of one address
 MOST_SIGN_INS, MOST_OF_ADDRESS = 128, 32
-#: characters of all teams of a session together: it must fit in a cookie
-LONGEST_TEAMS = 1_024
+#: bytes of all teams of a session together, and of the whole caller as JSON: it must fit in a cookie
+LONGEST_TEAMS, LONGEST_CALLER = 1_024, 2_560
 
 _TELL = "Tell an administrator: the gateway's log says more."
 
@@ -67,17 +67,23 @@ class SignedIn:
 
     Attributes:
         caller: who it is.
-        id_token: the provider's word for it, by which it is signed out there.
+        sealed: the provider's ID token, sealed, by which the person is signed out there; empty if it is too long.
         page: the page of the console that it wanted.
     """
 
     caller: TokenCaller
-    id_token: str = attrs.field(repr=False)
+    sealed: str = attrs.field(repr=False)
     page: str
 
 
 class RelyingParty:
-    """Signs people in and out."""
+    """Signs people in and out.
+
+    Attributes:
+        mark: what sessions hold of provider and settings.
+        document: what the provider says of itself.
+        key_sets: its keys.
+    """
 
     _log = Logger()
 
@@ -91,6 +97,7 @@ class RelyingParty:
         lookup: CallerLookup,
         throttle: AuthenticationThrottle,
         now: Callable[[], float],
+        mark: str = "",
     ) -> None:
         """Make it.
 
@@ -103,8 +110,10 @@ class RelyingParty:
             lookup: looks up users and teams.
             throttle: counts codes that were not valid by address.
             now: the time in Unix seconds.
+            mark: what sessions hold of provider and settings, as `twisted_vllm.auth.sessions.provider_mark` returns it.
         """
         assert settings.issuer is not None and settings.client_id is not None
+        self.mark = mark
         self.document = document
         self.key_sets = key_sets
         self._settings = settings
@@ -133,19 +142,21 @@ class RelyingParty:
         return self._settings.shown_name
 
     @inlineCallbacks
-    def begin(self, redirect_uri: str, page: str) -> Generator[Deferred[Any], Any, Begun]:
+    def begin(self, redirect_uri: str, page: str, *, anew: bool = False) -> Generator[Deferred[Any], Any, Begun]:
         """Begin a sign-in.
 
         Args:
             redirect_uri: the gateway's own page to which the provider sends the browser, a whole URL.
             page: the page of the console that follows.
+            anew: whether the person must sign in at the provider once more, perhaps as another.
 
         Raises:
             IssuerUnavailable: the provider does not answer.
         """
         provider = yield self.document.get()
         attempt = self._attempts.make(self._issuer, self._client.id, redirect_uri, page, self._now())
-        return Begun(authorization_url(provider, attempt, self._settings.scopes), self._attempts.seal(attempt))
+        url = authorization_url(provider, attempt, self._settings.scopes, anew=anew)
+        return Begun(url, self._attempts.seal(attempt))
 
     @inlineCallbacks
     def finish(
@@ -211,7 +222,8 @@ class RelyingParty:
             self._throttle.record_failure(InvalidToken("The answer is not valid."), address, self._now())
             raise
         caller = yield self._admitted(claims)
-        return SignedIn(caller, id_token, attempt.page)
+        self._log.info("{name} signed in at {provider}", name=caller.name, provider=self._issuer)
+        return SignedIn(caller, self._attempts.seal_token(id_token), attempt.page)
 
     @inlineCallbacks
     def _claims_of(
@@ -264,10 +276,14 @@ class RelyingParty:
         self._lookup.callers.principal_of(caller, self._now() + 1, noun=NOUN)
         teams: list[str] = []
         for team_id in self._lookup.callers.known_teams(caller):
-            if sum(map(len, teams)) + len(team_id) > LONGEST_TEAMS:
+            if sum(map(_size, teams)) + _size(team_id) > LONGEST_TEAMS:
                 break
             teams.append(team_id)
-        return msgspec.structs.replace(caller, team_ids=tuple(teams))
+        # it was needed to make the user
+        kept = msgspec.structs.replace(caller, user_email=None, team_ids=tuple(teams))
+        if len(msgspec.json.encode(kept)) > LONGEST_CALLER:
+            raise TokenNotAllowed("The names of this account are too long for a session. Tell an administrator.")
+        return kept
 
     def _refusal(self, error: ProviderError) -> GatewayError:
         if error.is_down:
@@ -296,11 +312,11 @@ class RelyingParty:
         )
 
     @inlineCallbacks
-    def sign_out_url(self, id_token: str, return_uri: str) -> Generator[Deferred[Any], Any, str | None]:
+    def sign_out_url(self, sealed: str, return_uri: str) -> Generator[Deferred[Any], Any, str | None]:
         """Return where the browser goes to sign out at the provider (OpenID Connect RP-Initiated Logout 1.0 §2).
 
         Args:
-            id_token: the ID token of the sign-in; empty if it is not known any more.
+            sealed: what the browser kept of the sign-in; empty if it has nothing.
             return_uri: the gateway's own page that follows, a whole URL.
 
         Returns:
@@ -313,6 +329,11 @@ class RelyingParty:
         if provider.end_session_endpoint is None:
             return None
         fields = {"client_id": self._client.id, "post_logout_redirect_uri": return_uri}
+        id_token = self._attempts.open_token(sealed)
         if id_token:
             fields["id_token_hint"] = id_token
         return with_query(provider.end_session_endpoint, fields)
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

@@ -18,7 +18,7 @@ Attributes = dict[str, Value]
 VLLM = "vllm"
 
 #: outcomes that are no fault of the gateway or of a server
-_FINE = frozenset({"completed", "refused", "client_disconnected", "revoked"})
+_FINE = frozenset({"completed", "refused", "client_disconnected", "revoked", "cut"})
 
 #: gen_ai.operation.name by route. The conventions name ``chat``, ``text_completion`` and ``embeddings``, and allow
 #: other words for what they do not know.

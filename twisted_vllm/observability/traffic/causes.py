@@ -8,6 +8,7 @@ WORDS = {
     "answer_cut": "The server broke off in the middle of an answer.",
     "stream_error": "The server reported an error in a stream that had begun.",
     "revoked": "The key was blocked or deleted while the request ran.",
+    "cut": "Somebody ended the request while it was in flight.",
     "other": "Other causes.",
 }
 #: what a cause begins with that is a status of a server; the rest is the status
@@ -30,7 +31,7 @@ def cause_of(status: int, outcome: str, *, is_sent: bool) -> str:
         return "stream_error"
     if outcome == "upstream_failed":
         return "answer_cut" if status < 400 else ""
-    return outcome if outcome in ("client_disconnected", "revoked") else ""
+    return outcome if outcome in ("client_disconnected", "revoked", "cut") else ""
 
 
 def is_failed(status: int, outcome: str) -> bool:

@@ -84,7 +84,7 @@ class ErrorCount(msgspec.Struct, kw_only=True):
         str,
         msgspec.Meta(
             description="A code of the gateway's errors, `server_status_` and the status of a server, "
-            "`client_disconnected`, `answer_cut`, `stream_error`, `revoked` or `other`."
+            "`client_disconnected`, `answer_cut`, `stream_error`, `revoked`, `cut` or `other`."
         ),
     ]
     count: int

@@ -136,6 +136,10 @@ class LocalLimiter:
             if not scope.has_room(allowance, scope.window_limits(allowance, "", now), 1, 1):
                 raise self._refusal(limited, "", 1, 1, wall, now)
 
+    def would_admit(self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float) -> None:
+        """Decide as `admit`, with its errors, and leave nothing counted."""
+        self.settle(self.admit(limited, model, tokens, cost, now), 0, 0, now, sent=False)
+
     def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Replace a request's reservation by its actual usage. Idempotent.
 

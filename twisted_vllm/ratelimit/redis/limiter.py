@@ -223,8 +223,19 @@ class RedisLimiter:
                 known.budget_loaded(subject.kind, subject.id, budget.spent, budget.start)
         known.check(limited, now)
 
+    def would_admit(self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float) -> Deferred[None]:
+        """As `LocalLimiter.would_admit`; it counts until Redis has taken it back, which the Deferred waits for."""
+        admitted = self.admit(limited, model, tokens, cost, now)
+        return admitted.addCallback(lambda reservation: self._settled(reservation, 0, 0, now, sent=False))
+
     def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Replace a request's reservation by its actual usage, as `LocalLimiter.settle`; it does not wait for Redis."""
+        self._settled(reservation, tokens, cost, now, sent=sent)
+
+    def _settled(
+        self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool
+    ) -> Deferred[None] | None:
+        """Settle a reservation; return what fires when Redis has done it, or None if it is not asked now."""
         if not isinstance(reservation, RedisReservation):
             self._fallback.settle(reservation, tokens, cost, now, sent=sent)
         elif not reservation.settled:
@@ -232,7 +243,8 @@ class RedisLimiter:
             settlement = reservation.settlement(tokens, cost, sent=sent)
             number = self._unconfirmed.add(settlement)
             if self._ready:
-                self._settle(number, settlement)
+                return self._settle(number, settlement)
+        return None
 
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:
         """As `LocalLimiter.budget_loaded`; the next request updates Redis."""
@@ -272,7 +284,7 @@ class RedisLimiter:
         admitted: Deferred[Reservation] = maybeDeferred(admit, limited, model, tokens, cost, now)
         return admitted
 
-    def _settle(self, number: int, settlement: Settlement) -> None:
+    def _settle(self, number: int, settlement: Settlement) -> Deferred[None]:
         def answered(text: str) -> None:
             words = text.split(" ")
             if words[0] != "done":
@@ -286,7 +298,7 @@ class RedisLimiter:
 
         answer = self._run(self._scripts.settle, settlement.checks, settlement.arguments)
         # The next connection sends it again.
-        answer.addCallbacks(answered, self._reconnect)
+        return answer.addCallbacks(answered, self._reconnect)
 
     def _run(self, script: Script, checks: list[Check], arguments: list[str]) -> Deferred[str]:
         keys = [check.key for check in checks]

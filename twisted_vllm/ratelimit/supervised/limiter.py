@@ -111,6 +111,17 @@ class SupervisedLimiter:
         asked = questions.ask(number, (Operation.ADMIT, number, model, wire(tokens), wire(cost), *subjects))
         return asked.addCallback(reservation.admitted)
 
+    def would_admit(
+        self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
+    ) -> Deferred[None] | None:
+        """As `LocalLimiter.would_admit`: the supervisor takes the admission back before it does anything else."""
+        admitted = self.admit(limited, model, tokens, cost, now)
+        if not isinstance(admitted, Deferred):
+            return None
+        # in the same message
+        self._questions.add((Operation.SETTLE, self._questions.last_number, 0, 0, False))
+        return admitted.addCallback(lambda reservation: None)
+
     def check(self, limited: Sequence[Limited], now: float) -> None:
         """As `LocalLimiter.check`, by what is known here: limits of 0. The supervisor is not asked twice.
 

@@ -68,6 +68,11 @@ class Questions:
         self._number += 1
         return self._number
 
+    @property
+    def last_number(self) -> int:
+        """The number of the last question."""
+        return self._number
+
     def ask(self, number: int, operation: tuple[Any, ...]) -> Deferred[Any]:
         """Ask a question.
 

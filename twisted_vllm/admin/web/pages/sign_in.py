@@ -9,23 +9,49 @@ import msgspec
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.responses import send_json
-from twisted_vllm.admin.web.console import own_path
 from twisted_vllm.admin.web.page import PageCall, Pages
 from twisted_vllm.admin.web.sign_in import CANNOT_SEAL
+from twisted_vllm.auth.own_pages import own_page
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.auth.sessions import TICKET_SECONDS, Session
-from twisted_vllm.errors import GatewayError, RouteNotAllowed
+from twisted_vllm.errors import ERROR_HEADER, GatewayError, RouteNotAllowed
 from twisted_vllm.storage.transaction import Transaction
 
 pages = Pages()
 
 #: why somebody who was signed in must sign in again
 _REASONS = {
-    "invalid_api_key": "Your session is over: its key was deleted or replaced.",
+    "invalid_api_key": "Your session is over: its key was deleted or replaced, or the ways to sign in changed.",
     "expired_api_key": "Your session is over: its key has expired.",
-    "blocked_api_key": "Your session is over: its key was blocked. Ask an administrator.",
+    "blocked_api_key": "Your session is over: its key or team was blocked. Ask an administrator.",
+    "token_not_allowed": "Your session is over: your user or team is not known here any more. Ask an administrator.",
     "signed_out": "You have signed out.",
 }
+
+
+def show_form(
+    call: PageCall, wanted: str, problem: str, status: int = 200, *, reason: str = "", again: bool = False
+) -> bytes:
+    """Show the ways to sign in.
+
+    Args:
+        call: the request.
+        wanted: the page that follows.
+        problem: why it did not work.
+        status: the status of the answer.
+        reason: why somebody must sign in again.
+        again: whether signing in at the provider just failed, perhaps because of the account.
+    """
+    party = call.console.parts.get("relying_party", lambda: None)()
+    provider = party.name if party is not None and call.console.sign_in.sealer().can_seal else ""
+    values = {"next": wanted, "problem": problem, "reason": reason, "provider": provider, "again": again}
+    return call.render("sign_in.html", status=status, **values)
+
+
+def show_refusal(call: PageCall, wanted: str, error: GatewayError, *, again: bool = False) -> bytes:
+    """Show the ways to sign in after one failed; the other arguments are those of `show_form`."""
+    call.request.setHeader(ERROR_HEADER, error.code.encode("ascii"))
+    return show_form(call, wanted, error.message, error.status, again=again)
 
 
 @pages.get("/ui/sign-in", open=True)
@@ -35,25 +61,28 @@ async def show(call: PageCall) -> bytes:
         return call.redirect("/ui")
     problem = "" if call.console.sign_in.sealer().can_seal else CANNOT_SEAL
     reason = _REASONS.get(call.query.get("reason", ""), "")
-    return call.render("sign_in.html", next=own_path(call.query.get("next", "")), problem=problem, reason=reason)
+    return show_form(call, own_page(call.query.get("next", "")), problem, reason=reason)
 
 
 @pages.post("/ui/sign-in", open=True)
 async def sign_in(call: PageCall) -> bytes:
     """Begin a session, or say why not."""
     form = await call.form()
-    wanted = own_path(form.get("next", [""])[0])
+    wanted = own_page(form.get("next", [""])[0])
     try:
         await call.console.sign_in.begin(call.request, form.get("key", [""])[0].strip())
     except GatewayError as error:
-        return call.render("sign_in.html", status=error.status, next=wanted, problem=error.message, reason="")
+        return show_refusal(call, wanted, error)
     return call.redirect(wanted)
 
 
 @pages.post("/ui/sign-out")
 async def sign_out(call: PageCall) -> bytes:
     """End the session."""
+    session = call.session
     call.console.sign_in.end(call.request)
+    if session is not None and session.kind == "user":
+        return call.redirect("/ui/oidc/sign-out")
     return call.redirect("/ui/sign-in", reason="signed_out")
 
 
@@ -74,7 +103,7 @@ async def ticket(call: PageCall) -> bytes:
         info = (await call.get("/key/info", key=wanted))["info"]
         if not _is_own(call, session, info):
             await _act_for_another(call, info)
-        session = msgspec.structs.replace(session, kind="key", token=token_of(info["token"]), caller=None, id_hint="")
+        session = msgspec.structs.replace(session, kind="key", token=token_of(info["token"]), caller=None, provider="")
     made = sign_in.sealer().ticket(session, sign_in.now())
     return send_json(call.request, {"ticket": made, "expires_in": TICKET_SECONDS})
 

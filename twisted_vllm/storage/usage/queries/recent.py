@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 import attrs
 from sqlalchemy import BigInteger, Connection, cast, func, select
@@ -50,5 +51,6 @@ def recent_use(connection: Connection, kind: str, identity: str, last: int, days
         sums.value == name_id(identity) if payers is None else sums.value.in_(payers),
         sums.requests > 0,
     )
-    requests, tokens, cost, day = connection.execute(statement).one()
+    row: Any = connection.execute(statement).one()
+    requests, tokens, cost, day = row
     return RecentUse() if day is None else RecentUse(requests, tokens, cost, date_of(day))

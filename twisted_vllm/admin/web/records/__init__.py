@@ -1,0 +1,1 @@
+"""Keys, users, teams, organizations, customers and budgets: what differs between their pages, declared."""
