@@ -24,7 +24,8 @@ from twisted_vllm.auth.roles import Standing
 #: every address of the console, by who may ask for it: the access of the route that its page needs, `session` for
 #: every session, `open` for everybody
 TABLE = {
-    "open": "GET /ui/sign-in POST /ui/sign-in",
+    "open": "GET /ui/sign-in POST /ui/sign-in GET /ui/oidc/sign-in GET /ui/oidc/callback GET /ui/oidc/sign-out "
+    "GET /ui/oidc/signed-out",
     "session": "GET /ui POST /ui/sign-out POST /ui/ticket",
     "reader": "GET /ui/config GET /ui/config/models",
     "administrator": "POST /ui/config/log-level",
