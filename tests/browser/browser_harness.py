@@ -67,11 +67,16 @@ class Simulator:
 class ConsoleGateway(Foreground):
     """A gateway with a configuration file, whose console the browser sees at `url`."""
 
-    def __init__(self, directory: Path, settings: str, *arguments: str, **variables: str) -> None:
+    def __init__(self, directory: Path, settings: str, *arguments: str, port: int = 0, **variables: str) -> None:
         (directory / "gateway.yaml").write_text(settings)
         (directory / "log").mkdir(exist_ok=True)
         super().__init__(
-            directory, free_port(), "--config=gateway.yaml", *arguments, LITELLM_MASTER_KEY=MASTER_KEY, **variables
+            directory,
+            port or free_port(),
+            "--config=gateway.yaml",
+            *arguments,
+            LITELLM_MASTER_KEY=MASTER_KEY,
+            **variables,
         )
         self.directory = directory
 
@@ -175,8 +180,10 @@ class Visit:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
 
     def _heard(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.problems.append(message.text)
+        place = message.location["url"]
+        # what it says about pages of a provider is the provider's
+        if message.type in ("error", "warning") and (not place or place.startswith(self.url)):
+            self.problems.append(f"{message.text} ({place})")
 
     def open(self, path: str) -> Page:
         """Open a page of the console, and wait until it is there."""
