@@ -25,7 +25,7 @@ help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
 	@echo 'make test      check format, lint and types, then run the tests'
 	@echo 'make format    format the sources and sort their imports'
-	@echo 'make reference write config/example.yaml and docs/configuration.md from the declarations of the settings'
+	@echo 'make reference write config/example.yaml, docs/configuration.md and docs/connect.md from their declarations'
 	@echo 'make dashboards write config/grafana/*.json from the declarations of the panels'
 	@echo 'make picture   draw dashboards from a mixed load and a real Prometheus: make picture ARGS=--help'
 	@echo 'make live      run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
@@ -85,6 +85,7 @@ format: $(VENV)/installed-dev
 # what is written of the settings, from their declarations
 reference: $(VENV)/installed
 	@$(BIN)/python -m twisted_vllm.config.reference
+	@$(BIN)/python -m twisted_vllm.admin.web.snippets
 
 # Grafana's dashboards, from the declarations of their panels
 dashboards: $(VENV)/installed

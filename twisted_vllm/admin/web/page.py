@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl, urlencode
 
 import attrs
+import msgspec
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.access import Extent
@@ -222,6 +223,10 @@ class PageCall:
             GatewayError: as the API answers.
         """
         return await self.console.operations.call(self.request, f"GET {route}", query, path or {})
+
+    async def raw(self, route: str, /, **query: Any) -> msgspec.Raw:
+        """Return the answer of a GET route as `get`, not decoded: to pass it on to a script."""
+        return await self.console.operations.encoded(self.request, f"GET {route}", query, {})
 
     async def post(self, route: str, body: Mapping[str, Any], /, path: Mapping[str, str] | None = None) -> Any:
         """Return the answer of a POST route, as `get`."""
