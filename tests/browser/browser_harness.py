@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page
 
 from benchmarks.free_ports import free_port
 from tests.end_to_end.twistd_harness import Foreground, ask, command, environment, wait_until
@@ -21,15 +19,8 @@ from tests.end_to_end.twistd_harness import Foreground, ask, command, environmen
 MASTER_KEY = "sk-browser-tests-0123456789"
 #: milliseconds that a page has to show what a test waits for
 WAIT = 10_000
-_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 #: WCAG 2.1 A and AA, and what axe calls best practice
 _RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"], "resultTypes": ["violations"]}
-
-
-def find_chromium() -> str | None:
-    """Return the browser's program; None where there is none."""
-    named = os.environ.get("CHROMIUM")
-    return named or next(filter(None, map(shutil.which, _CHROMIUM)), None)
 
 
 class Simulator:
@@ -144,21 +135,6 @@ def gateway_with_simulator(
     finally:
         for each in servers:
             each.stop()
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start the browser."""
-    program = find_chromium()
-    assert program is not None
-    with sync_playwright() as playwright:
-        # a container has no user namespaces, and little shared memory
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 class Visit:
