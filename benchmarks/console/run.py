@@ -56,7 +56,13 @@ class ConsolePlan:
 
 
 def measure(
-    plan: ConsolePlan, upstream: Server, databases: Databases, directory: Path, make_windows: MakeWindows, *, browser: bool
+    plan: ConsolePlan,
+    upstream: Server,
+    databases: Databases,
+    directory: Path,
+    make_windows: MakeWindows,
+    *,
+    browser: bool,
 ) -> Figures:
     """Run one gateway after the other, and measure each.
 
