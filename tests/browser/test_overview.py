@@ -101,7 +101,7 @@ def test_a_chart_has_its_figures_as_a_table(visit: Callable[..., Visit]) -> None
     chart = window.page.get_by_role("figure").filter(has_text="Duration of requests")
     chart.get_by_text("As a table").click()
     headers = chart.get_by_role("columnheader")
-    expect(headers).to_have_text(["Time", "p50", "p95", "p99"])
+    expect(headers).to_have_text(["Time (UTC)", "p50", "p95", "p99"])
     expect(chart.get_by_role("cell").filter(has_text=re.compile(r"\d+ ms")).first).to_be_visible()
     settled(window.page)
     window.assert_clean()

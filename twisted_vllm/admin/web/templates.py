@@ -22,9 +22,10 @@ def money(value: Any) -> str:
     amount = float(value)
     if amount == 0 or abs(amount) >= 1:
         return f"${amount:,.2f}"
-    # never with an exponent
-    digits = 4 if abs(amount) >= 0.01 else min(2 - floor(log10(abs(amount))), 12)
-    return f"${amount:,.{digits}f}"
+    if abs(amount) >= 0.01:
+        return f"${amount:,.4f}"
+    # three digits, and never as 1e-05
+    return f"${amount:.{min(2 - floor(log10(abs(amount))), 12)}f}".rstrip("0").rstrip(".")
 
 
 def number(value: Any) -> str:

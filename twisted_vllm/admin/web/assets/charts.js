@@ -6,7 +6,6 @@ const charts = (() => {
   // Lines differ by their dashes too, not by their colour alone.
   const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [4, 2], [1, 4]];
   const MOST_ROWS = 120;
-  const DAY = 86400;
   const NOTHING = "–";
   const units = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 
@@ -43,13 +42,16 @@ const charts = (() => {
   const color = (index) => variable(`--series-${(index % 6) + 1}`);
   const utc = (seconds) => new Date(seconds * 1e3).toISOString().slice(0, 16).replace("T", " ");
 
-  // A moment as the clock of the browser shows it, and on an axis whose marks are so many seconds apart.
-  const moment = (seconds) => new Date(seconds * 1e3).toLocaleString("sv");
-  function clock(seconds, apart) {
-    const options = apart >= DAY
-      ? {day: "numeric", month: "short"}
-      : {hour: "2-digit", minute: "2-digit", hourCycle: "h23", ...(apart < 60 ? {second: "2-digit"} : {})};
-    return new Date(seconds * 1e3).toLocaleString("en-US", options);
+  // Times of an axis: the hour, and the date where it changes; in UTC, as everything here. The marks are `apart` seconds.
+  function dates(marks, apart = 60) {
+    let shown = "";
+    return marks.map((each) => {
+      const text = new Date(each * 1e3).toISOString();
+      const [date, time] = [text.slice(0, 10), text.slice(11, apart < 60 ? 19 : 16)];
+      const changed = date !== shown;
+      shown = date;
+      return text.slice(11, 19) === "00:00:00" ? date : changed ? `${time}\n${date}` : time;
+    });
   }
 
   // The places of points between two that are not known: no line shows them.
@@ -68,7 +70,7 @@ const charts = (() => {
   // A chart in a host element:
   //   charts.draw(host, {times: [Unix seconds], series: [{name, values}], format, stacked, summary})
   // returns {update({times, series, summary}), destroy()}. A value that is null is a gap. `summary` is for those who see
-  // no chart. `lines` draws lines with dashes and without uPlot's legend, in the browser's time; `sync` shares the
+  // no chart. `lines` draws lines with dashes and without uPlot's legend; `sync` shares the
   // cursor with other charts; `cursor` is told of the place under it.
   function draw(host, options) {
     const format = formats[options.format] ?? formats.number;
@@ -98,8 +100,9 @@ const charts = (() => {
       const text = variable("--quiet");
       const line = variable("--line");
       const axis = {stroke: text, grid: {stroke: line, width: 1}, ticks: {stroke: line, width: 1}, font: "11px system-ui, sans-serif"};
-      const own = {...axis, values: (_chart, marks, _axis, _space, apart) => marks.map((at) => clock(at, apart))};
-      const bars = data.times.length <= 62 ? uPlot.paths.bars({size: [0.8, 60]}) : undefined;
+      const bars = stacked && data.times.length <= 62 ? uPlot.paths.bars({size: [0.8, 60]}) : undefined;
+      // a bar stands on both sides of its time
+      const half = bars ? (data.times.length > 1 ? (data.times[1] - data.times[0]) / 2 : 1800) : 0;
       chart = new uPlot(
         {
           width: Math.max(host.clientWidth, 200),
@@ -110,19 +113,19 @@ const charts = (() => {
             ...(options.sync ? {sync: {key: options.sync}} : {}),
           },
           legend: {show: !lines && data.series.length > 0, live: true},
-          scales: {x: {time: true}, y: {range: (_chart, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.05 : 1]}},
-          axes: [lines ? own : axis, {...axis, size: 64, values: (_chart, splits) => splits.map(format)}],
-          ...(lines ? {} : {tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC")}),
+          scales: {x: {time: true, range: (_chart, low, high) => [low - half, high + half]}, y: {range: (_chart, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.05 : 1]}},
+          axes: [{...axis, values: (_chart, marks, _axis, _space, apart) => dates(marks, apart)}, {...axis, size: 64, values: (_chart, splits) => splits.map(format)}],
+          tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
           hooks: options.cursor ? {setCursor: [(drawn) => options.cursor(drawn.cursor.idx)]} : {},
           series: [
             {value: (_chart, seconds) => (seconds == null ? "" : utc(seconds))},
             ...data.series.map((each, index) => ({
               label: each.name,
               stroke: color(index),
-              width: stacked ? 1 : lines ? 1.5 : 2,
+              width: bars ? 0 : stacked ? 1 : lines ? 1.5 : 2,
               dash: lines ? DASHES[index % DASHES.length] : undefined,
               fill: stacked ? color(index) : undefined,
-              paths: stacked ? bars : undefined,
+              paths: bars,
               points: lines ? {show: true, size: 5, filter: (drawn, place) => alone(drawn.data[place])} : {show: false},
               value: (_chart, _value, _series, at) => {
                 const found = at == null ? null : data.series[index].values[at];
@@ -182,7 +185,7 @@ const charts = (() => {
   function figure(box, {names, format: formatName = "number", stacked = false, days = false, sync = ""}) {
     const format = formats[formatName];
     const title = box.dataset.title;
-    const time = (seconds) => (days ? utc(seconds).slice(0, 10) : moment(seconds).slice(11));
+    const time = (seconds) => (days ? utc(seconds).slice(0, 10) : new Date(seconds * 1e3).toISOString().slice(11, 19));
     box.replaceChildren();
     const head = element("figcaption", {parent: box});
     element("h3", {text: title, parent: head});
@@ -216,7 +219,7 @@ const charts = (() => {
       if (!details.open) return;
       const made = document.createElement("table");
       const row = element("tr", {parent: element("thead", {parent: made})});
-      element("th", {scope: "col", text: days ? "Day" : "Time", parent: row});
+      element("th", {scope: "col", text: days ? "Day" : "Time (UTC)", parent: row});
       for (const name of names) element("th", {scope: "col", class: "number", text: name, parent: row});
       const body = element("tbody", {parent: made});
       for (let at = times.length - 1; at >= Math.max(times.length - MOST_ROWS, 0); at--) {
@@ -248,5 +251,5 @@ const charts = (() => {
     for (const host of document.querySelectorAll("[data-chart]")) draw(host, JSON.parse(host.dataset.chart));
   });
 
-  return {draw, element, figure, formats, moment};
+  return {draw, element, figure, formats, utc};
 })();

@@ -56,7 +56,7 @@
     showModels(found.summary, found.models);
     const since = Date.parse(found.complete_since) / 1000;
     let told = "";
-    if (since > series.time[0]) told = `Counted since ${charts.moment(since)}, when the gateway began.`;
+    if (since > series.time[0]) told = `Counted since ${charts.utc(since)} UTC, when the gateway began.`;
     if (found.of_one_process) told = "The housekeeper does not answer: these are the figures of one worker.";
     if (state.textContent !== told) state.textContent = told;
   }
