@@ -136,10 +136,6 @@ class PageConsole(Protocol):
     origin_of: Callable[[IRequest], str]
     parts: Mapping[str, Any]
 
-    @property
-    def pages(self) -> Sequence[Page]:
-        """All pages."""
-
     def url(self, request: IRequest, path: str) -> str:
         """Return the path of a page as the browser knows it."""
 
