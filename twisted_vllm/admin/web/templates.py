@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
+from math import floor, log10
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
@@ -24,9 +24,8 @@ def money(value: Any) -> str:
         return f"${amount:,.2f}"
     if abs(amount) >= 0.01:
         return f"${amount:,.4f}"
-    # three digits, and no exponent
-    places = min(2 - math.floor(math.log10(abs(amount))), 15)
-    return f"${amount:.{places}f}".rstrip("0").rstrip(".")
+    # three digits, and never as 1e-05
+    return f"${amount:.{min(2 - floor(log10(abs(amount))), 12)}f}".rstrip("0").rstrip(".")
 
 
 def number(value: Any) -> str:
