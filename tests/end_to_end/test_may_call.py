@@ -193,7 +193,7 @@ async def test_it_counts_nothing_and_tells_all_that_is_in_the_way(fleet: Any) ->
     await gateway.ask("POST", "/key/block", body={"key": key})
     refused = await verdict_of(gateway, key=key, model="n")
     assert refused["code"] == "blocked_api_key"
-    assert [check["check"] for check in refused["checks"] if check["passed"] is False] == ["key", "model"]
+    assert [check["check"] for check in refused["checks"] if check["passed"] is False] == ["key", "model", "limits"]
 
 
 @pytest_twisted.ensureDeferred
