@@ -34,12 +34,12 @@ def store(tmp_path: Path) -> Any:
     store.close()
 
 
-def destination(store: Store, max_bytes: int | None = None) -> ContentsDestination:
-    return ContentsDestination(Secret(store.url), DAY, max_bytes, lambda: NOON / 1e6)
+def destination(store: Store) -> ContentsDestination:
+    return ContentsDestination(Secret(store.url), DAY, 10**9, lambda: NOON / 1e6)
 
 
 def test_a_batch_is_written_and_what_is_old_goes_when_it_is_asked_to(store: Store) -> None:
-    target = destination(store, max_bytes=10**9)
+    target = destination(store)
     verifyObject(IBlockingDestination, target)
     target.deliver([item(1), item(2, NOON - int(2 * DAY * 1e6))])
     target.deliver([item(1)])

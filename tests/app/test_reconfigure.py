@@ -29,7 +29,7 @@ from twisted_vllm.observability.logging.setup import GatewayLog, TwistdLog
 COUNTED = re.compile(
     r"\.index\.(changes|epoch)|\.router\.changes|\._redact\._|\._changes_seen|\.reloader\._read\.|\.health\._(count|checked)|"
     r"\.breaker\.since|\._listing\._created|\.deadlines\.now|\.pipelines\._ends|\.reloader\.(succeeded_at|_state\.read_at)|\.sink\._(descriptor|next_check)|"
-    r"\._attrs_cached_hash|\._began|\._make\.began|\.overview\.(passed\.history\.since|watch\._since)"
+    r"\._attrs_cached_hash|\._began|\._make\.began|\.passed\.history\.(since|_next)|\.overview\.watch\._since"
 )
 
 

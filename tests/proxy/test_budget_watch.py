@@ -8,7 +8,7 @@ from tests.ratelimit.supervised.gateway_in_memory import GatewayInMemory
 from twisted_vllm.auth.grants import Changes, EndUser, KeyGrant, TeamGrant
 from twisted_vllm.auth.key_index import GatewayLimits, KeyIndex
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
-from twisted_vllm.proxy.budget_watch import INTERVAL, STEP, BudgetWatch, Crossing
+from twisted_vllm.proxy.budget_watch import INTERVAL, MOST_SHOWN, STEP, BudgetWatch, Crossing
 from twisted_vllm.ratelimit.allowance import Allowance, Limited, ModelBudget, model_budget_id
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.supervised.budget_copies import BudgetCopies
@@ -239,3 +239,23 @@ def test_the_housekeeper_watches_the_budgets_of_the_supervisor() -> None:
     assert look(watch()) == []
     gateway.limiter.budget_committed("team", "3", 0, 1000, int(gateway.now) // DAY * DAY)
     assert look(watch()) == [("3", 100)]
+
+
+def test_the_budgets_that_are_used_most_are_known_by_name() -> None:
+    watched = Watched()
+    ada = KeyGrant(token="a" * 64, key_id="k1", name="ada", allowance=DAILY)
+    watched.index.apply(
+        Changes(keys={ada.token: ada}, teams={f"t{number}": TeamGrant(allowance=DAILY) for number in range(60)})
+    )
+    watched.spend("key", "k1", 250)
+    for number in range(60):
+        watched.spend("team", f"t{number}", 10 * number)
+    watched.look()
+    first, *teams = sorted(watched.watch.most_used, key=lambda each: each.kind)
+    assert (first.name, first.share, first.ends) == ("ada", 0.25, DAY * 20_001)
+    assert [(each.id, each.spent, each.name) for each in teams] == [
+        (f"t{number}", 10 * number, "") for number in range(59, 59 - MOST_SHOWN, -1)
+    ]
+    # the name is known from the look before
+    watched.look()
+    assert [each.name for each in watched.watch.most_used if each.kind == "key"] == ["ada"]

@@ -17,6 +17,7 @@ from twisted_vllm.errors import InvalidRequest, NotFound
 from twisted_vllm.storage.transaction import Transaction
 
 _METHODS = Literal["", "get", "head", "post", "put", "patch", "delete"]
+_NO_SERVERS = "This gateway has no servers."
 
 
 class MayCallQuery(Query, frozen=True, kw_only=True):
@@ -87,14 +88,14 @@ async def may_call(call: AdminCall, query: MayCallQuery) -> Json:
     checked. A key sees itself, its user's keys and those of teams that its user administers.
     """
     trials = call.context.trials
-    if trials is None:
-        raise InvalidRequest("This gateway has no servers.")
     question = Question(
         query.method.upper().encode("ascii"), query.route, query.model, query.user, query.max_tokens or None
     )
     own = call.context.authenticator.own_token(call.request)
     presented = call.context.authenticator.presented_token(call.request)
     if not query.key and own is None:
+        if trials is None:
+            raise InvalidRequest(_NO_SERVERS)
         verdict = await trials.of_principal(call.principal, question)
         assert verdict is not None
         return _report(verdict, None, None)
@@ -109,6 +110,8 @@ async def may_call(call: AdminCall, query: MayCallQuery) -> Json:
         return record
 
     record = await call.read(work)
+    if trials is None:
+        raise InvalidRequest(_NO_SERVERS)
     verdict = await trials.of_key(record.token, question, call.now.timestamp())
     if verdict is None:
         # another process made it a moment ago

@@ -83,6 +83,7 @@ class ServedModel(Response, kw_only=True):
     model_id: str
     weight: int
     order: int
+    fallbacks: Annotated[tuple[str, ...], msgspec.Meta(description="The models that are asked in its place.")]
     other_servers: Annotated[int, msgspec.Meta(description="The other servers of the model that get requests.")]
 
 
@@ -268,6 +269,7 @@ def report_server(row: ServerRow) -> Json:
                 "model_id": each.model_id,
                 "weight": each.weight,
                 "order": each.order,
+                "fallbacks": each.fallbacks,
                 "other_servers": each.others,
             }
             for each in row.entries

@@ -32,6 +32,7 @@ from twisted_vllm.ratelimit.allowance import TEAM
 from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.upstreams.health_report import SLEEPING
 from twisted_vllm.upstreams.router import ModelGroup
+from twisted_vllm.upstreams.server_state import ServerState
 from twisted_vllm.workers.siblings import HOUSEKEEPER, Siblings
 from twisted_vllm.workers.topics import NoAnswer
 
@@ -100,7 +101,7 @@ class ProblemWatch:
         self._sources = sources
         self._memory = ProblemMemory()
         self._call: IDelayedCall | None = None
-        self._since = reactor.seconds()
+        self._began = reactor.seconds()
         self._report: ProblemsReport | None = None
         self._next = 0.0
         self._waiting: list[Deferred[ProblemsReport]] | None = None
@@ -173,7 +174,7 @@ class ProblemWatch:
         problems = self._memory.judge(self._facts(now, snapshot))
         took = self._reactor.seconds() - now
         self._next = now + max(ASKED, min(_TIMES * took, INTERVAL))
-        return ProblemsReport(problems=problems, looked_at=_moment(now), watched_since=_moment(self._since))
+        return ProblemsReport(problems=problems, looked_at=_moment(now), watched_since=_moment(self._began))
 
     def _facts(self, now: float, snapshot: Snapshot) -> Facts:
         sources = self._sources
@@ -196,11 +197,11 @@ def _named(budget: UsedBudget, team_name: Callable[[str], str]) -> UsedBudget:
 
 
 def _servers(groups: Iterable[ModelGroup]) -> Iterator[ServerFact]:
-    models: dict[Any, list[str]] = {}
+    found: dict[str, tuple[ServerState, list[str]]] = {}
     for group in groups:
         for each in group.destinations:
-            models.setdefault(each.state, []).append(group.name)
-    for state, names in models.items():
+            found.setdefault(each.state.name, (each.state, []))[1].append(group.name)
+    for state, names in found.values():
         breaker = state.breaker
         sleeps = state.sleeping and breaker.closed
         yield ServerFact(

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 
-from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.records import ANONYMOUS, Principal
 from twisted_vllm.config.settings import Server
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import RequestCut
@@ -25,6 +25,7 @@ from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.live_requests import (
     MOST_NAMES,
+    STREAMING,
     Cut,
     LiveQuery,
     LiveReport,
@@ -51,7 +52,7 @@ _CUT = "This request was ended while it was in flight, by an administrator or by
 class _Group:
     """Requests in flight that have the same caller, state, model and server: what questions are about."""
 
-    __slots__ = ("count", "model", "principal", "server", "state", "wanted")
+    __slots__ = ("count", "model", "principal", "seen", "server", "state", "wanted")
 
     def __init__(self, principal: Principal, state: State, model: str, server: Server | None) -> None:
         self.principal = principal
@@ -59,8 +60,12 @@ class _Group:
         self.model = model
         self.server = server
         self.count = 0
-        # whether the question that is answered now asks for them
-        self.wanted = False
+        # about the question that is answered now: whether the asker may see them, and asks for them
+        self.seen = self.wanted = False
+
+
+#: that of requests that have ended
+_GONE = _Group(ANONYMOUS, STREAMING, "", None)
 
 
 class _Look:
@@ -121,7 +126,7 @@ class LiveRequests:
         client_of: Callable[[RequestContext], str],
         cooperate: Cooperate,
         clock: Any,
-        seconds: Callable[[], float] = perf_counter,
+        seconds: Callable[[], float] = thread_time,
     ) -> None:
         """Set up; nothing is looked at before somebody asks.
 
@@ -132,7 +137,7 @@ class LiveRequests:
             client_of: returns the address that a request comes from.
             cooperate: runs an iterator in steps.
             clock: the reactor.
-            seconds: measures what a look takes.
+            seconds: measures what a look takes, in CPU seconds of the thread.
         """
         self._connections = connections
         self._turns = turns
@@ -257,15 +262,16 @@ class LiveRequests:
         states, models, servers = Counter[str](), Counter[str](), Counter[str]()
         keys = Counter[tuple[str, str]]()
         for group in look.groups.values():
-            principal = group.principal
-            group.wanted = False
-            if whose is not None and not whose.includes(principal):
+            group.seen = whose is None or whose.includes(group.principal)
+            group.wanted = group.seen and _matches(group, query)
+        requests = self._first(look, query)
+        for group in look.groups.values():
+            count, principal = group.count, group.principal
+            if not group.seen or not count:
                 continue
-            count = group.count
             total += count
-            if not _matches(group, query):
+            if not group.wanted:
                 continue
-            group.wanted = True
             matching += count
             states[group.state] += count
             models[group.model] += count
@@ -276,7 +282,7 @@ class LiveRequests:
             look.at,
             total,
             matching,
-            self._first(look, query),
+            requests,
             most_of(states, MOST_NAMES),
             most_of(models, MOST_NAMES),
             most_of(servers, MOST_NAMES),
@@ -292,11 +298,14 @@ class LiveRequests:
             group = group_of[place]
             if not group.wanted:
                 continue
-            request = requests[place]
-            if request.context.ended:
-                continue
             if len(found) >= query.limit:
                 break
+            request = requests[place]
+            if request.context.ended:
+                # it is counted no more
+                group.count -= 1
+                group_of[place] = _GONE
+                continue
             found.append(self._told(request, group.state, look.turns, now, query.whose))
         return found
 

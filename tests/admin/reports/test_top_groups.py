@@ -68,6 +68,9 @@ def test_without_groups_there_is_one_and_no_others(used: Gateway) -> None:
     found = ask(used, "")
     assert [each["series"] for each in found["groups"]] == [[55.0, 0.0, 4.0]]
     assert found["others"] is None
+    assert [each["spend"] for each in found["intervals"]] == [55.0, 0.0, 4.0]
+    assert [each["requests"] for each in found["intervals"]] == [15, 0, 4]
+    assert ask(used, "group_by=model")["intervals"] is None
 
 
 @pytest.mark.parametrize("compared", [top_groups.MAX_COMPARED, 1])

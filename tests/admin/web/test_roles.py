@@ -33,22 +33,27 @@ TABLE = {
         GET /ui/playground GET /ui/connect POST /ui/connect
     """,
     "any_key": """
+        GET /ui/live GET /ui/live/events
+        GET /ui/usage GET /ui/usage/csv GET /ui/requests GET /ui/requests/<string:id>
+        GET /ui/requests/<string:id>/contents
+        GET /ui/tester POST /ui/tester
         GET /ui/playground/answer
         GET /ui/keys GET /ui/keys/detail GET /ui/users/detail GET /ui/teams GET /ui/teams/detail
         GET /ui/organizations GET /ui/organizations/detail
     """,
     "self_service": """
-        POST /ui/connect/key
+        POST /ui/connect/key POST /ui/live/cut
         GET /ui/keys/new POST /ui/keys/new GET /ui/keys/edit POST /ui/keys/edit
         GET /ui/keys/delete POST /ui/keys/delete GET /ui/keys/regenerate POST /ui/keys/regenerate
         POST /ui/keys/block POST /ui/keys/unblock POST /ui/keys/several POST /ui/teams/members
     """,
     "reader": """
-        GET /ui/config GET /ui/config/models
+        GET /ui/servers GET /ui/servers/detail GET /ui/servers/events
+        GET /ui/config GET /ui/config/models GET /ui/audit GET /ui/audit/<string:id>
         GET /ui/users GET /ui/customers GET /ui/customers/detail GET /ui/budgets GET /ui/budgets/detail
     """,
     "administrator": """
-        POST /ui/config/log-level
+        POST /ui/config/log-level POST /ui/servers/drain POST /ui/servers/undrain
         POST /ui/keys/reset-spend POST /ui/organizations/members
         GET /ui/users/new POST /ui/users/new GET /ui/users/edit POST /ui/users/edit
         GET /ui/users/delete POST /ui/users/delete
@@ -64,12 +69,49 @@ TABLE = {
     "master": "POST /ui/config/reload",
 }
 
+#: likewise, of the pages of records
+RECORDS = {
+    "reader": "GET /ui/users GET /ui/customers GET /ui/customers/detail GET /ui/budgets GET /ui/budgets/detail",
+    "administrator": """
+        POST /ui/keys/reset-spend GET /ui/users/new POST /ui/users/new
+        GET /ui/users/edit POST /ui/users/edit GET /ui/users/delete POST /ui/users/delete GET /ui/teams/new
+        POST /ui/teams/new GET /ui/teams/edit POST /ui/teams/edit GET /ui/teams/delete POST /ui/teams/delete
+        POST /ui/teams/block POST /ui/teams/unblock GET /ui/organizations/new POST /ui/organizations/new
+        GET /ui/organizations/edit POST /ui/organizations/edit GET /ui/organizations/delete
+        POST /ui/organizations/delete GET /ui/customers/new POST /ui/customers/new GET /ui/customers/edit
+        POST /ui/customers/edit GET /ui/customers/delete POST /ui/customers/delete POST /ui/customers/block
+        POST /ui/customers/unblock GET /ui/budgets/new POST /ui/budgets/new GET /ui/budgets/edit
+        POST /ui/budgets/edit GET /ui/budgets/delete POST /ui/budgets/delete POST /ui/organizations/members
+    """,
+    "any_key": """
+        GET /ui/keys GET /ui/keys/detail GET /ui/users/detail GET /ui/teams GET /ui/teams/detail
+        GET /ui/organizations GET /ui/organizations/detail
+    """,
+    "self_service": """
+        GET /ui/keys/new POST /ui/keys/new GET /ui/keys/edit POST /ui/keys/edit GET /ui/keys/delete
+        POST /ui/keys/delete POST /ui/keys/block POST /ui/keys/unblock GET /ui/keys/regenerate
+        POST /ui/keys/regenerate POST /ui/keys/several POST /ui/teams/members
+    """,
+}
+
 #: what a form is sent with, where an empty one says nothing of what belongs to others; `{key}` and the like are the
 #: names of `FOREIGN`. No form has the alias of another's key: it is taken, because aliases are unique in a gateway.
 FORMS: Mapping[str, Mapping[str, str]] = {
     "POST /ui/ticket": {"key": "{key}"},
+    "POST /ui/live/cut": {"request_id": "{request_id}"},
+    "POST /ui/tester": {"key": "{key}", "model": "{model}"},
+    "POST /ui/servers/drain": {"server": "{model}"},
+    "POST /ui/servers/undrain": {"server": "{model}"},
     "POST /ui/connect": {"key": "{key}", "model": "{model}", "client": "{word}"},
     "POST /ui/sign-in": {"key": "sk-nobody-has-this-key-0123"},
+    "POST /ui/keys/new": {"key_alias": "{word}", "team_id": "{team_id}", "models": "{model}"},
+    "POST /ui/keys/edit": {"id": "{key}", "key_alias": "{word}", "was.key_alias": ""},
+    **{
+        f"POST /ui/keys/{act}": {"id": "{key}", "confirm": "{word}"}
+        for act in ("block", "unblock", "delete", "regenerate")
+    },
+    "POST /ui/keys/several": {"chosen": "{key}", "act": "delete"},
+    "POST /ui/teams/members": {"id": "{team_id}", "user": "{user_id}", "act": "add"},
 }
 
 #: the ids of the nouns, by their part of the path
@@ -83,7 +125,10 @@ IDS = {
 }
 
 #: further queries by which a page may be asked for what belongs to others
-QUERIES: Mapping[str, tuple[str, ...]] = {}
+QUERIES: Mapping[str, tuple[str, ...]] = {
+    "GET /ui/tester": ("key={key}&model={model}",),
+    "GET /ui/servers/detail": ("server={model}",),
+}
 
 #: what is asked of every page: to find, to sort, to filter and to page
 TRIED = (
@@ -271,7 +316,8 @@ def form_of(page: Page) -> dict[str, str]:
 
 def meaning() -> dict[str, str]:
     """Return the word of each address in `TABLE`."""
-    return {address: word for word, addresses in TABLE.items() for address in re.findall(r"[A-Z]+ \S+", addresses)}
+    rows = [*TABLE.items(), *RECORDS.items()]
+    return {address: word for word, addresses in rows for address in re.findall(r"[A-Z]+ \S+", addresses)}
 
 
 def allowed(word: str, standing: Standing) -> bool:

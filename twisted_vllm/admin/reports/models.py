@@ -715,6 +715,10 @@ class TopGroups(Response, kw_only=True):
         ),
     ]
     totals: Json
+    intervals: Annotated[
+        tuple[Json, ...] | None,
+        msgspec.Meta(description="The sums of each interval of `starts`, where nothing is grouped by; else null."),
+    ]
     rows_since: Annotated[
         datetime | None, msgspec.Meta(description="When the oldest request began that still has a row.")
     ] = None

@@ -460,4 +460,4 @@ async def most_usage(call: AdminCall, query: TopGroupsQuery) -> msgspec.Raw:
     """Return the groups with the most usage, all others together, and one measure of each by interval: for charts."""
     scope, group_by, now = UsageScope.of(call), dimensions_of(query.group_by), call.now
     check_servers(scope, group_by, query.server)
-    return await _read(call, lambda transaction: top_groups(transaction.connection, scope, query, group_by, now))
+    return await _read(call, lambda transaction: top_groups(transaction, scope, query, group_by, now))

@@ -13,6 +13,7 @@ from twisted_vllm.admin.reports.models import TopGroupsQuery
 from twisted_vllm.admin.reports.scope import UsageScope
 from twisted_vllm.admin.reports.usage_report import iso_of, named_group, named_sums, report_span, usage_query
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import (
     HOUR,
     HOUR_US,
@@ -26,7 +27,7 @@ from twisted_vllm.storage.usage.queries.plan import (
 )
 from twisted_vllm.storage.usage.queries.reports import Cursor, Group, read_all, read_page, read_totals
 from twisted_vllm.storage.usage.queries.rows import first_row, key_labels
-from twisted_vllm.storage.usage.tables import DAY_US, KEY, MONTH, SUMS, TAG
+from twisted_vllm.storage.usage.tables import DAY_US, KEY, MONTH, SUMS, TAG, TEAM
 
 #: intervals of an answer: 80 days of hours
 MAX_INTERVALS = 2_000
@@ -46,16 +47,18 @@ class _Found:
         series: the measure of each by interval, likewise; None stands for the others.
         others: the sums of the others; None if there are none, or if a request may be in several groups.
         totals: the sums of all.
+        intervals: the sums of each interval, where nothing is grouped by.
     """
 
     groups: Sequence[tuple[tuple[str, ...], Sums]]
     series: Mapping[tuple[str, ...] | None, Mapping[str, int]]
     others: Sums | None
     totals: Sums
+    intervals: Mapping[str, Sequence[int]] | None = None
 
 
 def top_groups(
-    connection: Connection, scope: UsageScope, query: TopGroupsQuery, group_by: tuple[str, ...], now: datetime
+    transaction: Transaction, scope: UsageScope, query: TopGroupsQuery, group_by: tuple[str, ...], now: datetime
 ) -> Json:
     """Return the groups as `TopGroups` describes them.
 
@@ -63,6 +66,7 @@ def top_groups(
         InvalidRequest: it cannot be reported, or has too many intervals.
         RouteNotAllowed: the caller may not see it.
     """
+    connection = transaction.connection
     equals = scope.filters(connection, query)
     start, end = report_span(query, now)
     wanted = usage_query(query, group_by, start, end, equals or {})
@@ -77,6 +81,10 @@ def top_groups(
     if KEY in group_by:
         ids = sorted({values[group_by.index(KEY)] for values, _ in found.groups} - {""})
     labels = key_labels(connection, ids)
+    teams: dict[str, str | None] = {}
+    if TEAM in group_by:
+        ids = sorted({values[group_by.index(TEAM)] for values, _ in found.groups} - {""})
+        teams = {team.team_id: team.team_alias for team in transaction.teams.among("team_id", ids)}
     shown = _dollars if query.measure == "spend" else int
 
     def series(values: tuple[str, ...] | None) -> list[int | float]:
@@ -92,9 +100,17 @@ def top_groups(
         "source": planned.source,
         "starts": starts,
         "groups": [
-            {**named_group(group_by, values, labels), **named_sums(sums), "series": series(values)}
+            {
+                **named_group(group_by, values, labels),
+                **({"team_alias": teams.get(values[group_by.index(TEAM)])} if TEAM in group_by else {}),
+                **named_sums(sums),
+                "series": series(values),
+            }
             for values, sums in found.groups
         ],
+        "intervals": None
+        if found.intervals is None
+        else [named_sums(found.intervals.get(each, _NONE)) for each in starts],
         "others": None if found.others is None else {**named_sums(found.others), "series": series(None)},
         "totals": named_sums(found.totals),
     }
@@ -105,7 +121,8 @@ def top_groups(
 
 
 _MEASURES = {"spend": SUMS.index("cost"), **{name: SUMS.index(name) for name in SUMS if name != "cost"}}
-_NOTHING = _Found((), {}, None, [0] * len(SUMS))
+_NONE = [0] * len(SUMS)
+_NOTHING = _Found((), {}, None, _NONE)
 _REQUESTS = SUMS.index("requests")
 
 
@@ -176,6 +193,7 @@ def _find(connection: Connection, planned: Plan, top: int, measure: int) -> _Fou
         series,
         _total(sums[values] for values in rest) if rest else None,
         everything,
+        None if planned.query.group_by else groups.get((), {}),
     )
 
 

@@ -11,11 +11,11 @@ from urllib.parse import quote
 from jinja2 import Environment
 from klein import Klein
 from markupsafe import Markup
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.http import INTERNAL_SERVER_ERROR
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
-from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException
 from zope.interface import implementer
 
@@ -97,7 +97,7 @@ class Console:
         self.context = context
         self.operations = Operations(context, routes)
         self.sign_in = sign_in
-        self.pages = tuple(pages)
+        self.pages: Sequence[Page] = tuple(pages)
         self.streams = EventStreams()
         self.origin_of = origin_of
         self.parts: Mapping[str, Any] = dict(parts or {})
@@ -184,7 +184,8 @@ class Console:
         call = PageCall(request, self, page, principal, path, read_query(request))
         answer = await page.handler(call)
         if isinstance(answer, Events):
-            return self._stream(call, answer)
+            await self._stream(call, answer)
+            return None
         return answer
 
     async def _caller(self, request: IRequest, page: Page) -> Principal:
@@ -237,7 +238,7 @@ class Console:
         if not compare_digest(given, session.anti_forgery.encode("ascii")):
             raise ForgedForm("This form belongs to another session. Load the page again, and send it once more.")
 
-    def _stream(self, call: PageCall, events: Events) -> object:
+    async def _stream(self, call: PageCall, events: Events) -> None:
         request, context = call.request, self.context
         session = call.session
         owner = "" if session is None else session.id
@@ -253,10 +254,18 @@ class Console:
             principal = await context.authenticator.principal_of(request, again=True)
             return not call.page.needs or self.operations.extent(call.page.needs, principal) is not Extent.NONE
 
-        stream = EventStream(request, context.clock, events.interval, events.produce, goes_on, self.streams.remove)
+        over: Deferred[None] = Deferred()
+
+        def ended(stream: EventStream) -> None:
+            self.streams.remove(stream)
+            if not over.called:
+                over.callback(None)
+
+        stream = EventStream(request, context.clock, events.interval, events.produce, goes_on, ended)
         self.streams.add(stream, owner)
         stream.start()
-        return NOT_DONE_YET
+        # Klein ends a request when its handler is done
+        await over
 
     # answers
 

@@ -87,9 +87,9 @@ class EventStream:
     def close(self) -> None:
         """End the stream in good order. Idempotent."""
         if not self._over:
-            self._end()
             cast(Any, self._request).unregisterProducer()
             self._request.finish()
+            self._end()
 
     def _end(self) -> None:
         if self._over:

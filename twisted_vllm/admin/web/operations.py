@@ -93,7 +93,14 @@ class Operations:
         return extent_of(route.access, principal, f"/{route.action}", self.context.authenticator.settings.enabled)
 
     async def call(self, page: IRequest, name: str, given: Mapping[str, Any], path: Mapping[str, str]) -> Any:
-        """Call an operation and return its answer, decoded from JSON.
+        """Call an operation and return its answer, decoded from JSON; the arguments are those of `encoded`."""
+        answer = await self.encoded(page, name, given, path)
+        return msgspec.json.decode(answer) if bytes(answer) else None
+
+    async def encoded(
+        self, page: IRequest, name: str, given: Mapping[str, Any], path: Mapping[str, str]
+    ) -> msgspec.Raw:
+        """Call an operation and return the JSON of its answer.
 
         Args:
             page: the request of the page; it is counted and was authenticated already.
@@ -110,7 +117,8 @@ class Operations:
         filled = PATH_PARAMETER.sub(lambda found: quote(path[found[1]], safe=""), route.path)
         query = urlencode(given) if route.method == "GET" else ""
         request = cast(IRequest, OperationRequest(page, route.method, filled, query))
-        return _decoded(await self._perform(route, request, given, path))
+        answer = await self._perform(route, request, given, path)
+        return msgspec.Raw(answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
 
     async def answer(self, page: IRequest, name: str, given: Mapping[str, Any]) -> bytes:
         """Answer a page's request as the API does: for files, which may be long.
@@ -131,8 +139,3 @@ class Operations:
         if route.access is Access.SELF_SERVICE:
             await authenticator.count_change(principal)
         return await route.perform(context, request, principal, path, given)
-
-
-def _decoded(answer: object) -> Any:
-    encoded = answer if isinstance(answer, bytes) else msgspec.json.encode(answer)
-    return msgspec.json.decode(encoded) if encoded else None

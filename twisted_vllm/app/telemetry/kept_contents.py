@@ -61,13 +61,13 @@ class ContentsEncoder:
 class ContentsDestination:
     """Writes batches to the database. One without items deletes what is too old or too much."""
 
-    def __init__(self, url: Secret, keep_for: float, max_bytes: int | None, now: Callable[[], float]) -> None:
+    def __init__(self, url: Secret, keep_for: float, max_bytes: int, now: Callable[[], float]) -> None:
         """Set up; it connects with the first batch.
 
         Args:
             url: of the gateway's database.
             keep_for: how long prompts and answers are kept, in seconds.
-            max_bytes: the most bytes of all; None if another process sees to that.
+            max_bytes: the most bytes of all.
             now: Unix seconds.
 
         Raises:

@@ -170,16 +170,13 @@ def _database(sink: SinkSettings, workshop: Workshop) -> Parts:
     from twisted_vllm.app.telemetry.kept_contents import ContentsDestination, ContentsEncoder, TrimmedDestination
 
     url, reactor = workshop.database_url, workshop.reactor
-    trims = workshop.housekeeps
 
     def make() -> IBlockingDestination:
-        return ContentsDestination(
-            url, sink.keep_for or KEPT_FOR, sink.max_stored_bytes if trims else None, reactor.seconds
-        )
+        return ContentsDestination(url, sink.keep_for or KEPT_FOR, sink.max_stored_bytes, reactor.seconds)
 
     def destination() -> IDestination:
         threaded = workshop.threaded(sink, make)()
-        return TrimmedDestination(threaded, reactor) if trims else threaded
+        return TrimmedDestination(threaded, reactor) if workshop.housekeeps else threaded
 
     return Parts(ContentsEncoder(), destination)
 

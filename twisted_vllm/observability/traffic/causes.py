@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+#: who answered with an error, or ended the request
+By = Literal["gateway", "server", "client", "other"]
+
 #: causes that are no error code of the gateway, and what they mean
 WORDS = {
     "client_disconnected": "The client left before its answer was complete.",
@@ -32,6 +37,19 @@ def cause_of(status: int, outcome: str, *, is_sent: bool) -> str:
     if outcome == "upstream_failed":
         return "answer_cut" if status < 400 else ""
     return outcome if outcome in ("client_disconnected", "revoked", "cut") else ""
+
+
+def meaning_of(cause: str) -> tuple[By, str]:
+    """Return whose fault a cause is (``gateway``, ``server``, ``client`` or ``other``), and what it means."""
+    if cause.startswith(STATUS):
+        return "server", f"The server answered {cause.removeprefix(STATUS)}."
+    by: dict[str, By] = {
+        "client_disconnected": "client",
+        "answer_cut": "server",
+        "stream_error": "server",
+        "other": "other",
+    }
+    return by.get(cause, "gateway"), WORDS.get(cause, "An error of the gateway's own.")
 
 
 def is_failed(status: int, outcome: str) -> bool:

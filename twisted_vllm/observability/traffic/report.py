@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import msgspec
 
 from twisted_vllm.money import float_dollars
+from twisted_vllm.observability.traffic.causes import By, meaning_of
 from twisted_vllm.observability.traffic.ring import COARSE, DAY, FINE, HOUR, History
-from twisted_vllm.observability.traffic.steps import BOUNDS, Buckets, ModelStep, Step
+from twisted_vllm.observability.traffic.steps import BOUNDS, PICO_IN_NANO, Buckets, ModelStep, Step
 
 #: the most points of a series, and the seconds that lie between two
 MOST_POINTS = 240
@@ -87,6 +88,11 @@ class ErrorCount(msgspec.Struct, kw_only=True):
             "`client_disconnected`, `answer_cut`, `stream_error`, `revoked`, `cut` or `other`."
         ),
     ]
+    by: Annotated[
+        By,
+        msgspec.Meta(description="Who answered with the error, or ended the request."),
+    ]
+    meaning: str
     count: int
 
 
@@ -192,13 +198,18 @@ def make_report(history: History, start: float, now: float, *, of_one_process: b
             **_sums(recent.total(), min(max(end - history.since, 1.0), NOW_SECONDS)),
         ),
         summary=TrafficSummary(most_in_flight=whole.in_flight, **_sums(whole.total(), seconds)),
-        errors=[
-            ErrorCount(cause=cause, count=count)
-            for cause, count in sorted(whole.causes.items(), key=lambda item: (-item[1], item[0]))
-        ],
+        errors=_errors(whole.causes),
         models=[ModelTraffic(model=name, **_sums(each, seconds)) for name, each in models],
         series=_series(points, begin, end, spacing, history.since),
     )
+
+
+def _errors(causes: Mapping[str, int]) -> list[ErrorCount]:
+    found = []
+    for cause, count in sorted(causes.items(), key=lambda item: (-item[1], item[0])):
+        by, meaning = meaning_of(cause)
+        found.append(ErrorCount(cause=cause, by=by, meaning=meaning, count=count))
+    return found
 
 
 def _points(history: History, begin: int, end: int, spacing: int) -> Mapping[int, Step]:
@@ -240,7 +251,7 @@ def _sums(passed: ModelStep, seconds: float) -> dict[str, Any]:
         "output_tokens": passed.completion,
         "input_tokens_per_second": _rounded(passed.prompt / seconds),
         "output_tokens_per_second": _rounded(passed.completion / seconds),
-        "spend": float_dollars(passed.cost),
+        "spend": float_dollars(passed.cost * PICO_IN_NANO),
         "ttft": quantiles(passed.first),
         "duration": quantiles(passed.duration),
     }

@@ -16,6 +16,8 @@ from twisted_vllm.observability.traffic.steps import Step, decode, encode, merge
 FINE, COARSE = 5, 60
 #: the seconds that either kind is kept
 HOUR, DAY = 3_600, 86_400
+#: seconds that both are kept longer: the first interval of a report may begin before its period does
+MORE = 600
 #: minutes are added up so many seconds after their end: steps of other processes are late by the length of a message
 LATE = 10
 
@@ -108,8 +110,8 @@ class History:
     def __init__(self, since: float) -> None:
         """Begin now: `since` is the time in Unix seconds."""
         self.since = since
-        self.fine = Ring(FINE, HOUR // FINE)
-        self.coarse = Ring(COARSE, DAY // COARSE)
+        self.fine = Ring(FINE, (HOUR + MORE) // FINE)
+        self.coarse = Ring(COARSE, DAY // COARSE + MORE // COARSE)
         #: the number of the next minute that is added up
         self._next = int(since) // COARSE
 
@@ -130,8 +132,8 @@ class History:
             first = number * _FINE_IN_COARSE
             self.coarse.put(merged(self.fine.between(first, first + _FINE_IN_COARSE), number))
         self._next = max(self._next, minute)
-        self.fine.forget(int(now) // FINE)
-        self.coarse.forget(int(now) // COARSE)
+        self.fine.forget(int(now) // FINE - 1)
+        self.coarse.forget(int(now) // COARSE - 1)
 
     def kept(self) -> Kept:
         """Return all that is kept."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from twisted_vllm.observability.metrics.requests import GATEWAY, Pair, RequestMetrics
 from twisted_vllm.observability.traffic.causes import cause_of, is_failed
-from twisted_vllm.observability.traffic.steps import MAX_NAME, ModelStep, Step, places_of
+from twisted_vllm.observability.traffic.steps import MAX_NAME, PICO_IN_NANO, ModelStep, Step, places_of
 
 
 class Sampler:
@@ -88,7 +88,7 @@ class Sampler:
 
     def _read_usage(self, models: dict[str, ModelStep]) -> None:
         for model, usage in self._counted.models.items():
-            now = (usage.prompt, usage.cached, usage.completion, usage.cost)
+            now = (usage.prompt, usage.cached, usage.completion, usage.cost // PICO_IN_NANO)
             before = usage.sampled
             if now == before:
                 continue

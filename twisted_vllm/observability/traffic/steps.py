@@ -21,6 +21,9 @@ OTHER = "other"
 #: the longest name of a model, in characters
 MAX_NAME = 100
 
+#: A cost is in nanodollars here: picodollars of a day may be more than 64 bits hold.
+PICO_IN_NANO = 1_000
+
 #: how many measurements are in a bucket, by its place
 Buckets = dict[int, int]
 
@@ -32,7 +35,7 @@ class ModelStep(msgspec.Struct, array_like=True, gc=False):
         requests: those that are over.
         failed: those of them that failed, as `twisted_vllm.observability.traffic.causes` says.
         prompt, cached, completion: tokens of requests that are over.
-        cost: in picodollars.
+        cost: in nanodollars.
         first: times to the first event of streams.
         duration: times of whole requests.
     """
