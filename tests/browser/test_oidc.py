@@ -60,6 +60,14 @@ def sign_in(window: Visit, name: str) -> Page:
     return page
 
 
+def test_who_declines_at_the_provider_comes_back_with_words(visit: Callable[..., Visit]) -> None:
+    # the first of all: in memory, this provider takes the consent of one for that of all
+    page = visit().open("/ui/oidc/sign-in")
+    enter(page, "kay")
+    page.locator("#deny").click()
+    expect(page.get_by_role("alert")).to_contain_text("Canaille did not let you in, or you declined there.")
+
+
 def test_an_administrator_signs_in_and_out_at_both(visit: Callable[..., Visit], gateway: ConsoleGateway) -> None:
     window = visit()
     page = window.open("/ui")
@@ -132,13 +140,6 @@ def test_a_stranger_is_told_why_and_may_come_as_another(visit: Callable[..., Vis
     # and a key works all the same
     window.sign_in(MASTER_KEY)
     expect(page.locator(".who")).to_contain_text("master key")
-
-
-def test_who_declines_at_the_provider_comes_back_with_words(visit: Callable[..., Visit]) -> None:
-    page = visit().open("/ui/oidc/sign-in")
-    enter(page, "kay")
-    page.locator("#deny").click()
-    expect(page.get_by_role("alert")).to_contain_text("Canaille did not let you in, or you declined there.")
 
 
 def test_an_answer_of_another_site_signs_nobody_in(visit: Callable[..., Visit], gateway: ConsoleGateway) -> None:
