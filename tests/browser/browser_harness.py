@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page
 
 from benchmarks.free_ports import free_port
 from tests.end_to_end.twistd_harness import Foreground, ask, command, environment, wait_until
@@ -21,15 +19,8 @@ from tests.end_to_end.twistd_harness import Foreground, ask, command, environmen
 MASTER_KEY = "sk-browser-tests-0123456789"
 #: milliseconds that a page has to show what a test waits for
 WAIT = 10_000
-_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 #: WCAG 2.1 A and AA, and what axe calls best practice
 _RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"], "resultTypes": ["violations"]}
-
-
-def find_chromium() -> str | None:
-    """Return the browser's program; None where there is none."""
-    named = os.environ.get("CHROMIUM")
-    return named or next(filter(None, map(shutil.which, _CHROMIUM)), None)
 
 
 class Simulator:
@@ -96,8 +87,15 @@ class ConsoleGateway(Foreground):
         return self.api("POST", "/vllm/v1/chat/completions", body, key)
 
 
-def settings_for(*servers: str, extra: str = "") -> str:
-    """Return a configuration in which these servers serve ``simulated-model``."""
+def settings_for(*servers: str, extra: str = "", general: str = "", passthrough: str = "") -> str:
+    """Return a configuration in which these servers serve ``simulated-model``.
+
+    Args:
+        servers: their addresses.
+        extra: further sections.
+        general: further members of ``general_settings``, each with a comma before it.
+        passthrough: further members of ``passthrough``.
+    """
     entries = "".join(
         f"  - {{model_name: simulated-model, litellm_params: {{model: hosted_vllm/simulated-model, api_base: {url}, "
         "input_cost_per_token: 0.000001, output_cost_per_token: 0.000002}}\n"
@@ -105,15 +103,23 @@ def settings_for(*servers: str, extra: str = "") -> str:
     )
     return (
         f"model_list:\n{entries}"
-        "passthrough: {log: {file: log/gateway.log, format: json}}\n"
-        "general_settings: {database_url: 'sqlite:///gateway.sqlite3'}\n"
+        f"passthrough: {{log: {{file: log/gateway.log, format: json}}, {passthrough}}}\n"
+        f"general_settings: {{database_url: 'sqlite:///gateway.sqlite3'{general}}}\n"
         f"{extra}"
     )
 
 
 @contextmanager
 def gateway_with_simulator(
-    directory: Path, *arguments: str, simulators: int = 1, options: tuple[str, ...] = (), extra: str = "", **more: str
+    directory: Path,
+    *arguments: str,
+    simulators: int = 1,
+    options: tuple[str, ...] = (),
+    extra: str = "",
+    general: str = "",
+    passthrough: str = "",
+    port: int = 0,
+    **more: str,
 ) -> Iterator[ConsoleGateway]:
     """Start simulators and a gateway in front of them."""
     servers = [Simulator(directory, "--model=simulated-model", *options) for _ in range(simulators)]
@@ -121,27 +127,16 @@ def gateway_with_simulator(
         for each in servers:
             each.wait()
         with ConsoleGateway(
-            directory, settings_for(*(each.url for each in servers), extra=extra), *arguments, **more
+            directory,
+            settings_for(*(each.url for each in servers), extra=extra, general=general, passthrough=passthrough),
+            *arguments,
+            port=port,
+            **more,
         ) as found:
             yield found
     finally:
         for each in servers:
             each.stop()
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start the browser."""
-    program = find_chromium()
-    assert program is not None
-    with sync_playwright() as playwright:
-        # a container has no user namespaces, and little shared memory
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 class Visit:

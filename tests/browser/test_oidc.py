@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.free_ports import free_port
-from tests.browser.browser_harness import MASTER_KEY, ConsoleGateway, Simulator, Visit, fits_the_width, settings_for
+from tests.browser.browser_harness import MASTER_KEY, ConsoleGateway, Visit, fits_the_width, gateway_with_simulator
 from tests.services.private_provider import PASSWORDS, PrivateProvider, is_installed, private_provider
 
 
@@ -21,18 +21,11 @@ def provider_and_gateway(
     if not is_installed():
         pytest.skip("Canaille is not installed (pip install 'canaille[front,oidc]')")
     directory, port = tmp_path_factory.mktemp("oidc"), free_port()
-    simulator = Simulator(directory, "--model=simulated-model")
-    try:
-        simulator.wait()
-        with private_provider([f"http://127.0.0.1:{port}"]) as provider:
-            settings = settings_for(simulator.url).replace(
-                "passthrough: {", f"passthrough: {{console: {{oidc: {json.dumps(provider.settings())}}}, "
-            )
-            with ConsoleGateway(directory, settings, port=port) as gateway:
-                gateway.api("POST", "/team/new", {"team_id": "physics", "team_alias": "Physics"})
-                yield provider, gateway
-    finally:
-        simulator.stop()
+    with private_provider([f"http://127.0.0.1:{port}"]) as provider:
+        console = f"console: {{oidc: {json.dumps(provider.settings())}}}"
+        with gateway_with_simulator(directory, passthrough=console, port=port) as gateway:
+            gateway.api("POST", "/team/new", {"team_id": "physics", "team_alias": "Physics"})
+            yield provider, gateway
 
 
 @pytest.fixture(scope="module")
