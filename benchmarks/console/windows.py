@@ -38,7 +38,11 @@ WATCHED: Mapping[str, Watched] = {
     "Overview": Watched(
         "/ui",
         once=("/ui/overview/spend",),
-        polls={"/ui/overview/traffic?minutes=15": 5.0, "/ui/overview/problems?shown=": 10.0, "/ui/overview/spend": 60.0},
+        polls={
+            "/ui/overview/traffic?minutes=15": 5.0,
+            "/ui/overview/problems?shown=": 10.0,
+            "/ui/overview/spend": 60.0,
+        },
     ),
     "Live": Watched("/ui/live", events=("/ui/live/events",)),
     "Servers": Watched("/ui/servers", events=("/ui/servers/events",)),
