@@ -32,6 +32,7 @@ _STATES = {
     2: Mapped("open", ORANGE),
     3: Mapped("dead", RED),
     4: Mapped("sleeping", PURPLE),
+    5: Mapped("drained", PURPLE),
 }
 _NOT_PASSED = f'{SERVER},result!="passed"'
 _STREAM = f'{SERVER},stream="true"'
@@ -113,7 +114,8 @@ HEALTH = Row(
             Kind.STATES,
             "State of each server",
             "`open`: requests failed there, it is tried again soon. `half_open`: one request tries it. `dead`: it "
-            "fails its checks. `sleeping`: somebody called `/sleep`. See docs/health.md.",
+            "fails its checks. `sleeping`: somebody called `/sleep`. `drained`: an administrator took it out. "
+            "See docs/health.md.",
             (Query(_state(), "{{server}}"),),
             width=12,
             height=8,

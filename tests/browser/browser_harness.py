@@ -58,11 +58,16 @@ class Simulator:
 class ConsoleGateway(Foreground):
     """A gateway with a configuration file, whose console the browser sees at `url`."""
 
-    def __init__(self, directory: Path, settings: str, *arguments: str, **variables: str) -> None:
+    def __init__(self, directory: Path, settings: str, *arguments: str, port: int = 0, **variables: str) -> None:
         (directory / "gateway.yaml").write_text(settings)
         (directory / "log").mkdir(exist_ok=True)
         super().__init__(
-            directory, free_port(), "--config=gateway.yaml", *arguments, LITELLM_MASTER_KEY=MASTER_KEY, **variables
+            directory,
+            port or free_port(),
+            "--config=gateway.yaml",
+            *arguments,
+            LITELLM_MASTER_KEY=MASTER_KEY,
+            **variables,
         )
         self.directory = directory
 
@@ -82,8 +87,15 @@ class ConsoleGateway(Foreground):
         return self.api("POST", "/vllm/v1/chat/completions", body, key)
 
 
-def settings_for(*servers: str, extra: str = "") -> str:
-    """Return a configuration in which these servers serve ``simulated-model``."""
+def settings_for(*servers: str, extra: str = "", general: str = "", passthrough: str = "") -> str:
+    """Return a configuration in which these servers serve ``simulated-model``.
+
+    Args:
+        servers: their addresses.
+        extra: further sections.
+        general: further members of ``general_settings``, each with a comma before it.
+        passthrough: further members of ``passthrough``.
+    """
     entries = "".join(
         f"  - {{model_name: simulated-model, litellm_params: {{model: hosted_vllm/simulated-model, api_base: {url}, "
         "input_cost_per_token: 0.000001, output_cost_per_token: 0.000002}}\n"
@@ -91,15 +103,22 @@ def settings_for(*servers: str, extra: str = "") -> str:
     )
     return (
         f"model_list:\n{entries}"
-        "passthrough: {log: {file: log/gateway.log, format: json}}\n"
-        "general_settings: {database_url: 'sqlite:///gateway.sqlite3'}\n"
+        f"passthrough: {{log: {{file: log/gateway.log, format: json}}, {passthrough}}}\n"
+        f"general_settings: {{database_url: 'sqlite:///gateway.sqlite3'{general}}}\n"
         f"{extra}"
     )
 
 
 @contextmanager
 def gateway_with_simulator(
-    directory: Path, *arguments: str, simulators: int = 1, options: tuple[str, ...] = (), extra: str = "", **more: str
+    directory: Path,
+    *arguments: str,
+    simulators: int = 1,
+    options: tuple[str, ...] = (),
+    extra: str = "",
+    general: str = "",
+    passthrough: str = "",
+    **more: str,
 ) -> Iterator[ConsoleGateway]:
     """Start simulators and a gateway in front of them."""
     servers = [Simulator(directory, "--model=simulated-model", *options) for _ in range(simulators)]
@@ -107,7 +126,10 @@ def gateway_with_simulator(
         for each in servers:
             each.wait()
         with ConsoleGateway(
-            directory, settings_for(*(each.url for each in servers), extra=extra), *arguments, **more
+            directory,
+            settings_for(*(each.url for each in servers), extra=extra, general=general, passthrough=passthrough),
+            *arguments,
+            **more,
         ) as found:
             yield found
     finally:
@@ -134,8 +156,10 @@ class Visit:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
 
     def _heard(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.problems.append(message.text)
+        place = message.location["url"]
+        # what it says about pages of a provider is the provider's
+        if message.type in ("error", "warning") and (not place or place.startswith(self.url)):
+            self.problems.append(f"{message.text} ({place})")
 
     def open(self, path: str) -> Page:
         """Open a page of the console, and wait until it is there."""

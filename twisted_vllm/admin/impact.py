@@ -317,8 +317,10 @@ def _last_used(transaction: Transaction, kind: str, identity: str) -> datetime |
 def _of_keys(count: int, use: RecentUse) -> list[str]:
     if not count:
         return []
-    used = f" {_number(use.requests, 'request')} in the last {RECENT_DAYS} days were theirs." if use.requests else ""
-    return [f"{_number(count, 'key')} {'stops' if count == 1 else 'stop'} working at once.{used}"]
+    those = "it" if count == 1 else "them"
+    used = f" {_number(use.requests, 'request')} came with {those} in the last {RECENT_DAYS} days."
+    stops = f"{_number(count, 'key')} {'stops' if count == 1 else 'stop'} working at once."
+    return [stops + (used if use.requests else "")]
 
 
 def _of_members(count: int) -> list[str]:

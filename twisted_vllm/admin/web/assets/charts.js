@@ -17,6 +17,18 @@ const charts = (() => {
     percent: (value) => `${+(value * 100).toPrecision(3)} %`,
   };
 
+  // Times of an axis: the hour, and the date where it changes; in UTC, as everything here.
+  function dates(seconds) {
+    let shown = "";
+    return seconds.map((each) => {
+      const text = new Date(each * 1e3).toISOString();
+      const [date, time] = [text.slice(0, 10), text.slice(11, 16)];
+      const changed = date !== shown;
+      shown = date;
+      return time === "00:00" ? date : changed ? `${time}\n${date}` : time;
+    });
+  }
+
   const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const color = (index) => variable(`--series-${(index % 6) + 1}`);
 
@@ -49,24 +61,26 @@ const charts = (() => {
       const text = variable("--quiet");
       const line = variable("--line");
       const axis = {stroke: text, grid: {stroke: line, width: 1}, ticks: {stroke: line, width: 1}};
-      const bars = data.times.length <= 62 ? uPlot.paths.bars({size: [0.8, 60]}) : undefined;
+      const bars = options.stacked && data.times.length <= 62 ? uPlot.paths.bars({size: [0.8, 60]}) : undefined;
+      // a bar stands on both sides of its time
+      const half = bars ? (data.times.length > 1 ? (data.times[1] - data.times[0]) / 2 : 1800) : 0;
       chart = new uPlot(
         {
           width: Math.max(host.clientWidth, 200),
           height: options.height ?? 240,
           cursor: {points: {show: !options.stacked}},
           legend: {show: data.series.length > 0, live: true},
-          scales: {x: {time: true}, y: {range: (_chart, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.05 : 1]}},
-          axes: [axis, {...axis, size: 64, values: (_chart, splits) => splits.map(format)}],
+          scales: {x: {time: true, range: (_chart, low, high) => [low - half, high + half]}, y: {range: (_chart, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.05 : 1]}},
+          axes: [{...axis, values: (_chart, splits) => dates(splits)}, {...axis, size: 64, values: (_chart, splits) => splits.map(format)}],
           tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
           series: [
             {value: (_chart, seconds) => (seconds == null ? "" : new Date(seconds * 1e3).toISOString().slice(0, 16).replace("T", " "))},
             ...data.series.map((each, index) => ({
               label: each.name,
               stroke: color(index),
-              width: options.stacked ? 1 : 2,
+              width: bars ? 0 : options.stacked ? 1 : 2,
               fill: options.stacked ? color(index) : undefined,
-              paths: options.stacked ? bars : undefined,
+              paths: bars,
               points: {show: false},
               value: (_chart, _value, _series, at) => {
                 const found = at == null ? null : data.series[index].values[at];

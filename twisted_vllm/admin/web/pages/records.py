@@ -21,6 +21,7 @@ from twisted_vllm.admin.web.records.keys import KEYS
 from twisted_vllm.admin.web.records.limited import BUDGETS, CUSTOMERS
 from twisted_vllm.admin.web.records.noun import BADGES, PAGE_SIZE, Act, Link, Noun
 from twisted_vllm.admin.web.records.people import ORGANIZATIONS, TEAMS, USERS
+from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.errors import GatewayError, NotFound
 
 #: all nouns, in the order of the navigation
@@ -208,17 +209,17 @@ async def _show(call: PageCall, noun: Noun) -> bytes:
 def _links(call: PageCall, noun: Noun, record: Json) -> list[Link]:
     """Return the pages of others that tell more of a record, those that there are and the caller may see."""
     identity = noun.identity(record)
-    usage = {"key": "api_key", "customer": "end_user"}.get(noun.word, noun.impact_param)
     # The audit log names a key by the first digits of its hash.
-    audited = identity[:8] if noun is KEYS else identity
     wanted = [
-        Link("Usage", "/ui/usage", {usage: identity}),
-        Link("Audit log", "/ui/audit", {"object_id": audited}),
+        Link("Audit log", "/ui/audit", {"object_id": identity[:HASH_PREFIX_LENGTH] if noun is KEYS else identity})
     ]
+    if noun.used_by:
+        wanted[:0] = [
+            Link("Usage", "/ui/usage", {noun.used_by: identity}),
+            Link("Requests", "/ui/requests", {noun.used_by: identity}),
+        ]
     if noun is KEYS:
-        wanted.append(Link("Try what it may call", "/ui/tester", {"key": identity}))
-    if noun is BUDGETS:
-        wanted = wanted[1:]
+        wanted.append(Link("What may it call?", "/ui/tester", {"key": identity}))
     known = {page.path: page for page in call.console.pages if page.method == "GET"}
     return [
         each
@@ -350,6 +351,7 @@ def _example(call: PageCall, value: str, model: str) -> str:
 
 async def _ask_to_delete(call: PageCall, noun: Noun, identity: str, problem: str = "") -> bytes:
     impact = await call.get(f"/{noun.word}/impact", **{noun.impact_param: identity})
+    live = {} if not noun.live_by else await call.get("/request/live", **{noun.live_by: identity}, limit=1)
     return call.render(
         "records/delete.html",
         400 if problem else 200,
@@ -357,6 +359,7 @@ async def _ask_to_delete(call: PageCall, noun: Noun, identity: str, problem: str
         identity=identity,
         impact=impact,
         must_type=_must_type(impact),
+        in_flight=live.get("matching", 0),
         problem=problem,
         keys=[KEYS.link(each) for each in impact["shown_keys"]],
     )
@@ -364,7 +367,7 @@ async def _ask_to_delete(call: PageCall, noun: Noun, identity: str, problem: str
 
 def _must_type(impact: Json) -> bool:
     """Return whether somebody must type the name first: what was used lately is missed at once."""
-    return impact["requests"] > 0
+    return bool(impact["requests"])
 
 
 async def _delete(call: PageCall, noun: Noun) -> bytes:
