@@ -29,6 +29,7 @@ class Outcome(msgspec.Struct, frozen=True):
         failed: answers with a status of 400 or more.
         broken: connections that failed, and answers that did not come.
         p50, p99: milliseconds.
+        longest: likewise, of the slowest; 0 where the script does not say.
         bytes: that were received, also of answers that were not whole at the end; 0 where the script does not say.
     """
 
@@ -39,6 +40,7 @@ class Outcome(msgspec.Struct, frozen=True):
     p50: float
     p99: float
     bytes: int = 0
+    longest: float = 0.0
 
     def complaint(self) -> str | None:
         """Return what went wrong, in words; None where nothing did."""

@@ -69,7 +69,7 @@ def measure(counts: Sequence[int], workers: int, files: int, seconds: float, dir
             while opened + failed < count:
                 most = min(count - opened - failed, files - _SPARE_FILES)
                 say(f"opening {most:,} of {count:,} streams")
-                held, lost = stack.enter_context(_clients(gateway.port, gateway.master_key, most, opened + failed))
+                held, lost = stack.enter_context(held_streams(gateway.port, gateway.master_key, most, opened + failed))
                 opened, failed = opened + held, failed + lost
             opening = (sum(cpu_seconds(parts).values()) - began) / max(opened - before, 1)
             time.sleep(_SETTLE_SECONDS)
@@ -82,8 +82,18 @@ def measure(counts: Sequence[int], workers: int, files: int, seconds: float, dir
 
 
 @contextmanager
-def _clients(port: int, key: str, count: int, first: int) -> Iterator[tuple[int, int]]:
-    """Hold streams during a block; yield how many, and how many could not be opened."""
+def held_streams(port: int, key: str, count: int, first: int) -> Iterator[tuple[int, int]]:
+    """Hold streams through a gateway during a block; yield how many, and how many could not be opened.
+
+    Args:
+        port: the gateway's.
+        key: whose streams they are.
+        count: how many.
+        first: the number of the first: others may hold those before.
+
+    Raises:
+        CannotStart: the process that holds them ended.
+    """
     command = [sys.executable, "-m", "benchmarks.streams.clients", str(port), f"/vllm{STREAM_PATH}", str(count)]
     process = subprocess.Popen(
         [*command, str(first)],

@@ -14,7 +14,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +33,7 @@ from twisted_vllm.app import wiring
 from twisted_vllm.app.service import GatewayService
 from twisted_vllm.config.load import load
 
-_MODEL, _KEY = "bench", "sk-of-the-benchmark-alone"
+_MODEL, KEY = "bench", "sk-of-the-benchmark-alone"
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 _EVENT = (
     b'data: {"id":"chatcmpl-5f0c8e1f6a7b4d21","object":"chat.completion.chunk","created":1795439504,"model":"bench",'
@@ -154,10 +154,14 @@ def _quiet(event: Any) -> None:
 
 
 class Simulation:
-    """Streams of a gateway that has no sockets."""
+    """Streams of a gateway that has no sockets.
+
+    Attributes:
+        service: the gateway.
+    """
 
     def __init__(self, service: GatewayService, memory: MemoryReactor) -> None:
-        self._service = service
+        self.service = service
         self._memory = memory
         self._clients: list[tuple[Any, Transport]] = []
 
@@ -166,10 +170,24 @@ class Simulation:
         for number in range(len(self._clients), count):
             # each of another address: one address may have a share of all connections
             peer = IPv4Address("TCP", f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", 40_000)
-            client, transport = self._service.site.buildProtocol(peer), Transport(peer)
+            client, transport = self.service.site.buildProtocol(peer), Transport(peer)
             client.makeConnection(transport)
-            client.dataReceived(_REQUEST % (_KEY.encode(), len(_BODY), _BODY))
+            client.dataReceived(_REQUEST % (KEY.encode(), len(_BODY), _BODY))
             self._clients.append((client, transport))
+
+    @inlineCallbacks
+    def open_all(self, count: int) -> Generator[Deferred[Any], Any, None]:
+        """Open streams, up to so many, and begin their answers.
+
+        Raises:
+            RuntimeError: the gateway refuses some.
+        """
+        while (opened := len(self.servers)) < count:
+            self.open(min(opened + _OPENING, count))
+            yield deferLater(reactor, 0)
+            if len(self.servers) == opened:
+                raise RuntimeError(f"the gateway refuses more than {opened:,} streams")
+            self.begin(opened)
 
     def begin(self, first: int) -> None:
         """Begin the answers of the streams from `first` on."""
@@ -203,12 +221,7 @@ def _measure(
     for count in [0, *counts]:
         began = time.process_time()
         before = len(simulation.servers)
-        while (opened := len(simulation.servers)) < count:
-            simulation.open(min(opened + _OPENING, count))
-            yield deferLater(reactor, 0)
-            if len(simulation.servers) == opened:
-                raise RuntimeError(f"the gateway refuses more than {opened:,} streams")
-            simulation.begin(opened)
+        yield simulation.open_all(count)
         opening = (time.process_time() - began) / max(count - before, 1)
         yield deferLater(reactor, _SETTLE_SECONDS)
         gc.collect()
@@ -236,19 +249,24 @@ def _measure(
     print(json.dumps(steps), flush=True)
 
 
-def main(counts: Sequence[int], rate: float, seconds: float) -> None:
-    """Measure, and print the figures."""
+def simulate(most: int, measure: Callable[[Simulation], Deferred[Any]]) -> None:
+    """Run a gateway until `measure` is done with it.
+
+    Args:
+        most: the most streams that will be opened.
+        measure: opens streams and measures.
+    """
     # there are no descriptors to share out
     wiring.open_file_limit = lambda: None  # type: ignore[attr-defined]  # a name that it imports
     with TemporaryDirectory(prefix="benchmarks-streams-") as place:
         file = Path(place) / "gateway.yaml"
         config = {
-            "general_settings": {"master_key": _KEY, "database_url": f"sqlite:///{place}/gateway.sqlite"},
+            "general_settings": {"master_key": KEY, "database_url": f"sqlite:///{place}/gateway.sqlite"},
             "passthrough": {
                 "api_base": "http://127.0.0.1:8000",
                 "listen": [f"unix:{place}/gateway.sock"],
                 "health": {"interval": None},
-                "limits": {"max_connections": 2 * max(counts)},
+                "limits": {"max_connections": 2 * most},
             },
         }
         file.write_text(json.dumps(config))
@@ -264,12 +282,17 @@ def main(counts: Sequence[int], rate: float, seconds: float) -> None:
                 failed.append(result)
             reactor.stop()
 
-        reactor.callWhenRunning(lambda: _measure(simulation, counts, rate, seconds).addBoth(ended))
+        reactor.callWhenRunning(lambda: measure(simulation).addBoth(ended))
         reactor.run()
         for failure in failed:
             failure.printTraceback(file=sys.stderr)
     if failed:
         raise SystemExit(1)
+
+
+def main(counts: Sequence[int], rate: float, seconds: float) -> None:
+    """Measure, and print the figures."""
+    simulate(max(counts), lambda simulation: _measure(simulation, counts, rate, seconds))
 
 
 if __name__ == "__main__":

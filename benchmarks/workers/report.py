@@ -77,12 +77,12 @@ def markdown(figures: Figures) -> str:
     for ledger in sorted({line.ledger for line in figures.lines}):
         where = f"ledger on, in {figures.database}" if ledger else "ledger off"
         lines = [line for line in figures.lines if line.ledger == ledger]
-        parts.append(f"### {where[0].upper()}{where[1:]}\n\n" + _table(_HEAD, _rows(lines, figures.streams)))
+        parts.append(f"### {where[0].upper()}{where[1:]}\n\n" + table(_HEAD, _rows(lines, figures.streams)))
     rows = [
         [name, *(figure(sizes.get(kind, 0) / MEBIBYTE, 0) if kind in sizes else MISSING for kind in KINDS)]
         for name, sizes in figures.memory.items()
     ]
-    parts.append("### Resident memory, MiB\n\n" + _table(("gateway", *KINDS), rows))
+    parts.append("### Resident memory, MiB\n\n" + table(("gateway", *KINDS), rows))
     if figures.notes:
         parts.append("\n".join(f"- {note}" for note in figures.notes))
     return "\n\n".join(parts)
@@ -127,6 +127,7 @@ def _median(figures: Sequence[float]) -> float | None:
     return statistics.median(figures) if figures else None
 
 
-def _table(head: Sequence[str], rows: Iterable[list[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[list[str]]) -> str:
+    """Return a table of Markdown."""
     lines = [list(head), ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -94,16 +94,22 @@ LOADS: Mapping[str, Load] = {
 class Contestant:
     """A gateway that runs.
 
-    Args:
+    Attributes:
         workers: how many serve.
         ledger: whether it keeps a ledger.
         running: where it runs.
+        parts: its processes.
     """
 
     def __init__(self, workers: int, ledger: bool, running: RunningGateway) -> None:
+        """Make its keys, and wait until all processes know them.
+
+        Raises:
+            CannotStart: it cannot be used.
+        """
         self.workers = workers
         self.ledger = ledger
-        self._running = running
+        self.running = running
         self.parts: list[Part] = find_parts(running.process)
         self._keys = {limited: self._make_key(limited) for limited in (False, True)}
         self._event_bytes = 0.0
@@ -121,17 +127,24 @@ class Contestant:
         Raises:
             CannotStart: the load cannot be made, or a process of the gateway ended.
         """
-        connections = 1 if load.single else plan.streams if load.streams else plan.connections
-        url = f"http://127.0.0.1:{self._running.port}/vllm{load.path}"
-        options = ["-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", "--latency", "--timeout=30s"]
-        command = [find_wrk(), *options, f"-s{SCRIPT}", url, "--", self._keys[load.limited], load.body]
         try:
             before = cpu_seconds(self.parts)
-            outcome = run_wrk(command, seconds)
-            settled = self._settle()
+            outcome = self.send(load, plan, seconds)
+            settled = self.settle()
             return outcome, spent(before, cpu_seconds(self.parts)), settled
         except OSError as error:
             raise CannotStart(f"{self.name}: a process ended during a load; see its log") from error
+
+    def send(self, load: Load, plan: Plan, seconds: float) -> Outcome:
+        """Send a load; return what came of it.
+
+        Raises:
+            CannotStart: the load cannot be made.
+        """
+        connections = 1 if load.single else plan.streams if load.streams else plan.connections
+        url = f"http://127.0.0.1:{self.running.port}/vllm{load.path}"
+        options = ["-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", "--latency", "--timeout=30s"]
+        return run_wrk([find_wrk(), *options, f"-s{SCRIPT}", url, "--", self._keys[load.limited], load.body], seconds)
 
     def units(self, load: Load, outcome: Outcome) -> float:
         """Return how many answers came, or events of streams, those of streams that were not at their end included."""
@@ -148,7 +161,8 @@ class Contestant:
             sizes[part.kind] += size
         return dict(sizes)
 
-    def _settle(self) -> bool:
+    def settle(self) -> bool:
+        """Wait until the processes are idle, the ledger's writer included; return whether they became so in time."""
         end = time.monotonic() + _MOST_SETTLING
         last = sum(cpu_seconds(self.parts).values())
         while time.monotonic() < end:
@@ -161,7 +175,7 @@ class Contestant:
 
     def _make_key(self, limited: bool) -> str:
         body = msgspec.json.encode(LIMITS if limited else {})
-        status, answer = self._ask("POST", "/key/generate", self._running.master_key, body)
+        status, answer = self._ask("POST", "/key/generate", self.running.master_key, body)
         if status != 200:
             raise CannotStart(f"/key/generate answered {status}")
         key = str(msgspec.json.decode(answer)["key"])
@@ -178,12 +192,12 @@ class Contestant:
         body, key = load.body.encode(), self._keys[load.limited]
         lines = [f"POST /vllm{load.path} HTTP/1.1", "Host: gateway", f"Authorization: Bearer {key}"]
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close", "", ""]
-        with socket.create_connection(("127.0.0.1", self._running.port), _ANSWER_SECONDS) as connection:
+        with socket.create_connection(("127.0.0.1", self.running.port), _ANSWER_SECONDS) as connection:
             connection.sendall("\r\n".join(lines).encode() + body)
             return sum(len(piece) for piece in iter(lambda: connection.recv(65_536), b""))
 
     def _ask(self, method: str, path: str, key: str, body: bytes | None) -> tuple[int, bytes]:
-        return ask("127.0.0.1", self._running.port, method, path, key=key, body=body)
+        return ask("127.0.0.1", self.running.port, method, path, key=key, body=body)
 
 
 @attrs.frozen
@@ -212,13 +226,19 @@ class Around:
 
 
 @contextmanager
-def contestant(workers: int, ledger: bool, around: Around) -> Iterator[Contestant]:
+def contestant(workers: int, ledger: bool, around: Around, suffix: str = "") -> Iterator[Contestant]:
     """Run a gateway on a database of its own.
+
+    Args:
+        workers: how many serve.
+        ledger: whether it keeps a ledger.
+        around: what it uses.
+        suffix: tells its files and its database from those of others alike.
 
     Raises:
         CannotStart: it does not start.
     """
-    name = f"workers_{workers}_{'ledger' if ledger else 'plain'}"
+    name = f"workers_{workers}_{'ledger' if ledger else 'plain'}{suffix}"
     place = around.directory / name
     place.mkdir()
     own: dict[str, object] = {
@@ -274,9 +294,9 @@ def measure(plan: Plan, around: Around) -> Figures:
 def _apply(each: Contestant, name: str, plan: Plan, around: Around, notes: Notes) -> Cost:
     load = LOADS[name]
     what = f"{name}, {each.name}"
-    began, others, used_around = time.monotonic(), _others_cpu(), around.cpu_seconds()
+    began, others, used_around = time.monotonic(), others_cpu(), around.cpu_seconds()
     outcome, used, settled = each.apply(load, plan, plan.seconds)
-    others_after = _others_cpu()
+    others_after = others_cpu()
     if others is not None and others_after is not None:
         notes.others(name, (others_after - others) / (time.monotonic() - began))
     if (complaint := outcome.complaint()) is not None:
@@ -295,7 +315,7 @@ def _apply(each: Contestant, name: str, plan: Plan, around: Around, notes: Notes
     return Cost(units / outcome.seconds, outcome.p50, outcome.p99, dict(by_kind), evenness, around_us)
 
 
-def _others_cpu() -> float | None:
+def others_cpu() -> float | None:
     """CPU seconds of all programs that are not this process, or were started by it."""
     machine, ours = machine_cpu_seconds(), ProcessTree(os.getpid()).cpu_seconds(ended=True)
     return None if machine is None or ours is None else machine - ours

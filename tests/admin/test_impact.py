@@ -53,7 +53,7 @@ def _impact(gateway: Gateway, path: str, **options: Any) -> Any:
 def test_a_key_says_when_it_was_used_last_and_how_much(gateway: Gateway, made: dict[str, Any]) -> None:
     found = _impact(gateway, f"/key/impact?key={made['ada']['token']}")
     assert found["name"] == "ada"
-    assert found["breaks"] == ["1 key stops working at once. 2 requests in the last 7 days were theirs."]
+    assert found["breaks"] == ["1 key stops working at once. 2 requests came with it in the last 7 days."]
     assert (found["requests"], found["tokens"], found["cost"]) == (2, 30, 1.000123456789)
     assert (found["last_used_on"], found["last_used_at"]) == ("2026-02-28", "2026-02-28T10:00:01Z")
     bob = _impact(gateway, f"/key/impact?key={made['bob']['token']}")
@@ -70,7 +70,7 @@ def test_a_team_says_which_keys_and_members_it_has(gateway: Gateway) -> None:
     assert (found["keys"], found["members"], found["requests"]) == (2, 1, 3)
     assert sorted(each["key_alias"] for each in found["shown_keys"]) == ["ada", "bob"]
     assert found["breaks"] == [
-        "2 keys stop working at once. 3 requests in the last 7 days were theirs.",
+        "2 keys stop working at once. 3 requests came with them in the last 7 days.",
         "1 member is in it no longer.",
     ]
 

@@ -39,7 +39,7 @@ def session(**fields: object) -> Session:
 
 
 def test_a_session_comes_back_as_it_was_until_it_is_over(sealer: SessionSealer) -> None:
-    made = session(kind="user", caller=TokenCaller("id", "ada", team_ids=("a", "b")), id_hint="x")
+    made = session(kind="user", caller=TokenCaller("id", "ada", team_ids=("a", "b")), provider="x")
     sealed = sealer.seal(made)
     assert sealer.open(sealed, 99.9) == made
     assert sealer.open(sealed, 100.0) is None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page
 
 from benchmarks.free_ports import free_port
 from tests.end_to_end.twistd_harness import Foreground, ask, command, environment, wait_until
@@ -21,15 +19,8 @@ from tests.end_to_end.twistd_harness import Foreground, ask, command, environmen
 MASTER_KEY = "sk-browser-tests-0123456789"
 #: milliseconds that a page has to show what a test waits for
 WAIT = 10_000
-_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 #: WCAG 2.1 A and AA, and what axe calls best practice
 _RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"], "resultTypes": ["violations"]}
-
-
-def find_chromium() -> str | None:
-    """Return the browser's program; None where there is none."""
-    named = os.environ.get("CHROMIUM")
-    return named or next(filter(None, map(shutil.which, _CHROMIUM)), None)
 
 
 class Simulator:
@@ -67,11 +58,16 @@ class Simulator:
 class ConsoleGateway(Foreground):
     """A gateway with a configuration file, whose console the browser sees at `url`."""
 
-    def __init__(self, directory: Path, settings: str, *arguments: str, **variables: str) -> None:
+    def __init__(self, directory: Path, settings: str, *arguments: str, port: int = 0, **variables: str) -> None:
         (directory / "gateway.yaml").write_text(settings)
         (directory / "log").mkdir(exist_ok=True)
         super().__init__(
-            directory, free_port(), "--config=gateway.yaml", *arguments, LITELLM_MASTER_KEY=MASTER_KEY, **variables
+            directory,
+            port or free_port(),
+            "--config=gateway.yaml",
+            *arguments,
+            LITELLM_MASTER_KEY=MASTER_KEY,
+            **variables,
         )
         self.directory = directory
 
@@ -91,8 +87,15 @@ class ConsoleGateway(Foreground):
         return self.api("POST", "/vllm/v1/chat/completions", body, key)
 
 
-def settings_for(*servers: str, extra: str = "", passthrough: str = "") -> str:
-    """Return a configuration in which these servers serve ``simulated-model``."""
+def settings_for(*servers: str, extra: str = "", general: str = "", passthrough: str = "") -> str:
+    """Return a configuration in which these servers serve ``simulated-model``.
+
+    Args:
+        servers: their addresses.
+        extra: further sections.
+        general: further members of ``general_settings``, each with a comma before it.
+        passthrough: further members of ``passthrough``.
+    """
     entries = "".join(
         f"  - {{model_name: simulated-model, litellm_params: {{model: hosted_vllm/simulated-model, api_base: {url}, "
         "input_cost_per_token: 0.000001, output_cost_per_token: 0.000002}}\n"
@@ -101,7 +104,7 @@ def settings_for(*servers: str, extra: str = "", passthrough: str = "") -> str:
     return (
         f"model_list:\n{entries}"
         f"passthrough: {{log: {{file: log/gateway.log, format: json}}, {passthrough}}}\n"
-        "general_settings: {database_url: 'sqlite:///gateway.sqlite3'}\n"
+        f"general_settings: {{database_url: 'sqlite:///gateway.sqlite3'{general}}}\n"
         f"{extra}"
     )
 
@@ -113,7 +116,9 @@ def gateway_with_simulator(
     simulators: int = 1,
     options: tuple[str, ...] = (),
     extra: str = "",
+    general: str = "",
     passthrough: str = "",
+    port: int = 0,
     **more: str,
 ) -> Iterator[ConsoleGateway]:
     """Start simulators and a gateway in front of them."""
@@ -123,29 +128,15 @@ def gateway_with_simulator(
             each.wait()
         with ConsoleGateway(
             directory,
-            settings_for(*(each.url for each in servers), extra=extra, passthrough=passthrough),
+            settings_for(*(each.url for each in servers), extra=extra, general=general, passthrough=passthrough),
             *arguments,
+            port=port,
             **more,
         ) as found:
             yield found
     finally:
         for each in servers:
             each.stop()
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start the browser."""
-    program = find_chromium()
-    assert program is not None
-    with sync_playwright() as playwright:
-        # a container has no user namespaces, and little shared memory
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 class Visit:
@@ -167,8 +158,10 @@ class Visit:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
 
     def _heard(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.problems.append(message.text)
+        place = message.location["url"]
+        # what it says about pages of a provider is the provider's
+        if message.type in ("error", "warning") and (not place or place.startswith(self.url)):
+            self.problems.append(f"{message.text} ({place})")
 
     def open(self, path: str) -> Page:
         """Open a page of the console, and wait until it is there."""

@@ -7,21 +7,17 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser.browser_harness import (
-    ConsoleGateway,
-    Visit,
-    chromium,
-    find_chromium,
-    gateway_with_simulator,
-)
+from benchmarks.chromium import chromium, find_chromium
+from tests.browser.browser_harness import ConsoleGateway, Visit, gateway_with_simulator
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium; tests are skipped, with the reason, where it is not installed."""
-    if find_chromium() is None:
+    program = find_chromium()
+    if program is None:
         pytest.skip("Chromium is not installed (Debian's package chromium)")
-    with chromium() as found:
+    with chromium(program) as found:
         yield found
 
 

@@ -40,7 +40,6 @@ SECRETS: Mapping[str, str] = {
     "litellm_settings.callbacks": "[mine]",
     "passthrough.api_base": "http://gpu:8000",
     "passthrough.api_key": f"{HUSH}-of-server",
-    "passthrough.console.oidc.client_secret": f"{HUSH}-of-provider",
     "passthrough.redis_url": f"redis://{HUSH}user:{HUSH}word@cache/0",
     "passthrough.alerts.slack_webhook_url": f"https://hooks.example.com/{HUSH}slack",
     "passthrough.alerts.webhook_url": f"https://hooks.example.com/{HUSH}hook?token={HUSH}",

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,29 @@ class Client:
         assert status == 200, answer
         return answer
 
+    def stream(self, key: str, name: str = "stream") -> HTTPResponse:
+        """Begin a stream that has no end; return its response, which has begun."""
+        self._connection.request(
+            "POST",
+            CHAT,
+            '{"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": true}',
+            {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "X-Request-Id": name},
+        )
+        answer = self._connection.getresponse()
+        assert answer.status == 200
+        assert answer.read(10)
+        return answer
+
     def close(self) -> None:
         self._connection.close()
+
+
+def wait_for_end(answer: HTTPResponse) -> None:
+    """Read a stream until it is cut."""
+    began = time.monotonic()
+    with suppress(HTTPException, ConnectionError):
+        while answer.read(10):
+            assert time.monotonic() - began < PATIENCE
 
 
 def holder(port: int, local_port: int, pids: dict[int, int]) -> int | None:
@@ -229,22 +250,33 @@ def test_a_frozen_worker_holds_up_one_change_for_a_second(gateway: Workers) -> N
 def test_a_running_request_ends_when_its_key_is_blocked_at_another_worker(gateway: Workers) -> None:
     with clients(gateway) as (one, other):
         key = one.do("/key/generate")["key"]
-        connection = other._connection
-        connection.request(
-            "POST",
-            CHAT,
-            '{"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": true}',
-            {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-        )
-        answer = connection.getresponse()
-        assert answer.status == 200
-        assert answer.read(10)
+        answer = other.stream(key)
         one.do("/key/block", key=key)
         began = time.monotonic()
-        with suppress(HTTPException, ConnectionError):
-            while answer.read(10):
-                assert time.monotonic() - began < PATIENCE
+        wait_for_end(answer)
         assert time.monotonic() - began < 1.0
+
+
+def test_any_worker_tells_what_all_have_in_flight_and_cuts_it(gateway: Workers) -> None:
+    with clients(gateway) as asked, clients(gateway) as (one, other):
+        key = asked[0].do("/key/generate", key_alias="watched")["key"]
+        streams = {"at-one": one.stream(key, "at-one"), "at-other": other.stream(key, "at-other")}
+        # an answer holds for two seconds
+        time.sleep(2.1)
+        for each in asked:
+            status, found = each.ask("/request/live?key=watched")
+            assert (status, found["matching"], found["warnings"]) == (200, 2, [])
+            assert {row["request_id"] for row in found["requests"]} == {"at-one", "at-other"}
+            assert found["by_key"] == [{**found["by_key"][0], "key_name": "watched", "count": 2}]
+        # both at one worker, one of them elsewhere
+        for name, answer in streams.items():
+            cut = asked[0].do("/request/cut", request_id=name, reason="a test")
+            assert [(row["request_id"], row["state"]) for row in cut["requests"]] == [(name, "streaming")]
+            wait_for_end(answer)
+        assert asked[0].ask("/request/live?key=watched")[1]["matching"] == 0
+        assert asked[1].ask("/request/cut", body={"request_id": "at-one"})[0] == 404
+        entries = asked[1].ask("/audit/list?action=request/cut&page_size=2")[1]["audit_logs"]
+        assert [each["object_id"] for each in entries] == ["at-other", "at-one"]
 
 
 def test_a_background_response_of_a_killed_worker_is_charged_once(gateway: Workers, server: Server) -> None:

@@ -23,8 +23,13 @@ from benchmarks.free_ports import free_port
 from tests.end_to_end.twistd_harness import REPOSITORY
 
 #: who knows which password, and is of which groups
-PASSWORDS = {"ada": "ada-has-a-password", "grace": "grace-has-one-too", "eve": "eve-is-a-stranger"}
-GROUPS = {"gateway-admins": ["ada"], "physics": ["grace"]}
+PASSWORDS = {
+    "ada": "ada-has-a-password",
+    "grace": "grace-has-one-too",
+    "kay": "kay-agrees-to-nothing",
+    "eve": "eve-is-a-stranger",
+}
+GROUPS = {"gateway-admins": ["ada"], "physics": ["grace", "kay"]}
 CLIENT, SECRET = "console", "a-secret:of%the+client"
 PUBLIC_CLIENT = "console-without-secret"
 

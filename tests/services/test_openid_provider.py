@@ -70,7 +70,9 @@ def gateways(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             }
             (directory / "gateway.yaml").write_text(json.dumps(settings))
             variables = {"LITELLM_MASTER_KEY": MASTER_KEY, "HOSTED_VLLM_API_BASE": "http://127.0.0.1:9"}
-            stack.enter_context(Foreground(directory, port, "--config=gateway.yaml", **variables))
+            # the first is of several processes
+            workers = ("--workers=2",) if port == ports[0] else ()
+            stack.enter_context(Foreground(directory, port, "--config=gateway.yaml", *workers, **variables))
         yield Gateways(provider, ports, (logs[0], logs[1]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 from twisted.internet.defer import fail, succeed
@@ -18,7 +19,7 @@ from twisted_vllm.errors import Draining
 BEGUN = ReloadState(read_at=1_772_366_400.0)
 
 
-def gateway(tmp_path: Path, state: ReloadState = BEGUN, **options: object) -> ConsoleGateway:
+def gateway(tmp_path: Path, state: ReloadState = BEGUN, **options: Any) -> ConsoleGateway:
     settings = settings_of(tmp_path)
     return ConsoleGateway(settings_in_effect=lambda: settings, reload_state=lambda: succeed(state), **options)
 
@@ -130,7 +131,8 @@ def test_the_model_list_has_a_page(tmp_path: Path) -> None:
 
 
 def test_values_and_places_are_told_in_words() -> None:
-    assert [text_of(value) for value in ("a", None, True, 1.5, [], {"a": 1})] == [
+    values: tuple[object, ...] = ("a", None, True, 1.5, [], {"a": 1})
+    assert list(map(text_of, values)) == [
         "a",
         "null",
         "true",

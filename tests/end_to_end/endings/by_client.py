@@ -146,3 +146,30 @@ def a_key_that_is_blocked_during_a_stream(caller: Caller) -> ExpectedRows:
         other.gateway.administer("/key/block", key=other.key)
         client.read_to_end()
     return {name: {**REVOKED, **estimated(STREAM_BODY, 2), "key_name": name, "bytes_out": len(EVENTS), "stream": 1}}
+
+
+# requests that somebody cuts
+
+CUT: Columns = {"outcome": "cut", "error": "request_cut"}
+
+
+@ending(then_waits(b""))
+def a_request_that_is_cut_before_the_head(caller: Caller) -> ExpectedRows:
+    name = "a_request_that_is_cut_before_the_head"
+    with caller.sent(caller.request(name)) as client:
+        caller.until_arrived(name)
+        caller.gateway.administer("/request/cut", request_id=name)
+        head = client.read_until(b"}}")
+        assert head.startswith(b"HTTP/1.1 403 ")
+    size = len(head.partition(b"\r\n\r\n")[2])
+    return {name: {**CUT, **generated(), "status": 403, "bytes_out": size}}
+
+
+@ending(then_waits(EVENT_STREAM + chunk(EVENTS)))
+def a_request_that_is_cut_during_a_stream(caller: Caller) -> ExpectedRows:
+    name = "a_request_that_is_cut_during_a_stream"
+    with caller.sent(caller.request(name, STREAM_BODY)) as client:
+        client.read_until(EVENTS)
+        caller.gateway.administer("/request/cut", request_id=name)
+        client.read_to_end()
+    return {name: {**CUT, **estimated(STREAM_BODY, 2), "bytes_out": len(EVENTS), "stream": 1}}

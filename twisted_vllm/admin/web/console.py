@@ -97,7 +97,7 @@ class Console:
         self.context = context
         self.operations = Operations(context, routes)
         self.sign_in = sign_in
-        self.pages = tuple(pages)
+        self.pages: Sequence[Page] = tuple(pages)
         self.streams = EventStreams()
         self.origin_of = origin_of
         self.parts: Mapping[str, Any] = dict(parts or {})

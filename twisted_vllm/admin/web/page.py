@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl, urlencode
 
@@ -125,12 +125,14 @@ class PageConsole(Protocol):
         operations: the operations of the admin API.
         sign_in: the sessions.
         origin_of: returns where the browser of a request believes to be.
+        pages: all pages.
         parts: what single pages need besides, by name.
     """
 
     context: AdminContext
     operations: Operations
     sign_in: SignIn
+    pages: Sequence[Page]
     origin_of: Callable[[IRequest], str]
     parts: Mapping[str, Any]
 
@@ -216,7 +218,7 @@ class PageCall:
         """Return whether the caller may use a route at all."""
         return self._principal is not None and self.extent(route) is not Extent.NONE
 
-    async def get(self, route: str, /, path: Mapping[str, str] | None = None, **query: Any) -> Any:
+    async def get(self, route: str, path: Mapping[str, str] | None = None, /, **query: Any) -> Any:
         """Return the answer of a GET route of the admin API; parameters that are None are left out.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import floor, log10
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
@@ -21,7 +22,10 @@ def money(value: Any) -> str:
     amount = float(value)
     if amount == 0 or abs(amount) >= 1:
         return f"${amount:,.2f}"
-    return f"${amount:,.4f}" if abs(amount) >= 0.01 else f"${amount:.3g}"
+    if abs(amount) >= 0.01:
+        return f"${amount:,.4f}"
+    # three digits, and never as 1e-05
+    return f"${amount:.{min(2 - floor(log10(abs(amount))), 12)}f}".rstrip("0").rstrip(".")
 
 
 def number(value: Any) -> str:

@@ -62,7 +62,7 @@
   function addMessage(role, text) {
     at("chat-empty").hidden = true;
     const box = element("article", `message ${role}`);
-    box.append(element("h3", "", role === "user" ? "You" : at("model").value || "The model"));
+    box.append(element("p", "speaker", role === "user" ? "You" : at("model").value || "The model"));
     const words = element("div", "words", text);
     box.append(words);
     at("chat").append(box);

@@ -8,17 +8,20 @@ Signing out leads on in the same way, as a redirect of a form to another site is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from twisted_vllm.admin.responses import send
 from twisted_vllm.admin.web.page import PageCall, Pages, parse_form
-from twisted_vllm.admin.web.pages.sign_in import show_form, show_refusal
+from twisted_vllm.admin.web.pages.sign_in import party_of, show_form, show_refusal
 from twisted_vllm.admin.web.sign_in import CANNOT_SEAL
 from twisted_vllm.auth.oidc.attempt import ATTEMPT_SECONDS
 from twisted_vllm.auth.own_pages import HOME, own_page
 from twisted_vllm.errors import GatewayError, NotFound
-from twisted_vllm.identification.oidc.relying_party import RelyingParty
+
+if TYPE_CHECKING:
+    # loaded where there is a provider
+    from twisted_vllm.identification.oidc.relying_party import RelyingParty
 
 pages = Pages()
 
@@ -80,10 +83,10 @@ async def finish(call: PageCall) -> bytes:
 @pages.get("/ui/oidc/sign-out", open=True)
 async def sign_out(call: PageCall) -> bytes:
     """Lead the browser to where it signs out at the provider, once its session here is over."""
-    sign_in, factory = call.console.sign_in, call.console.parts["relying_party"]
+    sign_in, party = call.console.sign_in, party_of(call)
     sealed = sign_in.cookie(call.request, _PERSON)
-    sign_in.add_cookie(call.request, _PERSON, "", 0, path=_PATH)
-    party: RelyingParty | None = factory()
+    if sealed:
+        sign_in.add_cookie(call.request, _PERSON, "", 0, path=_PATH)
     target = None
     if party is not None and sign_in.sealer().can_seal:
         target = await party.sign_out_url(sealed, _address(call, f"{_PATH}/signed-out"))
@@ -102,7 +105,7 @@ async def signed_out(call: PageCall) -> bytes:
 
 
 def _party(call: PageCall) -> RelyingParty:
-    party: RelyingParty | None = call.console.parts.get("relying_party", lambda: None)()
+    party = party_of(call)
     if party is None:
         raise NotFound("Nobody signs in at a provider here: passthrough.console.oidc is not set.")
     return party

@@ -59,7 +59,12 @@ async def own_keys(call: PageCall, search: str = "") -> tuple[list[dict[str, Any
     Administrators may act as every key, others as those of their user and as the one that they signed in with.
     """
     principal, session = call.principal, call.session
-    query = {"return_full_object": "true", "size": str(_MOST_KEYS), "search": search or None, "status": "active"}
+    query: dict[str, Any] = {
+        "return_full_object": "true",
+        "size": str(_MOST_KEYS),
+        "search": search or None,
+        "status": "active",
+    }
     if not principal.may_administer:
         if principal.user_id is None:
             return [], False

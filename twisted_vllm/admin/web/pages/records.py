@@ -1,4 +1,4 @@
-"""The pages of keys, users, teams, organizations, customers and budgets: one code for all of them.
+"""The pages of keys, users, teams, organizations, customers, budgets and models: one code for all of them.
 
 A noun declares what differs (`twisted_vllm.admin.web.records.noun.Noun`).
 """
@@ -19,12 +19,14 @@ from twisted_vllm.admin.web.forms import WAS, Form, field_at_fault
 from twisted_vllm.admin.web.page import PageCall, Pages
 from twisted_vllm.admin.web.records.keys import KEYS
 from twisted_vllm.admin.web.records.limited import BUDGETS, CUSTOMERS
+from twisted_vllm.admin.web.records.models import MODELS
 from twisted_vllm.admin.web.records.noun import BADGES, PAGE_SIZE, Act, Link, Noun
 from twisted_vllm.admin.web.records.people import ORGANIZATIONS, TEAMS, USERS
+from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.errors import GatewayError, NotFound
 
 #: all nouns, in the order of the navigation
-NOUNS = (KEYS, USERS, TEAMS, ORGANIZATIONS, CUSTOMERS, BUDGETS)
+NOUNS = (KEYS, USERS, TEAMS, ORGANIZATIONS, CUSTOMERS, BUDGETS, MODELS)
 
 #: what a page says after something was done
 _DONE = {
@@ -136,7 +138,11 @@ async def _show_list(call: PageCall, noun: Noun) -> bytes:
     query.setdefault("page", "1")
     if not any(column.sort == sort_by for column in noun.columns):
         raise NotFound("This list cannot be sorted so.", param="sort_by")
-    sent = {name: text for name, text in query.items() if name != "sort_by" or len(_sorts(noun)) > 1}
+    sent = {
+        dict(zip(("sort_by", "sort_order"), noun.sort_names, strict=True)).get(name, name): text
+        for name, text in query.items()
+        if name != "sort_by" or len(_sorts(noun)) > 1
+    }
     found = await call.get(noun.list_route, **noun.always, **{noun.size: PAGE_SIZE}, **sent)
     if call.is_fragment:
         call.request.setHeader(b"hx-replace-url", _address(call, noun.path, given).encode("ascii"))
@@ -196,8 +202,8 @@ async def _show(call: PageCall, noun: Noun) -> bytes:
         notes=record.get("metadata") or None,
         sections=await noun.sections(call, record),
         acts=[act for act in noun.acts if act.applies(record) and call.may(act.route)],
-        may_edit=call.may(noun.edit_route),
-        may_delete=call.may(noun.delete_route),
+        may_edit=call.may(noun.edit_route) and not noun.is_fixed(record),
+        may_delete=call.may(noun.delete_route) and not noun.is_fixed(record),
         may_regenerate=noun is KEYS and call.may("POST /key/regenerate"),
         links=_links(call, noun, record),
         done=words.get(done) or _DONE.get(done),
@@ -208,17 +214,17 @@ async def _show(call: PageCall, noun: Noun) -> bytes:
 def _links(call: PageCall, noun: Noun, record: Json) -> list[Link]:
     """Return the pages of others that tell more of a record, those that there are and the caller may see."""
     identity = noun.identity(record)
-    usage = {"key": "api_key", "customer": "end_user"}.get(noun.word, noun.impact_param)
     # The audit log names a key by the first digits of its hash.
-    audited = identity[:8] if noun is KEYS else identity
     wanted = [
-        Link("Usage", "/ui/usage", {usage: identity}),
-        Link("Audit log", "/ui/audit", {"object_id": audited}),
+        Link("Audit log", "/ui/audit", {"object_id": identity[:HASH_PREFIX_LENGTH] if noun is KEYS else identity})
     ]
+    if noun.used_by:
+        wanted[:0] = [
+            Link("Usage", "/ui/usage", {noun.used_by: identity}),
+            Link("Requests", "/ui/requests", {noun.used_by: identity}),
+        ]
     if noun is KEYS:
-        wanted.append(Link("Try what it may call", "/ui/tester", {"key": identity}))
-    if noun is BUDGETS:
-        wanted = wanted[1:]
+        wanted.append(Link("What may it call?", "/ui/tester", {"key": identity}))
     known = {page.path: page for page in call.console.pages if page.method == "GET"}
     return [
         each
@@ -279,7 +285,7 @@ async def _make(call: PageCall, noun: Noun) -> bytes:
     if problems:
         return await _show_form(call, noun, form, texts, problems=problems, problem=_CORRECT, status=400)
     try:
-        made = await call.post(noun.new_route.removeprefix("POST "), body)
+        made = await call.post(noun.new_route.removeprefix("POST "), noun.body(body))
     except GatewayError as error:
         return await _refused(call, noun, form, texts, error)
     if made.get("key"):
@@ -350,6 +356,7 @@ def _example(call: PageCall, value: str, model: str) -> str:
 
 async def _ask_to_delete(call: PageCall, noun: Noun, identity: str, problem: str = "") -> bytes:
     impact = await call.get(f"/{noun.word}/impact", **{noun.impact_param: identity})
+    live = {} if not noun.live_by else await call.get("/request/live", **{noun.live_by: identity}, limit=1)
     return call.render(
         "records/delete.html",
         400 if problem else 200,
@@ -357,6 +364,7 @@ async def _ask_to_delete(call: PageCall, noun: Noun, identity: str, problem: str
         identity=identity,
         impact=impact,
         must_type=_must_type(impact),
+        in_flight=live.get("matching", 0),
         problem=problem,
         keys=[KEYS.link(each) for each in impact["shown_keys"]],
     )
@@ -364,7 +372,7 @@ async def _ask_to_delete(call: PageCall, noun: Noun, identity: str, problem: str
 
 def _must_type(impact: Json) -> bool:
     """Return whether somebody must type the name first: what was used lately is missed at once."""
-    return impact["requests"] > 0
+    return bool(impact["requests"])
 
 
 async def _delete(call: PageCall, noun: Noun) -> bytes:

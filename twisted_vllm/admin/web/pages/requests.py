@@ -174,6 +174,7 @@ def shown_contents(contents: Mapping[str, Any]) -> dict[str, Any]:
         "not_kept": contents.get("not_kept"),
         "asked": list(_asked(contents)),
         "answered": list(_answered(contents.get("output"))),
+        "ended": _ended(contents.get("output")),
     }
 
 
@@ -208,9 +209,15 @@ def _answered(output: Any) -> Iterator[Text]:
     for name, title in (("reasoning", "Reasoning"), ("text", "Answer"), ("tool_calls", "Tool calls")):
         if output.get(name):
             yield _text(title, output[name])
-    rest = {name: value for name, value in output.items() if name not in ("reasoning", "text", "tool_calls") and value}
+    shown = ("reasoning", "text", "tool_calls", "finish_reasons")
+    rest = {name: value for name, value in output.items() if name not in shown and value}
     if rest:
         yield _text("Further", rest)
+
+
+def _ended(output: Any) -> str:
+    reasons = output.get("finish_reasons") if isinstance(output, dict) else None
+    return ", ".join(str(each) for each in reasons) if isinstance(reasons, list) else ""
 
 
 def _text(title: str, value: Any) -> Text:

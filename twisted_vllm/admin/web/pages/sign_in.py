@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,6 +17,10 @@ from twisted_vllm.auth.sessions import TICKET_SECONDS, Session
 from twisted_vllm.errors import ERROR_HEADER, GatewayError, RouteNotAllowed
 from twisted_vllm.storage.transaction import Transaction
 
+if TYPE_CHECKING:
+    # loaded where there is a provider
+    from twisted_vllm.identification.oidc.relying_party import RelyingParty
+
 pages = Pages()
 
 #: why somebody who was signed in must sign in again
@@ -27,6 +31,12 @@ _REASONS = {
     "token_not_allowed": "Your session is over: your user or team is not known here any more. Ask an administrator.",
     "signed_out": "You have signed out.",
 }
+
+
+def party_of(call: PageCall) -> RelyingParty | None:
+    """Return what signs people in at an OpenID provider; None if there is none."""
+    found: RelyingParty | None = call.console.parts.get("relying_party", lambda: None)()
+    return found
 
 
 def show_form(
@@ -42,7 +52,7 @@ def show_form(
         reason: why somebody must sign in again.
         again: whether signing in at the provider just failed, perhaps because of the account.
     """
-    party = call.console.parts.get("relying_party", lambda: None)()
+    party = party_of(call)
     provider = party.name if party is not None and call.console.sign_in.sealer().can_seal else ""
     values = {"next": wanted, "problem": problem, "reason": reason, "provider": provider, "again": again}
     return call.render("sign_in.html", status=status, **values)

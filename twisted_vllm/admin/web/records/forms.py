@@ -41,37 +41,45 @@ _LABELS = {
     "team_member_model_max_budget": "Budgets of each member by model",
 }
 
-_LIMITS = Group(
-    "Limits",
-    ("rpm_limit", "tpm_limit", "max_parallel_requests", "model_rpm_limit", "model_tpm_limit"),
-)
-_BUDGET_FIELDS = ("max_budget", "budget_duration", "soft_budget", "model_max_budget")
-_BUDGET = Group("Budget", (*_BUDGET_FIELDS, "budget_id"))
-_SPENT_BUDGET = Group("Budget", (*_BUDGET.names, "spend"))
+#: the limits that most records have, shown at once, and the others
+_USUAL = ("max_budget", "budget_duration", "rpm_limit", "tpm_limit", "max_parallel_requests")
+_RARE = ("model_rpm_limit", "model_tpm_limit", "model_max_budget", "soft_budget")
+_LIMITS = Group("Limits", _USUAL, opened=True)
+_MORE_LIMITS = Group("More limits", (*_RARE, "budget_id"))
+_MORE_LIMITS_AND_SPEND = Group("More limits", (*_MORE_LIMITS.names, "spend"))
+_NOTES = Group("Notes", ("metadata",))
 
 _KEY_GROUPS = (
-    Group("Models and routes", ("models", "aliases", "key_type", "allowed_routes"), opened=True),
+    Group("Models", ("models",), opened=True),
     _LIMITS,
-    _SPENT_BUDGET,
+    Group("Routes and names of models", ("key_type", "allowed_routes", "aliases")),
+    _MORE_LIMITS_AND_SPEND,
     Group(
         "Fields and privacy",
         ("forbidden_fields", "field_limits", "allowed_fields", "cache_isolation", "log_bodies"),
     ),
     Group("Queue and headers", ("priority", "granted_headers")),
-    Group("Notes", ("tags", "metadata")),
+    Group("Tags and notes", ("tags", "metadata")),
 )
-_KEY_IDENTITY = ("key_alias", "user_id", "team_id", "organization_id", "duration")
+_KEY_IDENTITY = ("key_alias", "user_id", "team_id", "duration")
 
 NEW_KEY = Form(
     body=GenerateRequest,
-    groups=(Group("Identity", (*_KEY_IDENTITY, "key"), opened=True), *_KEY_GROUPS),
+    groups=(
+        Group("Identity", _KEY_IDENTITY, opened=True),
+        *_KEY_GROUPS,
+        Group("Value and organization", ("key", "organization_id")),
+    ),
     # a new key that is refused is of no use
     left_out=frozenset(("blocked",)),
     labels={**_LABELS, "key_alias": "Alias", "key": "Value"},
 )
 EDIT_KEY = Form(
     body=UpdateRequest,
-    groups=(Group("Identity", (*_KEY_IDENTITY, "blocked"), opened=True), *_KEY_GROUPS),
+    groups=(
+        Group("Identity", (*_KEY_IDENTITY, "organization_id", "blocked"), opened=True),
+        *_KEY_GROUPS,
+    ),
     left_out=frozenset(("key",)),
     labels={**_LABELS, "key_alias": "Alias", "duration": "Works from now on for"},
 )
@@ -80,8 +88,8 @@ EDIT_KEY = Form(
 OWN_KEY_FIELDS = frozenset(
     (
         *("key_alias", "team_id", "duration", "blocked", "models", "aliases", "key_type", "allowed_routes"),
-        *_LIMITS.names,
-        *_BUDGET_FIELDS,
+        *_USUAL,
+        *_RARE,
         *("forbidden_fields", "field_limits", "allowed_fields", "cache_isolation", "log_bodies", "metadata"),
     )
 )
@@ -99,14 +107,15 @@ _USER_LABELS = {
     "aliases": "Names of models of the key",
     "team_id": "Team of the key",
 }
-_USER_GROUPS = (Group("Models", ("models",), opened=True), _LIMITS, _SPENT_BUDGET, Group("Notes", ("metadata",)))
+_USER_GROUPS = (Group("Models", ("models",), opened=True), _LIMITS, _MORE_LIMITS_AND_SPEND, _NOTES)
 
 NEW_USER = Form(
     body=NewUserRequest,
     groups=(
-        Group("Identity", ("user_id", "user_alias", "user_email", "user_role", "teams", "organizations"), opened=True),
-        Group("First key", ("auto_create_key", "key_alias", "team_id", "duration", "aliases"), opened=True),
+        Group("Identity", ("user_id", "user_alias", "user_email", "user_role", "auto_create_key"), opened=True),
         *_USER_GROUPS,
+        Group("Teams and organizations", ("teams", "organizations")),
+        Group("The key that is made", ("key_alias", "team_id", "duration", "aliases")),
     ),
     labels=_USER_LABELS,
     initially=frozenset(("auto_create_key",)),
@@ -126,12 +135,13 @@ def _with_member_limits(record: Json) -> Json:
 
 _TEAM_LABELS = {**_LABELS, "team_alias": "Name", "team_id": "ID"}
 _TEAM_GROUPS = (
-    Group("Models", ("models", "model_aliases"), opened=True),
+    Group("Models", ("models",), opened=True),
     _LIMITS,
-    _BUDGET,
+    Group("Names of models", ("model_aliases",)),
+    _MORE_LIMITS,
     Group("Each member", tuple(MEMBER_LIMITS)),
     Group("Fields and privacy", ("forbidden_fields", "field_limits", "log_bodies")),
-    Group("Notes", ("metadata",)),
+    _NOTES,
 )
 
 NEW_TEAM = Form(
@@ -153,8 +163,8 @@ _ORGANIZATION_LABELS = {**_LABELS, "organization_alias": "Name", "organization_i
 _ORGANIZATION_GROUPS = (
     Group("Models", ("models",), opened=True),
     _LIMITS,
-    _BUDGET,
-    Group("Notes", ("metadata",)),
+    _MORE_LIMITS,
+    _NOTES,
 )
 
 NEW_ORGANIZATION = Form(
@@ -171,7 +181,7 @@ EDIT_ORGANIZATION = Form(
 )
 
 _CUSTOMER_LABELS = {**_LABELS, "alias": "Name", "user_id": "ID"}
-_CUSTOMER_GROUPS = (_LIMITS, _SPENT_BUDGET)
+_CUSTOMER_GROUPS = (_LIMITS, _MORE_LIMITS_AND_SPEND)
 
 NEW_CUSTOMER = Form(
     body=NewCustomerRequest,
@@ -186,10 +196,7 @@ EDIT_CUSTOMER = Form(
 )
 
 _BUDGET_LABELS = {**_LABELS, "budget_id": "ID"}
-_BUDGET_GROUPS = (
-    Group("Budget", _BUDGET_FIELDS, opened=True),
-    Group("Limits", _LIMITS.names, opened=True),
-)
+_BUDGET_GROUPS = (_LIMITS, Group("More limits", _RARE))
 
 NEW_BUDGET = Form(
     body=NewBudgetRequest,

@@ -192,8 +192,8 @@ KEYS = Noun(
         ),
         Filter(name="team_id", label="Team"),
         Filter(name="user_id", label="User", sees_all=True),
-        Filter(name="organization_id", label="Organization", sees_all=True),
-        Filter(name="budget_id", label="Budget", sees_all=True),
+        Filter(name="organization_id", label="Organization", sees_all=True, rare=True),
+        Filter(name="budget_id", label="Budget", sees_all=True, rare=True),
     ),
     sort=("created_at", "desc"),
     searched="alias, user, last four characters or hash",
@@ -209,6 +209,8 @@ KEYS = Noun(
     delete_route="POST /key/delete",
     delete=_delete,
     impact_param="key",
+    live_by="key",
+    used_by="api_key",
     acts=(
         Act(
             name="block",

@@ -100,6 +100,7 @@ CUSTOMERS = Noun(
     delete_route="POST /customer/delete",
     delete=_delete_customer,
     impact_param="end_user_id",
+    used_by="end_user",
     acts=(
         Act(
             name="block",

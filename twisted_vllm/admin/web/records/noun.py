@@ -78,12 +78,14 @@ class Filter:
         label: its name for people.
         choices: its values with their words; empty for any text.
         sees_all: whether only those who see everything have it.
+        rare: whether it stands behind "More filters".
     """
 
     name: str
     label: str
     choices: tuple[tuple[str, str], ...] = ()
     sees_all: bool = False
+    rare: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -151,6 +153,14 @@ class Act:
     danger: bool = False
 
 
+def _never(_record: Json) -> bool:
+    return False
+
+
+def _as_it_is(body: Json) -> Json:
+    return body
+
+
 async def _nothing(_call: PageCall, _record: Json) -> list[Section]:
     return []
 
@@ -190,6 +200,11 @@ class Noun:
         acts: what else can be done with one.
         own_fields: of the forms, those that people may fill in for what is their own; None for all.
         searched: what a search looks at.
+        live_by: the parameter of ``GET /request/live`` that names one; empty for none.
+        is_fixed: whether a record cannot be changed here.
+        sort_names: the API's names of the parameters for the order.
+        body: returns the API's body for a new record, of the fields of the form.
+        used_by: the parameter of reports and lists of requests that names one; empty for none.
     """
 
     word: str
@@ -222,6 +237,11 @@ class Noun:
     sections: Callable[[PageCall, Json], Awaitable[list[Section]]] = _nothing
     acts: tuple[Act, ...] = ()
     own_fields: frozenset[str] | None = None
+    live_by: str = ""
+    is_fixed: Callable[[Json], bool] = _never
+    sort_names: tuple[str, str] = ("sort_by", "sort_order")
+    body: Callable[[Json], Json] = _as_it_is
+    used_by: str = ""
 
     def link(self, record: Json) -> Link:
         """Return the link to a record's page."""

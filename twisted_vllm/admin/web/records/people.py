@@ -41,7 +41,7 @@ from twisted_vllm.admin.web.records.noun import (
 )
 
 BLOCKED = Filter(name="blocked", label="Status", choices=(("", "any"), ("false", "active"), ("true", "blocked")))
-OF_BUDGET = Filter(name="budget_id", label="Budget", sees_all=True)
+OF_BUDGET = Filter(name="budget_id", label="Budget", sees_all=True, rare=True)
 _OF_ORGANIZATION = Filter(name="organization_id", label="Organization")
 
 _TEAM_ROLES = (("user", "user: uses the team's models"), ("admin", "admin: also its members and keys"))
@@ -139,7 +139,7 @@ USERS = Noun(
     filters=(
         Filter(name="role", label="Role", choices=(("", "any"), *((role, role) for role in ROLE_WORDS))),
         Filter(name="team", label="Team"),
-        Filter(name="organization_ids", label="Organization"),
+        Filter(name="organization_ids", label="Organization", rare=True),
         OF_BUDGET,
     ),
     sort=("created_at", "desc"),
@@ -156,6 +156,8 @@ USERS = Noun(
     delete_route="POST /user/delete",
     delete=_delete_user,
     impact_param="user_id",
+    live_by="user_id",
+    used_by="user_id",
 )
 
 
@@ -294,6 +296,8 @@ TEAMS = Noun(
     delete_route="POST /team/delete",
     delete=_delete_team,
     impact_param="team_id",
+    live_by="team_id",
+    used_by="team_id",
     acts=(
         Act(
             name="block",
