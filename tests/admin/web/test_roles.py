@@ -38,6 +38,7 @@ TABLE = {
         GET /ui/requests/<string:id>/contents
         GET /ui/tester POST /ui/tester
         GET /ui/playground/answer
+        GET /ui/overview/spend
         GET /ui/keys GET /ui/keys/detail GET /ui/users/detail GET /ui/teams GET /ui/teams/detail
         GET /ui/organizations GET /ui/organizations/detail
     """,
@@ -49,6 +50,7 @@ TABLE = {
     """,
     "reader": """
         GET /ui/servers GET /ui/servers/detail GET /ui/servers/events
+        GET /ui/overview/traffic GET /ui/overview/problems
         GET /ui/config GET /ui/config/models GET /ui/audit GET /ui/audit/<string:id>
         GET /ui/users GET /ui/customers GET /ui/customers/detail GET /ui/budgets GET /ui/budgets/detail
     """,
