@@ -36,6 +36,7 @@ from twisted_vllm.app.component_settings import (
 )
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
+from twisted_vllm.app.live import Live
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.overview import GatewayOverview
 from twisted_vllm.app.problems import Sources
@@ -108,8 +109,6 @@ from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.litellm_headers import LitellmHeaders
-from twisted_vllm.proxy.live_answers import LiveAnswers
-from twisted_vllm.proxy.live_requests import LiveRequests
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
     ConnectionCollector,
@@ -163,6 +162,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from twisted_vllm.app.processes.member import Member
+    from twisted_vllm.proxy.live_requests import LiveRequests
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
@@ -208,7 +208,7 @@ class Wiring:
             them.
         console: the web page at /ui.
         site: the factory of client connections.
-        live_requests: tells and ends requests in flight of this process; `live` those of all processes.
+        live: tells and ends requests in flight.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
         reloader: reads the settings again, and reconfigures the components.
@@ -549,15 +549,14 @@ class Wiring:
             from twisted_vllm.app.shared.readiness import SharedReadiness
 
             self.shared_readiness = SharedReadiness(readiness, self.siblings, reactor)
-        self.live_requests = found = LiveRequests(
-            lambda: self.site.connections, dispatcher.turns, text, client_of, cooperate, reactor
-        )
-        self.live = LiveAnswers(found.report, found.cut, reactor)
-        if not self.siblings.alone:
-            from twisted_vllm.app.shared.live import SharedLive
 
-            shared_live = SharedLive(found, self.siblings)
-            self.live = LiveAnswers(shared_live.report, shared_live.cut, reactor)
+        def live_requests() -> LiveRequests:
+            # Imported here: few gateways are asked for them.
+            from twisted_vllm.proxy.live_requests import LiveRequests
+
+            return LiveRequests(lambda: self.site.connections, dispatcher.turns, text, client_of, cooperate, reactor)
+
+        self.live = Live(live_requests, self.siblings, reactor)
         team_aliases = TeamAliases(self.database, reactor.seconds)
         self.overview = GatewayOverview(
             self.siblings,
