@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 import attrs
@@ -33,7 +33,6 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
-from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Exposes
 from twisted_vllm.observability.problems.facts import ProblemsReport
@@ -49,6 +48,10 @@ from twisted_vllm.storage.usage.exports import Schedule
 from twisted_vllm.upstreams.health_report import EndpointHealth
 from twisted_vllm.upstreams.listed_entries import ListedEntry
 from twisted_vllm.upstreams.server_report import ServerRow
+
+if TYPE_CHECKING:
+    # loaded when somebody asks what is in flight
+    from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 
 T = TypeVar("T")
 
@@ -216,10 +219,14 @@ class NothingLive:
 
     def report(self, query: LiveQuery) -> Deferred[LiveReport]:
         """Return nothing."""
+        from twisted_vllm.observability.live_requests import LiveReport
+
         return succeed(LiveReport(0.0, 0, 0))
 
     def cut(self, cut: Cut) -> Deferred[WasCut]:
         """End nothing."""
+        from twisted_vllm.observability.live_requests import WasCut
+
         return succeed(WasCut(()))
 
 

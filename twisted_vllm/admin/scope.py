@@ -7,7 +7,7 @@ that of everybody else. Operations ask the scope; they do not ask who calls.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from sqlalchemy import ColumnElement
@@ -16,9 +16,12 @@ from zope.interface import Attribute, Interface, implementer
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.auth.records import PROXY_ADMIN, KeyRecord
 from twisted_vllm.errors import GatewayError, NotFound, RouteNotAllowed
-from twisted_vllm.observability.live_requests import Whose
 from twisted_vllm.storage.records import Member, OrganizationMember, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
+
+if TYPE_CHECKING:
+    # loaded when somebody asks what is in flight
+    from twisted_vllm.observability.live_requests import Whose
 
 
 class IScope(Interface):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
-from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 from twisted_vllm.workers.siblings import Siblings
 
 if TYPE_CHECKING:
     # few gateways are asked for them
+    from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
     from twisted_vllm.proxy.live_answers import LiveAnswers
     from twisted_vllm.proxy.live_requests import LiveRequests
 

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.request import GatewayRequest
-from twisted_vllm.observability.live_requests import (
+from twisted_vllm.observability.request_states import (
     PAUSED,
     PREPARING,
     QUEUED,

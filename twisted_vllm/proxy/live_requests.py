@@ -24,19 +24,17 @@ from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.live_requests import (
-    MOST_NAMES,
-    STREAMING,
     Cut,
     LiveQuery,
     LiveReport,
     LiveRequest,
-    State,
     WasCut,
     Whose,
     most_keys,
     most_of,
 )
 from twisted_vllm.observability.logging.redaction import MASK
+from twisted_vllm.observability.request_states import MOST_NAMES, STREAMING, State
 from twisted_vllm.proxy.in_flight import in_batches, state_of
 from twisted_vllm.proxy.pending_step import PendingStep
 
