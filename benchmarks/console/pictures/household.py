@@ -93,7 +93,9 @@ def move_in(gateway: RunningGateway) -> Household:
         administer(gateway, "POST", "/team/new", {"team_id": name, "team_alias": name, **fields})
     for name, fields in USERS.items():
         alias = name.capitalize()
-        administer(gateway, "POST", "/user/new", {"user_id": name, "user_alias": alias, "auto_create_key": False, **fields})
+        administer(
+            gateway, "POST", "/user/new", {"user_id": name, "user_alias": alias, "auto_create_key": False, **fields}
+        )
     for name, fields in CUSTOMERS.items():
         administer(gateway, "POST", "/customer/new", {"user_id": name, **fields})
     keys, tokens = {}, {}

@@ -103,9 +103,7 @@ def background_load(
     outcome, over = Outcome(), threading.Event()
 
     async def send() -> None:
-        load = asyncio.ensure_future(
-            apply_kinds(found, target_of, seconds + LONGEST_SHOOTING, outcome, scale=scale)
-        )
+        load = asyncio.ensure_future(apply_kinds(found, target_of, seconds + LONGEST_SHOOTING, outcome, scale=scale))
         while not over.is_set() and not load.done():
             await asyncio.sleep(0.2)
         load.cancel()
