@@ -22,7 +22,7 @@ LISTING = [
     "/user/list", "/audit/list", "/customer/list", "/spend/keys", "/budget/list",
     "/budget/settings", "/organization/spend/report", "/user/filter/ui",
     "/audit", "/tag/list", "/v2/customer/list", "/v2/budget/list",
-    "/user/impact", "/team/impact", "/organization/impact", "/customer/impact", "/budget/impact",
+    "/user/impact", "/team/impact", "/organization/impact", "/customer/impact", "/budget/impact", "/model/impact",
 ]  # fmt: skip
 OTHERS = [
     ("PATCH", "/model/x/update"), ("PATCH", "/organization/update"),

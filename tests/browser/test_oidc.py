@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.free_ports import free_port
-from tests.browser.browser_harness import MASTER_KEY, ConsoleGateway, Simulator, Visit, fits_the_width, settings_for
+from tests.browser.browser_harness import MASTER_KEY, ConsoleGateway, Visit, fits_the_width, gateway_with_simulator
 from tests.services.private_provider import PASSWORDS, PrivateProvider, is_installed, private_provider
 
 
@@ -21,18 +21,11 @@ def provider_and_gateway(
     if not is_installed():
         pytest.skip("Canaille is not installed (pip install 'canaille[front,oidc]')")
     directory, port = tmp_path_factory.mktemp("oidc"), free_port()
-    simulator = Simulator(directory, "--model=simulated-model")
-    try:
-        simulator.wait()
-        with private_provider([f"http://127.0.0.1:{port}"]) as provider:
-            settings = settings_for(simulator.url).replace(
-                "passthrough: {", f"passthrough: {{console: {{oidc: {json.dumps(provider.settings())}}}, "
-            )
-            with ConsoleGateway(directory, settings, port=port) as gateway:
-                gateway.api("POST", "/team/new", {"team_id": "physics", "team_alias": "Physics"})
-                yield provider, gateway
-    finally:
-        simulator.stop()
+    with private_provider([f"http://127.0.0.1:{port}"]) as provider:
+        console = f"console: {{oidc: {json.dumps(provider.settings())}}}"
+        with gateway_with_simulator(directory, passthrough=console, port=port) as gateway:
+            gateway.api("POST", "/team/new", {"team_id": "physics", "team_alias": "Physics"})
+            yield provider, gateway
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +51,14 @@ def sign_in(window: Visit, name: str) -> Page:
     if page.locator("#accept").count():
         page.locator("#accept").click()
     return page
+
+
+def test_who_declines_at_the_provider_comes_back_with_words(visit: Callable[..., Visit]) -> None:
+    # the first of all: in memory, this provider takes the consent of one for that of all
+    page = visit().open("/ui/oidc/sign-in")
+    enter(page, "kay")
+    page.locator("#deny").click()
+    expect(page.get_by_role("alert")).to_contain_text("Canaille did not let you in, or you declined there.")
 
 
 def test_an_administrator_signs_in_and_out_at_both(visit: Callable[..., Visit], gateway: ConsoleGateway) -> None:
@@ -132,13 +133,6 @@ def test_a_stranger_is_told_why_and_may_come_as_another(visit: Callable[..., Vis
     # and a key works all the same
     window.sign_in(MASTER_KEY)
     expect(page.locator(".who")).to_contain_text("master key")
-
-
-def test_who_declines_at_the_provider_comes_back_with_words(visit: Callable[..., Visit]) -> None:
-    page = visit().open("/ui/oidc/sign-in")
-    enter(page, "kay")
-    page.locator("#deny").click()
-    expect(page.get_by_role("alert")).to_contain_text("Canaille did not let you in, or you declined there.")
 
 
 def test_an_answer_of_another_site_signs_nobody_in(visit: Callable[..., Visit], gateway: ConsoleGateway) -> None:

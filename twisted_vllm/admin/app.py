@@ -305,7 +305,7 @@ class AdminApp:
         exports: Exports | None = None,
         live: LiveView | None = None,
         servers: ServerDesk | None = None,
-        trials: Trials | None = None,
+        trials: Callable[[], Trials] | None = None,
         overview: Overview | None = None,
     ) -> None:
         """Bind the routes to what they need.
@@ -345,7 +345,7 @@ class AdminApp:
             exports: exports the ledger; None if nothing does.
             live: tells and ends requests in flight; None if there are none.
             servers: reports the servers; None for an app without.
-            trials: decides about requests that nobody sent; None for an app without a data path.
+            trials: returns what decides about requests that nobody sent; None for an app without a data path.
             overview: tells of all processes what passes, what is wrong, and which budgets are used; None if nothing
                 does.
         """

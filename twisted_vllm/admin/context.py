@@ -36,6 +36,9 @@ from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Exposes
+from twisted_vllm.observability.problems.facts import ProblemsReport
+from twisted_vllm.observability.traffic.report import make_report
+from twisted_vllm.observability.traffic.ring import History
 from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.records import AuditRecord
@@ -51,6 +54,9 @@ T = TypeVar("T")
 
 #: seconds that a client waits for the database; longer than the database's own deadline, whose errors say more
 DATABASE_TIMEOUT = 15.0
+
+#: when an app without a data path was asked what passes, in Unix seconds
+_SOME_TIME = 1_000_000_000.0
 
 #: text that looks like a key or its hash, for example in metadata
 _SECRET = re.compile(r"sk-[!-~]{13,}|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|\b[0-9a-fA-F]{64}\b")
@@ -231,15 +237,17 @@ class Overview(Protocol):
 
 
 class NoOverview:
-    """The overview of an app without a data path."""
+    """The overview of an app without a data path: nothing passes, and nothing is wrong."""
 
     def traffic(self, seconds: int, start: float) -> Deferred[bytes]:
-        """Refuse it."""
-        return fail(InvalidRequest("This gateway has no traffic."))
+        """Return that nothing passed."""
+        report = make_report(History(_SOME_TIME), _SOME_TIME - seconds, _SOME_TIME)
+        return succeed(msgspec.json.encode(report))
 
     def problems(self) -> Deferred[bytes]:
-        """Refuse it."""
-        return fail(InvalidRequest("This gateway has no components."))
+        """Return none."""
+        some_time = datetime.fromtimestamp(_SOME_TIME, UTC)
+        return succeed(msgspec.json.encode(ProblemsReport(problems=[], looked_at=some_time, watched_since=some_time)))
 
     def budgets(self) -> Deferred[Sequence[UsedBudget]]:
         """Return none."""
@@ -286,7 +294,7 @@ class AdminContext:
         exports: exports the ledger.
         live: tells and ends requests in flight.
         servers: reports the servers.
-        trials: decides about requests that nobody sent; None for an app without a data path.
+        trials: returns what decides about requests that nobody sent; None for an app without a data path.
         overview: tells of all processes what passes, what is wrong, and which budgets are used.
         latest_spend: the last overviews of everybody's spend.
     """
@@ -316,7 +324,7 @@ class AdminContext:
     exports: Exports = attrs.field(factory=NoExports)
     live: LiveView = attrs.field(factory=NothingLive)
     servers: ServerDesk = attrs.field(factory=NoServers)
-    trials: Trials | None = None
+    trials: Callable[[], Trials] | None = None
     overview: Overview = attrs.field(factory=NoOverview)
     latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)
 

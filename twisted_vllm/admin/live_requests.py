@@ -123,7 +123,7 @@ class LiveRequestsReport(Response, kw_only=True):
 class CutRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /request/cut``."""
 
-    request_id: Label
+    request_id: Annotated[Label, msgspec.Meta(description="As `GET /request/live` tells it: its `x-request-id`.")]
     reason: Annotated[
         str,
         msgspec.Meta(

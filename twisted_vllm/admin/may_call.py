@@ -87,7 +87,7 @@ async def may_call(call: AdminCall, query: MayCallQuery) -> Json:
     The request is the smallest one of its kind: what depends on the body, the client's address or headers is not
     checked. A key sees itself, its user's keys and those of teams that its user administers.
     """
-    trials = call.context.trials
+    trials = None if call.context.trials is None else call.context.trials()
     question = Question(
         query.method.upper().encode("ascii"), query.route, query.model, query.user, query.max_tokens or None
     )

@@ -64,6 +64,13 @@ class IScope(Interface):
             RouteNotAllowed: it may not.
         """
 
+    def check_holding(transaction: Transaction, record: KeyRecord) -> None:
+        """Check that the caller may act as a key: if it could have its value by regenerating it.
+
+        Raises:
+            RouteNotAllowed: it may not.
+        """
+
     def check_removal(member: Member) -> None:
         """Check that the caller may remove a member from a team whose members it may change.
 
@@ -158,6 +165,10 @@ class AdministratorScope:
     def check_key_change(self, transaction: Transaction, before: KeyRecord, after: KeyRecord) -> None:
         """Refuse a key that administers, before or after."""
         self.check_keys(transaction, before, after)
+
+    def check_holding(self, transaction: Transaction, record: KeyRecord) -> None:
+        """Refuse a key that administers, unless the caller has the master key's rights."""
+        self.check_keys(transaction, record)
 
     def check_removal(self, member: Member) -> None:
         """Let an administrator remove everybody."""

@@ -212,6 +212,11 @@ class OwnScope:
         if (after.models, after.aliases) != (before.models, before.aliases):
             self._check_models(transaction, after, before)
 
+    def check_holding(self, transaction: Transaction, record: KeyRecord) -> None:
+        """Refuse all but the caller itself and what it could also make anew."""
+        if record.key_id != self._caller(transaction).key.key_id:
+            self.check_key_change(transaction, record, attrs.evolve(record, token=""))
+
     def check_removal(self, member: Member) -> None:
         """Refuse to remove a member who has limits of its own: it would come back without them."""
         if not member.allowance.is_unlimited or member.budget_id not in (None, members_budget_id(member.team_id)):

@@ -9,9 +9,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import attrs
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall
@@ -26,8 +25,6 @@ from twisted_vllm.observability.problems.facts import (
     ProblemsReport,
     ServerFact,
 )
-from twisted_vllm.observability.problems.memory import ProblemMemory
-from twisted_vllm.observability.problems.rules import WANTED
 from twisted_vllm.ratelimit.allowance import TEAM
 from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.upstreams.health_report import SLEEPING
@@ -35,6 +32,9 @@ from twisted_vllm.upstreams.router import ModelGroup
 from twisted_vllm.upstreams.server_state import ServerState
 from twisted_vllm.workers.siblings import HOUSEKEEPER, Siblings
 from twisted_vllm.workers.topics import NoAnswer
+
+if TYPE_CHECKING:
+    from twisted_vllm.observability.problems.memory import ProblemMemory
 
 #: the topic of the question
 PROBLEMS = "overview.problems"
@@ -60,8 +60,7 @@ _SILENT = Problem(
 )
 
 
-@attrs.frozen(eq=False)
-class Sources:
+class Sources(msgspec.Struct, frozen=True):
     """Where the facts come from.
 
     Attributes:
@@ -99,7 +98,7 @@ class ProblemWatch:
         self._siblings = siblings
         self._reactor = reactor
         self._sources = sources
-        self._memory = ProblemMemory()
+        self._memory: ProblemMemory | None = None
         self._call: IDelayedCall | None = None
         self._began = reactor.seconds()
         self._report: ProblemsReport | None = None
@@ -171,18 +170,23 @@ class ProblemWatch:
     def _new_report(self) -> Any:
         now = self._reactor.seconds()
         snapshot: Snapshot = yield maybeDeferred(self._sources.snapshot, now)
-        problems = self._memory.judge(self._facts(now, snapshot))
+        # Imported here: a gateway that has just begun does without.
+        from twisted_vllm.observability.problems.memory import ProblemMemory
+        from twisted_vllm.observability.problems.rules import WANTED
+
+        self._memory = self._memory or ProblemMemory()
+        problems = self._memory.judge(self._facts(now, Figures(snapshot.families, WANTED)))
         took = self._reactor.seconds() - now
         self._next = now + max(ASKED, min(_TIMES * took, INTERVAL))
         return ProblemsReport(problems=problems, looked_at=_moment(now), watched_since=_moment(self._began))
 
-    def _facts(self, now: float, snapshot: Snapshot) -> Facts:
+    def _facts(self, now: float, figures: Figures) -> Facts:
         sources = self._sources
         budgets = list(sources.budgets())
         sources.want_teams({each.id for each in budgets if each.kind == TEAM})
         return Facts(
             now=now,
-            figures=Figures(snapshot.families, WANTED),
+            figures=figures,
             servers=list(_servers(sources.groups())),
             budgets=[_named(each, sources.team_name) for each in budgets],
             disks=list(_disks(sources.directories())),

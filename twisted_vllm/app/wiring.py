@@ -121,7 +121,6 @@ from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
-from twisted_vllm.proxy.trial import Trials
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.audit_retention import AuditRetention
@@ -159,6 +158,7 @@ if TYPE_CHECKING:
     from twisted_vllm.app.shared.metrics import SharedMetrics
     from twisted_vllm.app.shared.readiness import SharedReadiness
     from twisted_vllm.identification.oidc.relying_party import RelyingParty
+    from twisted_vllm.proxy.trial import Trials
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 if TYPE_CHECKING:
@@ -603,7 +603,7 @@ class Wiring:
             exports=self.usage_export,
             live=self.live,
             servers=self.server_reports,
-            trials=Trials(admission, accounting.observer, dispatcher, mounts, authenticator.judged),
+            trials=lambda: _trials(admission, accounting.observer, dispatcher, mounts, authenticator.judged),
             overview=self.overview,
             **admin_of(settings),
         )
@@ -860,6 +860,13 @@ def _look_up(reactor: Any, name: ServiceName, settings: DiscoverySettings) -> De
     from twisted_vllm.upstreams.name_lookup import NameLookup
 
     return NameLookup(reactor).look_up(name, settings)
+
+
+def _trials(*parts: Any) -> Trials:
+    """Return what decides about requests that nobody sent. Few gateways are asked."""
+    from twisted_vllm.proxy.trial import Trials
+
+    return Trials(*parts)
 
 
 def _send_elsewhere(state: ServerState, reason: str) -> None:

@@ -36,6 +36,7 @@ from twisted_vllm.observability.live_requests import (
     most_keys,
     most_of,
 )
+from twisted_vllm.observability.logging.redaction import MASK
 from twisted_vllm.proxy.in_flight import in_batches, state_of
 from twisted_vllm.proxy.pending_step import PendingStep
 
@@ -181,8 +182,7 @@ class LiveRequests:
 
     def _is_called(self, context: RequestContext, wanted: bytes, text: str) -> bool:
         # what is told of a client's own id is without secrets
-        given = b"x-request-id" in context.head.first
-        return context.request_id == wanted or (given and self._text.request_id(context) == text)
+        return context.request_id == wanted or (MASK in text and self._text.request_id(context) == text)
 
     # looking
 
@@ -204,9 +204,8 @@ class LiveRequests:
     def _steps(self, look: _Look) -> Iterator[None]:
         groups, tokens, turns = look.groups, look.tokens, look.turns
         add_request, add_group, add_started = look.requests.append, look.group_of.append, look.started.append
-        spent = 0.0
+        spent, began = 0.0, self._seconds()
         for requests in in_batches(self._connections()):
-            began = self._seconds()
             for request in requests:
                 context = request.context
                 principal = context.principal
@@ -227,7 +226,7 @@ class LiveRequests:
                     tokens.append(-1 if generated is None else generated)
             spent += self._seconds() - began
             yield
-        began = self._seconds()
+            began = self._seconds()
         look.sort()
         spent += self._seconds() - began
         look.ends = look.at + max(LOOK_SECONDS, LOOK_TIMES * spent)

@@ -38,6 +38,7 @@ TABLE = {
         GET /ui/requests/<string:id>/contents
         GET /ui/tester POST /ui/tester
         GET /ui/playground/answer
+        GET /ui/overview/spend
         GET /ui/keys GET /ui/keys/detail GET /ui/users/detail GET /ui/teams GET /ui/teams/detail
         GET /ui/organizations GET /ui/organizations/detail
     """,
@@ -49,6 +50,7 @@ TABLE = {
     """,
     "reader": """
         GET /ui/servers GET /ui/servers/detail GET /ui/servers/events
+        GET /ui/overview/traffic GET /ui/overview/problems
         GET /ui/config GET /ui/config/models GET /ui/audit GET /ui/audit/<string:id>
         GET /ui/users GET /ui/customers GET /ui/customers/detail GET /ui/budgets GET /ui/budgets/detail
     """,
@@ -73,6 +75,8 @@ TABLE = {
 RECORDS = {
     "reader": "GET /ui/users GET /ui/customers GET /ui/customers/detail GET /ui/budgets GET /ui/budgets/detail",
     "administrator": """
+        GET /ui/models/new POST /ui/models/new GET /ui/models/edit POST /ui/models/edit
+        GET /ui/models/delete POST /ui/models/delete
         POST /ui/keys/reset-spend GET /ui/users/new POST /ui/users/new
         GET /ui/users/edit POST /ui/users/edit GET /ui/users/delete POST /ui/users/delete GET /ui/teams/new
         POST /ui/teams/new GET /ui/teams/edit POST /ui/teams/edit GET /ui/teams/delete POST /ui/teams/delete
@@ -85,7 +89,7 @@ RECORDS = {
     """,
     "any_key": """
         GET /ui/keys GET /ui/keys/detail GET /ui/users/detail GET /ui/teams GET /ui/teams/detail
-        GET /ui/organizations GET /ui/organizations/detail
+        GET /ui/organizations GET /ui/organizations/detail GET /ui/models GET /ui/models/detail
     """,
     "self_service": """
         GET /ui/keys/new POST /ui/keys/new GET /ui/keys/edit POST /ui/keys/edit GET /ui/keys/delete

@@ -8,7 +8,7 @@ import msgspec
 
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
-from twisted_vllm.admin.keys.models import KeyReport
+from twisted_vllm.admin.keys.answers import KeyReport
 from twisted_vllm.admin.models import Json, NoQuery
 from twisted_vllm.admin.reports import activity, breakdowns, operations, requests
 from twisted_vllm.admin.reports.models import (

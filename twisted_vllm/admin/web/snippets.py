@@ -76,8 +76,8 @@ def _sh(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a text as a literal of JSON, which Python and TOML read as well."""
-    return json.dumps(text)
+    """Return a text as a literal that JSON, Python and TOML read alike: they differ in pairs of surrogates and DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _curl(at: Target) -> Sequence[Part]:
