@@ -47,7 +47,10 @@ from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.exports import Schedule
 from twisted_vllm.upstreams.health_report import EndpointHealth
 from twisted_vllm.upstreams.listed_entries import ListedEntry
-from twisted_vllm.upstreams.server_report import ServerRow
+
+if TYPE_CHECKING:
+    # few gateways are asked about their servers
+    from twisted_vllm.upstreams.server_report import ServerRow
 
 if TYPE_CHECKING:
     # loaded when somebody asks what is in flight
@@ -300,7 +303,7 @@ class AdminContext:
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
         live: tells and ends requests in flight.
-        servers: reports the servers.
+        servers: returns what reports the servers.
         trials: returns what decides about requests that nobody sent; None for an app without a data path.
         overview: tells of all processes what passes, what is wrong, and which budgets are used.
         latest_spend: the last overviews of everybody's spend.
@@ -330,7 +333,7 @@ class AdminContext:
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
     live: LiveView = attrs.field(factory=NothingLive)
-    servers: ServerDesk = attrs.field(factory=NoServers)
+    servers: Callable[[], ServerDesk] = NoServers
     trials: Callable[[], Trials] | None = None
     overview: Overview = attrs.field(factory=NoOverview)
     latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)
