@@ -8,11 +8,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from twisted.internet.defer import Deferred, succeed
 
 from tests.admin.admin_harness import MASTER_KEY, Answer
 from tests.admin.reports.usage_rows import id_of, keep, row_at
 from tests.admin.web.web_harness import Browser, ConsoleGateway, words
 from twisted_vllm.admin.web.pages.records import NOUNS
+from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 
 #: what a stranger may give as a name
 HOSTILE = (
@@ -199,6 +201,24 @@ def test_what_was_used_lately_is_deleted_by_its_name_only(gateway: ConsoleGatewa
     assert len(gateway.records()) == 1
     assert admin.post("/ui/keys/delete", {"id": made["token"], "confirm": "<b>busy</b>"}).status == 303
     assert gateway.records() == []
+
+
+def test_what_is_in_flight_is_told_before_a_key_is_deleted() -> None:
+    asked: list[LiveQuery] = []
+
+    class Busy:
+        def report(self, query: LiveQuery) -> Deferred[LiveReport]:
+            asked.append(query)
+            return succeed(LiveReport(0.0, 3, 2))
+
+        def cut(self, cut: Cut) -> Deferred[WasCut]:
+            raise NotImplementedError
+
+    gateway = ConsoleGateway(live=Busy())
+    made = gateway.make_key(key_alias="busy")
+    page = words(gateway.browser(MASTER_KEY).get(f"/ui/keys/delete?id={made['token']}"))
+    assert "2 requests are in flight now." in page
+    assert made["token"].startswith(asked[0].key)
 
 
 def test_a_budget_in_use_is_not_deleted(gateway: ConsoleGateway, admin: Browser) -> None:
