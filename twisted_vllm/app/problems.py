@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 #: the topic of the question
 PROBLEMS = "overview.problems"
 
-#: seconds between two looks, and between two that somebody asks for
-INTERVAL, ASKED = 60.0, 5.0
-#: the next look is not before so many times what the last one took: it has at most this share of the time
-_TIMES = 500.0
+#: seconds between two looks, and between two that somebody asks for: at least, and if the last one took long
+INTERVAL, ASKED, LONG = 60.0, 5.0, 15.0
+#: if the last one took so many times less, the next one may follow
+_TIMES = 100.0
 #: seconds that the housekeeper has to look
 _SECONDS = 5.0
 
@@ -178,7 +178,7 @@ class ProblemWatch:
         self._memory = self._memory or ProblemMemory()
         problems = self._memory.judge(self._facts(now, Figures(snapshot.families, WANTED)))
         took = self._reactor.seconds() - now
-        self._next = now + max(ASKED, min(_TIMES * took, INTERVAL))
+        self._next = now + max(ASKED, min(_TIMES * took, LONG))
         report = ProblemsReport(problems=problems, looked_at=_moment(now), watched_since=_moment(self._began))
         return msgspec.json.encode(report)
 
