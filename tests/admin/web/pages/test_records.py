@@ -243,6 +243,8 @@ def test_several_keys_are_blocked_and_deleted_at_once(gateway: ConsoleGateway, a
     admin.post("/ui/keys/several", {"chosen": tokens[:2], "act": "delete", "confirmed": "yes"})
     assert [record.key_alias for record in gateway.records()] == ["k2"]
     assert admin.post("/ui/keys/several", {"act": "block"}).status == 400
+    many = [f"{number:064x}" for number in range(51)]
+    assert "At most 50 keys" in words(admin.post("/ui/keys/several", {"chosen": many, "act": "block"}))
     assert admin.post("/ui/keys/several", {"chosen": tokens[2], "act": "explode"}).status == 400
 
 
