@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.console.pictures",
-        description="Draws every page of the console, in light and dark, wide and on a phone, with data of a mixed load.",
+        description="Draws every page of the console, light and dark, wide and on a phone, with data of a mixed load.",
     )
     add = parser.add_argument
     add("--minutes", type=number(0.1, 600), default=15.0, metavar="M", help="of load before the pictures [%(default)s]")

@@ -1,4 +1,4 @@
-"""One small picture of a page: light and dark, wide and on a phone. Chromium itself puts it together and compresses it."""
+"""One small picture of a page: light and dark, wide and on a phone; put together and compressed by Chromium."""
 
 from __future__ import annotations
 

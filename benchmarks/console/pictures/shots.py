@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import attrs
 import msgspec
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, StorageState
 
 from benchmarks.console.pictures.household import MEMBERS_KEY, SHOWN_KEY, Household
 from benchmarks.console.pictures.montage import VIEWS, View
@@ -70,7 +70,8 @@ SHOTS = (
     Shot("customers", "/ui/customers"),
     Shot("budgets", "/ui/budgets"),
     Shot("tester", "/ui/tester?key={token}&model={model}", _ask_tester),
-    Shot("models", "/ui/config/models"),
+    Shot("models", "/ui/models"),
+    Shot("model-list", "/ui/config/models"),
     Shot("configuration", "/ui/config"),
     Shot("audit", "/ui/audit"),
     Shot("playground", "/ui/playground", _ask_model),
@@ -128,7 +129,7 @@ class Photographer:
         self._url = f"http://127.0.0.1:{gateway.port}"
         self._master_key = gateway.master_key
         self._keys = keys
-        self._states: dict[str | None, object] = {}
+        self._states: dict[str | None, StorageState] = {}
 
     def take(self, shot: Shot, address: str) -> dict[View, bytes]:
         """Return screenshots in PNG of all views."""
@@ -155,7 +156,7 @@ class Photographer:
         finally:
             context.close()
 
-    def _signed_in(self, key: str | None) -> object:
+    def _signed_in(self, key: str | None) -> StorageState | None:
         if key == "":
             return None
         if key not in self._states:
