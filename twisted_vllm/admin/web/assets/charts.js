@@ -102,6 +102,10 @@ const charts = (() => {
       const axis = {stroke: text, grid: {stroke: line, width: 1}, ticks: {stroke: line, width: 1}, font: "11px system-ui, sans-serif"};
       const bars = stacked && data.times.length <= 62 ? uPlot.paths.bars({size: [0.8, 60]}) : undefined;
       // a bar stands on both sides of its time
+      const total = (index) => data.series[index].values.reduce((sum, each) => sum + (each ?? 0), 0);
+      // of whole days no hour is marked
+      const daily = data.times.length > 1 && data.times.every((each) => each % 86400 === 0);
+      const incrs = daily ? {incrs: [1, 2, 7, 14, 28, 91, 182, 364].map((days) => days * 86400)} : {};
       const half = bars ? (data.times.length > 1 ? (data.times[1] - data.times[0]) / 2 : 1800) : 0;
       chart = new uPlot(
         {
@@ -114,11 +118,11 @@ const charts = (() => {
           },
           legend: {show: (options.legend ?? !lines) && data.series.length > 0, live: true},
           scales: {x: {time: true, range: (_chart, low, high) => [low - half, high + half]}, y: {range: (_chart, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.05 : 1]}},
-          axes: [{...axis, space: 80, values: (_chart, marks, _axis, _space, apart) => dates(marks, apart)}, {...axis, size: 64, values: (_chart, splits) => splits.map(format)}],
+          axes: [{...axis, ...incrs, space: 80, values: (_chart, marks, _axis, _space, apart) => dates(marks, apart)}, {...axis, size: 64, values: (_chart, splits) => splits.map(format)}],
           tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
           hooks: options.cursor ? {setCursor: [(drawn) => options.cursor(drawn.cursor.idx)]} : {},
           series: [
-            {value: (_chart, seconds) => (seconds == null ? "" : utc(seconds))},
+            {value: (_chart, seconds) => (seconds == null ? (stacked ? "all of it" : NOTHING) : utc(seconds))},
             ...data.series.map((each, index) => ({
               label: each.name,
               stroke: color(index),
@@ -128,8 +132,9 @@ const charts = (() => {
               paths: bars,
               points: lines ? {show: true, size: 5, filter: (drawn, place) => alone(drawn.data[place])} : {show: false},
               value: (_chart, _value, _series, at) => {
-                const found = at == null ? null : data.series[index].values[at];
-                return found == null ? "" : format(found);
+                // while nobody points at a time, a stack says what it adds up to
+                if (at == null) return stacked ? format(total(index)) : NOTHING;
+                return format(data.series[index].values[at]);
               },
             })),
           ],
