@@ -53,7 +53,7 @@ def drained_in(gateway: Gateway) -> list[DrainedServerRecord]:
 
 def test_the_list_has_each_server_and_is_narrowed_by_name_and_model() -> None:
     desk = Desk(row(entries=(entry("m"),), version="0.11.0", queued=2), row("gpu-2:8000", entries=(entry("n"),)))
-    gateway = Gateway(servers=desk)
+    gateway = Gateway(servers=lambda: desk)
     found = gateway.get("/server/list").json
     assert found["count"] == 2
     first = found["servers"][0]
@@ -76,7 +76,7 @@ def test_the_list_has_each_server_and_is_narrowed_by_name_and_model() -> None:
 
 
 def test_a_drain_is_stored_and_audited_and_a_second_one_changes_its_reason() -> None:
-    gateway = Gateway(servers=Desk(row()))
+    gateway = Gateway(servers=lambda: Desk(row()))
     assert gateway.post("/server/drain", {"server": "gpu-1:8000", "reason": "driver"}).json["changed"] is True
     assert gateway.post("/server/drain", {"server": "http://gpu-1:8000"}).json["changed"] is False
     [record] = drained_in(gateway)
@@ -99,7 +99,7 @@ def test_a_drain_is_stored_and_audited_and_a_second_one_changes_its_reason() -> 
 def test_the_answer_warns_of_models_without_another_server() -> None:
     drained = DrainedServer("http://gpu-1:8000")
     entries = (entry("m"), entry("n", 0), entry("o", 0, ("m", "n")), entry("", 0))
-    gateway = Gateway(servers=Desk(row(gets_requests=False, state="drained", drained=drained, entries=entries)))
+    gateway = Gateway(servers=lambda: Desk(row(gets_requests=False, state="drained", drained=drained, entries=entries)))
     assert gateway.post("/server/drain", {"server": "gpu-1:8000"}).json["warnings"] == [
         "No other server of `n` gets requests: its requests are refused with 503 until one does.",
         "No other server of `o` gets requests: its fallbacks are asked in its place (m, n).",
@@ -110,7 +110,7 @@ def test_the_answer_warns_of_models_without_another_server() -> None:
 def test_a_server_that_left_is_undrained_and_nothing_is_known_of_it() -> None:
     gone = row("gone:1", configured=False, state="not_configured", gets_requests=False)
     desk = Desk(gone)
-    gateway = Gateway(servers=desk)
+    gateway = Gateway(servers=lambda: desk)
     gateway.post("/server/drain", {"server": "gone:1"})
     desk.rows = lambda *, refresh=True: succeed([])  # type: ignore[method-assign]  # it is in no list any more
     answer = gateway.post("/server/undrain", {"server": "gone:1"}).json
@@ -118,18 +118,18 @@ def test_a_server_that_left_is_undrained_and_nothing_is_known_of_it() -> None:
 
 
 def test_what_cannot_be_drained_is_refused_in_words() -> None:
-    gateway = Gateway(servers=Desk(row(), row("gpu-2:8000")))
+    gateway = Gateway(servers=lambda: Desk(row(), row("gpu-2:8000")))
     error = gateway.post("/server/drain", {"server": "gpu-9:8000"}).error
     assert error["message"] == "No server is called `gpu-9:8000`. There are: gpu-1:8000, gpu-2:8000."
     assert gateway.post("/server/drain", {"server": "gpu-1:8000", "reason": "a\nb"}).error["param"] == "reason"
     assert gateway.post("/server/drain", {"server": "gpu-1:8000", "reason": "x" * 501}).status == 400
     long = Desk(row("x" * 600))
-    assert Gateway(servers=long).post("/server/drain", {"server": "x" * 600}).status == 400
+    assert Gateway(servers=lambda: long).post("/server/drain", {"server": "x" * 600}).status == 400
     assert drained_in(gateway) == []
 
 
 def test_so_many_servers_are_drained_at_most() -> None:
-    gateway = Gateway(servers=Desk(row()))
+    gateway = Gateway(servers=lambda: Desk(row()))
 
     def fill(transaction: Any) -> None:
         for number in range(MAX_DRAINED):

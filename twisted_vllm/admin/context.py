@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 import attrs
@@ -48,7 +48,10 @@ from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.exports import Schedule
 from twisted_vllm.upstreams.health_report import EndpointHealth
 from twisted_vllm.upstreams.listed_entries import ListedEntry
-from twisted_vllm.upstreams.server_report import ServerRow
+
+if TYPE_CHECKING:
+    # few gateways are asked about their servers
+    from twisted_vllm.upstreams.server_report import ServerRow
 
 T = TypeVar("T")
 
@@ -293,7 +296,7 @@ class AdminContext:
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
         live: tells and ends requests in flight.
-        servers: reports the servers.
+        servers: returns what reports the servers.
         trials: returns what decides about requests that nobody sent; None for an app without a data path.
         overview: tells of all processes what passes, what is wrong, and which budgets are used.
         latest_spend: the last overviews of everybody's spend.
@@ -323,7 +326,7 @@ class AdminContext:
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
     live: LiveView = attrs.field(factory=NothingLive)
-    servers: ServerDesk = attrs.field(factory=NoServers)
+    servers: Callable[[], ServerDesk] = NoServers
     trials: Callable[[], Trials] | None = None
     overview: Overview = attrs.field(factory=NoOverview)
     latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)

@@ -32,7 +32,7 @@ class MayCallQuery(Query, frozen=True, kw_only=True):
         msgspec.Meta(
             description="Its path, as clients write it: /v1/chat/completions, /vllm/tokenize.",
             max_length=2_000,
-            pattern="^/",
+            pattern="^(/|$)",
         ),
     ] = "/v1/chat/completions"
     method: Annotated[_METHODS, msgspec.Meta(description="Its method; without it, the route's usual one.")] = ""

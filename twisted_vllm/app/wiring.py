@@ -144,7 +144,6 @@ from twisted_vllm.upstreams.response_locator import ResponseLocator
 from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
-from twisted_vllm.upstreams.server_report import ServerReports
 from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
@@ -159,6 +158,7 @@ if TYPE_CHECKING:
     from twisted_vllm.app.shared.readiness import SharedReadiness
     from twisted_vllm.identification.oidc.relying_party import RelyingParty
     from twisted_vllm.proxy.trial import Trials
+    from twisted_vllm.upstreams.server_report import ServerReports
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 if TYPE_CHECKING:
@@ -203,7 +203,6 @@ class Wiring:
         shortages: counts what failed for want of a descriptor or a port.
         descriptors: how many descriptors clients, servers and forms may take.
         sharing: has other processes know the same of the servers; None if there are none.
-        server_reports: reports them to people.
         servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
             them.
         console: the web page at /ui.
@@ -521,11 +520,11 @@ class Wiring:
             listing=listing,
         )
 
-        self.server_reports = server_reports = ServerReports(router, served_models, reactor)
+        self._server_reports: ServerReports | None = None
         if not self.siblings.alone:
             from twisted_vllm.app.shared.servers import SharedFigures
 
-            server_reports.ask_others = SharedFigures(server_reports.own_figures, self.siblings).ask
+            self.server_reports.ask_others = SharedFigures(self.server_reports.own_figures, self.siblings).ask
         metrics_of_servers = MetricsOfServers(
             client, reactor, cooperate, lambda: [state.server for state in self.servers]
         )
@@ -602,7 +601,7 @@ class Wiring:
             settings_in_effect=lambda: self.models.current,
             exports=self.usage_export,
             live=self.live,
-            servers=self.server_reports,
+            servers=lambda: self.server_reports,
             trials=lambda: _trials(admission, accounting.observer, dispatcher, mounts, authenticator.judged),
             overview=self.overview,
             **admin_of(settings),
@@ -681,6 +680,15 @@ class Wiring:
             reactor, self.site, settings.drain_delay, settings.drain_timeout, self.dispatcher.refuse_waiting
         )
         self.reloader = Reloader(settings, read_again or (lambda: settings), self.prepare, in_thread, manager)
+
+    @property
+    def server_reports(self) -> ServerReports:
+        """Reports the servers to people. Few gateways are asked."""
+        if self._server_reports is None:
+            from twisted_vllm.upstreams.server_report import ServerReports
+
+            self._server_reports = ServerReports(self.router, self._served_models, self._reactor)
+        return self._server_reports
 
     def prepare(self, settings: Settings) -> tuple[tuple[str, ...], Callable[[], None]]:
         """Open and read what other settings need, in another thread; see `Prepare`."""

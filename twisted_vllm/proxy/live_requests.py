@@ -149,6 +149,8 @@ class LiveRequests:
         self._seconds = seconds
         self._latest: _Look | None = None
         self._running: _Look | None = None
+        # until when somebody may ask for tokens again
+        self._tokens_until = 0.0
         self._forgetting: IDelayedCall | None = None
 
     def report(self, query: LiveQuery) -> Deferred[LiveReport]:
@@ -190,11 +192,14 @@ class LiveRequests:
         """Return a look that is young enough, or a new one."""
         now = self._clock.seconds()
         latest, running = self._latest, self._running
+        if with_tokens:
+            self._tokens_until = now + 2 * LOOK_SECONDS
         if latest is not None and latest.at <= now < latest.ends and _serves(latest, with_tokens):
             return succeed(latest)
         waiting: Deferred[_Look] = Deferred()
         if running is None or not _serves(running, with_tokens):
-            running = self._running = _Look(now, self._turns(), with_tokens=with_tokens)
+            # one look serves those who sort by tokens as well, while there are any
+            running = self._running = _Look(now, self._turns(), with_tokens=now < self._tokens_until)
             self._cooperate(self._steps(running)).whenDone().addCallbacks(
                 self._looked, self._failed, callbackArgs=(running,), errbackArgs=(running,)
             )

@@ -21,7 +21,7 @@ from twisted_vllm.admin.web.all_pages import PAGES
 from twisted_vllm.admin.web.page import PageCall, Pages
 from twisted_vllm.auth.oidc.attempt import Attempts
 from twisted_vllm.auth.oidc.provider import discovery_url
-from twisted_vllm.auth.sessions import provider_mark
+from twisted_vllm.auth.sessions import SessionSealer, provider_mark
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.console import ConsoleSettings
 from twisted_vllm.config.oidc import OidcClaims
@@ -124,6 +124,15 @@ def test_the_form_has_a_way_to_the_provider_and_the_page_that_was_wanted(gateway
     page = gateway.browser().get("/ui/sign-in?next=/ui/keys%3Fpage=2")
     assert "Sign in with Example" in words(page)
     assert b'href="/ui/oidc/sign-in?next=/ui/keys%3Fpage%3D2"' in page.body
+
+
+def test_where_no_session_can_be_sealed_nobody_is_sent_to_the_provider(gateway: OidcGateway) -> None:
+    gateway.sealer = SessionSealer(None, os.urandom)
+    browser = gateway.browser()
+    assert "Sign in with Example" not in words(browser.get("/ui/sign-in"))
+    page = browser.get("/ui/oidc/sign-in")
+    assert page.status == 400
+    assert "Nobody can sign in here" in words(page)
 
 
 def test_a_gateway_without_a_provider_has_no_such_way() -> None:

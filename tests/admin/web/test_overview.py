@@ -44,12 +44,13 @@ class Overview:
         self.history = History(NOW - 600)
         self.found: list[Problem] = []
         self.used: list[UsedBudget] = []
+        self.now = NOW
 
     def traffic(self, seconds: int, start: float) -> Deferred[bytes]:
         return succeed(msgspec.json.encode(make_report(self.history, NOW - seconds, NOW)))
 
     def problems(self) -> Deferred[bytes]:
-        now = datetime.fromtimestamp(NOW, UTC)
+        now = datetime.fromtimestamp(self.now, UTC)
         return succeed(msgspec.json.encode(ProblemsReport(problems=self.found, looked_at=now, watched_since=now)))
 
     def budgets(self) -> Deferred[list[UsedBudget]]:
@@ -103,9 +104,15 @@ def test_the_list_of_problems_comes_again_only_if_there_is_news(gateway: Console
     first = browser.get("/ui/overview/problems", hx_request="true")
     shown = first.body.decode().partition("?shown=")[2][:16]
     assert browser.get(f"/ui/overview/problems?shown={shown}", hx_request="true").status == 204
-    overview.found = [problem(severity="critical")]
+    overview.found = [problem(severity="critical", message="It waits for 5 minutes.")]
     changed = browser.get(f"/ui/overview/problems?shown={shown}", hx_request="true")
     assert (changed.status, "critical" in words(changed)) == (200, True)
+    shown = changed.body.decode().partition("?shown=")[2][:16]
+    overview.found = [problem(severity="critical", message="It waits for 6 minutes.")]
+    assert browser.get(f"/ui/overview/problems?shown={shown}", hx_request="true").status == 204
+    overview.now += 60
+    later = browser.get(f"/ui/overview/problems?shown={shown}", hx_request="true")
+    assert (later.status, "6 minutes" in words(later)) == (200, True)
 
 
 def test_what_everybody_spent_is_there_with_the_budgets(gateway: ConsoleGateway, overview: Overview) -> None:

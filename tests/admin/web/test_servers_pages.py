@@ -46,7 +46,7 @@ REFUSED = Verdict(
 def test_names_and_reasons_full_of_markup_stay_text() -> None:
     drained = DrainedServer("http://gpu-1:8000", ATTACK, 5.0, ATTACK)
     gateway = ConsoleGateway(
-        servers=Desk(
+        servers=lambda: Desk(
             row(f"{ATTACK}:1", state="drained", drained=drained, reason=ATTACK, entries=(entry(ATTACK, 0),)),
         ),
         trials=lambda: Trials(REFUSED),
@@ -60,7 +60,7 @@ def test_names_and_reasons_full_of_markup_stay_text() -> None:
 
 
 def test_many_servers_are_pages_and_a_search_looks_at_all() -> None:
-    gateway = ConsoleGateway(servers=Desk(*(row(f"gpu-{number}:8000") for number in range(120))))
+    gateway = ConsoleGateway(servers=lambda: Desk(*(row(f"gpu-{number}:8000") for number in range(120))))
     browser = gateway.browser(MASTER_KEY)
     first, last = words(browser.get("/ui/servers")), words(browser.get("/ui/servers?page=3"))
     assert "120 servers, page 1 of 3" in first
@@ -74,13 +74,13 @@ def test_many_servers_are_pages_and_a_search_looks_at_all() -> None:
 
 
 def test_a_server_that_is_not_there_is_told_in_words() -> None:
-    answer = ConsoleGateway(servers=Desk()).browser(MASTER_KEY).get("/ui/servers/detail?server=gone:1")
+    answer = ConsoleGateway(servers=lambda: Desk()).browser(MASTER_KEY).get("/ui/servers/detail?server=gone:1")
     assert answer.status == 404
     assert "No server has this name" in words(answer)
 
 
 def test_the_dialog_to_drain_says_which_models_have_no_other_server() -> None:
-    gateway = ConsoleGateway(servers=Desk(row(in_flight=23, entries=(entry("m"), entry("n", 0), entry("", 0)))))
+    gateway = ConsoleGateway(servers=lambda: Desk(row(in_flight=23, entries=(entry("m"), entry("n", 0), entry("", 0)))))
     browser = gateway.browser(MASTER_KEY)
     said = words(browser.get("/ui/servers/detail?server=gpu-1:8000"))
     assert "23 requests in flight end first" in said

@@ -26,6 +26,8 @@ from twisted_vllm.storage.usage.queries.sums import iso_day
 from twisted_vllm.storage.usage.tables import DAY, DAY_US, KEY, MONTH, SUMS, TEAM, USER
 
 _WANTED = ("requests", "successful", "failed", "prompt_tokens", "completion_tokens", "cost")
+#: budgets in an overview
+MOST_BUDGETS = 50
 _NOTHING = (0,) * len(SUMS)
 _PLACES = {name: SUMS.index(name) for name in ("requests", "failed", "prompt_tokens", "completion_tokens", "cost")}
 
@@ -148,7 +150,8 @@ def _team_aliases(transaction: Transaction, team_ids: Iterable[str]) -> dict[str
 
 
 def _named(transaction: Transaction, budgets: Sequence[UsedBudget]) -> list[Json]:
-    """Return budgets with the names of their holders."""
+    """Return the budgets that are used most, with the names of their holders."""
+    budgets = sorted(budgets, key=lambda each: each.share, reverse=True)[:MOST_BUDGETS]
     ids: dict[str, list[str]] = {}
     for each in budgets:
         ids.setdefault(each.kind, []).append(each.id)

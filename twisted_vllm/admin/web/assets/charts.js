@@ -70,7 +70,7 @@ const charts = (() => {
   // A chart in a host element:
   //   charts.draw(host, {times: [Unix seconds], series: [{name, values}], format, stacked, summary})
   // returns {update({times, series, summary}), destroy()}. A value that is null is a gap. `summary` is for those who see
-  // no chart. `lines` draws lines with dashes and without uPlot's legend; `sync` shares the
+  // no chart. `lines` draws lines with dashes and without uPlot's legend, which `legend: false` leaves out too; `sync` shares the
   // cursor with other charts; `cursor` is told of the place under it.
   function draw(host, options) {
     const format = formats[options.format] ?? formats.number;
@@ -112,9 +112,9 @@ const charts = (() => {
             ...(lines ? {y: false, drag: {x: false, y: false}} : {}),
             ...(options.sync ? {sync: {key: options.sync}} : {}),
           },
-          legend: {show: !lines && data.series.length > 0, live: true},
+          legend: {show: (options.legend ?? !lines) && data.series.length > 0, live: true},
           scales: {x: {time: true, range: (_chart, low, high) => [low - half, high + half]}, y: {range: (_chart, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.05 : 1]}},
-          axes: [{...axis, values: (_chart, marks, _axis, _space, apart) => dates(marks, apart)}, {...axis, size: 64, values: (_chart, splits) => splits.map(format)}],
+          axes: [{...axis, space: 80, values: (_chart, marks, _axis, _space, apart) => dates(marks, apart)}, {...axis, size: 64, values: (_chart, splits) => splits.map(format)}],
           tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
           hooks: options.cursor ? {setCursor: [(drawn) => options.cursor(drawn.cursor.idx)]} : {},
           series: [
@@ -236,7 +236,7 @@ const charts = (() => {
         [times, columns] = [newTimes, newColumns];
         const next = {times, series: names.map((name, place) => ({name, values: columns[place]})), summary: summary()};
         if (chart) chart.update(next);
-        else chart = draw(plot, {...next, format: formatName, stacked, lines: !stacked, sync, height: 170, cursor: point});
+        else chart = draw(plot, {...next, format: formatName, stacked, lines: !stacked, legend: false, sync, height: 170, cursor: point});
         point();
         table();
       },

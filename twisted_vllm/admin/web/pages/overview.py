@@ -5,6 +5,7 @@ Administrators and viewers see the whole gateway; everybody else what is their o
 
 from __future__ import annotations
 
+import re
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +33,10 @@ _HOLDERS = {
     "organization": "/ui/organizations",
     "end_user": "/ui/customers",
 }
+
+#: budgets in the table
+_MOST_BUDGETS = 20
+_NUMBER = re.compile(r"[\d.,]+")
 
 pages = Pages()
 
@@ -73,7 +78,7 @@ async def spend(call: PageCall) -> bytes:
     """Return what was spent of which budgets."""
     found = await call.get("/spend/overview", top="8")
     of = "today" if call.query.get("of") == "today" else "month"
-    budgets = [{**each, "link": _holder_page(call, each)} for each in found["budgets"]]
+    budgets = [{**each, "link": _holder_page(call, each)} for each in found["budgets"][:_MOST_BUDGETS]]
     return call.fragment(
         "overview/spend.html",
         "spend",
@@ -89,8 +94,9 @@ async def spend(call: PageCall) -> bytes:
 async def _problems(call: PageCall) -> dict[str, Any]:
     found = await call.get("/gateway/problems")
     listed = [{**each, "link": _page_of(call, each)} for each in found["problems"]]
-    # the messages have ages in them, which alone are no news
-    news = [(each["code"], each["subject"], each["severity"]) for each in listed]
+    # ages and shares alone are news once a minute
+    minute = found["looked_at"][: len("2026-03-01T12:00")]
+    news = [minute, *((each["code"], _NUMBER.sub("", each["message"]), each["severity"]) for each in listed)]
     return {
         "problems": listed,
         "shown": sha256(msgspec.json.encode(news)).hexdigest()[:16],

@@ -44,7 +44,7 @@ _DONE = {
 _SUGGESTED = 100
 _SUGGESTIONS = {
     "team_id": ("/v2/team/list", "teams", "team_id", "team_alias"),
-    "organization_id": ("/v2/organization/list", "organizations", "organization_id", "organization_alias"),
+    "organization_id": ("/v2/organizations/list", "organizations", "organization_id", "organization_alias"),
     "budget_id": ("/v2/budget/list", "budgets", "budget_id", ""),
 }
 

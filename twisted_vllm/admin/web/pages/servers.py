@@ -87,7 +87,7 @@ def watch(call: PageCall) -> Shared[list[dict[str, Any]]]:
 
     async def compute() -> list[dict[str, Any]]:
         now = context.now()
-        return [shown(report_server(row), now) for row in await context.servers.rows()]
+        return [shown(report_server(row), now) for row in await context.servers().rows()]
 
     found = Shared(context.clock, INTERVAL / 2, compute)
     parts: Any = call.console.parts
