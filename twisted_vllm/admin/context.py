@@ -36,8 +36,6 @@ from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Exposes
 from twisted_vllm.observability.problems.facts import ProblemsReport
-from twisted_vllm.observability.traffic.report import make_report
-from twisted_vllm.observability.traffic.ring import History
 from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.records import AuditRecord
@@ -251,6 +249,9 @@ class NoOverview:
 
     def traffic(self, seconds: int, start: float) -> Deferred[bytes]:
         """Return that nothing passed."""
+        from twisted_vllm.observability.traffic.report import make_report
+        from twisted_vllm.observability.traffic.ring import History
+
         report = make_report(History(_SOME_TIME), _SOME_TIME - seconds, _SOME_TIME)
         return succeed(msgspec.json.encode(report))
 
