@@ -54,7 +54,6 @@ def sign_in(window: Visit, name: str) -> Page:
 
 
 def test_who_declines_at_the_provider_comes_back_with_words(visit: Callable[..., Visit]) -> None:
-    # the first of all: in memory, this provider takes the consent of one for that of all
     page = visit().open("/ui/oidc/sign-in")
     enter(page, "kay")
     page.locator("#deny").click()

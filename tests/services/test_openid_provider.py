@@ -193,7 +193,8 @@ def test_a_client_that_the_provider_refuses_is_told_to_the_operator(gateways: Ga
 
 def test_nothing_secret_is_in_the_log(gateways: Gateways) -> None:
     person = Person()
-    person.sign_in(gateways.origins[0], "ada")
+    page = person.sign_in(gateways.origins[0], "ada")
+    assert page.status == 200, page.text
     cookies = [cookie.value or "" for cookie in person.cookies if "127.0.0.1" in cookie.domain]
     fields = dict(part.split("=") for part in person.callback.partition("?")[2].split("&"))
     person.open(f"{gateways.origins[0]}/ui/the-last-page")
