@@ -25,7 +25,6 @@ from twisted_vllm.admin.self_service import OwnScope
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
-from twisted_vllm.auth.verdicts import Question, Verdict
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
@@ -47,7 +46,8 @@ from twisted_vllm.upstreams.health_report import EndpointHealth
 from twisted_vllm.upstreams.listed_entries import ListedEntry
 
 if TYPE_CHECKING:
-    # few gateways are asked about their servers
+    # few gateways are asked about their servers, and about what a key may call
+    from twisted_vllm.auth.verdicts import Question, Verdict
     from twisted_vllm.upstreams.server_report import ServerRow
 
 if TYPE_CHECKING:
