@@ -19,7 +19,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams vendored wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -35,6 +35,8 @@ help:
 	@echo 'make bench-growth  what a request costs with many keys, end users and rows: make bench-growth ARGS=--help'
 	@echo 'make bench-workers  one process against several workers, with wrk and nginx: make bench-workers ARGS=--help'
 	@echo 'make bench-streams  what open streams cost, up to 50,000: make bench-streams ARGS=--help'
+	@echo 'make bench-console  what open pages of the console cost the data path: make bench-console ARGS=--help'
+	@echo 'make console-pictures  draw every page of the console with data of a mixed load: make console-pictures ARGS=--help'
 	@echo 'make vendored  fetch the console'\''s JavaScript libraries again and compare them: make vendored ARGS=--write'
 	@echo 'make wheel     build dist/*.whl'
 	@echo 'make clean     remove what make made'
@@ -118,6 +120,14 @@ bench-workers: $(VENV)/installed
 
 bench-streams: $(VENV)/installed
 	@exec $(BIN)/python -m benchmarks.streams $(ARGS)
+
+bench-console: $(VENV)/installed-dev
+	@exec $(BIN)/python -m benchmarks.console $(ARGS)
+
+# every page of the console with data of a mixed load, into docs/images/console
+console-pictures: $(VENV)/installed-dev
+	@mkdir -p docs/images/console
+	@exec $(BIN)/python -m benchmarks.console.pictures $(ARGS)
 
 # the console's JavaScript libraries again from npm, by their hashes
 vendored: $(VENV)/installed

@@ -14,6 +14,8 @@ from twisted_vllm.bounded_cache import BoundedCache
 MEMOISED = {
     "admin.app._document": "no arguments",
     "admin.app._route_list": "no arguments",
+    "admin.web.assets.read_assets": "no arguments",
+    "admin.web.templates.make_environment": "no arguments",
     "admin.app._routes": "no arguments",
     "admin.parsing._types_of": "the classes of queries",
     "api_routes._memoised": "paths up to MEMOISED_LENGTH; a few methods",

@@ -271,7 +271,7 @@ class RequestContext:
         background: the response that is generated in the background; None for every other request.
         trace: its place in a trace; None if it is not traced.
         contents: gathers its prompt and its answer for the log; None if nobody wants them.
-        row_id: the id of its row in the ledger, once it has one and `contents` are gathered; else empty.
+        row_id: the id of its row in the ledger, once it has one of its own and `contents` are gathered; else empty.
     """
 
     __slots__ = (

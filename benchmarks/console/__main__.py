@@ -26,9 +26,9 @@ from benchmarks.workers.upstream import nginx_as_vllm
 
 _SPARE_FILES = 1_000
 _EPILOG = """
-Ten browsers keep a page open each, while wrk sends requests, in turn with and without the browsers. A browser takes the
-cores that the gateway needs, so rate and latency fall also where the gateway does nothing for it: what counts is the CPU
-of the gateway's own processes, of a request and of a second without a load.
+Ten browsers keep a page open each, while wrk sends requests, in turn with and without them. A browser takes the cores
+that the gateway needs, so rate and latency fall also where the gateway does nothing for it: what counts is the CPU of
+the gateway's own processes, of a request and of a second without a load.
 
   make bench-console
   make bench-console ARGS="--workers 1 --streams 0 --rounds 20"

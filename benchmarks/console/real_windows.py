@@ -9,8 +9,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, Request, Response
 from benchmarks.console.windows import FIRST_PAGE, SIGN_IN, WATCHED, Loaded, Windows
 
 _NOWHERE = "about:blank"
-_LINKS = """() => Object.fromEntries(
-  [...document.querySelectorAll("#navigation a")].map((link) => [link.textContent.trim(), link.getAttribute("href")]))"""
+_LINKS = """() => Object.fromEntries([...document.querySelectorAll("#navigation a")].map(
+  (link) => [link.textContent.trim(), link.getAttribute("href")]))"""
 #: what Chromium says of a page that it has loaded (Paint Timing, Resource Timing: 0 bytes for what it had kept)
 _TIMES = """() => {
   const parts = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")];

@@ -80,11 +80,10 @@ def measure(
     notes, found = Notes(), []
     for workers in plan.workers:
         for streams in plan.streams:
-            place = directory / f"{workers}-{streams}"
-            place.mkdir()
             gateway = Gateway(workers, streams)
             with ExitStack() as stack:
-                each = stack.enter_context(contestant(workers, True, Around(upstream, databases, None, None, place)))
+                around = Around(upstream, databases, None, None, directory)
+                each = stack.enter_context(contestant(workers, True, around, f"_{streams}"))
                 gateway.memory = sum(each.resident().values())
                 if streams:
                     say(f"{each.name}: opening {streams:,} streams")

@@ -13,7 +13,7 @@ import attrs
 import msgspec
 
 from benchmarks.answers import BadAnswer
-from benchmarks.client import connected
+from benchmarks.client import Target, connected
 from benchmarks.dashboards.world import CHAT, EMBEDDING, World
 
 _TOPICS = ("the tides", "a night train", "bread", "old maps", "a quiet harbour", "bees", "the first snow", "violins")
@@ -66,6 +66,38 @@ async def apply_mixed_load(world: World, seconds: float, *, scale: float = 1.0, 
         seed: of the random numbers.
     """
     outcome = Outcome()
+
+    async def break_a_server() -> None:
+        server = world.servers[1]
+        await asyncio.sleep(seconds * 0.52)
+        await asyncio.to_thread(server.stop)
+        await asyncio.sleep(seconds * 0.2)
+        await asyncio.to_thread(server.start)
+
+    load = apply_kinds(_kinds(world), world.target, seconds, outcome, scale=scale, seed=seed)
+    await asyncio.gather(break_a_server(), load)
+    return outcome
+
+
+async def apply_kinds(
+    kinds: Sequence[Kind],
+    target_of: Callable[[str], Target],
+    seconds: float,
+    outcome: Outcome,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Send requests of these kinds for so many seconds.
+
+    Args:
+        kinds: the kinds; those without a rate are left out.
+        target_of: returns where the owner of a key sends requests, by the key's alias.
+        seconds: how long requests are sent; those on their way are waited for.
+        outcome: where it is counted what came of them.
+        scale: by how much all rates are multiplied.
+        seed: of the random numbers.
+    """
     chance = random.Random(seed)
     began = time.monotonic()
     tasks: set[asyncio.Task[None]] = set()
@@ -73,7 +105,7 @@ async def apply_mixed_load(world: World, seconds: float, *, scale: float = 1.0, 
     async def ask(kind: Kind) -> None:
         path, body, lines = kind.make(chance)
         sent = msgspec.json.encode(body)
-        target = world.target(kind.key)
+        target = target_of(kind.key)
         status = 0
         try:
             async with asyncio.timeout(_PATIENCE), connected(target) as connection:
@@ -99,17 +131,8 @@ async def apply_mixed_load(world: World, seconds: float, *, scale: float = 1.0, 
             task.add_done_callback(tasks.discard)
             pause = chance.expovariate(kind.rate * scale * (_swell(passed / seconds) if kind.swells else 1.0))
 
-    async def break_a_server() -> None:
-        server = world.servers[1]
-        await asyncio.sleep(seconds * 0.52)
-        await asyncio.to_thread(server.stop)
-        await asyncio.sleep(seconds * 0.2)
-        await asyncio.to_thread(server.start)
-
-    kinds = [kind for kind in _kinds(world) if kind.rate]
-    await asyncio.gather(break_a_server(), *(arrive(kind) for kind in kinds))
+    await asyncio.gather(*(arrive(kind) for kind in kinds if kind.rate))
     await asyncio.gather(*tasks)
-    return outcome
 
 
 def _swell(passed: float) -> float:

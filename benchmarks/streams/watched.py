@@ -124,7 +124,7 @@ def _watch(simulation: Simulation, streams: int, watchers: int, seconds: float) 
     for _ in range(_LOOKS):
         yield deferLater(reactor, LOOK_SECONDS + 0.1)
         began = time.process_time()
-        yield simulation.service.wiring.live_requests.report(LiveQuery())
+        yield simulation.service.wiring.live.own.report(LiveQuery())
         looks.append(time.process_time() - began)
     alone, watched, counts, totals = [], [], [], []
     for _ in range(_ROUNDS):

@@ -226,13 +226,19 @@ class Around:
 
 
 @contextmanager
-def contestant(workers: int, ledger: bool, around: Around) -> Iterator[Contestant]:
+def contestant(workers: int, ledger: bool, around: Around, suffix: str = "") -> Iterator[Contestant]:
     """Run a gateway on a database of its own.
+
+    Args:
+        workers: how many serve.
+        ledger: whether it keeps a ledger.
+        around: what it uses.
+        suffix: tells its files and its database from those of others alike.
 
     Raises:
         CannotStart: it does not start.
     """
-    name = f"workers_{workers}_{'ledger' if ledger else 'plain'}"
+    name = f"workers_{workers}_{'ledger' if ledger else 'plain'}{suffix}"
     place = around.directory / name
     place.mkdir()
     own: dict[str, object] = {

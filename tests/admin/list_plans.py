@@ -66,7 +66,7 @@ ASKED = (
     "/v2/customer/list?search=nowhere",
     "/v2/customer/list?blocked=true",
     "/customer/impact?end_user_id=end_user-7",
-    "/v2/organization/list?search=7",
+    "/v2/organizations/list?search=7",
     "/organization/impact?organization_id=organization-7",
     "/v2/budget/list",
     "/budget/impact?budget_id=budget-1",

@@ -41,6 +41,11 @@ ASKED = (
     "/spend/logs/v2?key_alias=alias",
     "/spend/logs/v2?min_spend=0.0001",
     "/spend/logs/ui/request-5",
+    *(
+        "/user/impact?user_id=user-7",
+        "/team/impact?team_id=team-7",
+        "/organization/impact?organization_id=organization-7",
+    ),
     *("/spend/keys", "/spend/users", "/spend/tags", f"/spend/tags?{_DATES}"),
     *(f"/key/spend/report?{_DATES}&{each}" for each in ("", _KEY)),
     *(f"/user/spend/report?{_DATES}&{each}" for each in ("", "user_id=user-7")),

@@ -25,7 +25,7 @@ TABLE = {
     Access.ANY_KEY: """
         GET /key/info POST /v2/key/info GET /key/list GET /key/aliases GET /user/info GET /v2/user/info
         GET /team/info GET /team/list GET /v2/team/list GET /team/available
-        GET /key/may_call GET /key/impact GET /v2/organization/list
+        GET /key/may_call GET /key/impact GET /v2/organizations/list
         GET /organization/info GET /organization/list GET /user/available_roles GET /health/readiness/details
         GET /team/<string:team_id>/members/me
         GET /v1/models GET /models GET /v1/models/<name:model_id> GET /models/<name:model_id>

@@ -22,7 +22,7 @@ LISTING = [
     "/user/list", "/audit/list", "/customer/list", "/spend/keys", "/budget/list",
     "/budget/settings", "/organization/spend/report", "/user/filter/ui",
     "/audit", "/tag/list", "/v2/customer/list", "/v2/budget/list",
-    "/user/impact", "/team/impact", "/organization/impact", "/customer/impact", "/budget/impact",
+    "/user/impact", "/team/impact", "/organization/impact", "/customer/impact", "/budget/impact", "/model/impact",
 ]  # fmt: skip
 OTHERS = [
     ("PATCH", "/model/x/update"), ("PATCH", "/organization/update"),
@@ -34,7 +34,7 @@ ADMIN = [*(("POST", path) for path in CHANGING), *OTHERS, *(("GET", path) for pa
 OWN = [
     "/key/info", "/user/info", "/v2/user/info", "/team/info", "/team/available", "/key/list", "/key/aliases",
     "/team/list", "/v2/team/list", "/organization/list", "/organization/info", "/request/live",
-    "/v2/organization/list", "/key/impact",
+    "/v2/organizations/list", "/key/impact",
 ]  # fmt: skip
 KEY_ROUTES = [*ADMIN, *(("GET", path) for path in OWN), ("POST", "/v2/key/info")]
 

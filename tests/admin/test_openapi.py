@@ -17,13 +17,13 @@ from twisted_vllm.admin.audit import AuditEntry
 from twisted_vllm.admin.budgets.models import BudgetReport
 from twisted_vllm.admin.budgets.operations import report_budget_record
 from twisted_vllm.admin.customers import CustomerReport, report_customers
-from twisted_vllm.admin.keys.models import KeyReport
+from twisted_vllm.admin.keys.answers import KeyReport
 from twisted_vllm.admin.keys.operations import report_key
 from twisted_vllm.admin.models import BudgetTable
 from twisted_vllm.admin.organizations.models import OrganizationMembership, OrganizationReport
 from twisted_vllm.admin.organizations.operations import report_memberships as report_organization_memberships
 from twisted_vllm.admin.organizations.operations import report_organizations
-from twisted_vllm.admin.teams.models import MemberRole, Membership, TeamReport
+from twisted_vllm.admin.teams.answers import MemberRole, Membership, TeamReport
 from twisted_vllm.admin.teams.operations import report_memberships, report_team
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.admin.users.operations import report_user

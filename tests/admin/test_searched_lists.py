@@ -72,7 +72,7 @@ def test_a_member_finds_no_other_keys_and_no_counts_of_them(gateway: Gateway, fi
     assert _keys(gateway, own, search="u2") == []
     assert _keys(gateway, own, budget_id="gold") == ["Batch-One"]
     assert _found(gateway, "/v2/team/list", "teams", "team_id", own, search="t") == []
-    assert _found(gateway, "/v2/organization/list", "organizations", "organization_id", own, search="works") == []
+    assert _found(gateway, "/v2/organizations/list", "organizations", "organization_id", own, search="works") == []
 
 
 @pytest.mark.usefixtures("filled")
@@ -105,7 +105,7 @@ def test_customers_organizations_and_budgets_have_pages_with_a_total(gateway: Ga
     assert customers(budget_id="gold") == ["c1"]
 
     def organizations(**query: Any) -> list[Any]:
-        return _found(gateway, "/v2/organization/list", "organizations", "organization_id", **query)
+        return _found(gateway, "/v2/organizations/list", "organizations", "organization_id", **query)
 
     assert organizations(search="50%") == ["o0", "o1", "o2"]
     assert organizations(search="works 2") == ["o2"]

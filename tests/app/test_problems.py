@@ -100,15 +100,15 @@ def test_a_look_that_takes_long_is_seldom_repeated(clock: Clock) -> None:
     watched = Watched(clock)
     watched.waits = Deferred()
     asked = [watched.watch.report(), watched.watch.report()]
-    clock.advance(0.05)
+    clock.advance(0.12)
     watched.waits.callback(Snapshot(START, []))
     first, second = (value_of(each) for each in asked)
     assert first == second
     watched.waits = None
-    clock.advance(20)
+    clock.advance(11)
     watched.codes()
     assert watched.looks == 1
-    clock.advance(6)
+    clock.advance(1)
     watched.codes()
     assert watched.looks == 2
     watched.watch.stop()

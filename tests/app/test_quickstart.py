@@ -108,7 +108,11 @@ def test_the_key_is_in_the_welcome_and_not_in_a_repr(start: Starts) -> None:
     ],
 )
 def test_the_first_request_to_try_goes_where_the_gateway_listens(start: Starts, endpoint: str, url: str) -> None:
-    assert f"curl {url} \\\n" in welcome(start(), endpoint)
+    text = welcome(start(), endpoint)
+    assert f"curl {url} \\\n" in text
+    # a browser cannot open a UNIX socket
+    console = url.removesuffix("/vllm/v1/chat/completions") + "/ui "
+    assert (console in text) == (not endpoint.startswith("unix:"))
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,17 @@ def _steps(process: Process) -> list[Any]:
 
 def _requests(process: Process) -> int:
     return sum(each.total().requests for each in _steps(process))
+
+
+def test_the_series_of_a_long_period_is_made_seldom_and_what_is_called_now_with_each_step(clock: Clock) -> None:
+    process = Process(clock)
+    clock.advance(60)
+    before = process.report(86_400)
+    process.serve(30)
+    clock.advance(7)
+    soon = process.report(86_400)
+    assert (before["summary"]["requests"], soon["summary"]["requests"]) == (0, 0)
+    assert (before["now"]["requests"], soon["now"]["requests"]) == (0, 30)
+    clock.advance(30)
+    assert process.report(86_400)["summary"]["requests"] == 30
+    process.traffic.stop()

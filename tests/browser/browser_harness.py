@@ -118,6 +118,7 @@ def gateway_with_simulator(
     extra: str = "",
     general: str = "",
     passthrough: str = "",
+    port: int = 0,
     **more: str,
 ) -> Iterator[ConsoleGateway]:
     """Start simulators and a gateway in front of them."""
@@ -129,6 +130,7 @@ def gateway_with_simulator(
             directory,
             settings_for(*(each.url for each in servers), extra=extra, general=general, passthrough=passthrough),
             *arguments,
+            port=port,
             **more,
         ) as found:
             yield found

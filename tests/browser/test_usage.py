@@ -188,7 +188,7 @@ def test_an_administrator_reads_what_changed_and_what_it_was(
     page.get_by_role("button", name="Show").click()
     rows = shown(page, "Changes").locator("tbody tr")
     expect(rows).to_have_count(2)
-    expect(rows.first).to_contain_text("changed max_budget, models of the team red")
+    expect(rows.first).to_contain_text(f"changed max_budget, models of the team {MARKUP} (red)")
     window.assert_clean()
     rows.first.get_by_role("link").click()
     changes = shown(page, "What changed").locator("tbody tr")

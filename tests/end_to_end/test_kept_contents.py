@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest_twisted
 from twisted.internet.task import deferLater
 
 from tests.end_to_end.end_to_end_harness import eventually
+from tests.end_to_end.many_callers import serve
+from tests.end_to_end.process_harness import served
 from tests.end_to_end.test_contents import CHAT, FULL, MESSAGES, answering
+from tests.end_to_end.twistd_harness import MASTER_KEY, ask, wait_until
+from tests.end_to_end.workers_harness import Workers, started
 from twisted_vllm.config.sinks import SinkSettings
 
 KEPT = SinkSettings(name="kept", type="database", events=("requests",))
@@ -61,3 +66,20 @@ async def test_a_request_is_found_with_its_prompt_and_answer(reactor: Any, stand
     assert shown["response"]["choices"][0]["message"]["content"] == "Much."
     for id in (*ids, second["id"]):
         assert await found(id, bob) == 404
+
+
+def test_each_worker_keeps_what_it_served(tmp_path: Path) -> None:
+    options = "log_bodies: {mode: full}, sinks: [{name: kept, type: database, keep_for: 1h}]"
+    with served(serve) as server, started(Workers(tmp_path, server.port, passthrough=options)) as gateway:
+        body = json.dumps({"model": "m", "messages": MESSAGES})
+        for _ in range(20):
+            assert ask(gateway.port, CHAT, MASTER_KEY, "POST", body)[0] == 200
+
+        def kept() -> list[Any]:
+            _, text = ask(gateway.port, "/spend/logs", MASTER_KEY)
+            ids = [row["metadata"]["usage_id"] for row in json.loads(text)]
+            answers = [ask(gateway.port, f"/usage/requests/{id}", MASTER_KEY)[1] for id in ids]
+            return [contents for each in answers if (contents := json.loads(each)["contents"]) is not None]
+
+        wait_until(lambda: len(kept()) == 20)
+        assert all(each["input"] == MESSAGES for each in kept())

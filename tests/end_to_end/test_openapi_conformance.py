@@ -29,7 +29,7 @@ SECONDS = 3600 if FULL else 600
 #: member, and what the file would refuse.
 REFUSES = """
 [[operations]]
-include-path = "/usage/report"
+include-path-regex = "^/usage/(report|top)$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "401", "403", "404", "429", "5xx"]
 
 [[operations]]

@@ -9,7 +9,7 @@ import attrs
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import request_bytes, server_at
+from tests.end_to_end.end_to_end_harness import HOST, request_bytes, server_at
 from tests.end_to_end.response_store import ResponseStore
 from twisted_vllm.config.settings import ModelEntry, RoutingSettings
 from twisted_vllm.upstreams.response_locator import TIMEOUT
@@ -206,3 +206,29 @@ async def test_a_named_server_is_asked_whatever_was_learned(fleet: Callable[...,
     headers = {"X-vLLM-Passthrough-Server": f"127.0.0.1:{other.port}"}
     assert (await gateway.ask("GET", f"{RESPONSES}/{made}", headers=headers)).status == 404
     assert other.requests[-1] == ("GET", f"/v1/responses/{made}")
+
+
+@pytest.mark.parametrize("caller", ["master", "key"])
+@pytest_twisted.ensureDeferred
+async def test_what_continues_a_response_of_a_drained_server_still_goes_there(
+    fleet: Callable[..., Fleet], caller: str
+) -> None:
+    servers, gateway = fleet()
+    key = None if caller == "master" else await gateway.make_key()
+
+    async def ask(method: str, path: str, **options: Any) -> Any:
+        return await gateway.ask(method, f"{RESPONSES}{path}", **({} if key is None else {"key": key}), **options)
+
+    made = (await ask("POST", "", body={"model": "m", "input": "hi"})).json["id"]
+    [here] = [each for each in servers if each.requests]
+    name = f"{HOST}:{here.port}"
+    assert (await gateway.ask("POST", "/server/drain", body={"server": name})).status == 200
+    here.requests.clear()
+    for _ in range(4):
+        assert (await ask("POST", "", body={"model": "m", "input": "hi"})).status == 200
+    assert here.requests == [], "what is new goes elsewhere"
+    continued = await ask("POST", "", body={"model": "m", "input": "more", "previous_response_id": made})
+    assert continued.status == 200, continued.body
+    assert (await ask("GET", f"/{made}")).status == 200
+    assert (await ask("POST", f"/{made}/cancel")).status == 200
+    assert [method for method, _ in here.requests] == ["POST", "GET", "POST"]

@@ -52,7 +52,8 @@ class StandIn:
                 connection.read(int(length[0].split(b":")[1]))
             if not head.startswith(b"POST"):
                 self.checks += head.startswith(b"GET /health")
-                connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                body = b'{"version": "0.11.0"}' if head.startswith(b"GET /version") else b""
+                connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
                 continue
             with self._lock:
                 self.times.append(time.monotonic())
@@ -214,8 +215,15 @@ def test_a_drain_is_known_in_all_workers_at_once_and_in_those_that_come_later(tm
             gateway.wait_until_replaced(gateway.kill(1))
             assert Counter(post(gateway.port) for _ in range(20)) == {200: 20}
             assert len(one.times) == before
-            rows = [json.loads(ask(gateway.port, "/server/list", MASTER_KEY)[1])["servers"] for _ in range(8)]
+
+            def rows_of_all() -> list[Any]:
+                return [json.loads(ask(gateway.port, "/server/list", MASTER_KEY)[1])["servers"] for _ in range(8)]
+
+            # the housekeeper asks for it
+            wait_until(lambda: {row[0]["version"] for row in rows_of_all()} == {"0.11.0"})
+            rows = rows_of_all()
             assert {row[0]["drained"]["reason"] for row in rows} == {"new driver"}
+            assert {row[1]["latency_seconds"] is not None for row in rows} == {True}
             assert len(gateway.messages("is drained by master: new driver")) == 1
             ask(gateway.port, "/server/undrain", MASTER_KEY, "POST", json.dumps({"server": name}))
             assert Counter(post(gateway.port) for _ in range(40)) == {200: 40}

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tests.observability.live_rows import live_request
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.observability.live_requests import (
-    MOST_NAMES,
     LiveQuery,
     LiveReport,
     Whose,
     in_order,
     merged,
 )
+from twisted_vllm.observability.request_states import MOST_NAMES
 
 
 def key(key_id: str, user_id: str | None = None, team_id: str | None = None) -> Principal:

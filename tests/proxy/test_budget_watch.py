@@ -252,7 +252,7 @@ def test_the_budgets_that_are_used_most_are_known_by_name() -> None:
         watched.spend("team", f"t{number}", 10 * number)
     watched.look()
     first, *teams = sorted(watched.watch.most_used, key=lambda each: each.kind)
-    assert (first.name, first.share, first.ends) == ("ada", 0.25, DAY * 20_001)
+    assert (first.name, first.token, first.share, first.ends) == ("ada", "a" * 64, 0.25, DAY * 20_001)
     assert [(each.id, each.spent, each.name) for each in teams] == [
         (f"t{number}", 10 * number, "") for number in range(59, 59 - MOST_SHOWN, -1)
     ]

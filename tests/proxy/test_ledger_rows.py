@@ -22,13 +22,14 @@ from twisted_vllm.http.headers import RequestHead, ResponseHead
 from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.redaction import Redactor
+from twisted_vllm.observability.tracing.tracer import Trace
 from twisted_vllm.proxy.accounting import MAX_PRICINGS, Accounting
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.ledger import TEXT_LIMIT, LedgerRecorder
 from twisted_vllm.proxy.serving import LONGEST_NAME
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.usage.pricing import PriceTable
-from twisted_vllm.usage.records import Payer, Target, UsageRow, refer, target_of
+from twisted_vllm.usage.records import Payer, RowDetails, Target, UsageRow, details_of, refer, target_of
 from twisted_vllm.usage.spool.format import encode_rows
 
 #: when requests begin, and when they are over, in Unix seconds
@@ -85,6 +86,7 @@ class Ledger:
     def serve(
         self,
         *,
+        about: Callable[[RequestContext], None] = lambda _: None,
         uri: bytes = CHAT,
         method: bytes = b"POST",
         model: str = "m",
@@ -96,7 +98,7 @@ class Ledger:
         meanwhile: Callable[[], None] = lambda: None,
         **fields: Any,
     ) -> UsageRow | None:
-        """Serve a request to its end; return its row. `meanwhile` is called while it runs."""
+        """Serve a request to its end; return its row. `meanwhile` is called while it runs, `about` before it ends."""
         body = json.dumps({"model": model, **fields}).encode()
         context = RequestContext(Peer("192.0.2.1", False), BEGAN)
         context.head = RequestHead(method, uri, b"HTTP/1.1", [(b"Content-Type", b"application/json"), *headers])
@@ -115,6 +117,7 @@ class Ledger:
         destination = admitted.serving.group.destinations[0]
         context.model, context.server, context.sent = admitted.model, destination.server, sent
         context.outcome, context.status = outcome, 200
+        about(context)
         context.finish(
             OVER, answered=True, drained=False, bytes_in=len(body), bytes_out=len(ANSWER), body_complete=True
         )
@@ -143,6 +146,52 @@ def test_a_row_has_the_payer_the_target_and_the_usage(ledger: Ledger) -> None:
         bytes_in=len(b'{"model": "m"}'),
         bytes_out=len(ANSWER),
     )
+
+
+class Gathered:
+    """What is gathered of a prompt and an answer."""
+
+    def start(self, head: ResponseHead) -> None:
+        """Do nothing."""
+
+    def feed(self, data: bytes) -> None:
+        """Do nothing."""
+
+
+def test_what_few_requests_have_is_one_text(ledger: Ledger) -> None:
+    def about(context: RequestContext) -> None:
+        context.add_wait(0.0015)
+        context.fallback = "llama"
+
+    row, usual = ledger.serve(about=about), ledger.serve()
+    assert row is not None and usual is not None
+    assert details_of(row.details) == RowDetails(1_500, "llama")
+    assert usual.details == ""
+
+
+@pytest.mark.parametrize(("sampled", "details"), [(True, '{"trace_id":"%s"}' % ("ab" * 16)), (False, "")])
+def test_a_row_names_its_trace_if_that_is_recorded(ledger: Ledger, sampled: bool, details: str) -> None:
+    def about(context: RequestContext) -> None:
+        context.trace = Trace("ab" * 16, "cd" * 8, "", b"", sampled=sampled)
+
+    row = ledger.serve(about=about)
+    assert row is not None and row.details == details
+
+
+@pytest.mark.parametrize("headers", [(), ((b"x-request-id", b"mine"),)])
+def test_what_is_gathered_of_a_request_is_told_its_row(
+    ledger: Ledger, headers: tuple[tuple[bytes, bytes], ...]
+) -> None:
+    contexts: list[RequestContext] = []
+
+    def about(context: RequestContext) -> None:
+        context.contents = Gathered()
+        contexts.append(context)
+
+    row = ledger.serve(about=about, headers=headers)
+    assert row is not None and contexts[0].row_id == row.id != "mine"
+    ledger.serve(about=contexts.append)
+    assert contexts[1].row_id == ""
 
 
 def test_equal_requests_share_their_target(ledger: Ledger) -> None:

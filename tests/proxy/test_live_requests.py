@@ -137,11 +137,17 @@ def test_only_who_sorts_by_tokens_has_them_read() -> None:
     watched.answer()
     watched.answer(LiveQuery(sort="tokens"))
     assert watched.looks == 2
+    # nor do two looks follow, while somebody sorts by tokens
     watched.clock.advance(LOOK_SECONDS)
     waiting = [watched.ask(), watched.ask(LiveQuery(sort="tokens")), watched.ask()]
     watched.settle()
     assert [value_of(each).total for each in waiting] == [3, 3, 3]
-    assert watched.looks == 4
+    assert watched.looks == 3
+    watched.clock.advance(3 * LOOK_SECONDS)
+    waiting = [watched.ask(), watched.ask(LiveQuery(sort="tokens"))]
+    watched.settle()
+    assert [value_of(each).total for each in waiting] == [3, 3]
+    assert watched.looks == 5
 
 
 def test_a_look_takes_a_hundredth_of_the_time_at_most() -> None:

@@ -20,6 +20,7 @@ def main(told: dict[str, Any]) -> None:
     from canaille import create_app
     from werkzeug.serving import make_server
 
+    find_what_fits_all()
     app = create_app(
         {
             "SECRET_KEY": "of-tests-" * 4,
@@ -38,6 +39,21 @@ def main(told: dict[str, Any]) -> None:
     server = make_server("127.0.0.1", told["port"], app, threaded=True)
     print("ready", flush=True)
     server.serve_forever()
+
+
+def find_what_fits_all() -> None:
+    """Mend what is in memory: it finds what fits one of several conditions, such as the consent or code of another."""
+    from canaille.backends.memory.backend import MemoryBackend
+
+    memory: Any = MemoryBackend
+    find_any = memory.do_query
+
+    def find_all(self: Any, model: Any, *args: Any, **conditions: Any) -> list[Any]:
+        found = [find_any(self, model, **{name: value}) for name, value in conditions.items()]
+        fitting = set.intersection(*({each.id for each in some} for some in found)) if found else set()
+        return [each for each in found[0] if each.id in fitting] if found else list(find_any(self, model, *args))
+
+    memory.do_query = find_all
 
 
 def fill(told: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from benchmarks.free_ports import free_port
 from tests.end_to_end.twistd_harness import Foreground, ask, wait_until
 from tests.services.private_provider import (
+    CLIENT,
     SECRET,
     Person,
     PrivateProvider,
@@ -40,6 +41,21 @@ class Gateways:
         status, text = ask(self.ports[0], path, MASTER_KEY, method, None if body is None else json.dumps(body))
         assert status == 200, text
         return json.loads(text)
+
+    @contextmanager
+    def reloaded(self, **oidc: object) -> Iterator[None]:
+        """Have the first gateway, with its workers, use other settings of the provider for a while."""
+        file = self.logs[0].parent / "gateway.yaml"
+        before = file.read_text()
+        settings = json.loads(before)
+        settings["passthrough"]["console"]["oidc"] |= oidc
+        try:
+            file.write_text(json.dumps(settings))
+            self.api("POST", "/config/reload")
+            yield
+        finally:
+            file.write_text(before)
+            self.api("POST", "/config/reload")
 
     def log(self) -> str:
         return "".join(path.read_text() for path in self.logs)
@@ -155,9 +171,30 @@ def test_a_blocked_team_and_a_deleted_user_end_their_sessions_everywhere(gateway
     assert "reason=token_not_allowed" in person.open(f"{gateways.origins[0]}/ui").url
 
 
+def test_a_reload_with_other_claims_ends_the_sessions_that_they_made(gateways: Gateways) -> None:
+    person, origin = Person(), gateways.origins[0]
+    person.sign_in(origin, "ada")
+    with gateways.reloaded(name="Another name"):
+        assert is_signed_in(person, origin)
+    with gateways.reloaded(claims={"user_id_upsert": True}):
+        assert "reason=invalid_api_key" in person.open(f"{origin}/ui").url
+        # the provider knows who it is, and the role is gone with the claim that gave it
+        person.sign_in(origin, "ada")
+        assert '<span class="badge">internal_user</span>' in person.open(f"{origin}/ui").text
+
+
+def test_a_client_that_the_provider_refuses_is_told_to_the_operator(gateways: Gateways) -> None:
+    with gateways.reloaded(client_id=CLIENT, client_secret="the-wrong-secret"):
+        page = Person().sign_in(gateways.origins[0], "ada")
+        assert page.status == 403
+        assert "Canaille did not accept the gateway. Tell an administrator" in page.text
+    wait_until(lambda: "invalid_client" in gateways.log() and "compare client_id and client_secret" in gateways.log())
+
+
 def test_nothing_secret_is_in_the_log(gateways: Gateways) -> None:
     person = Person()
-    person.sign_in(gateways.origins[0], "ada")
+    page = person.sign_in(gateways.origins[0], "ada")
+    assert page.status == 200, page.text
     cookies = [cookie.value or "" for cookie in person.cookies if "127.0.0.1" in cookie.domain]
     fields = dict(part.split("=") for part in person.callback.partition("?")[2].split("&"))
     person.open(f"{gateways.origins[0]}/ui/the-last-page")

@@ -15,6 +15,8 @@ from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 _PREFIX = "vllm_passthrough_"
 Key = tuple[str, ...]
+#: columns of rows that later revisions added
+ADDED_LATER = ("details",)
 
 
 def fill(connection: Connection, rows: Sequence[UsageRow]) -> None:
@@ -25,8 +27,7 @@ def fill(connection: Connection, rows: Sequence[UsageRow]) -> None:
     columns = {
         column.name: values
         for column, values in zip(usage.columns, batch.columns, strict=True)
-        # later revisions added these
-        if column.name != "details"
+        if column.name not in ADDED_LATER
     }
     _insert(connection, "usage", list(columns), list(zip(*columns.values(), strict=True)))
     tags = [(tag, row.time, row.id) for row in rows for tag in dict.fromkeys(row.request_tags)]

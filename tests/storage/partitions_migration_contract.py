@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select, text
 
 from tests.builders import NOON, usage_row
-from tests.storage.former_ledger import fill, former_sums, stored_sums
+from tests.storage.former_ledger import ADDED_LATER, fill, former_sums, stored_sums
 from tests.storage.migrations import differences, downgrade, upgrade
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.engine import make_engine, parse_url
@@ -200,7 +200,7 @@ class PartitionsMigrationContract:
 
 
 def _former_rows(connection: Connection) -> tuple[list[Any], list[Any]]:
-    names = ", ".join(f'"{column.name}"' for column in usage.columns)
+    names = ", ".join(f'"{column.name}"' for column in usage.columns if column.name not in ADDED_LATER)
     rows = connection.execute(text(f"SELECT {names} FROM vllm_passthrough_usage ORDER BY time, id")).all()
     tags = connection.execute(text("SELECT * FROM vllm_passthrough_usage_request_tags ORDER BY tag, time, id")).all()
     return [tuple(row) for row in rows], [tuple(row) for row in tags]

@@ -137,7 +137,8 @@ def test_an_idle_server_is_checked_every_interval() -> None:
 def test_no_check_is_sent_to_what_a_request_just_proved_alive() -> None:
     fleet = Fleet()
     fleet.run(10 * INTERVAL, each=fleet.proven)
-    assert fleet.prober.asked == []
+    assert {path for _, _, path in fleet.prober.asked} <= {VERSION}
+    assert len(fleet.prober.asked) <= 1
     last = fleet.clock.seconds()
     fleet.run(2 * INTERVAL)
     assert fleet.prober.times("gpu-1:8000")[0] == pytest.approx(last + INTERVAL)
@@ -448,4 +449,15 @@ def test_an_answer_that_says_nothing_of_a_version_is_none(body: bytes) -> None:
     fleet.answer((200, body), VERSION)
     fleet.run(3 * INTERVAL)
     assert fleet.one.version == ""
+    assert len(fleet.prober.times("gpu-1:8000", VERSION)) == 1
+
+
+def test_a_busy_server_that_is_never_checked_is_asked_for_its_version_all_the_same() -> None:
+    fleet = Fleet()
+    fleet.answer((200, b'{"version": "0.11.0"}'), VERSION)
+    for _ in range(40):
+        fleet.one.last_alive = fleet.clock.seconds()
+        fleet.run(INTERVAL / 4)
+    assert fleet.prober.times("gpu-1:8000", HEALTH) == []
+    assert fleet.one.version == "0.11.0"
     assert len(fleet.prober.times("gpu-1:8000", VERSION)) == 1

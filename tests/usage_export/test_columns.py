@@ -41,7 +41,9 @@ fields = st.fixed_dictionaries(
         **dict.fromkeys(("user_id", "team_id", "organization_id", "end_user"), names),
         "tags": st.lists(texts, max_size=3).map(tuple),
         "prices": pairs.map(lambda found: tuple(found.items())),
-        **dict.fromkeys(("request_id", "response_id", "spend_metadata", "error", "attempts", "outcome"), texts),
+        **dict.fromkeys(
+            ("request_id", "response_id", "spend_metadata", "error", "attempts", "outcome", "details"), texts
+        ),
         "request_tags": st.lists(texts.filter(bool), max_size=3, unique=True).map(tuple),
         "headers": st.none() | pairs.filter(bool),
         "status": st.integers(0, 999),
@@ -63,7 +65,7 @@ def expected(row: UsageRow) -> dict[str, Any]:
     """Return what a reader sees of a row."""
     payer, target = payer_of(row.payer), target_of(row.target)
     found = {name: getattr(row, name) for name in SCHEMA.names if hasattr(row, name)}
-    for name in ("request_id", "response_id", "spend_metadata", "error", "attempts", "end_user"):
+    for name in ("request_id", "response_id", "spend_metadata", "error", "attempts", "end_user", "details"):
         found[name] = found[name] or None
     return {
         **found,

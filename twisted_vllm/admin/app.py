@@ -304,8 +304,8 @@ class AdminApp:
         log_levels: LogLevels | None = None,
         exports: Exports | None = None,
         live: LiveView | None = None,
-        servers: ServerDesk | None = None,
-        trials: Trials | None = None,
+        servers: Callable[[], ServerDesk] | None = None,
+        trials: Callable[[], Trials] | None = None,
         overview: Overview | None = None,
     ) -> None:
         """Bind the routes to what they need.
@@ -344,8 +344,8 @@ class AdminApp:
             log_levels: changes the level of the log; None if the log is not the gateway's own.
             exports: exports the ledger; None if nothing does.
             live: tells and ends requests in flight; None if there are none.
-            servers: reports the servers; None for an app without.
-            trials: decides about requests that nobody sent; None for an app without a data path.
+            servers: returns what reports the servers; None for an app without.
+            trials: returns what decides about requests that nobody sent; None for an app without a data path.
             overview: tells of all processes what passes, what is wrong, and which budgets are used; None if nothing
                 does.
         """
@@ -387,7 +387,7 @@ class AdminApp:
             log_levels=log_levels,
             exports=NoExports() if exports is None else exports,
             live=NothingLive() if live is None else live,
-            servers=NoServers() if servers is None else servers,
+            servers=NoServers if servers is None else servers,
             trials=trials,
             overview=NoOverview() if overview is None else overview,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 import attrs
@@ -25,7 +25,6 @@ from twisted_vllm.admin.self_service import OwnScope
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.roles import has_master_rights, reads_everything
 from twisted_vllm.auth.sealing import Sealer
-from twisted_vllm.auth.verdicts import Question, Verdict
 from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded, ReloadState
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
@@ -33,9 +32,9 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
-from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 from twisted_vllm.observability.logging.level import LogLevels
 from twisted_vllm.observability.metrics.registry import Exposes
+from twisted_vllm.observability.problems.facts import ProblemsReport
 from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.records import AuditRecord
@@ -45,12 +44,23 @@ from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.exports import Schedule
 from twisted_vllm.upstreams.health_report import EndpointHealth
 from twisted_vllm.upstreams.listed_entries import ListedEntry
-from twisted_vllm.upstreams.server_report import ServerRow
+
+if TYPE_CHECKING:
+    # few gateways are asked about their servers, and about what a key may call
+    from twisted_vllm.auth.verdicts import Question, Verdict
+    from twisted_vllm.upstreams.server_report import ServerRow
+
+if TYPE_CHECKING:
+    # loaded when somebody asks what is in flight
+    from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut
 
 T = TypeVar("T")
 
 #: seconds that a client waits for the database; longer than the database's own deadline, whose errors say more
 DATABASE_TIMEOUT = 15.0
+
+#: when an app without a data path was asked what passes, in Unix seconds
+_SOME_TIME = 1_000_000_000.0
 
 #: text that looks like a key or its hash, for example in metadata
 _SECRET = re.compile(r"sk-[!-~]{13,}|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|\b[0-9a-fA-F]{64}\b")
@@ -210,10 +220,14 @@ class NothingLive:
 
     def report(self, query: LiveQuery) -> Deferred[LiveReport]:
         """Return nothing."""
+        from twisted_vllm.observability.live_requests import LiveReport
+
         return succeed(LiveReport(0.0, 0, 0))
 
     def cut(self, cut: Cut) -> Deferred[WasCut]:
         """End nothing."""
+        from twisted_vllm.observability.live_requests import WasCut
+
         return succeed(WasCut(()))
 
 
@@ -231,15 +245,20 @@ class Overview(Protocol):
 
 
 class NoOverview:
-    """The overview of an app without a data path."""
+    """The overview of an app without a data path: nothing passes, and nothing is wrong."""
 
     def traffic(self, seconds: int, start: float) -> Deferred[bytes]:
-        """Refuse it."""
-        return fail(InvalidRequest("This gateway has no traffic."))
+        """Return that nothing passed."""
+        from twisted_vllm.observability.traffic.report import make_report
+        from twisted_vllm.observability.traffic.ring import History
+
+        report = make_report(History(_SOME_TIME), _SOME_TIME - seconds, _SOME_TIME)
+        return succeed(msgspec.json.encode(report))
 
     def problems(self) -> Deferred[bytes]:
-        """Refuse it."""
-        return fail(InvalidRequest("This gateway has no components."))
+        """Return none."""
+        some_time = datetime.fromtimestamp(_SOME_TIME, UTC)
+        return succeed(msgspec.json.encode(ProblemsReport(problems=[], looked_at=some_time, watched_since=some_time)))
 
     def budgets(self) -> Deferred[Sequence[UsedBudget]]:
         """Return none."""
@@ -285,8 +304,8 @@ class AdminContext:
         log_levels: changes the level of the log; None if the log is not the gateway's own.
         exports: exports the ledger.
         live: tells and ends requests in flight.
-        servers: reports the servers.
-        trials: decides about requests that nobody sent; None for an app without a data path.
+        servers: returns what reports the servers.
+        trials: returns what decides about requests that nobody sent; None for an app without a data path.
         overview: tells of all processes what passes, what is wrong, and which budgets are used.
         latest_spend: the last overviews of everybody's spend.
     """
@@ -315,8 +334,8 @@ class AdminContext:
     log_levels: LogLevels | None = None
     exports: Exports = attrs.field(factory=NoExports)
     live: LiveView = attrs.field(factory=NothingLive)
-    servers: ServerDesk = attrs.field(factory=NoServers)
-    trials: Trials | None = None
+    servers: Callable[[], ServerDesk] = NoServers
+    trials: Callable[[], Trials] | None = None
     overview: Overview = attrs.field(factory=NoOverview)
     latest_spend: LatestAnswers = attrs.field(factory=LatestAnswers)
 

@@ -28,7 +28,7 @@ from twisted_vllm.storage.paging import PageQuery
 from twisted_vllm.storage.tables import BUDGET
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
-from twisted_vllm.storage.usage.queries.plan import microseconds, moment_of
+from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
 from twisted_vllm.storage.usage.queries.recent import RecentUse, recent_use
 from twisted_vllm.storage.usage.queries.rows import page_of_rows
 from twisted_vllm.storage.usage.tables import DAY_US
@@ -78,6 +78,12 @@ class BudgetImpactQuery(Query, frozen=True, kw_only=True):
     budget_id: _Id
 
 
+class ModelImpactQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /model/impact``."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1, description="The id of the entry.")]
+
+
 class StoppedKey(Response, kw_only=True):
     """A key that would stop working."""
 
@@ -91,7 +97,7 @@ class StoppedKey(Response, kw_only=True):
 class Impact(Response, kw_only=True):
     """What a deletion would break."""
 
-    object_type: Literal["key", "user", "team", "organization", "customer", "budget"]
+    object_type: Literal["key", "user", "team", "organization", "customer", "budget", "model"]
     object_id: str
     name: Annotated[str, msgspec.Meta(description="What people call it: its alias or address, or else its id.")]
     breaks: Annotated[tuple[str, ...], msgspec.Meta(description="What would break, a sentence for each.")]
@@ -268,6 +274,30 @@ async def of_budget(call: AdminCall, query: BudgetImpactQuery) -> Json:
     return await call.report(work)
 
 
+@routes.get("/model/impact", query=ModelImpactQuery, response=Impact, errors=(404,))
+async def of_model(call: AdminCall, query: ModelImpactQuery) -> Json:
+    """Return what deleting an entry of the model list would break."""
+    entries = call.context.settings_in_effect().models
+    found = [entry for entry in entries if entry.model_id == query.id]
+    if not found:
+        raise NotFound(f"No model has the id `{redacted(query.id)}`.", param="id")
+    name = found[0].model_name
+    others = sum(entry.model_name == name for entry in entries) - 1
+
+    def work(transaction: Transaction) -> Json:
+        use = _use(transaction, MODEL, name, call.now)
+        is_stored = transaction.models.get(query.id) is not None
+        served = f"{_number(others, 'other entry', 'other entries')} of the same name {_are(others)} left to serve it."
+        refused = "It is an entry of the configuration file: change the file and reload it."
+        return {
+            **_impact("model", query.id, name, Spend(MODEL, ""), use),
+            "breaks": [served if others else "Nothing else serves this name: requests for it are refused."],
+            "refused": None if is_stored else refused,
+        }
+
+    return await call.report(work)
+
+
 def _impact(object_type: str, object_id: str, name: str, spent: Spend, use: RecentUse) -> Json:
     return {
         "object_type": object_type,
@@ -327,8 +357,8 @@ def _of_members(count: int) -> list[str]:
     return [f"{_number(count, 'member')} {_are(count)} in it no longer."] if count else []
 
 
-def _number(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+def _number(count: int, word: str, several: str = "") -> str:
+    return f"{count:,} {word if count == 1 else several or word + 's'}"
 
 
 def _are(count: int) -> str:

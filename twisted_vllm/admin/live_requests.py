@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks
@@ -17,8 +17,12 @@ from twisted_vllm.admin.fields import MAX_LENGTH, PRINTABLE, Label, redacted
 from twisted_vllm.admin.models import Body, Json, Query, Response, SortOrder
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.errors import GatewayError, NotFound, RouteNotAllowed
-from twisted_vllm.observability.live_requests import MOST_ROWS, Cut, LiveQuery, LiveReport, LiveRequest, State, WasCut
+from twisted_vllm.observability.request_states import MOST_ROWS, State
 from twisted_vllm.storage.transaction import Transaction
+
+if TYPE_CHECKING:
+    # loaded when somebody asks
+    from twisted_vllm.observability.live_requests import LiveReport, LiveRequest, WasCut
 
 _log = Logger()
 
@@ -123,7 +127,7 @@ class LiveRequestsReport(Response, kw_only=True):
 class CutRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /request/cut``."""
 
-    request_id: Label
+    request_id: Annotated[Label, msgspec.Meta(description="As `GET /request/live` tells it: its `x-request-id`.")]
     reason: Annotated[
         str,
         msgspec.Meta(
@@ -157,6 +161,8 @@ async def live(call: AdminCall, query: LiveQueryParameters) -> LiveRequestsRepor
     Administrators and viewers see all. Everybody else sees those of their own key, of keys of their user, and of keys
     of teams that their user administers, without servers.
     """
+    from twisted_vllm.observability.live_requests import LiveQuery
+
     scope = call.scope
     if query.server and not scope.sees_all:
         raise RouteNotAllowed("Which server answers is for administrators.", param="server")
@@ -188,6 +194,8 @@ async def cut(call: AdminCall, body: CutRequest) -> CutReport:
 
 @inlineCallbacks
 def _cut(call: AdminCall, body: CutRequest) -> Generator[Deferred[Any], Any, CutReport]:
+    from twisted_vllm.observability.live_requests import Cut
+
     whose = None
     if not call.scope.sees_all:
         whose = yield call.read(lambda transaction: call.scope.own_requests(transaction, changing=True))

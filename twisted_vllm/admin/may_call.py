@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -12,9 +12,12 @@ from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import Json, Query, Response
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.auth.records import KeyRecord
-from twisted_vllm.auth.verdicts import Check, Question, Verdict
 from twisted_vllm.errors import InvalidRequest, NotFound
 from twisted_vllm.storage.transaction import Transaction
+
+if TYPE_CHECKING:
+    # few gateways are asked
+    from twisted_vllm.auth.verdicts import Check, Verdict
 
 _METHODS = Literal["", "get", "head", "post", "put", "patch", "delete"]
 _NO_SERVERS = "This gateway has no servers."
@@ -32,7 +35,7 @@ class MayCallQuery(Query, frozen=True, kw_only=True):
         msgspec.Meta(
             description="Its path, as clients write it: /v1/chat/completions, /vllm/tokenize.",
             max_length=2_000,
-            pattern="^/",
+            pattern="^(/|$)",
         ),
     ] = "/v1/chat/completions"
     method: Annotated[_METHODS, msgspec.Meta(description="Its method; without it, the route's usual one.")] = ""
@@ -87,7 +90,9 @@ async def may_call(call: AdminCall, query: MayCallQuery) -> Json:
     The request is the smallest one of its kind: what depends on the body, the client's address or headers is not
     checked. A key sees itself, its user's keys and those of teams that its user administers.
     """
-    trials = call.context.trials
+    trials = None if call.context.trials is None else call.context.trials()
+    from twisted_vllm.auth.verdicts import Question
+
     question = Question(
         query.method.upper().encode("ascii"), query.route, query.model, query.user, query.max_tokens or None
     )

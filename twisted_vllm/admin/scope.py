@@ -7,7 +7,7 @@ that of everybody else. Operations ask the scope; they do not ask who calls.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from sqlalchemy import ColumnElement
@@ -16,9 +16,12 @@ from zope.interface import Attribute, Interface, implementer
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.auth.records import PROXY_ADMIN, KeyRecord
 from twisted_vllm.errors import GatewayError, NotFound, RouteNotAllowed
-from twisted_vllm.observability.live_requests import Whose
 from twisted_vllm.storage.records import Member, OrganizationMember, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
+
+if TYPE_CHECKING:
+    # loaded when somebody asks what is in flight
+    from twisted_vllm.observability.live_requests import Whose
 
 
 class IScope(Interface):
@@ -59,6 +62,13 @@ class IScope(Interface):
 
     def check_key_change(transaction: Transaction, before: KeyRecord, after: KeyRecord) -> None:
         """Check that the caller may change a key.
+
+        Raises:
+            RouteNotAllowed: it may not.
+        """
+
+    def check_holding(transaction: Transaction, record: KeyRecord) -> None:
+        """Check that the caller may act as a key: if it could have its value by regenerating it.
 
         Raises:
             RouteNotAllowed: it may not.
@@ -158,6 +168,10 @@ class AdministratorScope:
     def check_key_change(self, transaction: Transaction, before: KeyRecord, after: KeyRecord) -> None:
         """Refuse a key that administers, before or after."""
         self.check_keys(transaction, before, after)
+
+    def check_holding(self, transaction: Transaction, record: KeyRecord) -> None:
+        """Refuse a key that administers, unless the caller has the master key's rights."""
+        self.check_keys(transaction, record)
 
     def check_removal(self, member: Member) -> None:
         """Let an administrator remove everybody."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 import msgspec
@@ -34,10 +34,13 @@ from twisted_vllm.auth.roles import INTERNAL_USER, INTERNAL_USER_VIEWER
 from twisted_vllm.config.log_bodies import OFF
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, RouteNotAllowed
 from twisted_vllm.field_policy.rules import FieldRules, rules_of
-from twisted_vllm.observability.live_requests import Whose
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, members_budget_id
 from twisted_vllm.storage.records import Member, OrganizationMember, OrganizationRecord, TeamRecord, UserRecord
 from twisted_vllm.storage.transaction import Transaction
+
+if TYPE_CHECKING:
+    # loaded when somebody asks what is in flight
+    from twisted_vllm.observability.live_requests import Whose
 
 #: begins `created_by` and `updated_by` of what people do for themselves; no key's hash and no other actor begins so
 AUTHOR = "user:"
@@ -212,6 +215,11 @@ class OwnScope:
         if (after.models, after.aliases) != (before.models, before.aliases):
             self._check_models(transaction, after, before)
 
+    def check_holding(self, transaction: Transaction, record: KeyRecord) -> None:
+        """Refuse all but the caller itself and what it could also make anew."""
+        if record.key_id != self._caller(transaction).key.key_id:
+            self.check_key_change(transaction, record, attrs.evolve(record, token=""))
+
     def check_removal(self, member: Member) -> None:
         """Refuse to remove a member who has limits of its own: it would come back without them."""
         if not member.allowance.is_unlimited or member.budget_id not in (None, members_budget_id(member.team_id)):
@@ -247,6 +255,8 @@ class OwnScope:
         """Return those of the calling key, of its user, and of the teams that its user administers."""
         caller = self._changing(transaction) if changing else self._caller(transaction)
         user_id = "" if caller.user is None else caller.user.user_id
+        from twisted_vllm.observability.live_requests import Whose
+
         return Whose(caller.key.key_id, user_id, tuple(sorted(caller.teams)))
 
     def own_teams(self, transaction: Transaction) -> frozenset[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import attrs
 import msgspec
@@ -17,7 +17,10 @@ from twisted_vllm.config.drained_servers import MAX_DRAINED, MAX_REASON, MAX_URL
 from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
 from twisted_vllm.storage.records import DrainedServerRecord
 from twisted_vllm.storage.transaction import Transaction
-from twisted_vllm.upstreams.server_report import ServerRow
+
+if TYPE_CHECKING:
+    # few gateways are asked about their servers
+    from twisted_vllm.upstreams.server_report import ServerRow
 
 _KIND = "server"
 #: names of servers in a message
@@ -172,7 +175,7 @@ async def list_servers(call: AdminCall, query: ServerQuery) -> Json:
     """
     rows = [
         row
-        for row in await call.context.servers.rows()
+        for row in await call.context.servers().rows()
         if query.server in ("", row.server, row.address)
         and (not query.model or any(each.model_name == query.model for each in row.entries))
     ]
@@ -301,9 +304,11 @@ def warnings_of(row: ServerRow) -> list[str]:
 
 
 async def _answer(call: AdminCall, url: str, changed: bool) -> Json:
-    rows: Sequence[ServerRow] = await call.context.servers.rows(refresh=False)
+    rows: Sequence[ServerRow] = await call.context.servers().rows(refresh=False)
     row = next((each for each in rows if each.address == url), None)
     if row is None:
+        from twisted_vllm.upstreams.server_report import ServerRow
+
         # undrained, and not configured: nothing is known of it any more
         row = ServerRow(
             server=url, address=url, configured=False, state="not_configured", reason="", since=call.now.timestamp(),
@@ -313,7 +318,7 @@ async def _answer(call: AdminCall, url: str, changed: bool) -> Json:
 
 
 def _find(call: AdminCall, text: str) -> str:
-    servers = call.context.servers
+    servers = call.context.servers()
     found = servers.find(text)
     if found is None:
         names = servers.names

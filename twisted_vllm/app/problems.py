@@ -9,12 +9,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import attrs
 import msgspec
 from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from twisted_vllm.observability.metrics.registry import Snapshot
@@ -26,8 +25,6 @@ from twisted_vllm.observability.problems.facts import (
     ProblemsReport,
     ServerFact,
 )
-from twisted_vllm.observability.problems.memory import ProblemMemory
-from twisted_vllm.observability.problems.rules import WANTED
 from twisted_vllm.ratelimit.allowance import TEAM
 from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.upstreams.health_report import SLEEPING
@@ -36,13 +33,16 @@ from twisted_vllm.upstreams.server_state import ServerState
 from twisted_vllm.workers.siblings import HOUSEKEEPER, Siblings
 from twisted_vllm.workers.topics import NoAnswer
 
+if TYPE_CHECKING:
+    from twisted_vllm.observability.problems.memory import ProblemMemory
+
 #: the topic of the question
 PROBLEMS = "overview.problems"
 
-#: seconds between two looks, and between two that somebody asks for
-INTERVAL, ASKED = 60.0, 5.0
-#: the next look is not before so many times what the last one took: it has at most this share of the time
-_TIMES = 500.0
+#: seconds between two looks, and between two that somebody asks for: at least, and if the last one took long
+INTERVAL, ASKED, LONG = 60.0, 5.0, 15.0
+#: if the last one took so many times less, the next one may follow
+_TIMES = 100.0
 #: seconds that the housekeeper has to look
 _SECONDS = 5.0
 
@@ -60,8 +60,7 @@ _SILENT = Problem(
 )
 
 
-@attrs.frozen(eq=False)
-class Sources:
+class Sources(msgspec.Struct, frozen=True):
     """Where the facts come from.
 
     Attributes:
@@ -99,36 +98,36 @@ class ProblemWatch:
         self._siblings = siblings
         self._reactor = reactor
         self._sources = sources
-        self._memory = ProblemMemory()
-        self._call: IDelayedCall | None = None
+        self._memory: ProblemMemory | None = None
+        self._loop = LoopingCall(self._tick)
+        self._loop.clock = reactor
         self._began = reactor.seconds()
-        self._report: ProblemsReport | None = None
+        self._answer = b""
         self._next = 0.0
-        self._waiting: list[Deferred[ProblemsReport]] | None = None
+        self._waiting: list[Deferred[bytes]] | None = None
         if siblings.housekeeps:
-            siblings.answers(PROBLEMS, type(None), lambda question, asker: self._current().addCallback(_encoded))
+            siblings.answers(PROBLEMS, type(None), lambda question, asker: self._current())
 
     def start(self) -> None:
         """Look now and then, where this is done."""
         if self._siblings.housekeeps:
-            self._call = self._reactor.callLater(INTERVAL, self._tick)
+            self._loop.start(INTERVAL, now=False)
 
     def stop(self) -> None:
         """Look no more. Idempotent."""
-        call, self._call = self._call, None
-        if call is not None and call.active():
-            call.cancel()
+        if self._loop.running:
+            self._loop.stop()
 
     def _tick(self) -> None:
-        self._call = self._reactor.callLater(INTERVAL, self._tick)
+        # a failure is in the log
         self._current().addErrback(lambda failure: None)
 
     @inlineCallbacks
     def report(self) -> Any:
         """Return the JSON of a `ProblemsReport`."""
         if self._siblings.housekeeps:
-            report = yield self._current()
-            return _encoded(report)
+            answer = yield self._current()
+            return answer
         housekeeper = next((number for number, slot in self._siblings.others.items() if slot == HOUSEKEEPER), None)
         if housekeeper is not None:
             try:
@@ -137,14 +136,15 @@ class ProblemWatch:
                 pass
             else:
                 return answer
-        report = yield self._current()
-        return _encoded(msgspec.structs.replace(report, problems=[_SILENT, *report.problems]))
+        answer = yield self._current()
+        report = msgspec.json.decode(answer, type=ProblemsReport)
+        return msgspec.json.encode(msgspec.structs.replace(report, problems=[_SILENT, *report.problems]))
 
-    def _current(self) -> Deferred[ProblemsReport]:
-        """Return a report that is young enough, or a new one; those who ask meanwhile get the same."""
-        result: Deferred[ProblemsReport] = Deferred()
-        if self._report is not None and self._reactor.seconds() < self._next:
-            result.callback(self._report)
+    def _current(self) -> Deferred[bytes]:
+        """Return the JSON of a report that is young enough, or a new one; those who ask meanwhile get the same."""
+        result: Deferred[bytes] = Deferred()
+        if self._answer and self._reactor.seconds() < self._next:
+            result.callback(self._answer)
         elif self._waiting is not None:
             self._waiting.append(result)
         else:
@@ -155,8 +155,8 @@ class ProblemWatch:
     @inlineCallbacks
     def _look(self) -> Any:
         try:
-            outcome: Any = yield self._new_report()
-            self._report = outcome
+            outcome: Any = yield self._new_answer()
+            self._answer = outcome
         except Exception as error:
             self._log.failure("It could not be found out what is wrong with the gateway")
             outcome = error
@@ -168,21 +168,27 @@ class ProblemWatch:
                 each.callback(outcome)
 
     @inlineCallbacks
-    def _new_report(self) -> Any:
+    def _new_answer(self) -> Any:
         now = self._reactor.seconds()
         snapshot: Snapshot = yield maybeDeferred(self._sources.snapshot, now)
-        problems = self._memory.judge(self._facts(now, snapshot))
-        took = self._reactor.seconds() - now
-        self._next = now + max(ASKED, min(_TIMES * took, INTERVAL))
-        return ProblemsReport(problems=problems, looked_at=_moment(now), watched_since=_moment(self._began))
+        # Imported here: a gateway that has just begun does without.
+        from twisted_vllm.observability.problems.memory import ProblemMemory
+        from twisted_vllm.observability.problems.rules import WANTED
 
-    def _facts(self, now: float, snapshot: Snapshot) -> Facts:
+        self._memory = self._memory or ProblemMemory()
+        problems = self._memory.judge(self._facts(now, Figures(snapshot.families, WANTED)))
+        took = self._reactor.seconds() - now
+        self._next = now + max(ASKED, min(_TIMES * took, LONG))
+        report = ProblemsReport(problems=problems, looked_at=_moment(now), watched_since=_moment(self._began))
+        return msgspec.json.encode(report)
+
+    def _facts(self, now: float, figures: Figures) -> Facts:
         sources = self._sources
         budgets = list(sources.budgets())
         sources.want_teams({each.id for each in budgets if each.kind == TEAM})
         return Facts(
             now=now,
-            figures=Figures(snapshot.families, WANTED),
+            figures=figures,
             servers=list(_servers(sources.groups())),
             budgets=[_named(each, sources.team_name) for each in budgets],
             disks=list(_disks(sources.directories())),
@@ -229,7 +235,3 @@ def _disks(directories: Iterable[tuple[str, Path]]) -> Iterator[DiskFact]:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(int(seconds), UTC)
-
-
-def _encoded(report: ProblemsReport) -> bytes:
-    return msgspec.json.encode(report)

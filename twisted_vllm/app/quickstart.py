@@ -119,6 +119,8 @@ def welcome(chosen: Quickstart, listen: str) -> str:
         f'  curl {_base_url(listen)}/key/generate -H "Authorization: Bearer {bearer}" \\',
         """    -H "Content-Type: application/json" -d '{}'""",
     ]
+    if not _base_url(listen).startswith("--unix-socket"):
+        lines.append(f"The console:  {_base_url(listen)}/ui   (sign in with the master key)")
     return "\n".join(lines) + "\n"
 
 

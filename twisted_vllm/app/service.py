@@ -237,7 +237,6 @@ class GatewayService(Service):
         self._follower.stop()
         self.wiring.revoker.stop()
         self.wiring.live.stop()
-        self.wiring.live_requests.stop()
         self.wiring.inquiry.stop()
         self.wiring.each_minute.stop()
         self.wiring.overview.stop()

@@ -39,7 +39,7 @@ def relying_party_of(
         known: the one before a reload: what it fetched stays, as the provider may be down.
     """
     oidc = settings.console.oidc
-    if not provider_of(settings) or oidc.issuer is None:
+    if not provider_of(settings) or oidc.issuer is None or oidc.client_id is None:
         return None
     # Imported here: gateways without a provider load none of it.
     from twisted.web.client import Agent, BrowserLikePolicyForHTTPS

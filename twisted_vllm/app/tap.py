@@ -47,6 +47,7 @@ Environment (a value in the file wins, the command line wins over both):
 Try it:
   HOSTED_VLLM_API_BASE=http://127.0.0.1:8000 twistd -n vllm-passthrough
   curl http://127.0.0.1:4000/vllm/v1/models
+  open http://127.0.0.1:4000/ui in a browser
 
 Daemon, --pidfile, --logfile, --reactor and --uid are twistd's own: see twistd --help.
 """

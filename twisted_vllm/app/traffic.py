@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from twisted_vllm.observability.metrics.requests import RequestMetrics
-from twisted_vllm.observability.traffic.report import make_report
+from twisted_vllm.observability.traffic.report import TrafficReport, make_now, make_report
 from twisted_vllm.observability.traffic.ring import FINE, History, Kept
 from twisted_vllm.observability.traffic.sampler import Sampler
 from twisted_vllm.observability.traffic.steps import Step
@@ -28,6 +28,8 @@ STEP, KEPT, REPORT = "traffic.step", "traffic.kept", "traffic.report"
 
 #: reports that are given again until the next step: one for each period
 _MOST_REPORTS = 16
+#: seconds that the series of a long period is given again, at most
+_LONGEST = 30
 #: a timer may be early by less
 _GRACE = 0.01
 
@@ -68,6 +70,7 @@ class Traffic:
         self._call: IDelayedCall | None = None
         self._answers: dict[Question, bytes] = {}
         self._answers_end = 0.0
+        self._reports: dict[Question, tuple[float, TrafficReport]] = {}
         self._began = reactor.seconds()
         self._was_told = False
         self.history = History(self._began)
@@ -166,7 +169,18 @@ class Traffic:
             self._answers_end = ((now - 1.0) // FINE + 1) * FINE + 1.0
         answer = self._answers.get(question)
         if answer is None:
-            start = now - question.seconds if question.seconds else question.start
-            report = make_report(self.history, start, now, of_one_process=not self._siblings.housekeeps)
-            answer = self._answers[question] = msgspec.json.encode(report)
+            answer = self._answers[question] = msgspec.json.encode(self._report(question, now))
         return answer
+
+    def _report(self, question: Question, now: float) -> TrafficReport:
+        """Return a report. That of a long period is made anew when it has another point, the rest at each step."""
+        until, report = self._reports.get(question, (0.0, None))
+        is_partial = not self._siblings.housekeeps
+        if report is None or now >= until or report.of_one_process is not is_partial:
+            if len(self._reports) >= _MOST_REPORTS:
+                self._reports.clear()
+            start = now - question.seconds if question.seconds else question.start
+            report = make_report(self.history, start, now, of_one_process=is_partial)
+            self._reports[question] = now + min(report.step_seconds, _LONGEST) - FINE / 2, report
+            return report
+        return msgspec.structs.replace(report, now=make_now(self.history, now))

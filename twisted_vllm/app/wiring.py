@@ -36,6 +36,7 @@ from twisted_vllm.app.component_settings import (
 )
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
+from twisted_vllm.app.live import Live
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.overview import GatewayOverview
 from twisted_vllm.app.problems import Sources
@@ -108,8 +109,6 @@ from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.litellm_headers import LitellmHeaders
-from twisted_vllm.proxy.live_answers import LiveAnswers
-from twisted_vllm.proxy.live_requests import LiveRequests
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
     ConnectionCollector,
@@ -121,7 +120,6 @@ from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
-from twisted_vllm.proxy.trial import Trials
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.audit_retention import AuditRetention
@@ -145,7 +143,6 @@ from twisted_vllm.upstreams.response_locator import ResponseLocator
 from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
-from twisted_vllm.upstreams.server_report import ServerReports
 from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
@@ -159,10 +156,13 @@ if TYPE_CHECKING:
     from twisted_vllm.app.shared.metrics import SharedMetrics
     from twisted_vllm.app.shared.readiness import SharedReadiness
     from twisted_vllm.identification.oidc.relying_party import RelyingParty
+    from twisted_vllm.proxy.trial import Trials
+    from twisted_vllm.upstreams.server_report import ServerReports
     from twisted_vllm.upstreams.shared.sharing import ServerSharing
 
 if TYPE_CHECKING:
     from twisted_vllm.app.processes.member import Member
+    from twisted_vllm.proxy.live_requests import LiveRequests
 
 #: what a reload says to have changed if only the content of files of TLS to servers has
 SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
@@ -203,12 +203,11 @@ class Wiring:
         shortages: counts what failed for want of a descriptor or a port.
         descriptors: how many descriptors clients, servers and forms may take.
         sharing: has other processes know the same of the servers; None if there are none.
-        server_reports: reports them to people.
         servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
             them.
         console: the web page at /ui.
         site: the factory of client connections.
-        live_requests: tells and ends requests in flight of this process; `live` those of all processes.
+        live: tells and ends requests in flight.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
         reloader: reads the settings again, and reconfigures the components.
@@ -521,11 +520,11 @@ class Wiring:
             listing=listing,
         )
 
-        self.server_reports = server_reports = ServerReports(router, served_models, reactor)
+        self._server_reports: ServerReports | None = None
         if not self.siblings.alone:
             from twisted_vllm.app.shared.servers import SharedFigures
 
-            server_reports.ask_others = SharedFigures(server_reports.own_figures, self.siblings).ask
+            self.server_reports.ask_others = SharedFigures(self.server_reports.own_figures, self.siblings).ask
         metrics_of_servers = MetricsOfServers(
             client, reactor, cooperate, lambda: [state.server for state in self.servers]
         )
@@ -549,15 +548,14 @@ class Wiring:
             from twisted_vllm.app.shared.readiness import SharedReadiness
 
             self.shared_readiness = SharedReadiness(readiness, self.siblings, reactor)
-        self.live_requests = found = LiveRequests(
-            lambda: self.site.connections, dispatcher.turns, text, client_of, cooperate, reactor
-        )
-        self.live = LiveAnswers(found.report, found.cut, reactor)
-        if not self.siblings.alone:
-            from twisted_vllm.app.shared.live import SharedLive
 
-            shared_live = SharedLive(found, self.siblings)
-            self.live = LiveAnswers(shared_live.report, shared_live.cut, reactor)
+        def live_requests() -> LiveRequests:
+            # Imported here: few gateways are asked for them.
+            from twisted_vllm.proxy.live_requests import LiveRequests
+
+            return LiveRequests(lambda: self.site.connections, dispatcher.turns, text, client_of, cooperate, reactor)
+
+        self.live = Live(live_requests, self.siblings, reactor)
         team_aliases = TeamAliases(self.database, reactor.seconds)
         self.overview = GatewayOverview(
             self.siblings,
@@ -602,8 +600,8 @@ class Wiring:
             settings_in_effect=lambda: self.models.current,
             exports=self.usage_export,
             live=self.live,
-            servers=self.server_reports,
-            trials=Trials(admission, accounting.observer, dispatcher, mounts, authenticator.judged),
+            servers=lambda: self.server_reports,
+            trials=lambda: _trials(admission, accounting.observer, dispatcher, mounts, authenticator.judged),
             overview=self.overview,
             **admin_of(settings),
         )
@@ -681,6 +679,15 @@ class Wiring:
             reactor, self.site, settings.drain_delay, settings.drain_timeout, self.dispatcher.refuse_waiting
         )
         self.reloader = Reloader(settings, read_again or (lambda: settings), self.prepare, in_thread, manager)
+
+    @property
+    def server_reports(self) -> ServerReports:
+        """Reports the servers to people. Few gateways are asked."""
+        if self._server_reports is None:
+            from twisted_vllm.upstreams.server_report import ServerReports
+
+            self._server_reports = ServerReports(self.router, self._served_models, self._reactor)
+        return self._server_reports
 
     def prepare(self, settings: Settings) -> tuple[tuple[str, ...], Callable[[], None]]:
         """Open and read what other settings need, in another thread; see `Prepare`."""
@@ -860,6 +867,13 @@ def _look_up(reactor: Any, name: ServiceName, settings: DiscoverySettings) -> De
     from twisted_vllm.upstreams.name_lookup import NameLookup
 
     return NameLookup(reactor).look_up(name, settings)
+
+
+def _trials(*parts: Any) -> Trials:
+    """Return what decides about requests that nobody sent. Few gateways are asked."""
+    from twisted_vllm.proxy.trial import Trials
+
+    return Trials(*parts)
 
 
 def _send_elsewhere(state: ServerState, reason: str) -> None:

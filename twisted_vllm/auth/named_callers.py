@@ -23,7 +23,11 @@ _MOST_SHOWN = 5
 
 
 class NamedCallers:
-    """Makes principals of callers, of what is in memory about their users and teams."""
+    """Makes principals of callers, of what is in memory about their users and teams.
+
+    Attributes:
+        index: the users and teams, with the number of changes that principals depend on.
+    """
 
     def __init__(self, index: KeyIndex) -> None:
         """Make it.
@@ -31,17 +35,12 @@ class NamedCallers:
         Args:
             index: the users and teams.
         """
-        self._index = index
+        self.index = index
         self._exists: BoundedCache[tuple[str, str], bool] = BoundedCache(MOST_NAMES, _SIZE)
         index.on_existence = self._learn
 
     def __len__(self) -> int:
         return len(self._exists)
-
-    @property
-    def changes(self) -> int:
-        """The number of changes of keys, users, teams and settings, which principals depend on."""
-        return self._index.changes
 
     def forget(self) -> None:
         """Forget who exists."""
@@ -123,7 +122,7 @@ class NamedCallers:
         )
         if blocked:
             raise BlockedApiKey(f"The team of this {noun} was blocked. Ask an administrator to unblock the team.")
-        principal = self._index.join(grant).principal
+        principal = self.index.join(grant).principal
         administers = caller.administers and principal.may_administer
         if caller.end_user_id is not None or administers:
             role = PROXY_ADMIN if administers else principal.role
@@ -141,7 +140,7 @@ class NamedCallers:
             teams = (chosen,)
         there = [team_id for team_id in teams if self._is_there(caller, TEAM, team_id)]
         for team_id in there:
-            if not self._index.is_team_blocked(team_id):
+            if not self.index.is_team_blocked(team_id):
                 return team_id, False
         if there:
             return there[0], True

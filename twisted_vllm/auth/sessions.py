@@ -16,6 +16,7 @@ import msgspec
 from twisted_vllm.auth.sealing import Sealer, Unsealable
 from twisted_vllm.auth.token_claims import TokenCaller
 from twisted_vllm.bounded_cache import BoundedCache
+from twisted_vllm.config.oidc import OidcSettings
 from twisted_vllm.config.secret import Secret, hash_of
 
 #: how a ticket begins: it is hidden in logs as every key is
@@ -131,13 +132,10 @@ def secret_of(master_key: Secret | None, salt_key: Secret | None) -> Secret | No
     return master_key if master_key is not None and hash_of(master_key) is None else None
 
 
-def provider_mark(settings: object) -> str:
-    """Return what tells a provider and its settings from others; sessions end when they change.
-
-    Args:
-        settings: an attrs value whose representation has all that matters, and no secret.
-    """
-    return sha256(repr(settings).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def provider_mark(settings: OidcSettings) -> str:
+    """Return what tells a provider, its client and its claims from others; sessions end when they change."""
+    decisive = repr((settings.issuer, settings.client_id, settings.claims))
+    return sha256(decisive.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class EndedSessions:

@@ -65,6 +65,7 @@ class TokenIndex:
             callers: makes the principals of their callers.
         """
         self.callers = callers
+        self._index = callers.index
         self._tokens: BoundedCache[object, KnownToken] = BoundedCache(MOST_TOKENS, _SIZE)
         self._refused: BoundedCache[str, Refusal] = BoundedCache(MOST_REFUSED, _SIZE)
         self.trusted_until = 0.0
@@ -103,7 +104,7 @@ class TokenIndex:
         chosen = headers.get(TEAM_HEADER)
         team_id = None if chosen is None else chosen.strip().decode("utf-8", "replace")
         found = known.principals.get(team_id)
-        if found is not None and found[0] == self.callers.changes and now < found[1].expires:
+        if found is not None and found[0] == self._index.changes and now < found[1].expires:
             return found[1]
         try:
             # asked again when the issuer's keys are
@@ -114,7 +115,7 @@ class TokenIndex:
         if now >= self.trusted_until:
             self.on_stale()
         if team_id is None or team_id in known.caller.team_ids:
-            known.principals[team_id] = self.callers.changes, principal
+            known.principals[team_id] = self._index.changes, principal
         return principal
 
     def _refusal(self, token_hash: str, now: float) -> GatewayError:

@@ -160,7 +160,7 @@ class BudgetWatch:
         self._counts = counts
         keys: dict[str, KeyGrant] = {}
         # the index is large: who was known the last time is not looked for
-        names = {(each.kind, each.id): each.name for each in self.most_used if each.name}
+        names = {(each.kind, each.id): (each.name, each.token) for each in self.most_used if each.token}
         nameless = {_key_of(each.kind, each.id) for found in most_used.values() for _, _, each in found}
         wanted |= nameless - {_key_of(*each) for each in names}
         wanted.discard("")
@@ -233,10 +233,12 @@ def _most_first(found: _Heap) -> list[UsedBudget]:
     return [each for _, _, each in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 
 
-def _named(budget: UsedBudget, names: Mapping[tuple[str, str], str], keys: Mapping[str, KeyGrant]) -> UsedBudget:
+def _named(
+    budget: UsedBudget, names: Mapping[tuple[str, str], tuple[str, str]], keys: Mapping[str, KeyGrant]
+) -> UsedBudget:
     key = keys.get(_key_of(budget.kind, budget.id))
-    name = names.get((budget.kind, budget.id), "") if key is None else key.name
-    return msgspec.structs.replace(budget, name=name) if name else budget
+    name, token = names.get((budget.kind, budget.id), ("", "")) if key is None else (key.name, key.token)
+    return msgspec.structs.replace(budget, name=name, token=token) if token else budget
 
 
 def reached(spent: int, max_budget: int) -> int:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.request import GatewayRequest
-from twisted_vllm.observability.live_requests import (
+from twisted_vllm.observability.request_states import (
     PAUSED,
     PREPARING,
     QUEUED,
@@ -46,7 +46,7 @@ def in_batches(connections: Iterable[DownstreamConnection], size: int = STEP) ->
             request
             for connection in some
             for request in connection.requests
-            if request.dispatched and request.context.authorization is not None
+            if request.context.authorization is not None
         ]
 
 
@@ -57,11 +57,17 @@ def state_of(request: GatewayRequest, queued: Container[Deferred[Any]]) -> State
         request: the request.
         queued: what the requests in the queues wait for, as `Dispatcher.turns`.
     """
-    context, work = request.context, request.work
+    # most have begun to answer; what is looked at of each object costs, because none is in the processor's cache
+    context = request.context
     if context.first_byte is not None:
         if context.status == SWITCHED:
             return TUNNEL
+        if context.meter is not None and not context.meter.paused:
+            # it never was
+            return STREAMING
+        work = request.work
         return PAUSED if isinstance(work, Relay) and work.paused else STREAMING
+    work = request.work
     if isinstance(work, PendingStep):
         return QUEUED if work.awaited in queued else PREPARING
     if not request.body_complete:

@@ -108,7 +108,7 @@ class LedgerRecorder(RequestObserver):
         if b"x-request-id" in first:
             # a client may reuse its id
             row_id, request_id = self._make_id(started).decode("ascii"), row_id
-        if context.contents is not None:
+        if context.contents is not None and not authorization.uncounted:
             # what was kept of it is found by the row
             context.row_id = row_id
         said = context.all_said

@@ -24,18 +24,17 @@ from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.live_requests import (
-    MOST_NAMES,
-    STREAMING,
     Cut,
     LiveQuery,
     LiveReport,
     LiveRequest,
-    State,
     WasCut,
     Whose,
     most_keys,
     most_of,
 )
+from twisted_vllm.observability.logging.redaction import MASK
+from twisted_vllm.observability.request_states import MOST_NAMES, STREAMING, State
 from twisted_vllm.proxy.in_flight import in_batches, state_of
 from twisted_vllm.proxy.pending_step import PendingStep
 
@@ -148,6 +147,8 @@ class LiveRequests:
         self._seconds = seconds
         self._latest: _Look | None = None
         self._running: _Look | None = None
+        # until when somebody may ask for tokens again
+        self._tokens_until = 0.0
         self._forgetting: IDelayedCall | None = None
 
     def report(self, query: LiveQuery) -> Deferred[LiveReport]:
@@ -181,8 +182,7 @@ class LiveRequests:
 
     def _is_called(self, context: RequestContext, wanted: bytes, text: str) -> bool:
         # what is told of a client's own id is without secrets
-        given = b"x-request-id" in context.head.first
-        return context.request_id == wanted or (given and self._text.request_id(context) == text)
+        return context.request_id == wanted or (MASK in text and self._text.request_id(context) == text)
 
     # looking
 
@@ -190,11 +190,14 @@ class LiveRequests:
         """Return a look that is young enough, or a new one."""
         now = self._clock.seconds()
         latest, running = self._latest, self._running
+        if with_tokens:
+            self._tokens_until = now + 2 * LOOK_SECONDS
         if latest is not None and latest.at <= now < latest.ends and _serves(latest, with_tokens):
             return succeed(latest)
         waiting: Deferred[_Look] = Deferred()
         if running is None or not _serves(running, with_tokens):
-            running = self._running = _Look(now, self._turns(), with_tokens=with_tokens)
+            # one look serves those who sort by tokens as well, while there are any
+            running = self._running = _Look(now, self._turns(), with_tokens=now < self._tokens_until)
             self._cooperate(self._steps(running)).whenDone().addCallbacks(
                 self._looked, self._failed, callbackArgs=(running,), errbackArgs=(running,)
             )
@@ -204,9 +207,8 @@ class LiveRequests:
     def _steps(self, look: _Look) -> Iterator[None]:
         groups, tokens, turns = look.groups, look.tokens, look.turns
         add_request, add_group, add_started = look.requests.append, look.group_of.append, look.started.append
-        spent = 0.0
+        spent, began = 0.0, self._seconds()
         for requests in in_batches(self._connections()):
-            began = self._seconds()
             for request in requests:
                 context = request.context
                 principal = context.principal
@@ -227,7 +229,7 @@ class LiveRequests:
                     tokens.append(-1 if generated is None else generated)
             spent += self._seconds() - began
             yield
-        began = self._seconds()
+            began = self._seconds()
         look.sort()
         spent += self._seconds() - began
         look.ends = look.at + max(LOOK_SECONDS, LOOK_TIMES * spent)

@@ -30,7 +30,7 @@ from twisted_vllm.errors import (
     RateLimitExceeded,
 )
 from twisted_vllm.mounts import Mount, Mounts
-from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.proxy.accounting import Accounting, Demand
 from twisted_vllm.proxy.admission import Admission, Admitted, ResponseUnlocated
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.proxy.serving import BaseModelUnknown
@@ -96,6 +96,7 @@ class Trials:
         authorization = self._authorize(principal, question, checks)
         if authorization is None:
             self._look_at_model(principal, question, checks)
+            yield self._look_at_limits(principal, checks)
             return Verdict(tuple(checks), "", method)
         route = authorization.route.name or authorization.route.path
         if authorization.model_id is not None:
@@ -103,6 +104,8 @@ class Trials:
             return Verdict(tuple(checks), route, method)
         admitted = self._admit(authorization, question, checks)
         if admitted is None:
+            if not authorization.uncounted:
+                yield self._look_at_limits(principal, checks)
             return Verdict(tuple(checks), route, method)
         if self._accounting is not None:
             yield self._limits(self._accounting, authorization, admitted, question, checks)
@@ -185,7 +188,7 @@ class Trials:
             checks.append(Check("servers", None, "All servers must be asked for this stored response."))
             return None
         except GatewayError as error:
-            checks.append(_failed("fields", error, "allowed_fields of the key or of its team."))
+            checks.append(_failed("fields", error, "`allowed_fields` of the key, or the rules of its team."))
             return None
         if authorization.route.takes_model or admitted.model:
             checks.append(Check("model", True, _model_in_words(principal, question, admitted)))
@@ -196,6 +199,12 @@ class Trials:
                 )
             )
         return admitted
+
+    @inlineCallbacks
+    def _look_at_limits(self, principal: Principal, checks: list[Check]) -> Generator[Deferred[Any], Any, None]:
+        """Check what limits leave for any request, of one that is refused for something else."""
+        if self._accounting is not None and principal.limited:
+            yield self._try_limits(self._accounting, (principal.limited, "", 1, 1), checks)
 
     @inlineCallbacks
     def _limits(
@@ -215,6 +224,13 @@ class Trials:
         if demand is None:
             checks.append(Check("limits", True, "No limit applies."))
             return
+        yield self._try_limits(accounting, demand, checks)
+
+    @inlineCallbacks
+    def _try_limits(
+        self, accounting: Accounting, demand: Demand, checks: list[Check]
+    ) -> Generator[Deferred[Any], Any, None]:
+        """Check the limits of each level."""
         limited, model, tokens, cost = demand
         for each in limited:
             level = LEVELS.get(each.kind, each.kind)
@@ -271,7 +287,7 @@ def _key_check(refusal: GatewayError | None) -> Check:
     return _failed("key", refusal, _OPENS.get(refusal.code, ""))
 
 
-_MODELS = "models of the level that refuses it (key, user, team or organization), or an alias of the key for it."
+_MODELS = "`models` of the level that refuses it (key, user, team or organization), or an alias of the key for it."
 _NEW_MODEL = "An entry of the model list with this name: in the file, or by POST /model/new."
 
 #: what would open what an error refuses, by its code

@@ -15,6 +15,7 @@ class UsedBudget(msgspec.Struct, frozen=True, gc=False):
         max_budget: the budget, which is above 0.
         ends: when the period ends; infinity without periods.
         name: the name of the key that has it; empty for others.
+        token: the SHA-256 of that key.
     """
 
     kind: str
@@ -23,6 +24,7 @@ class UsedBudget(msgspec.Struct, frozen=True, gc=False):
     max_budget: int
     ends: float
     name: str = ""
+    token: str = ""
 
     @property
     def share(self) -> float:

@@ -18,7 +18,7 @@ from twisted_vllm.storage.engine import begin
 from twisted_vllm.storage.repository import in_chunks
 from twisted_vllm.storage.tables import request_contents
 
-#: Of zlib's levels the quickest: 64 kB of text take 0.7 ms and become 36 % of it; level 6 takes 2.6 ms for 31 %.
+#: Of zlib's levels the quickest: 64 KiB of prose take 0.5 ms and become 41 % of it; level 6 takes 2 ms for 34 %.
 _LEVEL = 1
 #: the most bytes that a body may become: far more than `max_prompt_bytes` and `max_answer_bytes` let through
 MAX_BYTES = 256 * 1024 * 1024
@@ -72,7 +72,7 @@ def have_contents(connection: Connection, ids: Sequence[str]) -> set[str]:
 
 
 def size_of_contents(connection: Connection) -> int:
-    """Return the bytes of all that is kept, compressed. It reads an index: 70 ms for a million requests."""
+    """Return the bytes of all that is kept, compressed. It reads an index: 30 ms for a million requests."""
     return int(connection.execute(select(func.coalesce(func.sum(_columns.bytes), 0))).scalar_one())
 
 

@@ -248,10 +248,12 @@ class HealthChecks:
         """Check the server, unless a request proved meanwhile that it works."""
         now = self._clock.seconds()
         # the rounding of a float is no reason to wait again
-        if each.state.breaker.closed and self._due(each, now) > now + _ROUNDING:
+        if not each.state.breaker.closed or self._due(each, now) <= now + _ROUNDING:
+            self._check(each)
+        elif each.knows_version:
             self._plan(each)
         else:
-            self._check(each)
+            self._only_ask_version(each)
 
     # a check
 
@@ -357,6 +359,14 @@ class HealthChecks:
             self._log.info("Server {server} {sleeps}", server=state.name, sleeps="sleeps" if sleeps else "is awake")
             if not sleeps:
                 self._on_alive(state)
+
+    def _only_ask_version(self, each: Checked) -> None:
+        """Ask a busy server for its version: its requests are its checks."""
+        timeout = self._settings.timeout
+        asking: Deferred[Any] = maybeDeferred(self._ask_version, each, timeout)
+        each.asking = asking
+        asking.addErrback(self._not_known)
+        asking.addCallback(self._ended, each, asking)
 
     def _told_version(self, answer: Answer, each: Checked) -> None:
         each.knows_version = True

@@ -61,6 +61,7 @@ SCHEMA = pa.schema(
         pa.field("total_us", pa.duration("us"), nullable=False),
         pa.field("bytes_in", pa.int64(), nullable=False),
         pa.field("bytes_out", pa.int64(), nullable=False),
+        pa.field("details", pa.string()),
     ]
 )
 

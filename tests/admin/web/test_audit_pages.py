@@ -28,8 +28,8 @@ def links(body: bytes) -> list[str]:
 def test_changes_are_told_in_words_and_lead_to_what_differs(gateway: ConsoleGateway) -> None:
     browser = gateway.browser(MASTER_KEY)
     answer = browser.get("/ui/audit?object_type=team&object_id=red")
-    assert "master changed max_budget of the team red" in words(answer)
-    assert "master created the team red" in words(answer)
+    assert "master changed max_budget of the team <b>Red</b> (red)" in words(answer)
+    assert "master created the team <b>Red</b> (red)" in words(answer)
     changed, created = links(answer.body)
     entry = browser.get(changed)
     assert re.search("max_budget changed 10.* 20", words(entry))
@@ -76,6 +76,21 @@ def test_what_differs_is_named_down_to_the_member() -> None:
         Change("updated_at", "changed", "1", "2"),
     ]
     assert changes_of(None, {"a": None, "b": [], "c": {}}) == []
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "id", "after", "sentence"),
+    [
+        ("server/drain", "server", "http://gpu-1", {"reason": "x"}, "boss drained the server http://gpu-1"),
+        ("key/block", "key", "0123abcd", {"key_alias": "web"}, "boss blocked the key web (0123abcd)"),
+        ("key/generate", "key", "0123abcd", {"key_alias": "web"}, "boss created the key web (0123abcd)"),
+        ("key/generate", "key", "0123abcd", {"key_alias": None}, "boss created the key 0123abcd"),
+        ("config/reload", "configuration", "", None, "boss reloaded the configuration"),
+    ],
+)
+def test_acts_have_verbs_and_records_their_names(action: str, kind: str, id: str, after: Any, sentence: str) -> None:
+    entry = {"actor": "0123abcd", "actor_name": "boss", "action": action, "object_type": kind, "object_id": id}
+    assert in_words({**entry, "before": None, "after": after}) == sentence
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from twisted_vllm.admin.web.forms import (
 )
 from twisted_vllm.admin.web.page import parse_form
 from twisted_vllm.admin.web.records.forms import EDIT_KEY, EDIT_TEAM, FORMS, NEW_KEY, NEW_USER, OWN_KEY_FIELDS
+from twisted_vllm.admin.web.records.models import MODELS
 
-ALL = [form for pair in FORMS.values() for form in pair]
+ALL = [*(form for pair in FORMS.values() for form in pair), MODELS.new_form]
 
 #: any text that the API takes as a name
 NAMES = st.text(min_size=1, max_size=20).filter(is_printable)
@@ -199,6 +200,7 @@ def test_people_fill_in_what_is_their_own() -> None:
 def test_an_error_of_the_api_is_shown_at_its_field() -> None:
     assert field_at_fault("models[3]", NEW_KEY) == "models"
     assert field_at_fault("metadata.a", NEW_KEY) == "metadata"
+    assert field_at_fault("litellm_params.api_base", MODELS.new_form) == "api_base"
     assert field_at_fault("nothing", NEW_KEY) is None
     assert field_at_fault(None, NEW_KEY) is None
 

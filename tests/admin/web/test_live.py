@@ -13,7 +13,8 @@ from tests.admin.admin_harness import MASTER_KEY
 from tests.admin.web.web_harness import Browser, ConsoleGateway, words
 from tests.observability.live_rows import live_request
 from twisted_vllm.admin.web.pages.live import INTERVAL, LIMITS, SORTS, STATES
-from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, State, WasCut, Whose
+from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, WasCut, Whose
+from twisted_vllm.observability.request_states import State
 
 
 @attrs.define

@@ -21,7 +21,7 @@ from twisted_vllm.admin.web.all_pages import PAGES
 from twisted_vllm.admin.web.page import PageCall, Pages
 from twisted_vllm.auth.oidc.attempt import Attempts
 from twisted_vllm.auth.oidc.provider import discovery_url
-from twisted_vllm.auth.sessions import provider_mark
+from twisted_vllm.auth.sessions import SessionSealer, provider_mark
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.console import ConsoleSettings
 from twisted_vllm.config.oidc import OidcClaims
@@ -126,6 +126,15 @@ def test_the_form_has_a_way_to_the_provider_and_the_page_that_was_wanted(gateway
     assert b'href="/ui/oidc/sign-in?next=/ui/keys%3Fpage%3D2"' in page.body
 
 
+def test_where_no_session_can_be_sealed_nobody_is_sent_to_the_provider(gateway: OidcGateway) -> None:
+    gateway.sealer = SessionSealer(None, os.urandom)
+    browser = gateway.browser()
+    assert "Sign in with Example" not in words(browser.get("/ui/sign-in"))
+    page = browser.get("/ui/oidc/sign-in")
+    assert page.status == 400
+    assert "Nobody can sign in here" in words(page)
+
+
 def test_a_gateway_without_a_provider_has_no_such_way() -> None:
     gateway = ConsoleGateway()
     assert "Sign in with" not in words(gateway.browser().get("/ui/sign-in"))
@@ -136,6 +145,7 @@ def test_a_gateway_without_a_provider_has_no_such_way() -> None:
 def test_somebody_signs_in_and_is_led_to_the_page_that_was_wanted(gateway: OidcGateway) -> None:
     browser = gateway.browser()
     page = sign_in(browser, gateway.provider, "/ui/keys%3Fpage=2", email="ada@example.com")
+    assert page.headers["referrer-policy"] == "no-referrer"
     assert b'<meta http-equiv="refresh" content="0; url=/ui/keys?page=2">' in page.body
     assert "You are ada@example.com." in words(page)
     assert "ada@example.com" in words(browser.get("/ui"))
@@ -336,6 +346,17 @@ def test_somebody_signs_out_here_and_at_the_provider(gateway: OidcGateway) -> No
     assert "You have signed out." in words(browser.get(back.headers["location"]))
     browser.cookies = copy
     assert browser.get("/ui").status == 303
+
+
+def test_the_longest_names_fit_in_a_cookie(gateway: OidcGateway) -> None:
+    teams = [f"{number:03}{'x' * 97}" for number in range(20)]
+    for team_id in teams:
+        gateway.post("/team/new", {"team_id": team_id})
+    browser = gateway.person(sub="u" * 255, email="e" * 256, groups=teams, realm="x" * 800)
+    assert len(browser.set_cookies) == 3
+    # browsers take 4,096 bytes of name and value
+    assert all(len(line.partition(";")[0]) <= 4_096 for line in browser.set_cookies)
+    assert browser.get("/ui").status == 200
 
 
 def test_another_site_signs_nobody_out(gateway: OidcGateway) -> None:

@@ -39,8 +39,9 @@ TABLE = {
         GET /ui/requests/<string:id>/contents
         GET /ui/tester POST /ui/tester
         GET /ui/playground/answer
+        GET /ui/overview/spend
         GET /ui/keys GET /ui/keys/detail GET /ui/users/detail GET /ui/teams GET /ui/teams/detail
-        GET /ui/organizations GET /ui/organizations/detail
+        GET /ui/organizations GET /ui/organizations/detail GET /ui/models GET /ui/models/detail
     """,
     "self_service": """
         POST /ui/connect/key POST /ui/live/cut
@@ -50,6 +51,7 @@ TABLE = {
     """,
     "reader": """
         GET /ui/servers GET /ui/servers/detail GET /ui/servers/events
+        GET /ui/overview/traffic GET /ui/overview/problems
         GET /ui/config GET /ui/config/models GET /ui/audit GET /ui/audit/<string:id>
         GET /ui/users GET /ui/customers GET /ui/customers/detail GET /ui/budgets GET /ui/budgets/detail
     """,
@@ -66,6 +68,8 @@ TABLE = {
         GET /ui/customers/delete POST /ui/customers/delete POST /ui/customers/block POST /ui/customers/unblock
         GET /ui/budgets/new POST /ui/budgets/new GET /ui/budgets/edit POST /ui/budgets/edit
         GET /ui/budgets/delete POST /ui/budgets/delete
+        GET /ui/models/new POST /ui/models/new GET /ui/models/edit POST /ui/models/edit
+        GET /ui/models/delete POST /ui/models/delete
     """,
     "master": "POST /ui/config/reload",
 }

@@ -176,6 +176,35 @@ def test_a_ticket_acts_as_the_session_or_as_an_own_key(gateway: ConsoleGateway) 
     assert browser.post("/ui/ticket", {"key": other["token"]}, accept="application/json").status == 403
 
 
+def test_nobody_gets_more_rights_by_a_ticket_than_by_the_api(gateway: ConsoleGateway) -> None:
+    for user_id, role in (("ada", "internal_user"), ("eve", "internal_user_viewer"), ("boss", "proxy_admin")):
+        gateway.post("/user/new", {"user_id": user_id, "user_role": role, "auto_create_key": False})
+    weak = gateway.make_key(user_id="ada", rpm_limit=1, models=["small"])
+    strong = gateway.make_key(user_id="ada")
+    manages = gateway.make_key(user_id="ada", allowed_routes=["management"])
+    only_models = gateway.make_key(user_id="ada", allowed_routes=["inference"])
+    read_only, other = gateway.make_key(user_id="eve"), gateway.make_key(user_id="eve")
+    manager, boss = gateway.make_key(allowed_routes=["management"]), gateway.make_key(user_id="boss")
+
+    def ticket(signed_in: dict[str, str], wanted: dict[str, str]) -> int:
+        browser = gateway.browser(signed_in["key"])
+        return browser.post("/ui/ticket", {"key": wanted["token"]}, accept="application/json").status
+
+    assert ticket(weak, weak) == ticket(strong, weak) == 200
+    for one, another in (
+        (weak, strong),
+        (weak, manages),
+        (strong, manages),
+        (only_models, weak),
+        (read_only, other),
+        (manager, boss),
+    ):
+        assert ticket(one, another) == 403
+    assert ticket(only_models, only_models) == ticket(boss, manager) == 200
+    gateway.post("/key/block", {"key": weak["key"]})
+    assert ticket(strong, weak) == 403
+
+
 def test_only_an_administrator_acts_as_somebody_elses_key_and_the_audit_log_says_so(gateway: ConsoleGateway) -> None:
     for user_id, role in (("boss", "proxy_admin"), ("auditor", "proxy_admin_viewer")):
         gateway.post("/user/new", {"user_id": user_id, "user_role": role, "auto_create_key": False})

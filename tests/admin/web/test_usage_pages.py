@@ -215,6 +215,15 @@ def test_a_period_is_written_as_dates(query: dict[str, str], period: Period) -> 
     assert period_of(query, NOW) == period
 
 
+@pytest.mark.parametrize("path", ["/ui/usage", "/ui/requests"])
+def test_a_key_that_was_typed_is_not_shown_again(gateway: ConsoleGateway, path: str) -> None:
+    made = gateway.make_key(key_alias="ada")
+    answer = gateway.browser(MASTER_KEY).get(f"{path}?api_key={made['key']}")
+    assert answer.status == 200
+    assert made["key"].encode() not in answer.body
+    assert made["token"].encode() in answer.body
+
+
 def test_an_interval_has_its_requests() -> None:
     assert span_of_interval("2026-02-01", "month") == {"start_date": "2026-02-01", "end_date": "2026-02-28"}
     assert span_of_interval("2026-02-01", "day") == {"start_date": "2026-02-01", "end_date": "2026-02-01"}

@@ -33,13 +33,13 @@ class ConsoleGateway(Gateway):
         **options: Any,
     ) -> None:
         secret = None if master_key is None else Secret(master_key)
-        sealer = SessionSealer(secret, self._randbytes)
+        self.sealer = sealer = SessionSealer(secret, self._randbytes)
         super().__init__(
             master_key=master_key,
             sealer=sealer,
             console=lambda app: ConsoleMount(
                 context=app.context,
-                sealer=lambda: sealer,
+                sealer=lambda: self.sealer,
                 settings=settings or ConsoleSettings(),
                 origin_of=lambda request: self.origin,
                 prefix_of=lambda request: self.prefix,

@@ -14,6 +14,7 @@ from tests.workers.connected import Connected, connected
 from twisted_vllm.app.shared import live
 from twisted_vllm.app.shared.live import SharedLive
 from twisted_vllm.observability.live_requests import Cut, LiveQuery, LiveReport, LiveRequest, WasCut, Whose
+from twisted_vllm.workers.link import Link
 
 
 @pytest.fixture
@@ -48,10 +49,14 @@ class InFlight:
         return WasCut([each for each in self.requests if each.request_id == cut.request_id])
 
 
+def shared(own: InFlight, link: Link) -> SharedLive:
+    # what a process has in flight is all that is asked of it
+    return SharedLive(lambda: own, link)  # type: ignore[arg-type, return-value]
+
+
 async def two(processes: Connected, one: InFlight, other: InFlight) -> tuple[SharedLive, SharedLive]:
     links = await processes.ready(1, 1), await processes.ready(2, 2)
-    # what a process has in flight is all that is asked of it
-    found: list[Any] = [SharedLive(each, link) for each, link in zip((one, other), links, strict=True)]  # type: ignore[arg-type]
+    found: list[Any] = [shared(each, link) for each, link in zip((one, other), links, strict=True)]
     return found[0], found[1]
 
 

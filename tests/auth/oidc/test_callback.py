@@ -70,7 +70,7 @@ def test_a_code_must_be_there(code: str | None) -> None:
 def test_an_error_of_the_provider_is_said_in_words(error: str, says: str) -> None:
     found = refused(answer(code=None, error=error))
     assert found.message == says
-    assert found.reason == f"the provider answered {error}"
+    assert found.reason == f"the provider answered: {error}"
 
 
 @pytest.mark.parametrize("error", ["<script>", "Call 0900 123456 now", "a\r\nb", "x" * 100])

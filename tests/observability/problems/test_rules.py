@@ -164,6 +164,14 @@ def test_a_counter_that_begins_anew_counts_from_zero_and_a_label_that_appears_as
     assert sorted(each.message.split(" were")[0] for each in found) == ["2 items for a", "5 items for b"]
 
 
+def test_the_first_count_of_all_is_a_rise_if_nothing_was_counted_at_the_first_look() -> None:
+    memory = ProblemMemory()
+    assert memory.judge(facts()) == []
+    ends = counter("process_ends", (2, {"process": "worker-1", "reason": "by SIGKILL"}))
+    [problem] = memory.judge(facts(ends, now=NOW + 30))
+    assert problem.message.startswith("worker-1 ended 2 times")
+
+
 def test_what_is_remembered_and_told_has_a_bound() -> None:
     memory = ProblemMemory()
     for now in (NOW, NOW + 60):

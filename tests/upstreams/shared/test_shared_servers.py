@@ -74,10 +74,12 @@ def test_workers_know_what_the_housekeeper_found() -> None:
     workers = both(housekeeper=True)
     found = workers[1].state(ONE)
     found.waiting, found.kv_usage, found.sleeping, found.sleep_changed = 7.0, 0.5, True, 1000.5
+    found.running, found.cache_hits, found.version = 3.0, 0.25, "0.11.0"
     workers.pass_time(INTERVAL)
     for number in (2, 3):
         state = workers[number].state(ONE)
         assert (state.waiting, state.kv_usage, state.sleeping, state.sleep_changed) == (7.0, 0.5, True, 1000.5)
+        assert (state.running, state.cache_hits, state.version) == (3.0, 0.25, "0.11.0")
     joined = workers.start(3)
     assert joined.state(ONE).sleeping
     workers.kill(1)

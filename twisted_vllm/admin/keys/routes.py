@@ -12,29 +12,31 @@ from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_key_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys import operations
+from twisted_vllm.admin.keys.answers import (
+    AliasList,
+    BulkAnswer,
+    ChangedKey,
+    DeletedKeys,
+    GeneratedKey,
+    KeyInfo,
+    KeyInfos,
+    KeyList,
+    KeyReport,
+    NewKey,
+    ResetSpend,
+)
 from twisted_vllm.admin.keys.models import (
     NAMES_KEY,
     ROUTES_ONCE,
     AliasesQuery,
-    AliasList,
-    BulkAnswer,
     BulkRequest,
-    ChangedKey,
-    DeletedKeys,
     DeleteRequest,
-    GeneratedKey,
     GenerateRequest,
     InfoRequest,
-    KeyInfo,
     KeyInfoQuery,
-    KeyInfos,
-    KeyList,
     KeyListQuery,
-    KeyReport,
     NameRequest,
-    NewKey,
     RegenerateRequest,
-    ResetSpend,
     ResetSpendRequest,
     UpdateRequest,
 )

@@ -270,7 +270,7 @@ class OrganizationListQuery(Query, frozen=True, kw_only=True):
 
 
 class OrganizationPageQuery(Query, frozen=True, kw_only=True):
-    """The query of ``GET /v2/organization/list``."""
+    """The query of ``GET /v2/organizations/list``."""
 
     search: Annotated[str, msgspec.Meta(description="Text that the id or the name contains, in any case.")] = ""
     budget_id: Annotated[str, msgspec.Meta(description="Only organizations that name this budget.")] = ""

@@ -137,7 +137,7 @@ async def list_organizations(call: AdminCall, query: OrganizationListQuery) -> m
     return found
 
 
-@routes.get("/v2/organization/list", access=Access.ANY_KEY, query=OrganizationPageQuery, response=OrganizationPage)
+@routes.get("/v2/organizations/list", access=Access.ANY_KEY, query=OrganizationPageQuery, response=OrganizationPage)
 async def list_page(call: AdminCall, query: OrganizationPageQuery) -> Json:
     """Return a page of the organizations that the caller may see, and how many there are."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -75,6 +75,12 @@ class PeriodSpend(PeriodSums, kw_only=True):
     keys: list[KeySpend]
 
 
+class DaySpend(PeriodSums, kw_only=True):
+    """What was used in a day."""
+
+    date: date
+
+
 class BudgetUse(Response, kw_only=True):
     """How much of a budget is used."""
 
@@ -87,6 +93,7 @@ class BudgetUse(Response, kw_only=True):
         ),
     ]
     name: Annotated[str, msgspec.Meta(description="The name of its holder; its id if it has none.")]
+    api_key: Annotated[KeyHash | None, msgspec.Meta(description="The key that has it, to administrators.")]
     spend: Amount
     max_budget: Amount
     percent: Annotated[float, msgspec.Meta(description="The share that is used, in percent.")]
@@ -102,6 +109,7 @@ class SpendOverview(Response, kw_only=True):
     ]
     today: PeriodSpend
     month: PeriodSpend
+    days: Annotated[list[DaySpend], msgspec.Meta(description="The last 30 days and today; days without use as well.")]
     budgets: Annotated[
         list[BudgetUse],
         msgspec.Meta(description="The budgets that are used most. Others than administrators see those of their own."),

@@ -8,7 +8,6 @@ from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import NoQuery
 from twisted_vllm.admin.overview.models import SpendOverview, SpendQuery, TrafficQuery
-from twisted_vllm.admin.overview.spend import Whose, encode, overview, own_budgets
 from twisted_vllm.admin.reports.scope import span_of
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.auth.roles import reads_everything
@@ -55,6 +54,9 @@ async def spend(call: AdminCall, query: SpendQuery) -> Raw:
     Administrators see everybody's, 10 seconds old at most. A virtual key sees that of all keys of its user, or its own
     if it has no user, and the budgets that are its own.
     """
+    # Imported here: an idle gateway does without.
+    from twisted_vllm.admin.overview.spend import Whose, encode, overview, own_budgets
+
     context = call.context
     whose = Whose.caller(call.principal, sees_all=reads_everything(call.principal))
     if whose.equals:

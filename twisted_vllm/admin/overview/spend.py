@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import inf
 
-import attrs
 import msgspec
 
 from twisted_vllm.admin.limits import current_spend, money
 from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.reports.scope import RECENT_DAYS
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.ratelimit.allowance import KEY as OF_KEY
 from twisted_vllm.ratelimit.allowance import MEMBER, MODEL_BUDGET, ORGANIZATION, PROXY, SEPARATOR
@@ -20,19 +20,22 @@ from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.used_budget import UsedBudget
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, microseconds, moment_of, month_start
-from twisted_vllm.storage.usage.queries.reports import Group, read_totals
+from twisted_vllm.storage.usage.queries.reports import Group, read_all, read_totals
 from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels
-from twisted_vllm.storage.usage.tables import DAY_US, KEY, MONTH, SUMS, TEAM, USER
+from twisted_vllm.storage.usage.queries.sums import iso_day
+from twisted_vllm.storage.usage.tables import DAY, DAY_US, KEY, MONTH, SUMS, TEAM, USER
 
 _WANTED = ("requests", "successful", "failed", "prompt_tokens", "completion_tokens", "cost")
+#: budgets in an overview
+MOST_BUDGETS = 50
+_NOTHING = (0,) * len(SUMS)
 _PLACES = {name: SUMS.index(name) for name in ("requests", "failed", "prompt_tokens", "completion_tokens", "cost")}
 
 #: the budgets that people without more rights see: those of others above them are not theirs to know
 _OWN_BUDGETS = (OF_KEY, OF_USER, OF_TEAM, MEMBER)
 
 
-@attrs.frozen
-class Whose:
+class Whose(msgspec.Struct, frozen=True):
     """Whose spend is meant.
 
     Attributes:
@@ -69,6 +72,7 @@ def overview(transaction: Transaction, whose: Whose, budgets: Sequence[UsedBudge
         "of": whose.of,
         "today": _period(transaction, whose, today, end, top),
         "month": _period(transaction, whose, month_start(moment), end, top),
+        "days": _days(transaction, whose, end - (RECENT_DAYS + 1) * DAY_US, end),
         "budgets": _named(transaction, budgets),
     }
 
@@ -100,7 +104,7 @@ def _period(transaction: Transaction, whose: Whose, start: int, end: int, top: i
     aliases = _team_aliases(transaction, (group.values[0] for group in by_team))
     return {
         "start": moment_of(start),
-        **_sums(whole[0].sums if whole else [0] * len(SUMS)),
+        **_sums(whole[0].sums if whole else _NOTHING),
         "models": [{"model": group.values[0], **_sums(group.sums)} for group in by_model],
         "teams": [
             {"team_id": group.values[0], "team_alias": aliases.get(group.values[0]), **_sums(group.sums)}
@@ -108,6 +112,13 @@ def _period(transaction: Transaction, whose: Whose, start: int, end: int, top: i
         ],
         "keys": [{**_key(group.values[0], labels), **_sums(group.sums)} for group in by_key],
     }
+
+
+def _days(transaction: Transaction, whose: Whose, start: int, end: int) -> list[Json]:
+    groups = read_all(transaction.connection, UsageQuery((), DAY, start, end, whose.equals), wanted=_WANTED)
+    by_day = {group.start: group.sums for group in groups}
+    days = (iso_day(each // DAY_US) for each in range(start, end, DAY_US))
+    return [{"date": each, **_sums(by_day.get(each, _NOTHING))} for each in days]
 
 
 def _sums(sums: Sequence[int]) -> Json:
@@ -139,7 +150,8 @@ def _team_aliases(transaction: Transaction, team_ids: Iterable[str]) -> dict[str
 
 
 def _named(transaction: Transaction, budgets: Sequence[UsedBudget]) -> list[Json]:
-    """Return budgets with the names of their holders."""
+    """Return the budgets that are used most, with the names of their holders."""
+    budgets = sorted(budgets, key=lambda each: each.share, reverse=True)[:MOST_BUDGETS]
     ids: dict[str, list[str]] = {}
     for each in budgets:
         ids.setdefault(each.kind, []).append(each.id)
@@ -171,6 +183,7 @@ def _budget(budget: UsedBudget, name: str) -> Json:
         "kind": budget.kind,
         "id": shown,
         "name": name or budget.name or shown,
+        "api_key": budget.token or None,
         "spend": money(budget.spent),
         "max_budget": money(budget.max_budget),
         "percent": round(100 * budget.share, 1),

@@ -14,8 +14,7 @@ from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import current_spend, money
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.reports.models import Filters, PagedLogsQuery
-from twisted_vllm.admin.reports.scope import Span, UsageScope, iso
-from twisted_vllm.admin.reports.usage_report import check_servers
+from twisted_vllm.admin.reports.scope import Span, UsageScope, check_servers, iso
 from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.money import from_dollars

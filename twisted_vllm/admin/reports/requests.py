@@ -14,7 +14,6 @@ from twisted_vllm.admin.reports.models import Filters
 from twisted_vllm.admin.reports.operations import failed_attempts
 from twisted_vllm.admin.reports.scope import UsageScope, iso
 from twisted_vllm.errors import NotFound
-from twisted_vllm.observability.sinks.litellm_payload import response_of, usage_of
 from twisted_vllm.storage.request_contents import read_contents
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
@@ -89,6 +88,9 @@ def contents_as_litellm(transaction: Transaction, scope: UsageScope, request_id:
     kept = read_contents(transaction.connection, row.id)
     if kept is None:
         return {"messages": {}, "response": {}, "proxy_server_request": {}}
+    # A gateway without sinks loads nothing of them, until somebody asks for this.
+    from twisted_vllm.observability.sinks.litellm_payload import response_of, usage_of
+
     contents: Mapping[str, Any] = msgspec.json.decode(kept)
     parameters, tools = contents.get("parameters"), contents.get("tools")
     asked = contents.get("input")

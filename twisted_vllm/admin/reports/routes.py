@@ -8,9 +8,9 @@ import msgspec
 
 from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
-from twisted_vllm.admin.keys.models import KeyReport
+from twisted_vllm.admin.keys.answers import KeyReport
 from twisted_vllm.admin.models import Json, NoQuery
-from twisted_vllm.admin.reports import activity, breakdowns, operations, requests
+from twisted_vllm.admin.reports import activity, breakdowns, operations
 from twisted_vllm.admin.reports.models import (
     Activity,
     ActivityFilters,
@@ -67,9 +67,16 @@ from twisted_vllm.admin.reports.models import (
     UsageReport,
     UserReportQuery,
 )
-from twisted_vllm.admin.reports.scope import UsageScope, days_of, entities_of, local_days_of, one_entity, span_of
-from twisted_vllm.admin.reports.top_groups import top_groups
-from twisted_vllm.admin.reports.usage_report import check_servers, dimensions_of, send_report
+from twisted_vllm.admin.reports.scope import (
+    UsageScope,
+    check_servers,
+    days_of,
+    dimensions_of,
+    entities_of,
+    local_days_of,
+    one_entity,
+    span_of,
+)
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.storage.transaction import Transaction
@@ -122,6 +129,9 @@ async def paged_logs(call: AdminCall, query: PagedLogsQuery) -> msgspec.Raw:
 )
 async def log_payload(call: AdminCall, _query: LogPayloadQuery) -> msgspec.Raw:
     """Return what a request and its answer contained, where that was kept. null, if there is no such request."""
+    # loaded once somebody asks for a request, as few gateways are asked
+    from twisted_vllm.admin.reports import requests
+
     scope, request_id = UsageScope.of(call), call.path["request_id"]
     return await _read(call, lambda transaction: requests.contents_as_litellm(transaction, scope, request_id))
 
@@ -138,6 +148,8 @@ async def one_request(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
 
     It is found by the id of its row, its `x-request-id` or the id of its answer; of several, the newest is returned.
     """
+    from twisted_vllm.admin.reports import requests
+
     scope, request_id = UsageScope.of(call), call.path["request_id"]
     return await _read(call, lambda transaction: requests.report_request(transaction, scope, request_id))
 
@@ -452,12 +464,18 @@ async def usage_report(call: AdminCall, query: ReportQuery) -> bytes:
 
     A virtual key sees its own usage. The report can have any size.
     """
+    # likewise
+    from twisted_vllm.admin.reports.usage_report import send_report
+
     return await send_report(call, query)
 
 
 @routes.get("/usage/top", query=TopGroupsQuery, response=TopGroups, access=Access.ANY_KEY, errors=(504,))
 async def most_usage(call: AdminCall, query: TopGroupsQuery) -> msgspec.Raw:
     """Return the groups with the most usage, all others together, and one measure of each by interval: for charts."""
+    # likewise
+    from twisted_vllm.admin.reports.top_groups import top_groups
+
     scope, group_by, now = UsageScope.of(call), dimensions_of(query.group_by), call.now
     check_servers(scope, group_by, query.server)
     return await _read(call, lambda transaction: top_groups(transaction, scope, query, group_by, now))

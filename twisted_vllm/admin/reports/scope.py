@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import attrs
@@ -22,7 +22,7 @@ from twisted_vllm.storage.tables import members
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.days import Entities
 from twisted_vllm.storage.usage.queries.lookups import RowFilter
-from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
+from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, MODEL, SERVER, microseconds, moment_of
 from twisted_vllm.storage.usage.queries.rows import key_id_of, key_labels
 from twisted_vllm.storage.usage.tables import DAY_US, END_USER, KEY, TAG, TEAM, USER
 
@@ -264,6 +264,31 @@ def local_days_of(query: ActivityFilters, now: datetime) -> tuple[int, int]:
     minutes = int(query.timezone)
     # east of UTC, the first day began before; west of it, the last one ends later
     return start - (DAY_US if minutes < 0 and start else 0), end + (DAY_US if minutes > 0 else 0)
+
+
+def check_servers(scope: UsageScope, group_by: Sequence[str], server: str) -> None:
+    """Check that the caller may see which servers answered, if it asks for that.
+
+    Raises:
+        RouteNotAllowed: it may not.
+    """
+    if not scope.sees_all and (SERVER in group_by or server):
+        raise RouteNotAllowed("Which server answered is for administrators.")
+
+
+def dimensions_of(text: str) -> tuple[str, ...]:
+    """Return the named dimensions, in the order of `DIMENSIONS`.
+
+    Raises:
+        InvalidRequest: a name is not one of them.
+    """
+    names = [name.strip() for name in text.split(",")] if text.strip() else []
+    for number, name in enumerate(names):
+        if name not in DIMENSIONS:
+            raise InvalidRequest(
+                f"`group_by[{number}]` must be one of {', '.join(DIMENSIONS)}.", param=f"group_by[{number}]"
+            )
+    return tuple(name for name in DIMENSIONS if name in names)
 
 
 def iso(moment: int) -> str:

@@ -25,10 +25,9 @@ from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.limits import money, money_text
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.reports.models import GroupsQuery, ReportQuery
-from twisted_vllm.admin.reports.scope import UsageScope, days_of, span_of
-from twisted_vllm.errors import GatewayError, InvalidRequest, RouteNotAllowed
+from twisted_vllm.admin.reports.scope import UsageScope, check_servers, days_of, dimensions_of, span_of
+from twisted_vllm.errors import GatewayError, InvalidRequest
 from twisted_vllm.storage.usage.queries.plan import (
-    DIMENSIONS,
     HOUR,
     ROUTE,
     ROWS,
@@ -196,16 +195,6 @@ async def _write_groups(call: AdminCall, report: _Report, gate: _Gate) -> None:
             call.request.write(body)
 
 
-def check_servers(scope: UsageScope, group_by: Sequence[str], server: str) -> None:
-    """Check that the caller may see which servers answered, if it asks for that.
-
-    Raises:
-        RouteNotAllowed: it may not.
-    """
-    if not scope.sees_all and (SERVER in group_by or server):
-        raise RouteNotAllowed("Which server answered is for administrators.")
-
-
 def usage_query(
     query: GroupsQuery, group_by: tuple[str, ...], start: int, end: int, equals: Mapping[str, str]
 ) -> UsageQuery:
@@ -232,21 +221,6 @@ def report_span(query: GroupsQuery, now: datetime) -> tuple[int, int]:
 def iso_of(moment: int) -> str:
     """Return a moment in microseconds since 1970 as reports write it."""
     return moment_of(moment).isoformat().replace("+00:00", "Z")
-
-
-def dimensions_of(text: str) -> tuple[str, ...]:
-    """Return the named dimensions, in the order of `DIMENSIONS`.
-
-    Raises:
-        InvalidRequest: a name is not one of them.
-    """
-    names = [name.strip() for name in text.split(",")] if text.strip() else []
-    for number, name in enumerate(names):
-        if name not in DIMENSIONS:
-            raise InvalidRequest(
-                f"`group_by[{number}]` must be one of {', '.join(DIMENSIONS)}.", param=f"group_by[{number}]"
-            )
-    return tuple(name for name in DIMENSIONS if name in names)
 
 
 def _abort(request: IRequest) -> None:

@@ -19,26 +19,28 @@ from twisted_vllm.admin.models import LISTED_MEMBERS, MAX_SHOWN, Json, NoQuery
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.self_service import NOT_OWN_TEAM
 from twisted_vllm.admin.teams import operations
-from twisted_vllm.admin.teams.models import (
+from twisted_vllm.admin.teams.answers import (
     AddedMembers,
-    AddMembersRequest,
     BulkAddedMembers,
-    BulkAddMembersRequest,
     ChangedMember,
     ChangedTeam,
     DeletedTeams,
+    OwnMembership,
+    TeamInfo,
+    TeamPage,
+    TeamReport,
+)
+from twisted_vllm.admin.teams.models import (
+    AddMembersRequest,
+    BulkAddMembersRequest,
     DeleteTeamsRequest,
     NewMember,
     NewTeamRequest,
-    OwnMembership,
     RemoveMemberRequest,
-    TeamInfo,
     TeamInfoQuery,
     TeamListQuery,
     TeamModelsRequest,
-    TeamPage,
     TeamPageQuery,
-    TeamReport,
     TeamRequest,
     UpdateMemberRequest,
     UpdateTeamRequest,

@@ -27,7 +27,7 @@ from twisted_vllm.admin.fields import (
     check_printable_aliases,
     stored_models,
 )
-from twisted_vllm.admin.keys.models import KeyReport
+from twisted_vllm.admin.keys.answers import KeyReport
 from twisted_vllm.admin.limits import Dollars, LimitFields, Spent
 from twisted_vllm.admin.lists import ids_of
 from twisted_vllm.admin.models import (

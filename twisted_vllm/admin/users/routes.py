@@ -10,7 +10,7 @@ from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.defaults import with_user_defaults
 from twisted_vllm.admin.fields import NAMES_USER
 from twisted_vllm.admin.keys import operations as keys
-from twisted_vllm.admin.keys.models import FoundUser
+from twisted_vllm.admin.keys.answers import FoundUser
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.lists import ids_of, place_of, reported

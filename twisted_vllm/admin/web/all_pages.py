@@ -8,6 +8,7 @@ from twisted_vllm.admin.web.pages.config import pages as config
 from twisted_vllm.admin.web.pages.connect import pages as connect
 from twisted_vllm.admin.web.pages.live import pages as live
 from twisted_vllm.admin.web.pages.oidc import pages as oidc
+from twisted_vllm.admin.web.pages.overview import pages as overview
 from twisted_vllm.admin.web.pages.playground import pages as playground
 from twisted_vllm.admin.web.pages.record_acts import pages as record_acts
 from twisted_vllm.admin.web.pages.records import pages as records
@@ -16,10 +17,9 @@ from twisted_vllm.admin.web.pages.servers import pages as servers
 from twisted_vllm.admin.web.pages.sign_in import pages as sign_in
 from twisted_vllm.admin.web.pages.tester import pages as tester
 from twisted_vllm.admin.web.pages.usage import pages as usage
-from twisted_vllm.admin.web.pages.welcome import pages as welcome
 
 PAGES: tuple[Page, ...] = (
-    *welcome,
+    *overview,
     *live,
     *servers,
     *usage,

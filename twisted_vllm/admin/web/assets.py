@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -40,8 +41,9 @@ class Asset:
     version: str
 
 
+@cache
 def read_assets() -> Mapping[str, Asset]:
-    """Return all files by name, such as ``vendor/htmx.min.js``. It reads them; call it once, in any thread."""
+    """Return all files by name, such as ``vendor/htmx.min.js``. The first call reads them, in any thread."""
     found: dict[str, Asset] = {}
     root = files("twisted_vllm.admin.web") / "assets"
     for folder, prefix in ((root, ""), (root / "vendor", "vendor/")):

@@ -62,6 +62,7 @@ class Field:
         maximum: the highest value, likewise.
         longest: the most characters of a text; None for any number.
         initially: what a new record has without it, of a flag.
+        is_secret: whether nobody shall see what is typed.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Field:
     maximum: float | None = None
     longest: int | None = None
     initially: bool = False
+    is_secret: bool = False
 
     @property
     def is_long(self) -> bool:
@@ -156,6 +158,7 @@ class Form:
         left_out: those that no form has: the page fills them in, or they stand for others.
         labels: names for people, where the API's name says too little.
         initially: flags that are set unless somebody says otherwise.
+        secrets: fields that nobody shall see.
         read: returns a record of the API with the names of the form.
     """
 
@@ -164,6 +167,7 @@ class Form:
     left_out: frozenset[str] = frozenset()
     labels: Mapping[str, str] = attrs.field(factory=dict)
     initially: frozenset[str] = frozenset()
+    secrets: frozenset[str] = frozenset()
     read: Callable[[Json], Json] = _as_it_is
 
     def __repr__(self) -> str:
@@ -186,6 +190,7 @@ class Form:
             help=words,
             required=declared.required,
             initially=name in self.initially,
+            is_secret=name in self.secrets,
             **limits,
         )
 
@@ -245,8 +250,7 @@ def label_of(name: str) -> str:
 
 def field_at_fault(param: str | None, form: Form) -> str | None:
     """Return the field of a form that an error of the API is about; None if it is about none of them."""
-    found = re.match(r"\w+", param or "")
-    return found[0] if found and found[0] in form.fields else None
+    return next((name for name in re.findall(r"\w+", param or "") if name in form.fields), None)
 
 
 # the struct's types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import cache
 from math import floor, log10
 from typing import Any
 
@@ -100,8 +101,9 @@ def _is_nothing(value: Any) -> bool:
     return value is None or value == "" or isinstance(value, Undefined)
 
 
+@cache
 def make_environment() -> Environment:
-    """Return the environment of the templates, compiled. It reads files; call it once, in any thread."""
+    """Return the environment of the templates, compiled. The first call reads files, in any thread."""
     environment = Environment(
         loader=PackageLoader("twisted_vllm.admin.web", "templates"),
         # always: what is not marked is text, whatever the file is called

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
@@ -15,10 +15,10 @@ from twisted_vllm.app.telemetry.otlp_receivers import Receiver, receivers_of
 from twisted_vllm.app.telemetry.part import Surroundings, TelemetryPart
 from twisted_vllm.config.otlp_metrics import CUMULATIVE, OtlpMetricsSettings
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.observability.delivery.blocking import ThreadedDestination
-from twisted_vllm.observability.delivery.interfaces import Bounds
-from twisted_vllm.observability.delivery.queue import DeliveryQueue
 from twisted_vllm.observability.metrics.registry import Snapshot
+
+if TYPE_CHECKING:
+    from twisted_vllm.observability.delivery.queue import DeliveryQueue
 
 #: the queue's name
 QUEUE = "metrics:otlp"
@@ -95,6 +95,11 @@ class OtlpMetricsPart(TelemetryPart):
             self._begin()
 
     def _export_to(self, receiver: Receiver) -> None:
+        # few gateways need what this loads
+        from twisted_vllm.observability.delivery.blocking import ThreadedDestination
+        from twisted_vllm.observability.delivery.interfaces import Bounds
+        from twisted_vllm.observability.delivery.queue import DeliveryQueue
+
         reactor = self._surroundings.reactor
         bounds = Bounds(
             max_items=1,

@@ -62,7 +62,7 @@ def code_of(query: Mapping[str, Sequence[str]], attempt: Attempt, provider: Prov
     if fields["error"]:
         error = fields["error"] if _ERROR.fullmatch(fields["error"]) else "an error without a valid name"
         what = _MEANINGS.get(error, f"answered {error}")
-        raise SignInFailed(f"{name} {what}. {_AGAIN}", reason=f"the provider answered {error}")
+        raise SignInFailed(f"{name} {what}. {_AGAIN}", reason=f"the provider answered: {error}")
     if not fields["code"] or not fields["code"].isprintable():
         raise SignInFailed(f"The answer of {name} is not valid. {_AGAIN}", reason="the answer has no code")
     return fields["code"]

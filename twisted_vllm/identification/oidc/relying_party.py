@@ -186,7 +186,8 @@ class RelyingParty:
                 "Nobody was signed in at {provider}: {reason}",
                 provider=self._issuer,
                 reason=reason,
-                once_a_second=True,
+                # strangers cause some of these lines, and must not keep others out of the log
+                once_a_second=reason.partition(":")[0],
             )
             raise error from None
         finally:

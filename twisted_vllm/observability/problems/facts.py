@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
-import attrs
 import msgspec
 from prometheus_client.metrics_core import Metric
 
@@ -63,8 +62,7 @@ class ProblemsReport(msgspec.Struct, kw_only=True):
     ]
 
 
-@attrs.frozen
-class Found:
+class Found(msgspec.Struct, frozen=True, gc=False):
     """A problem that a rule found.
 
     Attributes:
@@ -85,8 +83,7 @@ class Found:
     hold: float = 0.0
 
 
-@attrs.frozen
-class ServerFact:
+class ServerFact(msgspec.Struct, frozen=True, gc=False):
     """A server.
 
     Attributes:
@@ -104,8 +101,7 @@ class ServerFact:
     since: float
 
 
-@attrs.frozen
-class DiskFact:
+class DiskFact(msgspec.Struct, frozen=True, gc=False):
     """The disk of a directory.
 
     Attributes:
@@ -145,8 +141,7 @@ class Figures:
         return next((value for _, value in self.of(name)), None)
 
 
-@attrs.frozen
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What is known at one moment.
 
     Attributes:

@@ -24,8 +24,7 @@ class ProblemMemory:
         """Remember nothing."""
         self._first: dict[tuple[str, str], float] = {}
         self._counters: dict[tuple[str, tuple[str, ...]], deque[tuple[float, float]]] = {}
-        #: the counters that were looked at before
-        self._known: set[str] = set()
+        self._has_looked = False
         self._now = 0.0
 
     def judge(self, facts: Facts) -> list[Problem]:
@@ -36,7 +35,7 @@ class ProblemMemory:
             key: min(self._first.get(key, now), now) for key in ((each.code, each.subject) for each in found)
         }
         self._forget_counters()
-        self._known.update(name for name, _ in self._counters)
+        self._has_looked = True
         return self._told(found)
 
     def _told(self, found: Iterable[Found]) -> list[Problem]:
@@ -58,8 +57,8 @@ class ProblemMemory:
         if values is None:
             if len(self._counters) >= MOST_COUNTERS:
                 return 0.0
-            # one with labels that appears later began at 0
-            first = 0.0 if labels and name in self._known else value
+            # one with labels that was not there at the first look began at 0
+            first = 0.0 if labels and self._has_looked else value
             values = self._counters[key] = deque([(self._now, first)])
         if value < values[-1][1]:
             # its process began anew

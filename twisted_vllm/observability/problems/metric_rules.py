@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-import attrs
+import msgspec
 
 from twisted_vllm.observability.problems.facts import Figures, Found, Labels, Severity, SubjectType
 from twisted_vllm.observability.problems.words import duration
@@ -21,8 +21,7 @@ class Increases(Protocol):
         """Return by how much a counter rose in so many seconds, and keep its value."""
 
 
-@attrs.frozen(kw_only=True)
-class GaugeRule:
+class GaugeRule(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A gauge that is out of its bounds.
 
     Attributes:
@@ -62,8 +61,7 @@ class GaugeRule:
                 yield _found(self, labels, value, now - value if self.is_age else None)
 
 
-@attrs.frozen(kw_only=True)
-class IncreaseRule:
+class IncreaseRule(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A counter that rose.
 
     Attributes:

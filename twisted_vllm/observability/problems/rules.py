@@ -156,7 +156,9 @@ def _budget(budget: UsedBudget) -> Iterator[Found]:
     message = f"The budget of {holder}{name} {state} ({_of(budget)}).{ends}"
     advice = "Raise litellm_settings.max_budget and reload." if whole else "Raise the budget, or tell its owner."
     alert = "GatewayBudgetNearlySpent" if whole else "BudgetNearlySpent"
-    subject = budget.id.replace("\x1f", "/") if not whole else ""
+    # a key is known by its hash to those who look for it
+    id = budget.token if budget.kind == "key" and budget.token else budget.id
+    subject = "" if whole else id.replace("\x1f", "/")
     yield Found(f"budget_{share}", severity, "budget", f"{budget.kind}/{subject}", message, advice, alert)
 
 

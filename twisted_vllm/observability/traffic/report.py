@@ -183,8 +183,6 @@ def make_report(history: History, start: float, now: float, *, of_one_process: b
     points = _points(history, begin, end, spacing)
     known = max(begin, history.since)
     whole = _merged(points.values())
-    recent = _merged(history.fine.between((end - NOW_SECONDS) // FINE, end // FINE))
-    last = next(history.fine.between(end // FINE - 1, end // FINE), None)
     seconds = max(end - known, 1.0)
     models = sorted(whole.models.items(), key=lambda item: item[1].requests, reverse=True)
     return TrafficReport(
@@ -193,15 +191,21 @@ def make_report(history: History, start: float, now: float, *, of_one_process: b
         step_seconds=spacing,
         complete_since=_moment(history.since),
         of_one_process=of_one_process,
-        now=TrafficNow(
-            in_flight=0 if last is None else last.in_flight,
-            **_sums(recent.total(), min(max(end - history.since, 1.0), NOW_SECONDS)),
-        ),
+        now=make_now(history, now),
         summary=TrafficSummary(most_in_flight=whole.in_flight, **_sums(whole.total(), seconds)),
         errors=_errors(whole.causes),
         models=[ModelTraffic(model=name, **_sums(each, seconds)) for name, each in models],
         series=_series(points, begin, end, spacing, history.since),
     )
+
+
+def make_now(history: History, now: float) -> TrafficNow:
+    """Return what passes at a time in Unix seconds."""
+    end = int((now - SETTLED) // FINE) * FINE
+    recent = list(history.fine.between((end - NOW_SECONDS) // FINE, end // FINE))
+    is_current = bool(recent) and recent[-1].number == end // FINE - 1
+    seconds = min(max(end - history.since, 1.0), NOW_SECONDS)
+    return TrafficNow(in_flight=recent[-1].in_flight if is_current else 0, **_sums(_merged(recent).total(), seconds))
 
 
 def _errors(causes: Mapping[str, int]) -> list[ErrorCount]:

@@ -17,7 +17,6 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.deadline import Deadline, WorkStopped
 from twisted_vllm.storage.engine import begin, make_engine, parse_url, reason_of
 from twisted_vllm.storage.errors import StoreError
-from twisted_vllm.storage.request_contents import trim_contents
 from twisted_vllm.storage.sqlite_file import check_file, watch_file
 from twisted_vllm.storage.usage.accepted import is_broken_deadlock, is_rejection
 from twisted_vllm.storage.usage.batch import UsageBatch
@@ -161,6 +160,9 @@ class UsageDatabase:
         Raises:
             DatabaseUnavailable: some may be left, for the next call.
         """
+
+        # once an hour, and only where rows are not kept for ever
+        from twisted_vllm.storage.request_contents import trim_contents
 
         def work() -> list[str]:
             self._rows.forget_dropped()

@@ -4,6 +4,7 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const live = byId("live"), form = byId("live-filters"), dialog = byId("live-cut");
+  const defaults = {sort: form.dataset.defaultSort, limit: form.dataset.defaultLimit};
   const mayCut = "mayCut" in live.dataset;
   const body = byId("live-table").tBodies[0];
   const states = new Map([...form.elements.state.options].map((each) => [each.value, each.textContent]));
@@ -230,8 +231,7 @@
   function query() {
     const chosen = new URLSearchParams();
     for (const [name, value] of new FormData(form)) {
-      const {defaultChoice} = form.elements[name].dataset;
-      if (value.trim() && value !== defaultChoice) chosen.set(name, value.trim());
+      if (value.trim() && value !== defaults[name]) chosen.set(name, value.trim());
     }
     return chosen.toString();
   }
@@ -301,7 +301,7 @@
   byId("live-clear").addEventListener("click", (event) => {
     event.preventDefault();
     for (const each of form.elements) {
-      if (each.name) each.value = each.dataset.defaultChoice ?? "";
+      if (each.name) each.value = defaults[each.name] ?? "";
     }
     apply();
   });
@@ -310,8 +310,5 @@
     event.preventDefault();
     cut();
   });
-  for (const [name, value] of Object.entries({sort: "-age", limit: "100"})) {
-    form.elements[name].dataset.defaultChoice = value;
-  }
   listen();
 })();

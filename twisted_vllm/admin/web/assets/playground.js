@@ -169,7 +169,9 @@
       } else {
         text.textContent = value;
       }
-      this.figures.append(term, text);
+      const pair = element("div");
+      pair.append(term, text);
+      this.figures.append(pair);
       return text;
     }
 

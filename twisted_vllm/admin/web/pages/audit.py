@@ -112,10 +112,30 @@ def _record(entry: Mapping[str, Any]) -> str:
     return address(path, id=entry["object_id"]) if path and entry["after"] is not None else ""
 
 
+#: what acts are called that are no plain change
+_VERBS = {
+    "block": "blocked",
+    "unblock": "unblocked",
+    "regenerate": "regenerated",
+    "drain": "drained",
+    "undrain": "undrained",
+    "cut": "cut",
+    "reset_spend": "reset the spend of",
+    "sleep": "put to sleep",
+    "wake_up": "woke up",
+    "reload": "reloaded",
+}
+#: where records have their names
+_NAMES = ("key_alias", "team_alias", "organization_alias", "user_email", "alias", "model_name")
+
+
 def in_words(entry: Mapping[str, Any]) -> str:
     """Return a change in a sentence."""
     who = entry["actor_name"] or entry["actor"]
-    what = f"{entry['object_type'].replace('_', ' ')} {entry['object_id']}"
+    what = f"{entry['object_type'].replace('_', ' ')} {_called(entry)}".rstrip()
+    verb = _VERBS.get(entry["action"].rpartition("/")[2])
+    if verb is not None:
+        return f"{who} {verb} the {what}"
     if entry["before"] is None and entry["after"] is None:
         return f"{who} called {entry['action']} for the {what}"
     if entry["before"] is None:
@@ -125,6 +145,14 @@ def in_words(entry: Mapping[str, Any]) -> str:
     names = [each.name for each in changes_of(entry["before"], entry["after"]) if each.name not in _ALWAYS]
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{who} changed {shown or 'nothing'} of the {what}"
+
+
+def _called(entry: Mapping[str, Any]) -> str:
+    """Return the name of what was changed, with its id; the id alone where the log knows no name."""
+    record = {**(entry["before"] or {}), **(entry["after"] or {})}
+    name = next((record[each] for each in _NAMES if isinstance(record.get(each), str) and record[each]), "")
+    id = str(entry["object_id"])
+    return f"{name} ({id})" if name and name != id else id
 
 
 @attrs.frozen

@@ -68,12 +68,13 @@ async def finish(call: PageCall) -> bytes:
     except GatewayError as error:
         return show_refusal(call, HOME, error, again=True)
     caller = found.caller
-    session = sign_in.keep(request, "user", caller.key_id, caller=caller, provider=party.mark)
+    sign_in.keep(request, "user", caller.key_id, caller=caller, provider=party.mark)
     lifetime = int(sign_in.settings().session_lifetime)
     sign_in.add_cookie(request, _PERSON, found.sealed, lifetime if found.sealed else 0, path=_PATH)
     # the log names who it is
     await authenticator.principal_of(request)
-    assert session.caller is not None
+    # its address has the code
+    request.setHeader(b"referrer-policy", b"no-referrer")
     target = call.console.url(request, found.page)
     return call.render(
         "leads_on.html", title="Signed in", message=f"You are {caller.name}.", action="Continue", target=target

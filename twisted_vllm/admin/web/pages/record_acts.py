@@ -10,6 +10,7 @@ from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.web.page import PageCall, Pages
 from twisted_vllm.admin.web.pages.records import show_value
 from twisted_vllm.admin.web.records.keys import KEYS
+from twisted_vllm.admin.web.records.noun import PAGE_SIZE
 from twisted_vllm.errors import GatewayError, InvalidRequest
 
 pages = Pages()
@@ -68,6 +69,8 @@ async def act_on_several(call: PageCall) -> bytes:
     chosen, act = list(dict.fromkeys(form.get("chosen", ()))), _first(form, "act")
     if not chosen:
         raise InvalidRequest("No key is chosen: tick some in the list first.", param="chosen")
+    if len(chosen) > PAGE_SIZE:
+        raise InvalidRequest(f"At most {PAGE_SIZE} keys are changed at once, as many as a page has.", param="chosen")
     if act == "delete":
         return await _delete_several(call, chosen, confirmed=_first(form, "confirmed") == "yes")
     if act not in ("block", "unblock"):

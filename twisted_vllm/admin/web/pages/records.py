@@ -1,4 +1,4 @@
-"""The pages of keys, users, teams, organizations, customers and budgets: one code for all of them.
+"""The pages of keys, users, teams, organizations, customers, budgets and models: one code for all of them.
 
 A noun declares what differs (`twisted_vllm.admin.web.records.noun.Noun`).
 """
@@ -19,13 +19,14 @@ from twisted_vllm.admin.web.forms import WAS, Form, field_at_fault
 from twisted_vllm.admin.web.page import PageCall, Pages
 from twisted_vllm.admin.web.records.keys import KEYS
 from twisted_vllm.admin.web.records.limited import BUDGETS, CUSTOMERS
+from twisted_vllm.admin.web.records.models import MODELS
 from twisted_vllm.admin.web.records.noun import BADGES, PAGE_SIZE, Act, Link, Noun
 from twisted_vllm.admin.web.records.people import ORGANIZATIONS, TEAMS, USERS
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.errors import GatewayError, NotFound
 
 #: all nouns, in the order of the navigation
-NOUNS = (KEYS, USERS, TEAMS, ORGANIZATIONS, CUSTOMERS, BUDGETS)
+NOUNS = (KEYS, USERS, TEAMS, ORGANIZATIONS, CUSTOMERS, BUDGETS, MODELS)
 
 #: what a page says after something was done
 _DONE = {
@@ -43,7 +44,7 @@ _DONE = {
 _SUGGESTED = 100
 _SUGGESTIONS = {
     "team_id": ("/v2/team/list", "teams", "team_id", "team_alias"),
-    "organization_id": ("/v2/organization/list", "organizations", "organization_id", "organization_alias"),
+    "organization_id": ("/v2/organizations/list", "organizations", "organization_id", "organization_alias"),
     "budget_id": ("/v2/budget/list", "budgets", "budget_id", ""),
 }
 
@@ -137,7 +138,11 @@ async def _show_list(call: PageCall, noun: Noun) -> bytes:
     query.setdefault("page", "1")
     if not any(column.sort == sort_by for column in noun.columns):
         raise NotFound("This list cannot be sorted so.", param="sort_by")
-    sent = {name: text for name, text in query.items() if name != "sort_by" or len(_sorts(noun)) > 1}
+    sent = {
+        dict(zip(("sort_by", "sort_order"), noun.sort_names, strict=True)).get(name, name): text
+        for name, text in query.items()
+        if name != "sort_by" or len(_sorts(noun)) > 1
+    }
     found = await call.get(noun.list_route, **noun.always, **{noun.size: PAGE_SIZE}, **sent)
     if call.is_fragment:
         call.request.setHeader(b"hx-replace-url", _address(call, noun.path, given).encode("ascii"))
@@ -197,8 +202,8 @@ async def _show(call: PageCall, noun: Noun) -> bytes:
         notes=record.get("metadata") or None,
         sections=await noun.sections(call, record),
         acts=[act for act in noun.acts if act.applies(record) and call.may(act.route)],
-        may_edit=call.may(noun.edit_route),
-        may_delete=call.may(noun.delete_route),
+        may_edit=call.may(noun.edit_route) and not noun.is_fixed(record),
+        may_delete=call.may(noun.delete_route) and not noun.is_fixed(record),
         may_regenerate=noun is KEYS and call.may("POST /key/regenerate"),
         links=_links(call, noun, record),
         done=words.get(done) or _DONE.get(done),
@@ -280,7 +285,7 @@ async def _make(call: PageCall, noun: Noun) -> bytes:
     if problems:
         return await _show_form(call, noun, form, texts, problems=problems, problem=_CORRECT, status=400)
     try:
-        made = await call.post(noun.new_route.removeprefix("POST "), body)
+        made = await call.post(noun.new_route.removeprefix("POST "), noun.body(body))
     except GatewayError as error:
         return await _refused(call, noun, form, texts, error)
     if made.get("key"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from twisted_vllm.admin.servers import report_server
 from twisted_vllm.admin.web.page import Events, PageCall, Pages
 from twisted_vllm.admin.web.shared import Shared
-from twisted_vllm.admin.web.templates import moment, number, percent, seconds
+from twisted_vllm.admin.web.templates import NOTHING, moment, number, percent, seconds
 from twisted_vllm.auth.steering_headers import SERVER
 from twisted_vllm.errors import GatewayError, NotFound
 
@@ -37,8 +38,11 @@ _ACTS_NEED = (
 )
 
 
-def shown(server: Mapping[str, Any]) -> dict[str, Any]:
+def shown(server: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """Return a server of ``GET /server/list`` as pages and their scripts show it: texts by field."""
+    since = server["since"]
+    if isinstance(since, str):
+        since = datetime.fromisoformat(since)
     words, kind = STATES[server["state"]]
     errors = sum(server["errors"].values())
     return {
@@ -48,7 +52,9 @@ def shown(server: Mapping[str, Any]) -> dict[str, Any]:
         "fields": {
             "state": words,
             "reason": server["reason"],
-            "since": moment(server["since"]),
+            "why": server["reason"] or NOTHING,
+            "since": moment(since),
+            "age": seconds(max((now - since).total_seconds() // 1, 0.0)),
             "in_flight": number(server["in_flight"]),
             "queued": number(server["queued"]),
             "latency": seconds(server["latency_seconds"]),
@@ -57,7 +63,7 @@ def shown(server: Mapping[str, Any]) -> dict[str, Any]:
             "kv_usage": percent(server["kv_cache_usage"]),
             "cache_hits": percent(server["prefix_cache_hit_ratio"]),
             "errors": number(errors),
-            "version": server["version"] or "\u2013",
+            "version": server["version"] or NOTHING,
         },
     }
 
@@ -80,7 +86,8 @@ def watch(call: PageCall) -> Shared[list[dict[str, Any]]]:
     context = call.context
 
     async def compute() -> list[dict[str, Any]]:
-        return [shown(report_server(row)) for row in await context.servers.rows()]
+        now = context.now()
+        return [shown(report_server(row), now) for row in await context.servers().rows()]
 
     found = Shared(context.clock, INTERVAL / 2, compute)
     parts: Any = call.console.parts
@@ -100,7 +107,7 @@ async def list_servers(call: PageCall) -> bytes:
     some = found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
     return call.render(
         "servers/list.html",
-        servers=[{**each, "shown": shown(each)} for each in some],
+        servers=[{**each, "shown": shown(each, call.context.now())} for each in some],
         page=page,
         pages=pages_of_all,
         total=len(found),
@@ -119,7 +126,7 @@ async def show(call: PageCall) -> bytes:
     server = found[0]
     return call.render(
         "servers/detail.html",
-        server={**server, "shown": shown(server)},
+        server={**server, "shown": shown(server, call.context.now())},
         alone_for=alone_for(server),
         done=call.query.get("done", ""),
         **await _acts(call),

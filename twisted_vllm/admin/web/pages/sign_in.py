@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,7 +14,7 @@ from twisted_vllm.admin.web.sign_in import CANNOT_SEAL
 from twisted_vllm.auth.own_pages import own_page
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.auth.sessions import TICKET_SECONDS, Session
-from twisted_vllm.errors import ERROR_HEADER, GatewayError, RouteNotAllowed
+from twisted_vllm.errors import ERROR_HEADER, GatewayError, NotFound, RouteNotAllowed
 from twisted_vllm.storage.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -109,34 +109,33 @@ async def ticket(call: PageCall) -> bytes:
         # open mode: every request is an administrator's
         return send_json(call.request, {"ticket": "", "expires_in": TICKET_SECONDS})
     if wanted:
-        # whoever may not see a key gets no ticket of it
-        info = (await call.get("/key/info", key=wanted))["info"]
-        if not _is_own(call, session, info):
-            await _act_for_another(call, info)
-        session = msgspec.structs.replace(session, kind="key", token=token_of(info["token"]), caller=None, provider="")
+        session = await _session_of_key(call, session, token_of(wanted))
     made = sign_in.sealer().ticket(session, sign_in.now())
     return send_json(call.request, {"ticket": made, "expires_in": TICKET_SECONDS})
 
 
-def _is_own(call: PageCall, session: Session, info: dict[str, Any]) -> bool:
-    user_id = call.principal.user_id
-    return info["token"] == session.token or (user_id is not None and info["user_id"] == user_id)
+async def _session_of_key(call: PageCall, session: Session, wanted: str) -> Session:
+    """Return a session that acts as another key, which the caller could have by regenerating it.
 
-
-async def _act_for_another(call: PageCall, info: dict[str, Any]) -> None:
-    """Let an administrator act as somebody else's key, which the audit log tells.
-
-    Viewers and administrators of teams see keys of others too, and may not use them.
+    So nobody gets more rights than by the API. That an administrator acts as somebody else's key stands in the audit
+    log.
 
     Raises:
-        RouteNotAllowed: the caller is no administrator.
+        NotFound, RouteNotAllowed: there is no such key, or the caller may not see it or act as it.
     """
-    if not call.principal.may_administer:
-        raise RouteNotAllowed("This key belongs to somebody else. Choose one of your own.")
-    admin = AdminCall(call.request, call.context, call.principal, "console/ticket", {}, {})
-    prefix, seconds = info["token"][:HASH_PREFIX_LENGTH], TICKET_SECONDS
+    principal = call.principal
+    if wanted != session.token and not call.may("POST /key/regenerate"):
+        raise RouteNotAllowed("This key may not act as another one: it may not call POST /key/regenerate.")
+    admin = AdminCall(call.request, call.context, principal, "console/ticket", {}, {})
 
-    def work(transaction: Transaction) -> None:
-        admin.audit.record(transaction, "key", prefix, None, {"acts_as_key_seconds": seconds})
+    def work(transaction: Transaction) -> str:
+        missing = NotFound("No such key is known.", param="key")
+        record = admin.scope.visible_key(transaction, transaction.keys.get(wanted), missing)
+        admin.scope.check_holding(transaction, record)
+        if principal.may_administer and (record.user_id is None or record.user_id != principal.user_id):
+            told = {"acts_as_key_seconds": TICKET_SECONDS}
+            admin.audit.record(transaction, "key", record.token[:HASH_PREFIX_LENGTH], None, told)
+        return record.token
 
-    await admin.change(work)
+    token = await (admin.change(work) if principal.may_administer else admin.read(work))
+    return msgspec.structs.replace(session, kind="key", token=token, caller=None, provider="")

@@ -65,7 +65,7 @@ async def _answer(call: PageCall, given: Mapping[str, str], *, asked: bool) -> b
     problem, param, status = "", "", 200
     if asked:
         try:
-            query = {name: value for name, value in given.items() if value}
+            query: dict[str, Any] = {name: value for name, value in given.items() if value}
             verdict = await call.get("/key/may_call", **query)
         except GatewayError as error:
             problem, param, status = error.message, error.param or "", error.status

@@ -8,6 +8,8 @@ from urllib.parse import urlencode
 
 import attrs
 
+from twisted_vllm.admin.authorization import token_of
+
 #: a filter of the API, what it is called, and whether only those who see everything have it
 FILTERS: tuple[tuple[str, str, bool], ...] = (
     ("model", "Model", False),
@@ -98,8 +100,11 @@ def span_of_interval(start: str, interval: str) -> dict[str, str]:
 
 
 def filters_of(query: Mapping[str, str]) -> dict[str, str]:
-    """Return the filters of an address that say something."""
-    return {name: value for name, _, _ in FILTERS if (value := query.get(name, "").strip())}
+    """Return the filters of an address that say something. A key that was typed is shown no more: its hash is."""
+    found = {name: value for name, _, _ in FILTERS if (value := query.get(name, "").strip())}
+    if found.get("api_key", "").startswith("sk-"):
+        found["api_key"] = token_of(found["api_key"])
+    return found
 
 
 def address(path: str, *parts: Mapping[str, str], **more: str) -> str:

@@ -153,6 +153,14 @@ class Act:
     danger: bool = False
 
 
+def _never(_record: Json) -> bool:
+    return False
+
+
+def _as_it_is(body: Json) -> Json:
+    return body
+
+
 async def _nothing(_call: PageCall, _record: Json) -> list[Section]:
     return []
 
@@ -193,6 +201,9 @@ class Noun:
         own_fields: of the forms, those that people may fill in for what is their own; None for all.
         searched: what a search looks at.
         live_by: the parameter of ``GET /request/live`` that names one; empty for none.
+        is_fixed: whether a record cannot be changed here.
+        sort_names: the API's names of the parameters for the order.
+        body: returns the API's body for a new record, of the fields of the form.
         used_by: the parameter of reports and lists of requests that names one; empty for none.
     """
 
@@ -227,6 +238,9 @@ class Noun:
     acts: tuple[Act, ...] = ()
     own_fields: frozenset[str] | None = None
     live_by: str = ""
+    is_fixed: Callable[[Json], bool] = _never
+    sort_names: tuple[str, str] = ("sort_by", "sort_order")
+    body: Callable[[Json], Json] = _as_it_is
     used_by: str = ""
 
     def link(self, record: Json) -> Link:

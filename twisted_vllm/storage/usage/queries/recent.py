@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 from sqlalchemy import BigInteger, Connection, cast, func, select
 
+from twisted_vllm.storage.usage.queries.plan import MODEL
 from twisted_vllm.storage.usage.queries.sums import payers_with
-from twisted_vllm.storage.usage.tables import DAY, KEY, KINDS, PAYER, USER, name_id, usage_sums
+from twisted_vllm.storage.usage.tables import ALL, DAY, KEY, KINDS, PAYER, USER, name_id, usage_sums
 from twisted_vllm.usage.days import date_of
 
 
@@ -35,20 +36,23 @@ def recent_use(connection: Connection, kind: str, identity: str, last: int, days
 
     Args:
         connection: of a transaction that reads.
-        kind: `KEY`, `USER`, `TEAM`, `ORGANIZATION` or `END_USER`.
+        kind: `KEY`, `USER`, `TEAM`, `ORGANIZATION`, `END_USER` or `MODEL`.
         identity: the permanent id of a key, or the id of the others.
         last: the last day, in days since 1970.
         days: how many days.
     """
     sums = usage_sums.c
     payers = payers_with({kind: identity}) if kind in (KEY, USER) else None
-    number = KINDS[kind if payers is None else PAYER, DAY]
+    dimension = PAYER if payers is not None else ALL if kind == MODEL else kind
+    # Sums of all have the value 0.
+    value = "" if kind == MODEL else identity
     added = (cast(func.sum(sums[name]), BigInteger) for name in ("requests", "total_tokens", "cost"))
     statement = select(*added, func.max(sums.start)).where(
-        sums.kind == number,
+        sums.kind == KINDS[dimension, DAY],
         # Named one by one, so that each value is found in each day.
         sums.start.in_(range(last - days + 1, last + 1)),
-        sums.value == name_id(identity) if payers is None else sums.value.in_(payers),
+        sums.value == name_id(value) if payers is None else sums.value.in_(payers),
+        *([sums.model == name_id(identity)] if kind == MODEL else []),
         sums.requests > 0,
     )
     row: Any = connection.execute(statement).one()

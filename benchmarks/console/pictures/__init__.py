@@ -1,0 +1,1 @@
+"""Pictures of the console with the data of a mixed load."""
