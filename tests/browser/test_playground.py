@@ -36,6 +36,11 @@ def ada(gateway: ConsoleGateway) -> str:
     return key
 
 
+def body_of(request: Any) -> Any:
+    """Return the JSON that a request of the browser sent."""
+    return request.value.post_data_json
+
+
 def last_answer(page: Page) -> Any:
     return page.locator("#chat article.assistant").last
 
@@ -60,7 +65,7 @@ def test_a_member_chats_as_one_of_her_keys(visit: Callable[..., Visit], gateway:
     page.get_by_label("Most tokens").fill("20")
     with page.expect_request("**/vllm/v1/chat/completions") as sent:
         ask(page, "Hello <b>there</b>")
-    body = sent.value.post_data_json
+    body = body_of(sent)
     assert body["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello <b>there</b>"},
@@ -97,7 +102,7 @@ def test_the_conversation_goes_on_until_a_new_one_begins(visit: Callable[..., Vi
     with page.expect_request("**/vllm/v1/chat/completions") as sent:
         page.get_by_label("Your message").fill("Second")
         page.get_by_label("Your message").press("Control+Enter")
-    roles = [each["role"] for each in sent.value.post_data_json["messages"]]
+    roles = [each["role"] for each in body_of(sent)["messages"]]
     assert roles == ["user", "assistant", "user"]
     expect(page.locator("#chat article")).to_have_count(4)
     expect(last_answer(page)).to_contain_text("3 out")
@@ -105,7 +110,7 @@ def test_the_conversation_goes_on_until_a_new_one_begins(visit: Callable[..., Vi
     expect(page.locator("#chat article")).to_have_count(0)
     with page.expect_request("**/vllm/v1/chat/completions") as sent:
         ask(page, "Third")
-    assert len(sent.value.post_data_json["messages"]) == 1
+    assert len(body_of(sent)["messages"]) == 1
     # nothing is kept outside of the page
     page.reload()
     expect(page.get_by_text("Nothing of it is kept here")).to_be_visible()

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+import treq
 
-from tests.admin.admin_harness import MASTER_KEY, Answer
+from tests.admin.admin_harness import MASTER_KEY, Answer, value_of
 from tests.admin.reports.usage_rows import id_of, keep, row_at
-from tests.admin.web.web_harness import Browser, ConsoleGateway, words
+from tests.admin.web.web_harness import ConsoleGateway, words
 from twisted_vllm.admin.access import EXTENTS, Access, Extent
 from twisted_vllm.admin.app import ROUTES
 from twisted_vllm.admin.web.all_pages import PAGES
@@ -40,7 +41,7 @@ TABLE = {
         GET /ui/playground/answer
         GET /ui/overview/spend
         GET /ui/keys GET /ui/keys/detail GET /ui/users/detail GET /ui/teams GET /ui/teams/detail
-        GET /ui/organizations GET /ui/organizations/detail
+        GET /ui/organizations GET /ui/organizations/detail GET /ui/models GET /ui/models/detail
     """,
     "self_service": """
         POST /ui/connect/key POST /ui/live/cut
@@ -67,35 +68,10 @@ TABLE = {
         GET /ui/customers/delete POST /ui/customers/delete POST /ui/customers/block POST /ui/customers/unblock
         GET /ui/budgets/new POST /ui/budgets/new GET /ui/budgets/edit POST /ui/budgets/edit
         GET /ui/budgets/delete POST /ui/budgets/delete
-    """,
-    "master": "POST /ui/config/reload",
-}
-
-#: likewise, of the pages of records
-RECORDS = {
-    "reader": "GET /ui/users GET /ui/customers GET /ui/customers/detail GET /ui/budgets GET /ui/budgets/detail",
-    "administrator": """
         GET /ui/models/new POST /ui/models/new GET /ui/models/edit POST /ui/models/edit
         GET /ui/models/delete POST /ui/models/delete
-        POST /ui/keys/reset-spend GET /ui/users/new POST /ui/users/new
-        GET /ui/users/edit POST /ui/users/edit GET /ui/users/delete POST /ui/users/delete GET /ui/teams/new
-        POST /ui/teams/new GET /ui/teams/edit POST /ui/teams/edit GET /ui/teams/delete POST /ui/teams/delete
-        POST /ui/teams/block POST /ui/teams/unblock GET /ui/organizations/new POST /ui/organizations/new
-        GET /ui/organizations/edit POST /ui/organizations/edit GET /ui/organizations/delete
-        POST /ui/organizations/delete GET /ui/customers/new POST /ui/customers/new GET /ui/customers/edit
-        POST /ui/customers/edit GET /ui/customers/delete POST /ui/customers/delete POST /ui/customers/block
-        POST /ui/customers/unblock GET /ui/budgets/new POST /ui/budgets/new GET /ui/budgets/edit
-        POST /ui/budgets/edit GET /ui/budgets/delete POST /ui/budgets/delete POST /ui/organizations/members
     """,
-    "any_key": """
-        GET /ui/keys GET /ui/keys/detail GET /ui/users/detail GET /ui/teams GET /ui/teams/detail
-        GET /ui/organizations GET /ui/organizations/detail GET /ui/models GET /ui/models/detail
-    """,
-    "self_service": """
-        GET /ui/keys/new POST /ui/keys/new GET /ui/keys/edit POST /ui/keys/edit GET /ui/keys/delete
-        POST /ui/keys/delete POST /ui/keys/block POST /ui/keys/unblock GET /ui/keys/regenerate
-        POST /ui/keys/regenerate POST /ui/keys/several POST /ui/teams/members
-    """,
+    "master": "POST /ui/config/reload",
 }
 
 #: what a form is sent with, where an empty one says nothing of what belongs to others; `{key}` and the like are the
@@ -303,12 +279,36 @@ def is_stream(page: Page) -> bool:
     return page.path.endswith("/events")
 
 
-def ask(browser: Browser, page: Page, query: str = "") -> Answer:
-    """Ask for a page of what belongs to the other member."""
-    path = address(page) + (f"?{query}" if query else "")
-    if page.method == "POST":
-        return browser.post(path, form_of(page))
-    return browser.get(path)
+class Visitor:
+    """A browser that asks for pages of what belongs to the other member."""
+
+    def __init__(self, world: World, key: str | None = None) -> None:
+        self._world = world
+        self._browser = world.browser(key)
+        self._proof = self._browser.proof() if key is not None else None
+
+    def ask(self, page: Page, query: str = "") -> Answer:
+        """Ask for a page, or send its form."""
+        path = address(page) + (f"?{query}" if query else "")
+        if page.method == "POST":
+            return self._browser.post(path, form_of(page), self._proof)
+        return self._first_message(path) if is_stream(page) else self._browser.get(path)
+
+    def ask_as_script(self, page: Page) -> Answer:
+        """Ask for a page as a script does."""
+        return self._browser.get(address(page), accept="application/json")
+
+    def _first_message(self, path: str) -> Answer:
+        """Return what a stream sends first."""
+        world = self._world
+        world.forget_cookies()
+        cookie = "; ".join(f"{name}={value}" for name, value in self._browser.cookies.items())
+        headers = {"accept": "text/event-stream", "cookie": cookie}
+        response = value_of(world.ask("GET", path, key=None, headers=headers))
+        read: list[bytes] = []
+        treq.collect(response, read.append)
+        found = {name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()}
+        return Answer(response.code, found, b"".join(read), 0)
 
 
 def form_of(page: Page) -> dict[str, str]:
@@ -320,8 +320,7 @@ def form_of(page: Page) -> dict[str, str]:
 
 def meaning() -> dict[str, str]:
     """Return the word of each address in `TABLE`."""
-    rows = [*TABLE.items(), *RECORDS.items()]
-    return {address: word for word, addresses in rows for address in re.findall(r"[A-Z]+ \S+", addresses)}
+    return {address: word for word, addresses in TABLE.items() for address in re.findall(r"[A-Z]+ \S+", addresses)}
 
 
 def allowed(word: str, standing: Standing) -> bool:
@@ -341,24 +340,30 @@ def test_every_address_has_a_row_that_says_what_its_page_needs() -> None:
     assert found == meaning()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_each_role_gets_what_the_table_says(walked: World, page: Page) -> None:
-    word = meaning().get(name_of(page), "")
-    for standing, key in walked.keys.items():
-        if is_stream(page) and allowed(word, standing):
+# One test of many pages: each test ends with a collection, which takes longer than ten pages.
+@pytest.mark.parametrize("standing", Standing, ids=lambda standing: standing.value)
+def test_each_role_gets_what_the_table_says(walked: World, standing: Standing) -> None:
+    rows = meaning()
+    for page in PAGES:
+        word = rows.get(name_of(page), "open")
+        # signing out ends a session
+        visitor = Visitor(walked, walked.keys[standing])
+        answer = visitor.ask(page)
+        assert is_refused(answer) == (not allowed(word, standing)), (name_of(page), answer.status)
+        assert answer.status < 500, (name_of(page), words(answer))
+
+
+def test_who_has_no_session_must_sign_in(walked: World) -> None:
+    visitor = Visitor(walked)
+    for page in PAGES:
+        if page.open:
             continue
-        answer = ask(walked.browser(key), page)
-        assert is_refused(answer) == (not allowed(word, standing)), (standing, answer.status)
-        assert answer.status < 500, (standing, words(answer))
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if not page.open], ids=name_of)
-def test_who_has_no_session_must_sign_in(walked: World, page: Page) -> None:
-    answer = ask(walked.browser(), page)
-    assert answer.status == 303
-    assert answer.headers["location"].startswith("/ui/sign-in?next=%2Fui")
-    script = walked.browser().get(address(page), accept="application/json") if page.method == "GET" else None
-    assert script is None or script.status == 401
+        if not is_stream(page):
+            answer = visitor.ask(page)
+            assert answer.status == 303, name_of(page)
+            assert answer.headers["location"].startswith("/ui/sign-in?next=%2Fui")
+        if page.method == "GET":
+            assert visitor.ask_as_script(page).status == 401, name_of(page)
 
 
 @pytest.mark.parametrize("how", ["blocked", "expired"])
@@ -382,10 +387,15 @@ def test_the_session_of_a_key_ends_with_it_on_every_page(how: str) -> None:
         assert f"reason={how}_api_key" in answer.headers["location"]
 
 
-def _variants(page: Page) -> Iterator[str]:
+def _variants(page: Page, standing: Standing) -> Iterator[str]:
     yield ""
-    if page.method == "GET":
-        yield from map(_filled, (*TRIED, *QUERIES.get(name_of(page), ())))
+    if is_stream(page):
+        # so many streams a session may have
+        yield from map(_filled, ("search={word}", "user_id={user_id}", "key={key}", "model={model}"))
+    elif page.method == "GET":
+        # others than users see by the same rules, and less
+        step = 1 if standing is Standing.INTERNAL_USER else 3
+        yield from map(_filled, (*TRIED[::step], *QUERIES.get(name_of(page), ())))
 
 
 def _said(answer: Answer) -> tuple[int, str, bytes]:
@@ -399,25 +409,21 @@ def _said(answer: Answer) -> tuple[int, str, bytes]:
 
 
 @pytest.mark.parametrize("standing", MEMBERS, ids=lambda standing: standing.value)
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_member_cannot_tell_whether_another_exists(
-    world: World, world_without: World, page: Page, standing: Standing
-) -> None:
-    if is_stream(page):
-        pytest.skip("a stream has a test of its own")
-    browsers = [each.browser(each.keys[standing]) for each in (world, world_without)]
-    for query in _variants(page):
-        found, without = (ask(browser, page, query) for browser in browsers)
-        assert _said(found) == _said(without), query
-        # nor is a name there that was not sent
-        sent = _filled(query + str(form_of(page)) + address(page))
-        for secret in (BESIDE, *FOREIGN.values()):
-            if secret not in sent:
-                assert secret.encode() not in found.body, (query, secret)
-        assert SPENT.search(found.body) is None, query
-        if is_refused(found):
-            # whatever it is asked
-            return
+def test_a_member_cannot_tell_whether_another_exists(world: World, world_without: World, standing: Standing) -> None:
+    for page in PAGES:
+        visitors = [Visitor(each, each.keys[standing]) for each in (world, world_without)]
+        for query in _variants(page, standing):
+            found, without = (each.ask(page, query) for each in visitors)
+            where = name_of(page), query
+            assert _said(found) == _said(without), where
+            # nor is a name there that was not sent
+            sent = _filled(query + str(form_of(page)) + address(page))
+            for secret in (BESIDE, *FOREIGN.values()):
+                assert secret in sent or secret.encode() not in found.body, (*where, secret)
+            assert SPENT.search(found.body) is None, where
+            if is_refused(found):
+                # whatever it is asked
+                break
 
 
 def test_the_walk_would_notice_a_leak(world: World, world_without: World) -> None:
