@@ -111,6 +111,11 @@ const console_ = (() => {
     }
   });
 
+  // htmx: what asks by itself rests while nobody sees the page
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (document.hidden && event.detail.requestConfig.headers["x-console-poll"]) event.preventDefault();
+  });
+
   // htmx: a part of a page that could not be had
   document.addEventListener("htmx:sendError", () => notice("The gateway does not answer.", "problem"));
 
