@@ -23,6 +23,11 @@ WAIT = 10_000
 _RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"], "resultTypes": ["violations"]}
 
 
+#: JavaScript: whether no part of a page is being replaced or fades
+_IS_STILL = """!document.querySelector(".htmx-request, .htmx-swapping, .htmx-settling")
+  && document.getAnimations().every((each) => each.playState !== "running")"""
+
+
 class Simulator:
     """``twistd vllm-simulator`` in a process of its own."""
 
@@ -178,6 +183,8 @@ class Visit:
 
     def assert_clean(self) -> None:
         """Assert that axe finds nothing on the page, and that the browser had nothing to complain about."""
+        # while a part of the page is replaced, it is half transparent
+        wait_until(lambda: self.page.evaluate(_IS_STILL))
         found = Axe().run(self.page, options=_RULES)
         assert found.violations_count == 0, found.generate_report()
         assert self.problems == []

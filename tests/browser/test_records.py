@@ -311,8 +311,14 @@ def test_a_model_is_added_used_changed_and_deleted(visit: Open, gateway: Console
     follow(page, "Delete …")
     expect(page.get_by_text("Nothing else serves this name: requests for it are refused.")).to_be_visible()
     window.assert_clean()
-    if page.get_by_label("Type its name to delete it").count():
-        page.get_by_label("Type its name to delete it").fill("second-name")
+
+    def asks_for_its_name() -> bool:
+        """The ledger takes a moment to know that it was used."""
+        page.reload()
+        return page.get_by_label("Type its name to delete it").count() > 0
+
+    wait_until(asks_for_its_name)
+    page.get_by_label("Type its name to delete it").fill("second-name")
     press(page, "Delete the model")
     expect(page.get_by_text("It is deleted.")).to_be_visible()
     assert gateway.api("GET", "/v2/model/info?search=second")["total_count"] == 0
