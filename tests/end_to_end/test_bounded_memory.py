@@ -65,6 +65,8 @@ class Upstream:
                 self.reading.wait()
                 self.digest = connection.digest(size)
                 connection.send(OK)
+            elif target == b"/version":
+                connection.send(OK)
             else:
                 size = int(target.rpartition(b"/")[2])
                 connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)

@@ -70,6 +70,9 @@ def test_the_wheel_holds_every_module_and_both_plugins_and_no_tests(wheel: Path)
     modules = {
         str(path.relative_to(REPOSITORY)) for kind in ("*.py", "*.lua", "py.typed") for path in package.rglob(kind)
     }
+    console = package / "admin" / "web"
+    for folder in (console / "templates", console / "assets"):
+        modules |= {str(path.relative_to(REPOSITORY)) for path in folder.rglob("*") if path.is_file()}
     plugins = {"twisted/plugins/vllm_passthrough.py", "twisted/plugins/vllm_simulator.py"}
     assert {name for name in names if ".dist-info/" not in name} == modules | plugins
     assert any(name.startswith("twisted_vllm/storage/migrations/versions/0") for name in names)
@@ -77,7 +80,7 @@ def test_the_wheel_holds_every_module_and_both_plugins_and_no_tests(wheel: Path)
 
 def test_the_wheel_carries_its_license(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        [license_name] = [name for name in archive.namelist() if name.endswith("LICENSE")]
+        [license_name] = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
         assert archive.read(license_name).decode().startswith("MIT License")
 
 

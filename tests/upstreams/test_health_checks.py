@@ -196,7 +196,8 @@ def test_a_frozen_server_is_dead_in_time(busy: float, interval: float, timeout: 
     if busy:
         fleet.proven()
     froze = fleet.clock.seconds()
-    fleet.answer("frozen")
+    for path in (HEALTH, VERSION):
+        fleet.answer("frozen", path)
     fleet.run(interval * fall + timeout + 1)
     [(at, _, reason)] = fleet.dead
     assert reason == "timeout"

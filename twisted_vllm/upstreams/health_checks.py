@@ -361,10 +361,16 @@ class HealthChecks:
                 self._on_alive(state)
 
     def _only_ask_version(self, each: Checked) -> None:
-        """Ask a busy server for its version: its requests are its checks."""
-        timeout = self._settings.timeout
-        asking: Deferred[Any] = maybeDeferred(self._ask_version, each, timeout)
+        """Ask a busy server, whose requests are its checks, for its version. No answer is a failed check."""
+        settings = self._settings
+        assert settings.interval is not None
+        each.started = self._clock.seconds()
+        timeout = min(settings.timeout, settings.interval)
+        asking: Deferred[Any] = maybeDeferred(
+            self._prober.get, each.state.server, VERSION_PATH, timeout=timeout, max_body=MAX_SLEEP_ANSWER
+        )
         each.asking = asking
+        asking.addCallbacks(self._told_version, self._unanswered, callbackArgs=(each,), errbackArgs=(each,))
         asking.addErrback(self._not_known)
         asking.addCallback(self._ended, each, asking)
 
