@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 from playwright.sync_api import Browser
 
 #: a file is as small as this in bytes, at the cost of its quality
 MOST_BYTES = 60_000
-_QUALITIES = (90, 80, 70, 60, 50, 40, 30, 20)
-#: of a screenshot's size, and pixels between two
-_SCALE, _GAP = 0.75, 12
+_QUALITIES = (90, 80, 70, 60, 50, 40, 30)
+#: of a screenshot's size: a smaller one where the file would look bad, and pixels between two
+_SCALES, _GAP = (0.75, 0.65, 0.55), 12
 
 
 @attrs.frozen
@@ -38,11 +38,20 @@ VIEWS = tuple(view for row in ROWS for view in row)
 
 def montage(browser: Browser, shots: Mapping[View, bytes]) -> bytes:
     """Return a picture in WebP of these screenshots in PNG."""
+    for scale in _SCALES:
+        for picture in _compressed(browser, shots, scale):
+            if len(picture) <= MOST_BYTES:
+                return picture
+    return picture
+
+
+def _compressed(browser: Browser, shots: Mapping[View, bytes], scale: float) -> Iterator[bytes]:
+    """Yield the picture in this size, smaller and smaller."""
     rows = [[view for view in row if view in shots] for row in ROWS]
     rows = [row for row in rows if row]
-    width = max(sum(_scaled(view.width) + _GAP for view in row) - _GAP for row in rows)
-    height = sum(_scaled(row[0].height) + _GAP for row in rows) - _GAP
-    images = "<br>".join("".join(_image(view, shots[view]) for view in row) for row in rows)
+    width = max(sum(round(view.width * scale) + _GAP for view in row) - _GAP for row in rows)
+    height = sum(round(row[0].height * scale) + _GAP for row in rows) - _GAP
+    images = "<br>".join("".join(_image(view, shots[view], scale) for view in row) for row in rows)
     page = browser.new_page(viewport={"width": width, "height": height})
     try:
         page.set_content(
@@ -53,19 +62,12 @@ def montage(browser: Browser, shots: Mapping[View, bytes]) -> bytes:
         session = page.context.new_cdp_session(page)
         for quality in _QUALITIES:
             found = session.send("Page.captureScreenshot", {"format": "webp", "quality": quality})
-            picture = b64decode(found["data"])
-            if len(picture) <= MOST_BYTES:
-                break
+            yield b64decode(found["data"])
     finally:
         page.close()
-    return picture
 
 
-def _scaled(pixels: int) -> int:
-    return round(pixels * _SCALE)
-
-
-def _image(view: View, shot: bytes) -> str:
+def _image(view: View, shot: bytes, scale: float) -> str:
     source = b64encode(shot).decode("ascii")
-    size = f'width="{_scaled(view.width)}" height="{_scaled(view.height)}"'
+    size = f'width="{round(view.width * scale)}" height="{round(view.height * scale)}"'
     return f'<img {size} src="data:image/png;base64,{source}">'
