@@ -134,6 +134,7 @@ def test_a_list_is_searched_as_one_types_sorted_and_paged(visit: Open, gateway: 
     expect(page.get_by_text("5 keys", exact=True)).to_be_visible()
     page.get_by_label("Choose all on this page").check()
     expect(page.get_by_text("5 chosen:")).to_be_visible()
+    window.settle()
     press(page, "Delete …")
     expect(page.get_by_role("heading", level=1)).to_have_text("Delete 5 keys?")
     window.assert_clean()
