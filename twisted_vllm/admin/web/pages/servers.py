@@ -19,6 +19,8 @@ pages = Pages()
 PAGE_SIZE = 50
 #: seconds between two messages to those who watch
 INTERVAL = 2.0
+#: seconds: no server answers sooner. The measure fades to nothing while a server gets no requests
+LEAST_LATENCY = 1e-4
 
 #: each state in a word, and how it is shown
 STATES: Mapping[str, tuple[str, str]] = {
@@ -57,7 +59,7 @@ def shown(server: Mapping[str, Any], now: datetime) -> dict[str, Any]:
             "age": seconds(max((now - since).total_seconds() // 1, 0.0)),
             "in_flight": number(server["in_flight"]),
             "queued": number(server["queued"]),
-            "latency": seconds(server["latency_seconds"]),
+            "latency": _latency(server["latency_seconds"]),
             "running": number(server["running"]),
             "waiting": number(server["waiting"]),
             "kv_usage": percent(server["kv_cache_usage"]),
@@ -66,6 +68,11 @@ def shown(server: Mapping[str, Any], now: datetime) -> dict[str, Any]:
             "version": server["version"] or NOTHING,
         },
     }
+
+
+def _latency(measured: float | None) -> str:
+    """Return a latency; nothing where it has faded away, because the server got no request for long."""
+    return NOTHING if measured is None or measured < LEAST_LATENCY else seconds(measured)
 
 
 def alone_for(server: Mapping[str, Any]) -> list[str]:
