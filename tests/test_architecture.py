@@ -62,6 +62,7 @@ MAY_IMPORT = {
     # it takes what the admin API takes, and calls its checks
     "litellm_import": SERVICES | {"admin"},
     "app": SERVICES | {"proxy", "admin", "litellm_import", "simulator", "usage_export"},
+    "cli": SERVICES | {"proxy", "admin", "litellm_import", "simulator", "usage_export", "app"},
 }
 
 #: what decides: no reactor, no clock, no I/O

@@ -1,0 +1,1 @@
+"""The command ``vllm-passthrough``: the gateway, and what people do with it from a terminal."""
