@@ -12,14 +12,14 @@ SOAK := tests/end_to_end/test_soak.py
 CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
 WITH_PROCESSES := $(filter-out $(SOAK) $(CONFORMANCE),$(wildcard $(END_TO_END)/test_*.py))
 SECOND_HALF := $(filter $(wildcard $(END_TO_END)/test_[m-z]*.py),$(WITH_PROCESSES))
-SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
+SOURCES := twisted twisted_vllm tests $(wildcard benchmarks tools)
 
 export PIP_REQUIRE_VIRTUALENV := 1
 # compiled modules are kept: every test of a process starts Python again
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -38,7 +38,11 @@ help:
 	@echo 'make bench-console  what open pages of the console cost the data path: make bench-console ARGS=--help'
 	@echo 'make console-pictures  draw every page of the console with data of a mixed load: make console-pictures ARGS=--help'
 	@echo 'make vendored  fetch the console'\''s JavaScript libraries again and compare them: make vendored ARGS=--write'
-	@echo 'make wheel     build dist/*.whl'
+	@echo 'make wheel     build the wheel and the source distribution of this commit into dist'
+	@echo 'make release   build and check all files of a release: make release ARGS=--help'
+	@echo 'make audit     ask PyPI for known vulnerabilities of what the gateway needs'
+	@echo 'make licences  write docs/licences.md from what is installed'
+	@echo 'make changelog put the fragments of changelog.d into CHANGELOG.md: make changelog VERSION=1.2.3'
 	@echo 'make clean     remove what make made'
 
 run: $(VENV)/installed
@@ -133,10 +137,27 @@ console-pictures: $(VENV)/installed-dev
 vendored: $(VENV)/installed
 	@$(BIN)/python -m tests.packaging.vendored $(ARGS)
 
-wheel: $(VENV)/installed
-	rm -rf build dist
-	$(PIP) wheel --no-deps --wheel-dir dist .
-	@ls dist/*.whl
+# what git has of the commit, the same bytes on every machine
+wheel: $(VENV)/installed-dev
+	@rm -rf build dist
+	@$(BIN)/python -m tools.release.distributions $(ARGS)
+
+# those, checked, with a bill of materials and the sums of all files; it needs PyPI
+release: $(VENV)/installed-dev
+	@rm -rf build dist
+	@$(BIN)/python -m tools.release $(ARGS)
+
+# known vulnerabilities of what the gateway needs
+audit: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.release.audit $(ARGS)
+
+licences: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.release.licences
+
+# the changes of a release from their fragments: make changelog VERSION=1.2.3
+changelog: $(VENV)/installed-dev
+	@test -n "$(VERSION)" || { echo 'make changelog: name the release, as in VERSION=1.2.3' >&2; exit 2; }
+	@$(BIN)/towncrier build --yes --version $(VERSION)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache twisted/plugins/dropin.cache

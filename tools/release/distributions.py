@@ -1,7 +1,7 @@
 """The wheel and the source distribution, the same bytes whoever builds them.
 
-``make dist`` builds the commit that is checked out into ``dist``. The version is that of the commit's tag, ``v1.2.3``; a
-commit after a tag is a development version of the next release. What is not committed is not built.
+``make wheel`` builds the commit that is checked out into ``dist``. The version is that of the commit's tag, ``v1.2.3``;
+a commit after a tag is a development version of the next release. What is not committed is not built.
 
 Two things make a build differ from another: times, which are the commit's here (``SOURCE_DATE_EPOCH``, see
 https://reproducible-builds.org/specs/source-date-epoch/), and the builder's own settings (umask, user, order of files),
@@ -47,15 +47,10 @@ def build(destination: Path, revision: str = "HEAD", repository: Path = REPOSITO
         _run(["git", "clone", "--quiet", "--no-checkout", str(repository), str(source)])
         commit = _output(["git", "-C", str(repository), "rev-parse", f"{revision}^{{commit}}"])
         _run(["git", "-C", str(source), "checkout", "--quiet", "--detach", commit])
-        epoch = int(_output(["git", "-C", str(source), "show", "--no-patch", "--format=%ct", commit]))
-        # umask of the builder stays out: a wheel keeps the modes of its files
-        for path in source.rglob("*"):
-            if not path.is_symlink():
-                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+        epoch = time_of(commit, source)
         environment = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC", "LC_ALL": "C.UTF-8"}
         environment.pop(PRETENDED, None)
         built = Path(scratch, "built")
-        # a wheel straight from the source, as pip makes one of a checkout; test_release compares it with that of the sdist
         for kind in ("--sdist", "--wheel"):
             command = [sys.executable, "-m", "build", "--no-isolation", kind, "--outdir", str(built), str(source)]
             _run(command, environment)
@@ -67,6 +62,11 @@ def build(destination: Path, revision: str = "HEAD", repository: Path = REPOSITO
         return packed, Path(shutil.copy(wheel, destination / wheel.name))
 
 
+def time_of(revision: str, repository: Path = REPOSITORY) -> int:
+    """Return when a commit was made, in seconds since 1970."""
+    return int(_output(["git", "-C", str(repository), "log", "-1", "--format=%ct", revision]))
+
+
 def pack_again(archive: bytes, epoch: int) -> bytes:
     """Return a gzipped tar archive with the same files and nothing of the machine that packed it.
 
@@ -75,17 +75,17 @@ def pack_again(archive: bytes, epoch: int) -> bytes:
         epoch: the time that every file gets, in seconds since 1970.
     """
     packed = io.BytesIO()
-    # no name and no time in gzip's header
-    with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0, compresslevel=9) as compressed:
-        with (
-            tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as old,
-            tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as new,
-        ):
-            for member in sorted(old.getmembers(), key=lambda each: each.name):
-                member.mtime, member.uid, member.gid, member.uname, member.gname = epoch, 0, 0, "", ""
-                member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
-                member.pax_headers = {}
-                new.addfile(member, old.extractfile(member) if member.isfile() else None)
+    with (
+        tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as old,
+        # no name and no time in gzip's header
+        gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0, compresslevel=9) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        for member in sorted(old.getmembers(), key=lambda each: each.name):
+            member.mtime, member.uid, member.gid, member.uname, member.gname = epoch, 0, 0, "", ""
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            member.pax_headers = {}
+            new.addfile(member, old.extractfile(member) if member.isfile() else None)
     return packed.getvalue()
 
 
@@ -95,7 +95,8 @@ def digest(file: Path) -> str:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # a wheel keeps the modes of its files
+    done = subprocess.run(command, env=environment, umask=0o022, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.stderr.write(done.stdout + done.stderr)
         done.check_returncode()
@@ -107,17 +108,17 @@ def _output(command: Sequence[str]) -> str:
 
 def main() -> int:
     """Build, and print what was built with its SHA-256."""
-    parser = argparse.ArgumentParser(prog="make dist", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="make wheel", description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=REPOSITORY / "dist", help="the directory [default: dist]")
     parser.add_argument("--revision", default="HEAD", help="the commit, branch or tag [default: HEAD]")
     options = parser.parse_args()
     changed = _output(["git", "-C", str(REPOSITORY), "status", "--porcelain", "--untracked-files=no"])
     if changed and options.revision == "HEAD":
-        print("make dist: changes that are not committed are left out", file=sys.stderr)
+        print("make wheel: changes that are not committed are left out", file=sys.stderr)
     try:
         built = build(options.output, options.revision)
     except subprocess.CalledProcessError as error:
-        print(f"make dist: {error.cmd[0]} failed with status {error.returncode}", file=sys.stderr)
+        print(f"make wheel: {error.cmd[0]} failed with status {error.returncode}", file=sys.stderr)
         return 1
     for file in built:
         print(f"{digest(file)}  {file.name}")
