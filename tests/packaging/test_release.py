@@ -29,7 +29,12 @@ def git(*arguments: str, cwd: Path) -> str:
         "GIT_COMMITTER_EMAIL": "a@b",
     }
     done = subprocess.run(
-        ["git", *arguments], cwd=cwd, env={**os.environ, **identity}, capture_output=True, text=True, check=False
+        ["git", "-c", "safe.directory=*", *arguments],
+        cwd=cwd,
+        env={**os.environ, **identity},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
