@@ -13,17 +13,21 @@ CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
 WITH_PROCESSES := $(filter-out $(SOAK) $(CONFORMANCE),$(wildcard $(END_TO_END)/test_*.py))
 SECOND_HALF := $(filter $(wildcard $(END_TO_END)/test_[m-z]*.py),$(WITH_PROCESSES))
 SOURCES := twisted twisted_vllm tests $(wildcard benchmarks tools)
+# the browser only repeats what others reach, and benchmarks are not the gateway
+COVERED := "$(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER)) tests" $(SERVICES) "$(WITH_PROCESSES)"
 
 export PIP_REQUIRE_VIRTUALENV := 1
 # compiled modules are kept: every test of a process starts Python again
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
 	@echo 'make test      check format, lint and types, then run the tests'
+	@echo 'make coverage  say which lines and branches no test reaches; the pages are in build/coverage/html'
+	@echo 'make mutants   change the code of prices, limits and policies, and see whether a test notices: make mutants ARGS=--help'
 	@echo 'make format    format the sources and sort their imports'
 	@echo 'make reference write config/example.yaml, docs/configuration.md and docs/connect.md from their declarations'
 	@echo 'make dashboards write config/grafana/*.json from the declarations of the panels'
@@ -83,6 +87,18 @@ test-browser: $(VENV)/installed-dev
 
 test-rest: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER))
+
+# which lines and branches no test of `make test` reaches; about as long as that
+coverage: $(VENV)/installed-dev
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@for part in $(COVERED); do $(BIN)/python -m coverage run -m pytest -q $$part || exit; done
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage html --quiet
+	@$(BIN)/python -m coverage report --fail-under=95 | tail -n 60
+
+# changes of the code that counts, which a test must notice: make mutants ARGS=pricing
+mutants: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.mutation $(ARGS)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)
