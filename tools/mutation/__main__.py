@@ -1,8 +1,8 @@
 """``make mutants``: changes one operator or number at a time (cosmic-ray), and lists the changes that no test noticed.
 
 A subject is a few modules and the tests that hold them. It is run in a copy of the checkout. A change that survives
-because it makes no difference stands in ``survivors.toml`` with the reason; any other survivor is a failure. Count on two
-seconds for a change: ten minutes for prices, an hour for the limits.
+because it makes no difference stands in ``survivors.toml`` with the reason; any other survivor is a failure. Count on
+two seconds for a change: ten minutes for prices, an hour for the limits.
 """
 
 from __future__ import annotations
