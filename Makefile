@@ -29,7 +29,7 @@ help:
 	@echo 'make coverage  say which lines and branches no test reaches; the pages are in build/coverage/html'
 	@echo 'make mutants   change the code of prices, limits and policies, and see whether a test notices: make mutants ARGS=--help'
 	@echo 'make format    format the sources and sort their imports'
-	@echo 'make reference write config/example.yaml, docs/configuration.md and docs/connect.md from their declarations'
+	@echo 'make reference write the pages and files that come from declarations: settings, commands, clients'
 	@echo 'make dashboards write config/grafana/*.json from the declarations of the panels'
 	@echo 'make picture   draw dashboards from a mixed load and a real Prometheus: make picture ARGS=--help'
 	@echo 'make live      run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
@@ -108,6 +108,7 @@ format: $(VENV)/installed-dev
 reference: $(VENV)/installed
 	@$(BIN)/python -m twisted_vllm.config.reference
 	@$(BIN)/python -m twisted_vllm.admin.web.snippets
+	@$(BIN)/python -m twisted_vllm.cli.reference
 
 # Grafana's dashboards, from the declarations of their panels
 dashboards: $(VENV)/installed
