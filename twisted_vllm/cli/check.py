@@ -6,7 +6,6 @@ import click
 
 from twisted_vllm.cli.gateway_options import GatewayCommand, as_arguments, gateway_option, obey, told
 
-
 _PROBE = told("probe").removeprefix("With --check: c")
 
 
