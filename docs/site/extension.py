@@ -1,0 +1,148 @@
+"""What the site adds to Sphinx: navigation from the indexes, diagrams, pages of the files that documents link to."""
+
+from __future__ import annotations
+
+import html
+import posixpath
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_for_filename
+from pygments.lexers.special import TextLexer
+from pygments.util import ClassNotFound
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
+from sphinx.util.osutil import relative_uri
+
+from docs.site.diagrams import drawing_of
+from docs.site.navigation import DECISIONS, INDEX, Part, parts, toctrees
+
+_LOG = logging.getLogger(__name__)
+#: larger files are not shown as a page, but given to download
+_SHOWN_BYTES = 100_000
+
+
+def _add_navigation(app: Sphinx, document: str, source: list[str]) -> None:
+    """Append the tables of contents to the pages that have one."""
+    if document == app.config.root_doc:
+        listed = list(parts(INDEX, Path(app.srcdir, f"{INDEX}.md").read_text("utf-8")))
+        app.env.note_dependency(f"{INDEX}.md")
+        # the index is in no table of its own
+        listed.insert(0, Part("", (("Documentation", INDEX),)))
+        source[0] += toctrees(document, listed)
+    elif document == DECISIONS:
+        source[0] += toctrees(document, list(parts(DECISIONS, source[0])))
+
+
+def _draw_diagrams(app: Sphinx, doctree: nodes.document) -> None:
+    """Put the drawing in the place of each Mermaid block."""
+    for block in list(doctree.findall(nodes.literal_block)):
+        if block.get("language") != "mermaid":
+            continue
+        drawing = drawing_of(block.astext())
+        if drawing is None:
+            _LOG.warning("a diagram was not drawn: run make diagrams", location=block)
+            continue
+        block.replace_self(nodes.raw("", f'<figure class="diagram" tabindex="0">{drawing}</figure>', format="html"))
+
+
+class _RepositoryFiles(SphinxPostTransform):
+    """Links to files and folders of the repository lead to pages that show them."""
+
+    # before MyST resolves its references and Sphinx copies downloads
+    default_priority = 5
+
+    def run(self, **_: Any) -> None:
+        """Replace the links of one document."""
+        for node in list(self.document.findall(addnodes.download_reference)):
+            self._link(node, node["reftarget"])
+        for node in list(self.document.findall(addnodes.pending_xref)):
+            if node["reftype"] == "myst" and Path(self.env.srcdir, self._named(node["reftarget"])).is_dir():
+                self._link(node, node["reftarget"])
+
+    def _named(self, target: str) -> str:
+        """Return a target relative to the repository's root."""
+        return posixpath.normpath(posixpath.join(posixpath.dirname(self.env.docname), target))
+
+    def _link(self, node: nodes.Element, target: str) -> None:
+        name = self._named(target).lstrip("/")
+        path = Path(self.env.srcdir, name)
+        if path.is_file() and path.stat().st_size > _SHOWN_BYTES:
+            return
+        self.env.metadata[self.env.docname].setdefault("repository_files", set()).add(name)  # type: ignore[attr-defined]
+        uri = relative_uri(self.app.builder.get_target_uri(self.env.docname), f"{name}.html")
+        link = nodes.reference("", "", internal=True, refuri=uri)
+        link += [child.deepcopy() for child in node.children]
+        node.replace_self(link)
+
+
+def _pages_of_files(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield a page for each file and folder that a document links to."""
+    names: set[str] = set()
+    for metadata in app.env.metadata.values():
+        names |= metadata.get("repository_files", set())
+    for name in sorted(names):
+        folder = Path(app.srcdir, name)
+        if folder.is_dir():
+            names |= {f"{name}/{path.name}" for path in folder.iterdir() if _is_shown(path)}
+    for name in sorted(names):
+        path = Path(app.srcdir, name)
+        body = _folder(path, names) if path.is_dir() else _file(path)
+        yield name, {"title": name, "body": f"<h1>{html.escape(name)}</h1>\n{body}"}, "page.html"
+
+
+def _is_shown(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and path.stat().st_size <= _SHOWN_BYTES
+
+
+def _folder(path: Path, names: set[str]) -> str:
+    items = []
+    for each in sorted(path.iterdir()):
+        if each.name.startswith((".", "__")):
+            continue
+        text = html.escape(each.name)
+        linked = any(name.endswith(f"{path.name}/{each.name}") for name in names)
+        items.append(f'<li><a href="{path.name}/{text}.html">{text}</a></li>' if linked else f"<li>{text}</li>")
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _file(path: Path) -> str:
+    try:
+        # systemd's units are written as ini files
+        lexer = get_lexer_for_filename("unit.ini" if path.suffix in (".service", ".socket") else path.name)
+    except ClassNotFound:
+        lexer = TextLexer()
+    return highlight(path.read_text("utf-8"), lexer, HtmlFormatter(cssclass="highlight"))
+
+
+def _finish(app: Sphinx, failure: Exception | None) -> None:
+    """Give each folder's README the name that web servers look for, too."""
+    if failure is None and app.builder.format == "html":
+        for page in Path(app.outdir).rglob("README.html"):
+            shutil.copyfile(page, page.with_name("index.html"))
+
+
+def _scroll_by_keyboard(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Let people reach what scrolls sideways with the keyboard: wide tables and blocks of code."""
+    body = context.get("body", "")
+    body = re.sub(r'<div class="table-wrapper', '<div tabindex="0" class="table-wrapper', body)
+    context["body"] = re.sub(r"<pre>", '<pre tabindex="0">', body)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect it to Sphinx."""
+    app.connect("source-read", _add_navigation)
+    app.connect("doctree-read", _draw_diagrams)
+    app.add_post_transform(_RepositoryFiles)
+    app.connect("html-collect-pages", _pages_of_files)
+    app.connect("html-page-context", _scroll_by_keyboard, priority=900)
+    app.connect("build-finished", _finish)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": False}
