@@ -12,20 +12,22 @@ SOAK := tests/end_to_end/test_soak.py
 CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
 WITH_PROCESSES := $(filter-out $(SOAK) $(CONFORMANCE),$(wildcard $(END_TO_END)/test_*.py))
 SECOND_HALF := $(filter $(wildcard $(END_TO_END)/test_[m-z]*.py),$(WITH_PROCESSES))
-SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
+SOURCES := twisted twisted_vllm tests docs/site $(wildcard benchmarks)
 
 export PIP_REQUIRE_VIRTUALENV := 1
 # compiled modules are kept: every test of a process starts Python again
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
 	@echo 'make test      check format, lint and types, then run the tests'
 	@echo 'make format    format the sources and sort their imports'
-	@echo 'make reference write config/example.yaml, docs/configuration.md and docs/connect.md from their declarations'
+	@echo 'make docs      build the documentation as a site: build/docs/index.html'
+	@echo 'make diagrams  draw the Mermaid blocks of the documents for the site'
+	@echo 'make reference write config/example.yaml and the reference pages in docs from their declarations'
 	@echo 'make dashboards write config/grafana/*.json from the declarations of the panels'
 	@echo 'make picture   draw dashboards from a mixed load and a real Prometheus: make picture ARGS=--help'
 	@echo 'make live      run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
@@ -47,7 +49,7 @@ run: $(VENV)/installed
 # Five jobs at a time for two cores, the long ones first: many tests wait for processes or clocks, and the soak rests most
 # of the time. Each job prints its output at its end. The honest p99 of the soak says little about the gateway beside them.
 test: $(VENV)/installed-dev
-	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-more-processes test-apart style
+	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-more-processes test-apart style docs
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -83,6 +85,14 @@ test-rest: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# The documentation as a site; a warning is an error. Nothing in it asks another server.
+docs: $(VENV)/installed-dev
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env -c docs/site -d build/doctrees . build/docs
+
+# drawings of the documents' Mermaid blocks, with Mermaid of npm in Chromium
+diagrams: $(VENV)/installed-dev
+	@$(BIN)/python -m docs.site.diagrams $(ARGS)
 
 # what is written of the settings, from their declarations
 reference: $(VENV)/installed

@@ -15,7 +15,7 @@ root_doc = "README"
 source_suffix = {".md": "markdown"}
 # the pages of the repository's root and those below docs; the second list keeps Sphinx out of large directories
 include_patterns = ["*.md", "docs/**.md"]
-exclude_patterns = ["[!d]*/**", "docs/site/**", "docs/images/**"]
+exclude_patterns = [path.name for path in REPOSITORY.iterdir() if path.is_dir() and path.name != "docs"]
 
 extensions = ["myst_parser", "sphinx_copybutton", "docs.site.extension"]
 myst_heading_anchors = 6

@@ -42,7 +42,7 @@ _SETTINGS = {
     "securityLevel": "strict",
     "theme": "base",
     "look": "classic",
-    "flowchart": {"htmlLabels": False, "useMaxWidth": True},
+    "flowchart": {"htmlLabels": False, "useMaxWidth": True, "wrappingWidth": 400},
     "sequence": {"useMaxWidth": True},
     "fontFamily": _FONT,
     "themeVariables": {

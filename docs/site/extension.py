@@ -62,11 +62,11 @@ class _RepositoryFiles(SphinxPostTransform):
 
     def run(self, **_: Any) -> None:
         """Replace the links of one document."""
-        for node in list(self.document.findall(addnodes.download_reference)):
-            self._link(node, node["reftarget"])
-        for node in list(self.document.findall(addnodes.pending_xref)):
-            if node["reftype"] == "myst" and Path(self.env.srcdir, self._named(node["reftarget"])).is_dir():
-                self._link(node, node["reftarget"])
+        for file in list(self.document.findall(addnodes.download_reference)):
+            self._link(file, file["reftarget"])
+        for other in list(self.document.findall(addnodes.pending_xref)):
+            if other["reftype"] == "myst" and Path(self.env.srcdir, self._named(other["reftarget"])).is_dir():
+                self._link(other, other["reftarget"])
 
     def _named(self, target: str) -> str:
         """Return a target relative to the repository's root."""
@@ -77,7 +77,7 @@ class _RepositoryFiles(SphinxPostTransform):
         path = Path(self.env.srcdir, name)
         if path.is_file() and path.stat().st_size > _SHOWN_BYTES:
             return
-        self.env.metadata[self.env.docname].setdefault("repository_files", set()).add(name)  # type: ignore[attr-defined]
+        self.env.metadata[self.env.docname].setdefault("repository_files", set()).add(name)
         uri = relative_uri(self.app.builder.get_target_uri(self.env.docname), f"{name}.html")
         link = nodes.reference("", "", internal=True, refuri=uri)
         link += [child.deepcopy() for child in node.children]

@@ -1,7 +1,7 @@
 """The navigation of the site, read from the indexes that GitHub shows: there is no second list of the pages.
 
-Each section of ``docs/README.md`` whose table links to pages becomes a part of the navigation, with the section's heading
-as its caption. The table of ``docs/decisions/README.md`` orders the decisions.
+Each section of ``docs/README.md`` whose table links to pages becomes a part of the navigation, with the section's
+heading as its caption. The table of ``docs/decisions/README.md`` orders the decisions.
 """
 
 from __future__ import annotations
