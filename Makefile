@@ -94,10 +94,11 @@ docs: $(VENV)/installed-dev
 diagrams: $(VENV)/installed-dev
 	@$(BIN)/python -m docs.site.diagrams $(ARGS)
 
-# what is written of the settings, from their declarations
+# what is written of settings, routes, errors, fields of the log …, from their declarations
 reference: $(VENV)/installed
 	@$(BIN)/python -m twisted_vllm.config.reference
 	@$(BIN)/python -m twisted_vllm.admin.web.snippets
+	@$(BIN)/python -m docs.site.reference
 
 # Grafana's dashboards, from the declarations of their panels
 dashboards: $(VENV)/installed

@@ -20,6 +20,7 @@ import yaml
 
 from docs.site import markdown
 from docs.site.markdown import Block
+from docs.site.reference.__main__ import FILES
 from twisted_vllm.app import settings_source
 from twisted_vllm.app.tap import Options
 from twisted_vllm.config.load import DOCUMENT
@@ -214,14 +215,33 @@ def test_every_setting_that_is_named_stands_in_the_example(name: str) -> None:
     assert unknown == []
 
 
-def test_the_table_of_error_codes_is_complete_and_true() -> None:
+@pytest.mark.parametrize("name", FILES)
+def test_reference_pages_say_what_the_declarations_say(name: str) -> None:
+    assert read(name) == FILES[name](), "run make reference"
+
+
+def test_the_page_of_errors_has_every_error() -> None:
     def every(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
         yield kind
         for narrower in kind.__subclasses__():
             yield from every(narrower)
 
-    table = {(int(status), code.strip("`")) for status, code, *_ in rows(OPERATIONS, "By error code")}
+    table = {
+        (int(status), code) for status, code in re.findall(r"^\| (\d+) \| \[`(\w+)`\]", read("docs/errors.md"), re.M)
+    }
     assert table == {(kind.status, kind.code) for kind in every(GatewayError)}
+
+
+def test_every_variable_that_the_program_reads_is_documented() -> None:
+    page = read("docs/process.md")
+    names = {
+        text.strip("\"'")
+        for path in (REPOSITORY / "twisted_vllm").rglob("*.py")
+        for text in re.findall(r"environ(?:\.get\(|\[| if )[\"'](\w+)[\"']", path.read_text("utf-8"))
+    }
+    assert "NOTIFY_SOCKET" in names
+    # set for Python and for processes of its own
+    assert sorted(name for name in names - {"PYTHONHASHSEED"} if f"`{name}`" not in page) == []
 
 
 def test_every_log_message_that_is_quoted_can_be_logged() -> None:
