@@ -49,7 +49,7 @@ run: $(VENV)/installed
 # Five jobs at a time for two cores, the long ones first: many tests wait for processes or clocks, and the soak rests most
 # of the time. Each job prints its output at its end. The honest p99 of the soak says little about the gateway beside them.
 test: $(VENV)/installed-dev
-	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-more-processes test-apart style docs
+	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-more-processes test-apart style
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)

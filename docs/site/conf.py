@@ -35,8 +35,8 @@ html_permalinks_icon = "#"
 html_use_index = False
 templates_path: list[str] = []
 html_theme_options = {"navigation_with_keys": False}
-pygments_style = "friendly"
-pygments_dark_style = "monokai"
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
 
 # commands are copied without the prompt and without what they print
 copybutton_prompt_text = "$ "

@@ -58,6 +58,7 @@ _SETTINGS = {
         "tertiaryColor": _BY_NAME["group"],
         "tertiaryTextColor": _BY_NAME["text"],
         "tertiaryBorderColor": _BY_NAME["border"],
+        "arrowheadColor": _BY_NAME["line"],
         "lineColor": _BY_NAME["line"],
         "textColor": _BY_NAME["text"],
         "mainBkg": _BY_NAME["box"],

@@ -28,6 +28,12 @@ from docs.site.navigation import DECISIONS, INDEX, Part, parts, toctrees
 _LOG = logging.getLogger(__name__)
 #: larger files are not shown as a page, but given to download
 _SHOWN_BYTES = 100_000
+#: parts of the theme's pages that have no name for those who do not see them
+_NAMED_PARTS = {
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="All pages">',
+    '<aside class="toc-drawer': '<aside aria-label="This page" class="toc-drawer',
+    '<div id="search-results">': '<h1>Search</h1>\n<div id="search-results">',
+}
 
 
 def _add_navigation(app: Sphinx, document: str, source: list[str]) -> None:
@@ -124,17 +130,27 @@ def _file(path: Path) -> str:
 
 
 def _finish(app: Sphinx, failure: Exception | None) -> None:
-    """Give each folder's README the name that web servers look for, too."""
-    if failure is None and app.builder.format == "html":
-        for page in Path(app.outdir).rglob("README.html"):
-            shutil.copyfile(page, page.with_name("index.html"))
+    """Name the parts of each page, and give each folder's README the name that web servers look for, too."""
+    if failure is not None or app.builder.format != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text("utf-8")
+        for before, after in _NAMED_PARTS.items():
+            text = text.replace(before, after)
+        page.write_text(text, "utf-8")
+    for page in Path(app.outdir).rglob("README.html"):
+        shutil.copyfile(page, page.with_name("index.html"))
 
 
-def _scroll_by_keyboard(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Let people reach what scrolls sideways with the keyboard: wide tables and blocks of code."""
-    body = context.get("body", "")
-    body = re.sub(r'<div class="table-wrapper', '<div tabindex="0" class="table-wrapper', body)
-    context["body"] = re.sub(r"<pre>", '<pre tabindex="0">', body)
+def _make_accessible(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Mend what axe finds in the pages of the theme."""
+    # what scrolls sideways can be reached with the keyboard
+    body = context.get("body", "").replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
+    body = body.replace("<pre>", '<pre tabindex="0">')
+    # the empty corner of a table is no header
+    context["body"] = re.sub(r'<th class="head">(?:<p></p>)?</th>', "<td></td>", body)
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -143,6 +159,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", _draw_diagrams)
     app.add_post_transform(_RepositoryFiles)
     app.connect("html-collect-pages", _pages_of_files)
-    app.connect("html-page-context", _scroll_by_keyboard, priority=900)
+    app.connect("html-page-context", _make_accessible, priority=900)
     app.connect("build-finished", _finish)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": False}
