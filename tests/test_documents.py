@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
@@ -123,6 +124,28 @@ def test_shell_commands_use_targets_and_options_that_exist(name: str) -> None:
         assert set(re.findall(r"\bmake ([a-z-]+)", commands)) <= targets
         for arguments in re.findall(r"twistd -n vllm-passthrough(.*)$", commands, re.MULTILINE):
             assert set(re.findall(r"--[a-z-]+", arguments)) <= options
+
+
+@cache
+def options_of_target(target: str) -> frozenset[str]:
+    """The options that a make target's program takes as ARGS."""
+    recipe = read("Makefile").partition(f"\n{target}: ")[2].partition("\n\n")[0]
+    [module] = re.findall(r"python -m ([\w.]+)", recipe)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
+    )
+    return frozenset(re.findall(r"--[a-z-]+", done.stdout))
+
+
+def test_arguments_of_make_are_options_of_its_programs() -> None:
+    used = [
+        (target, option)
+        for name in NAMES
+        for target, arguments in re.findall(r"make ([a-z-]+) ARGS=(\"[^\"]*\"|\S+)", read(name))
+        for option in re.findall(r"--[a-z-]+", arguments)
+    ]
+    assert len(used) > 20
+    assert [(target, option) for target, option in used if option not in options_of_target(target)] == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "yaml")])
