@@ -12,22 +12,26 @@ SOAK := tests/end_to_end/test_soak.py
 CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
 WITH_PROCESSES := $(filter-out $(SOAK) $(CONFORMANCE),$(wildcard $(END_TO_END)/test_*.py))
 SECOND_HALF := $(filter $(wildcard $(END_TO_END)/test_[m-z]*.py),$(WITH_PROCESSES))
-SOURCES := twisted twisted_vllm tests docs/site $(wildcard benchmarks)
+SOURCES := twisted twisted_vllm tests docs/site $(wildcard benchmarks tools)
+# the browser only repeats what others reach, and benchmarks are not the gateway
+COVERED := "$(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER)) tests" $(SERVICES) "$(WITH_PROCESSES)"
 
 export PIP_REQUIRE_VIRTUALENV := 1
 # compiled modules are kept: every test of a process starts Python again
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
 	@echo 'make test      check format, lint and types, then run the tests'
+	@echo 'make coverage  say which lines and branches no test reaches; the pages are in build/coverage/html'
+	@echo 'make mutants   change the code of prices, limits and policies, and see whether a test notices: make mutants ARGS=--help'
 	@echo 'make format    format the sources and sort their imports'
 	@echo 'make docs      build the documentation as a site: build/docs/index.html'
 	@echo 'make diagrams  draw the Mermaid blocks of the documents for the site'
-	@echo 'make reference write config/example.yaml and the reference pages in docs from their declarations'
+	@echo 'make reference write the pages and files that come from declarations: settings, commands, clients, routes, errors'
 	@echo 'make dashboards write config/grafana/*.json from the declarations of the panels'
 	@echo 'make picture   draw dashboards from a mixed load and a real Prometheus: make picture ARGS=--help'
 	@echo 'make live      run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
@@ -40,7 +44,11 @@ help:
 	@echo 'make bench-console  what open pages of the console cost the data path: make bench-console ARGS=--help'
 	@echo 'make console-pictures  draw every page of the console with data of a mixed load: make console-pictures ARGS=--help'
 	@echo 'make vendored  fetch the console'\''s JavaScript libraries again and compare them: make vendored ARGS=--write'
-	@echo 'make wheel     build dist/*.whl'
+	@echo 'make wheel     build the wheel and the source distribution of this commit into dist'
+	@echo 'make release   build and check all files of a release: make release ARGS=--help'
+	@echo 'make audit     ask PyPI for known vulnerabilities of what the gateway needs'
+	@echo 'make licences  write docs/licences.md from what is installed'
+	@echo 'make changelog put the fragments of changelog.d into CHANGELOG.md: make changelog VERSION=1.2.3'
 	@echo 'make clean     remove what make made'
 
 run: $(VENV)/installed
@@ -82,6 +90,18 @@ test-browser: $(VENV)/installed-dev
 test-rest: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER))
 
+# which lines and branches no test of `make test` reaches; about as long as that
+coverage: $(VENV)/installed-dev
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@for part in $(COVERED); do $(BIN)/python -m coverage run -m pytest -q $$part || exit; done
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage html --quiet
+	@$(BIN)/python -m coverage report --fail-under=95 | tail -n 60
+
+# changes of the code that counts, which a test must notice: make mutants ARGS=pricing
+mutants: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.mutation $(ARGS)
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
@@ -98,6 +118,7 @@ diagrams: $(VENV)/installed-dev
 reference: $(VENV)/installed
 	@$(BIN)/python -m twisted_vllm.config.reference
 	@$(BIN)/python -m twisted_vllm.admin.web.snippets
+	@$(BIN)/python -m twisted_vllm.cli.reference
 	@$(BIN)/python -m docs.site.reference
 
 # Grafana's dashboards, from the declarations of their panels
@@ -144,10 +165,27 @@ console-pictures: $(VENV)/installed-dev
 vendored: $(VENV)/installed
 	@$(BIN)/python -m tests.packaging.vendored $(ARGS)
 
-wheel: $(VENV)/installed
-	rm -rf build dist
-	$(PIP) wheel --no-deps --wheel-dir dist .
-	@ls dist/*.whl
+# what git has of the commit, the same bytes on every machine
+wheel: $(VENV)/installed-dev
+	@rm -rf build dist
+	@$(BIN)/python -m tools.release.distributions $(ARGS)
+
+# those, checked, with a bill of materials and the sums of all files; it needs PyPI
+release: $(VENV)/installed-dev
+	@rm -rf build dist
+	@$(BIN)/python -m tools.release $(ARGS)
+
+# known vulnerabilities of what the gateway needs
+audit: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.release.audit $(ARGS)
+
+licences: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.release.licences
+
+# the changes of a release from their fragments: make changelog VERSION=1.2.3
+changelog: $(VENV)/installed-dev
+	@test -n "$(VERSION)" || { echo 'make changelog: name the release, as in VERSION=1.2.3' >&2; exit 2; }
+	@$(BIN)/towncrier build --yes --version $(VERSION)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache twisted/plugins/dropin.cache

@@ -63,6 +63,7 @@ MAY_IMPORT = {
     "litellm_import": SERVICES | {"admin"},
     "app": SERVICES | {"proxy", "admin", "litellm_import", "simulator", "usage_export"},
     "cli": SERVICES | {"proxy", "admin", "litellm_import", "simulator", "usage_export", "app"},
+    "__main__": {"cli"},
 }
 
 #: what decides: no reactor, no clock, no I/O
@@ -205,7 +206,11 @@ def test_tap_imports_the_reactor_only_when_it_is_called() -> None:
 
 def test_the_packages_are_all_listed_for_the_wheel() -> None:
     listed = set(re.findall(r"^    (twisted[\w.]*)$", (REPOSITORY / "setup.cfg").read_text(), re.MULTILINE))
-    assert listed == {name_of(path) for path in PACKAGE.rglob("__init__.py")} | {"twisted.plugins"}
+    assert listed == {name_of(path) for path in PACKAGE.rglob("__init__.py")} | {
+        "twisted.plugins",
+        # the folder config
+        "twisted_vllm.files",
+    }
     assert list((REPOSITORY / "twisted").rglob("__init__.py")) == []
 
 

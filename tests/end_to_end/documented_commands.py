@@ -35,7 +35,8 @@ MASTER_KEY = "sk-master-of-the-documents-0123"
 
 #: a block whose last command serves until it is stopped
 _SERVES = re.compile(
-    r"^(?:\S+ )*\S*(?:make run|twistd -n vllm-passthrough(?![^\n]* --(?:check|help|import-litellm))[^\n]*)\s*\Z",
+    r"^(?:\S+ )*\S*(?:make run|(?:twistd -n vllm-passthrough|vllm-passthrough run)"
+    r"(?![^\n]* --(?:check|help|import-litellm))[^\n]*)\s*\Z",
     re.MULTILINE,
 )
 #: `export KEY=sk-...`: a value that an earlier answer showed
@@ -55,15 +56,21 @@ curl() {
 answer() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$STATE/answer" "$1"; }
 """
 
-_TWISTD = """\
+#: the gateway's programs, which listen on a free port in place of 4000
+_PROGRAM = """\
 #!{python}
 import sys
-sys.argv[0] = "twistd"
-if "vllm-passthrough" in sys.argv and "--check" not in sys.argv:
-    sys.argv.insert(sys.argv.index("vllm-passthrough") + 1, "--listen=tcp:{port}:interface=127.0.0.1")
-from twisted.scripts.twistd import run
-run()
+from {module} import {function}
+sys.argv[0] = "{name}"
+for command in ("vllm-passthrough", "run"):
+    if command in sys.argv[1:] and "--check" not in sys.argv:
+        sys.argv.insert(sys.argv.index(command, 1) + 1, "--listen=tcp:{port}:interface=127.0.0.1")
+sys.exit({function}())
 """
+_PROGRAMS = {
+    "twistd": ("twisted.scripts.twistd", "run"),
+    "vllm-passthrough": ("twisted_vllm.cli.entry", "main"),
+}
 
 
 @attrs.frozen
@@ -133,9 +140,12 @@ class Reader:
         programs.mkdir(parents=True)
         for name in ("Makefile", "setup.cfg", "pyproject.toml", "config", "benchmarks"):
             (self._directory / name).symlink_to(REPOSITORY / name)
-        twistd = programs / "twistd"
-        twistd.write_text(_TWISTD.format(python=sys.executable, port=self._port))
-        twistd.chmod(0o755)
+        for name, (module, function) in _PROGRAMS.items():
+            program = programs / name
+            program.write_text(
+                _PROGRAM.format(python=sys.executable, name=name, module=module, function=function, port=self._port)
+            )
+            program.chmod(0o755)
         python = programs / "python"
         python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
         python.chmod(0o755)

@@ -98,7 +98,7 @@ class Foreground:
         self.stdout = self.stderr = ""
         listen = f"--listen=tcp:{port}:interface=127.0.0.1"
         self._process = subprocess.Popen(
-            command("-n", "--pidfile=", *self.twistd_options, "vllm-passthrough", listen, *arguments),
+            self._command(listen, *arguments),
             cwd=directory,
             env=environment(**variables),
             stdout=subprocess.PIPE,
@@ -106,6 +106,9 @@ class Foreground:
             text=True,
         )
         self.pid = self._process.pid
+
+    def _command(self, *arguments: str) -> list[str]:
+        return command("-n", "--pidfile=", *self.twistd_options, "vllm-passthrough", *arguments)
 
     def __enter__(self) -> Self:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "twisted", "twisted_vllm")
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "config", "twisted", "twisted_vllm")
 #: seconds that one command is given
 PATIENCE = 60
 
@@ -74,7 +74,11 @@ def test_the_wheel_holds_every_module_and_both_plugins_and_no_tests(wheel: Path)
     for folder in (console / "templates", console / "assets"):
         modules |= {str(path.relative_to(REPOSITORY)) for path in folder.rglob("*") if path.is_file()}
     plugins = {"twisted/plugins/vllm_passthrough.py", "twisted/plugins/vllm_simulator.py"}
-    assert {name for name in names if ".dist-info/" not in name} == modules | plugins
+    configuration = REPOSITORY / "config"
+    files = {
+        f"twisted_vllm/files/{path.relative_to(configuration)}" for path in configuration.rglob("*") if path.is_file()
+    }
+    assert {name for name in names if ".dist-info/" not in name} == modules | plugins | files
     assert any(name.startswith("twisted_vllm/storage/migrations/versions/0") for name in names)
 
 

@@ -6,6 +6,7 @@ import os
 import pwd
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from secrets import token_bytes
 from typing import Any
 
@@ -117,6 +118,11 @@ class Options(usage.Options):
     def opt_workers(self, number: str) -> None:
         """Serve with this many processes, which count as one; auto is one for each core. [default: 1]"""
         self.workers = number
+
+    def opt_version(self) -> None:
+        """Print the version of the gateway, and end."""
+        print(f"vllm-passthrough {version('twisted-vllm')}")
+        raise SystemExit(0)
 
     def opt_import_litellm(self, url: str) -> None:
         """Copy keys, teams and spend from LiteLLM's database (URL or os.environ/NAME), and end."""

@@ -48,7 +48,6 @@ _LITELLM = {
     "skip_server_startup": "write --check",
     "test": "send a request with curl",
     "test_async": "send a request with curl",
-    "version": "write pip show twisted-vllm",
     "run_gunicorn": "leave it out: twistd is the server",
     "run_granian": "leave it out: twistd is the server",
     "run_hypercorn": "leave it out: twistd is the server",
@@ -64,13 +63,14 @@ _LITELLM = {
 _TWISTD = frozenset(("logfile", "pidfile", "nodaemon", "reactor", "uid", "gid", "rundir", "umask", "syslog", "no_save"))
 
 
-def explain_unknown_option(message: str, arguments: Sequence[str], known: Iterable[str]) -> str:
+def explain_unknown_option(message: str, arguments: Sequence[str], known: Iterable[str], of_twistd: bool = True) -> str:
     """Return the message of a usage error, with what to write in place of an option that does not exist.
 
     Args:
         message: Twisted's message.
         arguments: the command line after the name of the plugin.
         known: the names of the options that exist.
+        of_twistd: whether the command line is twistd's, whose own options stand before the plugin's name.
     """
     found = _UNKNOWN.fullmatch(message)
     if found is None:
@@ -89,7 +89,7 @@ def explain_unknown_option(message: str, arguments: Sequence[str], known: Iterab
         return "-c is LiteLLM's: write --config FILE"
     if name in _LITELLM:
         return f"{written} is LiteLLM's: {_LITELLM[name]}"
-    if name in _TWISTD:
+    if name in _TWISTD and of_twistd:
         return f"{written} is twistd's own: write it before vllm-passthrough"
     close = nearest(option, known)
     return f"{written} is not an option" + (f"; did you mean --{close}?" if close else "")

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
 from twisted_vllm.config.problems import nearest
 
-#: each command's module, which has it as ``command``; a module is imported only when its command is used
-_COMMANDS: dict[str, str] = {}
+#: each command's module, which has it as ``command``, and its line in the help; a module is imported when it is used
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("twisted_vllm.cli.run", "Start the gateway."),
+    "check": ("twisted_vllm.cli.check", "Check a configuration; with --probe, connect to what it names."),
+    "keys": ("twisted_vllm.cli.keys", "List, make, change and delete virtual keys."),
+    "usage": ("twisted_vllm.cli.usage", "Report usage and cost."),
+    "config": ("twisted_vllm.cli.config", "Print the files that come with the gateway: an example, alerts, units."),
+    "migrate": ("twisted_vllm.cli.migrate", "Bring the database to this version's schema."),
+    "import-litellm": ("twisted_vllm.cli.import_litellm", "Copy keys, teams and spend from LiteLLM's database."),
+    "version": ("twisted_vllm.cli.version", "Print the versions of the gateway and of what it runs on."),
+}
 
 
 class Commands(click.Group):
@@ -21,10 +34,9 @@ class Commands(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Import a command; None if there is none of this name."""
-        module = _COMMANDS.get(name)
-        if module is None:
+        if name not in _COMMANDS:
             return None
-        command: click.Command = import_module(module).command
+        command: click.Command = import_module(_COMMANDS[name][0]).command
         return command
 
     def resolve_command(
@@ -41,7 +53,42 @@ class Commands(click.Group):
             context.fail(f"{name!r} is not a command" + (f"; did you mean {close}?" if close else ""))
         return super().resolve_command(context, arguments)
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands into the help, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+    def main(self, args: Sequence[str] | None = None, *_: Any, **options: Any) -> Any:
+        """Run; a reader that went away, as in ``… | head``, ends the command and is no error."""
+        try:
+            return super().main(args, **options)
+        except BrokenPipeError:
+            # Python flushes standard output once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+
+
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        # imported here: it asks for metadata that no other command needs
+        from twisted_vllm.cli.version import versions
+
+        click.echo(f"vllm-passthrough {versions()['vllm-passthrough']}")
+        context.exit()
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="vllm-passthrough COMMAND --help explains a command. Documentation: docs/README.md of the project.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
 def main() -> None:
-    """A gateway for shared vLLM servers: keys, limits, usage and routing in front of vLLM."""
+    """A gateway for shared vLLM servers: keys, limits, usage and routing in front of vLLM.
+
+    \b
+    Try it, with a simulated vLLM behind it:
+      vllm-passthrough run --quickstart
+    """

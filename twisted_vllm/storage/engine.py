@@ -206,7 +206,7 @@ def _make_private_file(path: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     if reason:
-        raise StoreError(f"The database file {path} cannot be opened for writing: {reason}.")
+        raise StoreError(f"The database file {os.path.abspath(path)} cannot be opened for writing: {reason}.")
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
