@@ -44,8 +44,12 @@ def _add_navigation(app: Sphinx, document: str, source: list[str]) -> None:
         # the index is in no table of its own
         listed.insert(0, Part("", (("Documentation", INDEX),)))
         source[0] += toctrees(document, listed)
-    elif document == DECISIONS:
-        source[0] += toctrees(document, list(parts(DECISIONS, source[0])))
+
+
+def _leave_decisions_to_their_index(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep the decisions out of the navigation of every page: their index lists them all."""
+    if app.env.docname.startswith(DECISIONS):
+        app.env.metadata[app.env.docname]["orphan"] = True
 
 
 def _draw_diagrams(app: Sphinx, doctree: nodes.document) -> None:
@@ -69,17 +73,24 @@ class _RepositoryFiles(SphinxPostTransform):
     def run(self, **_: Any) -> None:
         """Replace the links of one document."""
         for file in list(self.document.findall(addnodes.download_reference)):
-            self._link(file, file["reftarget"])
+            self._link(file, self._named(file["reftarget"]))
         for other in list(self.document.findall(addnodes.pending_xref)):
-            if other["reftype"] == "myst" and Path(self.env.srcdir, self._named(other["reftarget"])).is_dir():
-                self._link(other, other["reftarget"])
+            if other["reftype"] != "myst":
+                continue
+            if other["refdomain"] == "doc":
+                # a Markdown file that is no page of the site, such as a folder's README
+                name = f"{other['reftarget']}.md"
+                if other["reftarget"] not in self.env.found_docs and Path(self.env.srcdir, name).is_file():
+                    self._link(other, name)
+            elif Path(self.env.srcdir, self._named(other["reftarget"])).is_dir():
+                self._link(other, self._named(other["reftarget"]))
 
     def _named(self, target: str) -> str:
         """Return a target relative to the repository's root."""
-        return posixpath.normpath(posixpath.join(posixpath.dirname(self.env.docname), target))
+        return posixpath.normpath(posixpath.join(posixpath.dirname(self.env.docname), target)).lstrip("/")
 
-    def _link(self, node: nodes.Element, target: str) -> None:
-        name = self._named(target).lstrip("/")
+    def _link(self, node: nodes.Element, name: str) -> None:
+        """Make a node a link to the page of a file or folder."""
         path = Path(self.env.srcdir, name)
         if path.is_file() and path.stat().st_size > _SHOWN_BYTES:
             return
@@ -157,6 +168,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect it to Sphinx."""
     app.connect("source-read", _add_navigation)
     app.connect("doctree-read", _draw_diagrams)
+    app.connect("doctree-read", _leave_decisions_to_their_index)
     app.add_post_transform(_RepositoryFiles)
     app.connect("html-collect-pages", _pages_of_files)
     app.connect("html-page-context", _make_accessible, priority=900)

@@ -1,7 +1,7 @@
 """The navigation of the site, read from the indexes that GitHub shows: there is no second list of the pages.
 
 Each section of ``docs/README.md`` whose table links to pages becomes a part of the navigation, with the section's
-heading as its caption. The table of ``docs/decisions/README.md`` orders the decisions.
+heading as its caption.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import attrs
 
 from docs.site.markdown import links
 
-#: the documents that list others, and the one whose page shows the list
 INDEX = "docs/README"
-DECISIONS = "docs/decisions/README"
+#: the beginning of the decisions' names
+DECISIONS = "docs/decisions/0"
 
 
 @attrs.frozen
@@ -39,7 +39,7 @@ def parts(index: str, text: str) -> Iterator[Part]:
         index: the document that lists, without ``.md``.
         text: its Markdown.
     """
-    for section in re.split(r"^## +", text, flags=re.MULTILINE)[1:] or [text]:
+    for section in re.split(r"^## +", text, flags=re.MULTILINE)[1:]:
         caption, _, body = section.partition("\n")
         pages = []
         for line in body.splitlines():
@@ -51,7 +51,7 @@ def parts(index: str, text: str) -> Iterator[Part]:
                 if target.endswith(".md")
             ]
         if pages:
-            yield Part("" if section is text else caption.strip(), tuple(pages))
+            yield Part(caption.strip(), tuple(pages))
 
 
 def toctrees(document: str, listed: list[Part]) -> str:
