@@ -22,7 +22,8 @@ _COLUMNS = """\
 | column | |
 | --- | --- |
 | methods | those that vLLM serves |
-| at the root | also without `/vllm`. *without `/v1`*: also at this shorter path |
+| at the root | also without `/vllm` |
+| without `/v1` | also at this shorter path, unless `passthrough.path_aliases` is off |
 | model | where a request names its model |
 | usage | the form in which an answer reports its tokens; without one, nothing is counted |
 | sent again | whether a request that a server may have begun to process goes [to another one](failover.md#retries) |
@@ -65,11 +66,11 @@ def _row(route: VllmRoute) -> dict[str, str]:
         "goes to all servers" if route.fan_out else "",
         "priority in the body" if route.priority_in_body else "",
     ]
-    at_root = ("yes, also without `/v1`" if route.alias else "yes") if is_at_root(route) else ""
     return {
         "path": code(route.path),
         "methods": codes(method.decode() for method in route.methods),
-        "at the root": at_root,
+        "at the root": "yes" if is_at_root(route) else "",
+        "without `/v1`": "yes" if route.alias else "",
         "model": _MODEL[route.model],
         "usage": "" if route.usage is UsageFormat.NONE else code(route.usage.value),
         "sent again": _REPEAT[route.repeat],
