@@ -12,7 +12,7 @@ SOAK := tests/end_to_end/test_soak.py
 CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
 WITH_PROCESSES := $(filter-out $(SOAK) $(CONFORMANCE),$(wildcard $(END_TO_END)/test_*.py))
 SECOND_HALF := $(filter $(wildcard $(END_TO_END)/test_[m-z]*.py),$(WITH_PROCESSES))
-SOURCES := twisted twisted_vllm tests $(wildcard benchmarks tools)
+SOURCES := twisted twisted_vllm tests docs/site $(wildcard benchmarks tools)
 # the browser only repeats what others reach, and benchmarks are not the gateway
 COVERED := "$(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER)) tests" $(SERVICES) "$(WITH_PROCESSES)"
 
@@ -21,7 +21,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -29,7 +29,9 @@ help:
 	@echo 'make coverage  say which lines and branches no test reaches; the pages are in build/coverage/html'
 	@echo 'make mutants   change the code of prices, limits and policies, and see whether a test notices: make mutants ARGS=--help'
 	@echo 'make format    format the sources and sort their imports'
-	@echo 'make reference write the pages and files that come from declarations: settings, commands, clients'
+	@echo 'make docs      build the documentation as a site: build/docs/index.html'
+	@echo 'make diagrams  draw the Mermaid blocks of the documents for the site'
+	@echo 'make reference write the pages and files that come from declarations: settings, commands, clients, routes, errors'
 	@echo 'make dashboards write config/grafana/*.json from the declarations of the panels'
 	@echo 'make picture   draw dashboards from a mixed load and a real Prometheus: make picture ARGS=--help'
 	@echo 'make live      run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
@@ -104,11 +106,20 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# what is written of the settings, from their declarations
+# The documentation as a site; a warning is an error. Nothing in it asks another server.
+docs: $(VENV)/installed-dev
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env -c docs/site -d build/doctrees . build/docs
+
+# drawings of the documents' Mermaid blocks, with Mermaid of npm in Chromium
+diagrams: $(VENV)/installed-dev
+	@$(BIN)/python -m docs.site.diagrams $(ARGS)
+
+# what is written of settings, routes, errors, fields of the log …, from their declarations
 reference: $(VENV)/installed
 	@$(BIN)/python -m twisted_vllm.config.reference
 	@$(BIN)/python -m twisted_vllm.admin.web.snippets
 	@$(BIN)/python -m twisted_vllm.cli.reference
+	@$(BIN)/python -m docs.site.reference
 
 # Grafana's dashboards, from the declarations of their panels
 dashboards: $(VENV)/installed
