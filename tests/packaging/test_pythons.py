@@ -55,7 +55,7 @@ def command(other: pythons.Python, wheel: Path, tmp_path: Path) -> Path:
         env={name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_REQUIRE"))},
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=4 * PATIENCE,
         check=False,
     )
     if done.returncode and OFFLINE.search(done.stdout + done.stderr):
