@@ -1,6 +1,7 @@
-# Everything here runs in .venv, which needs python3.11 and make and nothing else.
+# Everything here runs in .venv, which needs Python 3.11 to 3.14 and make and nothing else.
 
-PYTHON ?= python3.11
+# the first that runs; another Python gets a folder of its own: make test PYTHON=python3.13 VENV=.venv-3.13
+PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14,$(shell $(name) -c 'print("$(name)")' 2>/dev/null))),python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -21,11 +22,12 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean
+.PHONY: help run test test-pythons same-python style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
 	@echo 'make test      check format, lint and types, then run the tests'
+	@echo 'make test-pythons  run them with each Python that is installed: make test-pythons ARGS=--help'
 	@echo 'make coverage  say which lines and branches no test reaches; the pages are in build/coverage/html'
 	@echo 'make mutants   change the code of prices, limits and policies, and see whether a test notices: make mutants ARGS=--help'
 	@echo 'make format    format the sources and sort their imports'
@@ -58,6 +60,10 @@ run: $(VENV)/installed
 # of the time. Each job prints its output at its end. The honest p99 of the soak says little about the gateway beside them.
 test: $(VENV)/installed-dev
 	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-more-processes test-apart style
+
+# `make test` with each Python that is installed and supported; an hour and more
+test-pythons: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.pythons $(ARGS)
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -188,12 +194,22 @@ changelog: $(VENV)/installed-dev
 	@$(BIN)/towncrier build --yes --version $(VERSION)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache twisted/plugins/dropin.cache
+	rm -rf .venv .venv-* $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache twisted/plugins/dropin.cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# one line for a Python that is missing, too old, too new, or without the module that makes environments
 $(BIN)/python:
-	@command -v $(PYTHON) >/dev/null || { echo 'make: $(PYTHON) is missing: install Python 3.11, or name one with make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(PYTHON) -c '' 2>/dev/null || { echo 'make: $(PYTHON) is missing: install Python 3.11, 3.12, 3.13 or 3.14, or name one with make PYTHON=/path/to/python' >&2; exit 2; }
+	@$(PYTHON) -B -c 'import sys; from twisted_vllm.cli.entry import refusal; sys.exit(refusal(sys.version_info[:3]) or None)' || exit 2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'make: $(PYTHON) makes no virtual environments: install its package venv, in Debian python3-venv' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+
+# a Python that was asked for is not another one that the folder has already
+ifneq ($(origin PYTHON),file)
+$(VENV)/installed: | same-python
+endif
+same-python:
+	@test ! -x $(BIN)/python || test "$$($(BIN)/python -V)" = "$$($(PYTHON) -V)" || { echo "make: $(VENV) has $$($(BIN)/python -V), and $(PYTHON) is $$($(PYTHON) -V): name another folder, as in VENV=.venv-other" >&2; exit 2; }
 
 # editable_mode=compat: any other editable install hides twisted/plugins from twistd.
 $(VENV)/installed: setup.cfg pyproject.toml | $(BIN)/python
