@@ -22,6 +22,7 @@ NOT_RUN = {
     "CONTRIBUTING.md": 2,
     "README.md": 1,
     "docs/alerts.md": 1,
+    "docs/comparison.md": 1,
     "docs/export.md": 1,
     "docs/jwt.md": 1,
     "docs/migrate-from-litellm.md": 1,
@@ -34,6 +35,7 @@ NOT_RUN = {
     "docs/scaling.md": 2,
     "docs/systemd.md": 4,
     "docs/tracing.md": 1,
+    "docs/tutorial.md": 2,
 }
 
 #: pages that begin with how to start a gateway
