@@ -27,7 +27,7 @@ def checkout(tmp_path: Path) -> Path:
 def old_python() -> str:
     """Return a Python that is too old; skip where there is none."""
     pyenv = sorted((Path.home() / ".pyenv" / "versions").glob("3.10.*/bin/python3.10"))
-    for program in (*pyenv, "python3.10", "python3.9"):
+    for program in (*map(str, pyenv), "python3.10", "python3.9"):
         found = shutil.which(program)
         if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
             return found
