@@ -27,7 +27,7 @@ PAGES = (
     "docs/README.html",
     "docs/limits.html",
     "docs/routes.html",
-    "config/vllm-passthrough.service.html",
+    "config/systemd/vllm-passthrough.service.html",
     "search.html?q=rate_limit_exceeded",
 )
 #: WCAG 2.1 A and AA, and what axe calls best practice
