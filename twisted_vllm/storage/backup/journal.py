@@ -28,6 +28,11 @@ def journal_of(main: Path) -> Path:
     return Path(f"{os.path.realpath(main)}{SUFFIX}")
 
 
+def unwritten(journal: Path) -> Path:
+    """Return the name under which a journal is written: of one that is there, nothing counts."""
+    return Path(f"{journal}.new")
+
+
 def begin(
     journal: Path, moves: Sequence[Move], directories: Sequence[str], owner: tuple[int, int] | None, token: str = ""
 ) -> None:
@@ -44,7 +49,7 @@ def begin(
         OSError: it cannot be written; nothing counts as done.
     """
     text = json.dumps({"moves": moves, "directories": directories, "token": token}).encode()
-    new = Path(f"{journal}.new")
+    new = unwritten(journal)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         if owner is not None:

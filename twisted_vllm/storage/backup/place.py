@@ -124,15 +124,23 @@ class Place:
 
         What was the database can be used under its new name.
         """
-        end = f"{ASIDE}{when:%Y%m%dT%H%M%SZ}"
+        number = 1
+        while True:
+            moves = self._asides(f"{ASIDE}{when:%Y%m%dT%H%M%SZ}" + (f"-{number}" if number > 1 else ""))
+            # A move never replaces a file.
+            if not any(os.path.lexists(target) for _, target in moves):
+                return moves
+            number += 1
+
+    def _asides(self, end: str) -> list[Move]:
         moves = []
         for each in self.contents():
-            if self.main is not None and each.parent == self.main.parent and each.name.startswith(self.main.name):
-                moves.append((each, each.with_name(f"{self.main.name}{end}{each.name.removeprefix(self.main.name)}")))
-            elif self.main is not None and self.usage is not None and each.parent == self.usage:
+            if self.main is not None and self.usage is not None and each.parent == self.usage:
                 moves.append((each, _beside(self.usage, f"{self.main.name}{end}-usage") / each.name))
-            elif self.spool is not None:
+            elif self.spool is not None and self.spool in each.parents:
                 moves.append((each, _beside(self.spool, f"{self.spool.name}{end}") / each.relative_to(self.spool)))
+            elif self.main is not None:
+                moves.append((each, each.with_name(f"{self.main.name}{end}{each.name.removeprefix(self.main.name)}")))
         return [(str(source), str(target)) for source, target in moves]
 
 

@@ -131,6 +131,8 @@ def prepared(place: Place, wish: Wish, header: Manifest) -> Iterator[dict[str, P
     """
     for each in place.left_over():
         shutil.rmtree(each, ignore_errors=True)
+    if place.journal is not None:
+        journal.unwritten(place.journal).unlink(missing_ok=True)
     stages = place.stages(secrets.token_hex(4))
     for stage in stages.values():
         check_writable(stage.parent)

@@ -245,8 +245,7 @@ def write(parts: Parts, source: Source, target: Path, progress: Progress) -> Man
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as place:
             partial = Path(place) / target.name
             manifest = _write_archive(parts, source, partial, Path(place), count)
-            if check(partial, count) != manifest:
-                raise BackupError(f"{target} was read back as something else than what was written")
+            _read_back(partial, manifest, count)
             _give_name(partial, target)
             sync_directory(target.parent)
             return manifest
@@ -256,6 +255,17 @@ def write(parts: Parts, source: Source, target: Path, progress: Progress) -> Man
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BackupError(f"{target.parent} has no room left for the backup; nothing of it is kept") from None
         raise BackupError(f"{target} cannot be written: {error.strerror or error}; nothing of it is kept") from None
+
+
+def _read_back(partial: Path, manifest: Manifest, progress: Callable[[int], None]) -> None:
+    try:
+        problem = "" if check(partial, progress) == manifest else "it says something else"
+    except BackupError as error:
+        problem = str(error)
+    if problem:
+        raise BackupError(
+            f"{partial.name} was not read back as it was written: {problem}; nothing of it is kept. Check the disk"
+        )
 
 
 def _write_archive(parts: Parts, source: Source, path: Path, place: Path, progress: Callable[[int], None]) -> Manifest:
