@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.end_to_end.process_harness import MeasuredGateway
-from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, environment, wait_until
+from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, environment
 from tests.whole_ledger import check_ledger
 
 #: settings of `passthrough` that have nothing to do with a backup
@@ -20,9 +18,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "twisted_vllm", *map(str, arguments)]
 
 
-def run(
-    directory: Path, *arguments: str | Path, patience: float = PATIENCE, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a directory until it ends."""
     return subprocess.run(
         command(*arguments),
@@ -30,7 +26,7 @@ def run(
         env=environment(LITELLM_MASTER_KEY=MASTER_KEY, HOSTED_VLLM_API_BASE="http://127.0.0.1:9", **variables),
         capture_output=True,
         text=True,
-        timeout=patience,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -73,10 +69,3 @@ def ids_after_restore(backup: Path, directory: Path, **variables: str) -> list[s
     settle(directory, **variables)
     rows = check_ledger(variables.get("DATABASE_URL", f"sqlite:////{directory}/twisted_vllm.sqlite3"))
     return [row.id for row in rows]
-
-
-@contextmanager
-def waiting_for(path: Path) -> Iterator[None]:
-    """Wait at the end of a block for a file that another process makes."""
-    yield
-    wait_until(path.exists)

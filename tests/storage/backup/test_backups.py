@@ -213,7 +213,7 @@ def test_a_newer_schema_is_refused_unless_it_works_with_this_version(gateway: Fi
 def test_too_little_room_is_said_before_anything_is_written(
     gateway: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 50_000))  # type: ignore[attr-defined]  # its own type
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 50_000))
     said = refused(gateway, tmp_path / "b.tar.gz")
     assert "has 50,000 bytes free, and the backup needs" in said
     assert names(tmp_path) == ["gateway"]

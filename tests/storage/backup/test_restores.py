@@ -193,7 +193,7 @@ def sealed(tmp_path: Path, secret: str) -> Path:
 def test_another_salt_key_is_refused_and_with_force_it_is_a_warning(tmp_path: Path, empty: Files) -> None:
     archive = sealed(tmp_path, "salt of the backup")
     said = refused(empty, archive, secret="another salt")
-    assert said.startswith("1 keys of servers in it are encrypted with another salt key")
+    assert said.startswith("it has 1 keys of servers that are encrypted with another salt key")
     assert "another salt" not in said.replace("another salt key", "")
     assert "set VLLM_PASSTHROUGH_SALT_KEY to that of the backup, or add --force" in refused(empty, archive)
     _, warnings = empty.restore(archive, force=True, secret="another salt")
@@ -257,7 +257,7 @@ def test_a_database_that_is_damaged_in_a_backup_that_is_in_order_is_refused(tmp_
 def test_a_restore_that_does_not_fit_on_the_disk_is_refused_before_it_is_unpacked(
     backup: Path, empty: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 5_000))  # type: ignore[attr-defined]  # its own type
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 5_000))
     assert f"{empty.directory} has 5,000 bytes free, and the backup needs" in refused(empty, backup)
 
 

@@ -70,12 +70,12 @@ def check_header(header: Manifest, database: str, wish: Wish) -> None:
         )
     if header.seal and not seals.opens(wish.secret, header.seal):
         text = (
-            f"{header.sealed} keys of servers in it are encrypted with another salt key (or, where none was set, "
+            f"it has {header.sealed} keys of servers that are encrypted with another salt key (or, where none was set, "
             "another master key) than this configuration has"
         )
         if not wish.force:
             raise BackupError(f"{text}: set VLLM_PASSTHROUGH_SALT_KEY to that of the backup, or add --force")
-        wish.warn(f"{text}: send each api_key again with POST /model/update")
+        wish.warn(f"the backup{text.removeprefix('it')}: send each api_key again with POST /model/update")
 
 
 def restore(backup: Path, place: Place, wish: Wish, progress: Progress) -> tuple[Manifest, list[Move]]:
