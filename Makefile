@@ -21,7 +21,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean
+.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog release-fixture coverage mutants clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -47,6 +47,7 @@ help:
 	@echo 'make audit     ask PyPI for known vulnerabilities of what the gateway needs'
 	@echo 'make licences  write docs/licences.md from what is installed'
 	@echo 'make changelog put the fragments of changelog.d into CHANGELOG.md: make changelog VERSION=1.2.3'
+	@echo 'make release-fixture keep what a version leaves on a machine, for the tests of upgrades: make release-fixture VERSION=1.2.3 REF=v1.2.3'
 	@echo 'make clean     remove what make made'
 
 run: $(VENV)/installed
@@ -175,6 +176,11 @@ licences: $(VENV)/installed-dev
 changelog: $(VENV)/installed-dev
 	@test -n "$(VERSION)" || { echo 'make changelog: name the release, as in VERSION=1.2.3' >&2; exit 2; }
 	@$(BIN)/towncrier build --yes --version $(VERSION)
+
+# what a version leaves on a machine, for the tests of upgrades: make release-fixture VERSION=1.2.3 REF=v1.2.3
+release-fixture: $(VENV)/installed-dev
+	@test -n "$(VERSION)" -a -n "$(REF)" || { echo 'make release-fixture: name the release and its tag, as in VERSION=1.2.3 REF=v1.2.3' >&2; exit 2; }
+	@$(BIN)/python -m tests.packaging.releases.make $(VERSION) $(REF)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache twisted/plugins/dropin.cache

@@ -23,7 +23,9 @@ def run(directory: Path, *arguments: str | Path, **variables: str) -> subprocess
     return subprocess.run(
         command(*arguments),
         cwd=directory,
-        env=environment(LITELLM_MASTER_KEY=MASTER_KEY, HOSTED_VLLM_API_BASE="http://127.0.0.1:9", **variables),
+        env=environment(
+            **{"LITELLM_MASTER_KEY": MASTER_KEY, "HOSTED_VLLM_API_BASE": "http://127.0.0.1:9", **variables}
+        ),
         capture_output=True,
         text=True,
         timeout=PATIENCE,

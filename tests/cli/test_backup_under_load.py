@@ -13,7 +13,7 @@ from tests.end_to_end.many_callers import PRICED, Callers, make_keys, serve
 from tests.end_to_end.process_harness import MeasuredGateway, served
 
 #: backups while the callers call
-BACKUPS = 3
+BACKUPS = 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -33,7 +33,7 @@ def test_each_request_before_a_backup_is_there_once_after_a_restore_and_all_sums
     ):
         try:
             for number in range(BACKUPS):
-                time.sleep(0.7)
+                time.sleep(0.5)
                 names.append(tmp_path / f"{number}.tar.{('gz', 'zst')[number % 2]}")
                 acknowledged.append(set(callers.seen))
                 done(directory, "backup", "--config", "gateway.yaml", "--output", names[-1])
