@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
@@ -23,10 +22,16 @@ MAX_WAITING = 1_000
 STOP_SECONDS = 2.0
 
 
-class _DaemonPool(ThreadPool):
-    """Daemon threads, which do not keep the process alive: a thread may be stuck in the database's driver."""
+class _DaemonThread(Thread):
+    """A thread that does not keep the process alive: it may be stuck in the database's driver."""
 
-    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # called as the class is
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named, daemon=True)
+
+
+class _DaemonPool(ThreadPool):
+    # a class and not a partial, which Python 3.14 would bind to the pool
+    threadFactory = _DaemonThread
 
 
 class Lane:

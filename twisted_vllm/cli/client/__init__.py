@@ -1,0 +1,1 @@
+"""A small client of the admin API, for the terminal."""
