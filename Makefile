@@ -9,6 +9,7 @@ END_TO_END := tests/end_to_end
 SERVICES := tests/services
 BROWSER := tests/browser
 BENCHMARKS := tests/benchmarks
+PACKAGING := tests/packaging tests/docs
 SOAK := tests/end_to_end/test_soak.py
 CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
 WITH_PROCESSES := $(filter-out $(SOAK) $(CONFORMANCE),$(wildcard $(END_TO_END)/test_*.py))
@@ -22,7 +23,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-pythons same-python style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean
+.PHONY: help run test test-pythons same-python style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest test-packaging format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean release-fixture
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -51,6 +52,7 @@ help:
 	@echo 'make audit     ask PyPI for known vulnerabilities of what the gateway needs'
 	@echo 'make licences  write docs/licences.md from what is installed'
 	@echo 'make changelog put the fragments of changelog.d into CHANGELOG.md: make changelog VERSION=1.2.3'
+	@echo 'make release-fixture keep what a version leaves on a machine, for the tests of upgrades: make release-fixture VERSION=1.2.3 REF=v1.2.3'
 	@echo 'make clean     remove what make made'
 
 run: $(VENV)/installed
@@ -59,7 +61,7 @@ run: $(VENV)/installed
 # Five jobs at a time for two cores, the long ones first: many tests wait for processes or clocks, and the soak rests most
 # of the time. Each job prints its output at its end. The honest p99 of the soak says little about the gateway beside them.
 test: $(VENV)/installed-dev
-	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-more-processes test-apart style
+	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-packaging test-more-processes test-apart style
 
 # `make test` with each Python that is installed and supported; an hour and more
 test-pythons: $(VENV)/installed-dev
@@ -93,8 +95,12 @@ test-services: $(VENV)/installed-dev
 test-browser: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(BROWSER)
 
+# wheels, releases, other Pythons, images, and the site of the documentation
+test-packaging: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(PACKAGING)
+
 test-rest: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER))
+	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER) $(PACKAGING))
 
 # which lines and branches no test of `make test` reaches; about as long as that
 coverage: $(VENV)/installed-dev
@@ -192,6 +198,11 @@ licences: $(VENV)/installed-dev
 changelog: $(VENV)/installed-dev
 	@test -n "$(VERSION)" || { echo 'make changelog: name the release, as in VERSION=1.2.3' >&2; exit 2; }
 	@$(BIN)/towncrier build --yes --version $(VERSION)
+
+# what a version leaves on a machine, for the tests of upgrades: make release-fixture VERSION=1.2.3 REF=v1.2.3
+release-fixture: $(VENV)/installed-dev
+	@test -n "$(VERSION)" -a -n "$(REF)" || { echo 'make release-fixture: name the release and its tag, as in VERSION=1.2.3 REF=v1.2.3' >&2; exit 2; }
+	@$(BIN)/python -m tests.packaging.releases.make $(VERSION) $(REF)
 
 clean:
 	rm -rf .venv .venv-* $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache twisted/plugins/dropin.cache
