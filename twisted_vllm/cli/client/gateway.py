@@ -62,15 +62,17 @@ class Gateway:
 
     Attributes:
         url: its address, or ``unix:PATH``.
-        key: the key.
+        key: the key; empty for what needs none.
         ca_file: certificates of authorities to trust in place of the system's; None for the system's.
         timeout: seconds that each wait for the gateway may last.
+        verified: whether its certificate is checked.
     """
 
     url: str
     key: str = attrs.field(repr=False)
     ca_file: str | None = None
     timeout: float = 30.0
+    verified: bool = True
 
     def get(self, path: str, **query: object) -> Any:
         """Return the answer to a GET. A parameter that is None or empty is left out."""
@@ -112,7 +114,9 @@ class Gateway:
         """
         wanted = {name: _written(value) for name, value in (query or {}).items() if value not in (None, "", False)}
         target = quote(path, safe="/:") + (f"?{urlencode(wanted)}" if wanted else "")
-        headers = {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
+        headers = {"Accept": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
         sent = None if body is None else json.dumps(body).encode()
         if sent is not None:
             headers["Content-Type"] = "application/json"
@@ -150,6 +154,9 @@ class Gateway:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
             raise click.UsageError(f"--ca-file {self.ca_file}: {error.strerror or 'it holds no certificate'}") from None
+        if not self.verified:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
         return http.client.HTTPSConnection(host, port, timeout=self.timeout, context=context)
 
     def _why_not(self, error: Exception) -> str:
