@@ -16,6 +16,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import attrs
 import click
 
+from twisted_vllm.config.problems import FILE_SUFFIX
+
 #: where a gateway listens unless somebody says otherwise
 DEFAULT_URL = "http://127.0.0.1:4000"
 #: bytes of an answer; a page of lists has a few hundred thousand
@@ -23,6 +25,9 @@ MAX_ANSWER = 268_435_456
 
 #: exit statuses
 REFUSED, UNREACHABLE = 1, 3
+
+#: variables that hold the key
+_KEY_VARIABLES = ("VLLM_PASSTHROUGH_KEY", "LITELLM_MASTER_KEY")
 
 _WHAT_TO_DO = {
     401: "is it the key of this gateway? VLLM_PASSTHROUGH_KEY or --key-file names it",
@@ -202,20 +207,36 @@ def _refusal(status: int, path: str, data: bytes) -> Failed:
 
 
 def find_key(file: str | None, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the key to send: of a file (``-`` is standard input), or of a variable.
+    """Return the key to send: of a file (``-`` is standard input), or of a variable, or of the file that one names.
 
     Raises:
         UsageError: there is none, or the file cannot be read.
     """
     if file is not None:
-        try:
-            text = sys.stdin.read(10_000) if file == "-" else Path(file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise click.UsageError(f"--key-file {file}: {reason}") from None
-        key = text.strip()
-    else:
-        key = next((environ[name] for name in ("VLLM_PASSTHROUGH_KEY", "LITELLM_MASTER_KEY") if environ.get(name)), "")
+        return read_key(file, "--key-file")
+    for name in _KEY_VARIABLES:
+        if environ.get(name):
+            return _checked(environ[name])
+        if environ.get(name + FILE_SUFFIX):
+            return read_key(environ[name + FILE_SUFFIX], name + FILE_SUFFIX)
+    return _checked("")
+
+
+def read_key(file: str, option: str) -> str:
+    """Return the key that a file holds; ``-`` is standard input.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no key; the message has the option that names it.
+    """
+    try:
+        text = sys.stdin.read(10_000) if file == "-" else Path(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise click.UsageError(f"{option} {file}: {reason}") from None
+    return _checked(text.strip())
+
+
+def _checked(key: str) -> str:
     if not key:
         raise click.UsageError("no key: set VLLM_PASSTHROUGH_KEY, or name a file that holds it with --key-file")
     if not key.isprintable() or not key.isascii() or " " in key:
