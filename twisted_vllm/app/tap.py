@@ -164,7 +164,13 @@ class Options(usage.Options):
                 self.quickstart = prepare(
                     environ, has_file=self.config_file is not None, make_key=lambda: generate_key(token_bytes)
                 )
-            self.source = SettingsSource(self.config_file, tuple(self.listen), self.quickstart, workers=self.workers)
+            self.source = SettingsSource(
+                self.config_file,
+                tuple(self.listen),
+                self.quickstart,
+                workers=self.workers,
+                only_checks=bool(self["check"]) or self.migrate is not None,
+            )
             self.settings = self.source.read(environ)
         except ConfigError as error:
             told = "\n".join(describe_refused(error)) if self["check"] else str(error)
