@@ -23,7 +23,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-pythons same-python style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest test-packaging format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean release-fixture
+.PHONY: help run test test-pythons same-python style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest test-packaging format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean release-fixture image image-check lock
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -49,6 +49,9 @@ help:
 	@echo 'make vendored  fetch the console'\''s JavaScript libraries again and compare them: make vendored ARGS=--write'
 	@echo 'make wheel     build the wheel and the source distribution of this commit into dist'
 	@echo 'make release   build and check all files of a release: make release ARGS=--help'
+	@echo 'make image     build the container image of this commit: make image ARGS=--help'
+	@echo 'make image-check  run the image as it should be run, and check what operators rely on: make image-check ARGS=--help'
+	@echo 'make lock      write tools/image/requirements, what goes into the image, with the latest versions'
 	@echo 'make audit     ask PyPI for known vulnerabilities of what the gateway needs'
 	@echo 'make licences  write docs/licences.md from what is installed'
 	@echo 'make changelog put the fragments of changelog.d into CHANGELOG.md: make changelog VERSION=1.2.3'
@@ -186,6 +189,17 @@ wheel: $(VENV)/installed-dev
 release: $(VENV)/installed-dev
 	@rm -rf build dist
 	@$(BIN)/python -m tools.release $(ARGS)
+
+# the container image of this commit; docker, podman or buildah
+image: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.image.build $(ARGS)
+
+image-check: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.image.check $(ARGS)
+
+# versions and hashes of what goes into the image; it needs PyPI
+lock: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.image.lock
 
 # known vulnerabilities of what the gateway needs
 audit: $(VENV)/installed-dev

@@ -33,7 +33,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SOURCES:
         if (REPOSITORY / name).is_dir():
             shutil.copytree(
-                REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache")
+                REPOSITORY / name,
+                source / name,
+                ignore=shutil.ignore_patterns("__pycache__", "dropin.cache", "secrets", ".env"),
             )
         elif (REPOSITORY / name).exists():
             shutil.copy(REPOSITORY / name, source / name)
