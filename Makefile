@@ -1,6 +1,7 @@
-# Everything here runs in .venv, which needs python3.11 and make and nothing else.
+# Everything here runs in .venv, which needs Python 3.11 to 3.14 and make and nothing else.
 
-PYTHON ?= python3.11
+# the first that runs; another Python gets a folder of its own: make test PYTHON=python3.13 VENV=.venv-3.13
+PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14,$(shell $(name) -c 'print("$(name)")' 2>/dev/null))),python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -8,11 +9,12 @@ END_TO_END := tests/end_to_end
 SERVICES := tests/services
 BROWSER := tests/browser
 BENCHMARKS := tests/benchmarks
+PACKAGING := tests/packaging tests/docs
 SOAK := tests/end_to_end/test_soak.py
 CONFORMANCE := tests/end_to_end/test_openapi_conformance.py
 WITH_PROCESSES := $(filter-out $(SOAK) $(CONFORMANCE),$(wildcard $(END_TO_END)/test_*.py))
 SECOND_HALF := $(filter $(wildcard $(END_TO_END)/test_[m-z]*.py),$(WITH_PROCESSES))
-SOURCES := twisted twisted_vllm tests $(wildcard benchmarks tools)
+SOURCES := twisted twisted_vllm tests docs/site $(wildcard benchmarks tools)
 # the browser only repeats what others reach, and benchmarks are not the gateway
 COVERED := "$(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER)) tests" $(SERVICES) "$(WITH_PROCESSES)"
 
@@ -21,15 +23,18 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest format reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean
+.PHONY: help run test test-pythons same-python style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest test-packaging format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean release-fixture image image-check lock
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
 	@echo 'make test      check format, lint and types, then run the tests'
+	@echo 'make test-pythons  run them with each Python that is installed: make test-pythons ARGS=--help'
 	@echo 'make coverage  say which lines and branches no test reaches; the pages are in build/coverage/html'
 	@echo 'make mutants   change the code of prices, limits and policies, and see whether a test notices: make mutants ARGS=--help'
 	@echo 'make format    format the sources and sort their imports'
-	@echo 'make reference write the pages and files that come from declarations: settings, commands, clients'
+	@echo 'make docs      build the documentation as a site: build/docs/index.html'
+	@echo 'make diagrams  draw the Mermaid blocks of the documents for the site'
+	@echo 'make reference write the pages and files that come from declarations: settings, commands, clients, routes, errors'
 	@echo 'make dashboards write config/grafana/*.json from the declarations of the panels'
 	@echo 'make picture   draw dashboards from a mixed load and a real Prometheus: make picture ARGS=--help'
 	@echo 'make live      run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
@@ -44,9 +49,13 @@ help:
 	@echo 'make vendored  fetch the console'\''s JavaScript libraries again and compare them: make vendored ARGS=--write'
 	@echo 'make wheel     build the wheel and the source distribution of this commit into dist'
 	@echo 'make release   build and check all files of a release: make release ARGS=--help'
+	@echo 'make image     build the container image of this commit: make image ARGS=--help'
+	@echo 'make image-check  run the image as it should be run, and check what operators rely on: make image-check ARGS=--help'
+	@echo 'make lock      write tools/image/requirements, what goes into the image, with the latest versions'
 	@echo 'make audit     ask PyPI for known vulnerabilities of what the gateway needs'
 	@echo 'make licences  write docs/licences.md from what is installed'
 	@echo 'make changelog put the fragments of changelog.d into CHANGELOG.md: make changelog VERSION=1.2.3'
+	@echo 'make release-fixture keep what a version leaves on a machine, for the tests of upgrades: make release-fixture VERSION=1.2.3 REF=v1.2.3'
 	@echo 'make clean     remove what make made'
 
 run: $(VENV)/installed
@@ -55,7 +64,11 @@ run: $(VENV)/installed
 # Five jobs at a time for two cores, the long ones first: many tests wait for processes or clocks, and the soak rests most
 # of the time. Each job prints its output at its end. The honest p99 of the soak says little about the gateway beside them.
 test: $(VENV)/installed-dev
-	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-more-processes test-apart style
+	@SOAK_NOISE=$${SOAK_NOISE:-0.5} $(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target test-soak test-services test-processes test-browser test-rest test-packaging test-more-processes test-apart style
+
+# `make test` with each Python that is installed and supported; an hour and more
+test-pythons: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.pythons $(ARGS)
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -85,8 +98,12 @@ test-services: $(VENV)/installed-dev
 test-browser: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(BROWSER)
 
+# wheels, releases, other Pythons, images, and the site of the documentation
+test-packaging: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(PACKAGING)
+
 test-rest: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER))
+	$(BIN)/python -m pytest $(patsubst %,--ignore=%,$(END_TO_END) $(BENCHMARKS) $(SERVICES) $(BROWSER) $(PACKAGING))
 
 # which lines and branches no test of `make test` reaches; about as long as that
 coverage: $(VENV)/installed-dev
@@ -104,11 +121,20 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# what is written of the settings, from their declarations
+# The documentation as a site; a warning is an error. Nothing in it asks another server.
+docs: $(VENV)/installed-dev
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env -c docs/site -d build/doctrees . build/docs
+
+# drawings of the documents' Mermaid blocks, with Mermaid of npm in Chromium
+diagrams: $(VENV)/installed-dev
+	@$(BIN)/python -m docs.site.diagrams $(ARGS)
+
+# what is written of settings, routes, errors, fields of the log …, from their declarations
 reference: $(VENV)/installed
 	@$(BIN)/python -m twisted_vllm.config.reference
 	@$(BIN)/python -m twisted_vllm.admin.web.snippets
 	@$(BIN)/python -m twisted_vllm.cli.reference
+	@$(BIN)/python -m docs.site.reference
 
 # Grafana's dashboards, from the declarations of their panels
 dashboards: $(VENV)/installed
@@ -164,6 +190,17 @@ release: $(VENV)/installed-dev
 	@rm -rf build dist
 	@$(BIN)/python -m tools.release $(ARGS)
 
+# the container image of this commit; docker, podman or buildah
+image: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.image.build $(ARGS)
+
+image-check: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.image.check $(ARGS)
+
+# versions and hashes of what goes into the image; it needs PyPI
+lock: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.image.lock
+
 # known vulnerabilities of what the gateway needs
 audit: $(VENV)/installed-dev
 	@$(BIN)/python -m tools.release.audit $(ARGS)
@@ -176,13 +213,28 @@ changelog: $(VENV)/installed-dev
 	@test -n "$(VERSION)" || { echo 'make changelog: name the release, as in VERSION=1.2.3' >&2; exit 2; }
 	@$(BIN)/towncrier build --yes --version $(VERSION)
 
+# what a version leaves on a machine, for the tests of upgrades: make release-fixture VERSION=1.2.3 REF=v1.2.3
+release-fixture: $(VENV)/installed-dev
+	@test -n "$(VERSION)" -a -n "$(REF)" || { echo 'make release-fixture: name the release and its tag, as in VERSION=1.2.3 REF=v1.2.3' >&2; exit 2; }
+	@$(BIN)/python -m tests.packaging.releases.make $(VERSION) $(REF)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache twisted/plugins/dropin.cache
+	rm -rf .venv .venv-* $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache twisted/plugins/dropin.cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# one line for a Python that is missing, too old, too new, or without the module that makes environments
 $(BIN)/python:
-	@command -v $(PYTHON) >/dev/null || { echo 'make: $(PYTHON) is missing: install Python 3.11, or name one with make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(PYTHON) -c '' 2>/dev/null || { echo 'make: $(PYTHON) is missing: install Python 3.11, 3.12, 3.13 or 3.14, or name one with make PYTHON=/path/to/python' >&2; exit 2; }
+	@$(PYTHON) -B -c 'import sys; from twisted_vllm.cli.entry import refusal; sys.exit(refusal(sys.version_info[:3]) or None)' || exit 2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'make: $(PYTHON) makes no virtual environments: install its package venv, in Debian python3-venv' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+
+# a Python that was asked for is not another one that the folder has already
+ifneq ($(origin PYTHON),file)
+$(VENV)/installed: | same-python
+endif
+same-python:
+	@test ! -x $(BIN)/python || test "$$($(BIN)/python -V)" = "$$($(PYTHON) -V)" || { echo "make: $(VENV) has $$($(BIN)/python -V), and $(PYTHON) is $$($(PYTHON) -V): name another folder, as in VENV=.venv-other" >&2; exit 2; }
 
 # editable_mode=compat: any other editable install hides twisted/plugins from twistd.
 $(VENV)/installed: setup.cfg pyproject.toml | $(BIN)/python

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ def test_a_batch_is_written_and_what_is_old_goes_when_it_is_asked_to(store: Stor
 def test_a_database_that_fails_is_asked_again_and_shows_no_secret(store: Store, tmp_path: Path) -> None:
     target = destination(store)
     target.deliver([item(1)])
-    with sqlite3.connect(tmp_path / "keys.sqlite") as connection:
+    with closing(sqlite3.connect(tmp_path / "keys.sqlite")) as connection:
         connection.execute("DROP TABLE vllm_passthrough_request_contents")
+        connection.commit()
     with pytest.raises(DeliveryFailed) as failed:
         target.deliver([item(2)])
     assert failed.value.retryable

@@ -70,7 +70,7 @@ def test_each_command_explains_itself(name: str) -> None:
         (["run", "--reactor", "warp"], "'warp' is not one of"),
         (["migrate", "backwards"], "'backwards' is not one of 'expand', 'contract'"),
         (["config", "exampel"], "'exampel' is none of the files; did you mean example?"),
-        (["config", "--output", "x"], "--output needs a name, one of example,"),
+        (["config", "--output", "x"], "--output needs a name, one of compose/compose,"),
         (["config", "example", "--all", "x"], "--all goes without a name"),
     ],
 )

@@ -306,3 +306,27 @@ def test_the_key_is_not_in_the_arguments_that_others_see(gateway: Foreground) ->
     assert MASTER_KEY.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
     process.communicate(MASTER_KEY, timeout=PATIENCE)
     assert process.returncode == os.EX_OK
+
+
+def test_a_key_is_made_of_a_file_once_and_never_shown(gateway: Foreground, tmp_path: Path) -> None:
+    value = "sk-of-a-file-0123456789"
+    (tmp_path / "value").write_text(value + "\n")
+    made = ("keys", "create", "scraper", "--value-file", str(tmp_path / "value"), "--allowed-routes", "management")
+    assert value not in done(gateway, *made, "-o", "json")
+    assert ask(gateway.port, "/metrics/upstreams", value)[0] == 200
+    assert done(gateway, *made, "--if-missing") == ""
+    assert "This key exists already" in refused(gateway, *made)
+    assert "--if-missing needs the alias" in refused(gateway, "keys", "create", "--if-missing", status=2)
+    assert "--value-file /none: No such file" in refused(gateway, "keys", "create", "--value-file", "/none", status=2)
+
+
+def test_the_key_may_be_of_the_file_that_a_variable_names(gateway: Foreground, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(MASTER_KEY)
+    ended = client("keys", "list", url=at(gateway), key="", LITELLM_MASTER_KEY_FILE=str(tmp_path / "key"))
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_health_asks_without_a_key(gateway: Foreground) -> None:
+    asked = client("health", url="", key="", VLLM_PASSTHROUGH_LISTEN=f"tcp:{gateway.port}")
+    assert (asked.returncode, asked.stdout) == (0, "healthy\n"), asked.stderr
+    assert client("health", url=at(gateway), key="").returncode == 0

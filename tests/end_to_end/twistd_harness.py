@@ -38,7 +38,9 @@ def command(*arguments: str) -> list[str]:
 
 def environment(**variables: str) -> dict[str, str]:
     """Return the tests' environment without the operator's own settings, plus these."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_CONFIG") if name in os.environ
+    }
     return {**kept, "PYTHONPATH": str(REPOSITORY), **variables}
 
 

@@ -144,6 +144,9 @@ def test_an_address_in_an_ipv6_address_counts(address: IPv4Address) -> None:
 
 @given(st.ip_addresses(v=6))
 def test_an_ipv6_address_that_is_not_public_is_refused_in_every_spelling(address: IPv6Address) -> None:
+    if int(address) >> 112 == 0x2002:
+        # 6to4: the IPv4 address in it decides, whatever this Python says of 2002::/16
+        return
     if address.is_private or address.is_multicast or address.is_link_local or address.is_loopback:
         for text in (str(address), address.exploded):
             assert refused_as_private(f"[{text}]") is not None

@@ -260,14 +260,34 @@ def test_a_finished_request_has_its_response_status() -> None:
 
 def test_a_drain_closes_idle_connections_at_once() -> None:
     harness = SiteHarness()
-    fresh, used = harness.connect(), harness.connect()
+    silent, used = harness.connect(), harness.connect()
+    harness.pass_time(2)
     used.send(get())
     drained: list[None] = []
     harness.site.drain().addCallback(drained.append)
     assert not drained
-    fresh.settle()
+    silent.settle()
     used.settle()
-    assert fresh.gone and used.gone
+    assert silent.gone and used.gone
+    assert drained == [None]
+    harness.assert_clean()
+
+
+def test_a_drain_serves_the_first_request_of_a_new_connection() -> None:
+    harness = SiteHarness()
+    harness.streaming.behaviour = reply
+    fresh, silent = harness.connect(), harness.connect()
+    drained: list[None] = []
+    harness.site.drain().addCallback(drained.append)
+    fresh.send(get())
+    assert [request.is_awaited for request in harness.streaming.rendered] == [True]
+    fresh.settle()
+    assert fresh.gone
+    assert not drained
+    # what says nothing does not hold it up
+    harness.pass_time(2)
+    silent.settle()
+    assert silent.gone
     assert drained == [None]
     harness.assert_clean()
 
@@ -324,9 +344,10 @@ def test_a_connection_that_is_taken_during_a_drain_does_not_hold_it_up() -> None
     drained: list[None] = []
     harness.site.drain().addCallback(drained.append)
     late = harness.connect()
-    late.settle()
     reply(harness.streaming.rendered[0])
     client.settle()
+    harness.pass_time(2)
+    late.settle()
     assert late.gone
     assert drained == [None]
 

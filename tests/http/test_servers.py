@@ -16,6 +16,8 @@ URL = b"http://192.0.2.7:8000"
         (URL + b"/v1/models?a=%2F&a=+", b"/v1/models?a=%2F&a=+"),
         (URL + b"/", b"/"),
         (URL + b"//double", b"//double"),
+        (URL + b"/a;b=1;c?d;e", b"/a;b=1;c?d;e"),
+        (URL + b"/a?", b"/a?"),
         (URL, b""),
         (URL + b"?a/b", b"/?a/b"),
         (URL + b"/a#fragment", b"/a"),

@@ -157,3 +157,9 @@ def test_every_event_is_written_or_counted(events: list[tuple[str | None, float]
     counted = sum(event.get("count", 0) + event.get(LEFT_OUT, 0) for event in written)
     assert counted + sum("count" not in event for event in written) == len(events)
     assert not repeats.pending
+
+
+def test_a_long_traceback_is_written_to_its_last_line(log: Log) -> None:
+    for number in range(200):
+        log.logger.emit(LogLevel.error, "{log_io}", log_io=f"line {number}")
+    assert log.messages == [f"line {number}" for number in range(200)]

@@ -172,7 +172,6 @@ def test_the_bill_of_materials_names_the_gateway_its_dependencies_and_its_javasc
     names = {each["name"] for each in made["components"]}
     assert {each.name for each in dependencies.dependencies()} | {"htmx.org", "uplot"} <= names
     assert dependencies.PROJECT not in names
-    assert json.dumps(made) == json.dumps(bill.bill_of(Path(sys.executable), 1_700_000_000))
 
 
 class Advisories(BaseHTTPRequestHandler):

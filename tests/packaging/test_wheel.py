@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 import sysconfig
 import zipfile
@@ -12,37 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "config", "twisted", "twisted_vllm")
-#: seconds that one command is given
-PATIENCE = 60
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command apart from the checkout, and return what it printed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_REQUIRE"))}
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # A copy, so that neither an old build directory gets in nor a new one is left behind.
-    source = tmp_path_factory.mktemp("source")
-    for name in SOURCES:
-        if (REPOSITORY / name).is_dir():
-            shutil.copytree(
-                REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache")
-            )
-        elif (REPOSITORY / name).exists():
-            shutil.copy(REPOSITORY / name, source / name)
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", "dist", ".", cwd=source)
-    [built] = (source / "dist").glob("*.whl")
-    return built
+from tests.packaging.conftest import REPOSITORY, run
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +43,9 @@ def test_the_wheel_holds_every_module_and_both_plugins_and_no_tests(wheel: Path)
     plugins = {"twisted/plugins/vllm_passthrough.py", "twisted/plugins/vllm_simulator.py"}
     configuration = REPOSITORY / "config"
     files = {
-        f"twisted_vllm/files/{path.relative_to(configuration)}" for path in configuration.rglob("*") if path.is_file()
+        f"twisted_vllm/files/{path.relative_to(configuration)}"
+        for path in configuration.rglob("*")
+        if path.is_file() and path.parent.name != "secrets" and path.name != ".env"
     }
     assert {name for name in names if ".dist-info/" not in name} == modules | plugins | files
     assert any(name.startswith("twisted_vllm/storage/migrations/versions/0") for name in names)

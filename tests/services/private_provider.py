@@ -97,7 +97,9 @@ def private_provider(origins: Sequence[str]) -> Iterator[PrivateProvider]:
         "groups": GROUPS,
         "clients": [confidential, public],
     }
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    environment = {
+        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_CONFIG") if name in os.environ
+    }
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.services.canaille_server"],
         cwd=REPOSITORY,

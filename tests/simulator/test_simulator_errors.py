@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -83,7 +84,8 @@ def test_a_bad_parameter_is_refused_in_vllms_words(
 @pytest.mark.parametrize(
     ("body", "kind", "param"),
     [
-        (b'{"model":"small",}', "json_invalid", "body.17"),
+        # Python 3.13 names the comma, an older one what follows it
+        (b'{"model":"small",}', "json_invalid", "body.16" if sys.version_info >= (3, 13) else "body.17"),
         (b"not json", "json_invalid", "body.0"),
         (b"\xff\xfe", "json_invalid", "body.0"),
         (b"[" * 100_000, "json_invalid", "body.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
@@ -42,6 +43,8 @@ class MemoryDatabase:
 
     def __init__(self) -> None:
         self._engine = create_engine("sqlite+pysqlite://", poolclass=StaticPool, creator=_with_tables)
+        # Python 3.13 warns of a connection that is only forgotten
+        weakref.finalize(self, self._engine.dispose)
 
     def run(self, work: Callable[[Connection], T], *, writes: bool, seconds: float | None = None) -> Deferred[T]:
         """Do work in one transaction."""

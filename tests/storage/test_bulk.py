@@ -91,6 +91,15 @@ def test_rows_that_are_there_are_left_and_not_counted(connection: Connection) ->
     assert kept(connection)[:2] == [[1, 2], ["a", "b"]]
 
 
+def test_a_column_that_a_later_version_added_stays_empty(connection: Connection) -> None:
+    """An older gateway goes on writing while a newer one is there already."""
+    connection.exec_driver_sql('ALTER TABLE things ADD COLUMN "later" TEXT')
+    columns: list[list[Any]] = [[1], ["one"], [None], [None], [True], ["n"], [0]]
+    assert SparseInsert(TABLE).run(connection, columns) == 1
+    assert kept(connection)[0] == [1]
+    assert kept(connection)[-1] == [None]
+
+
 def test_more_rows_than_a_statement_takes_keep_their_order(connection: Connection) -> None:
     count = 2_345
     texts: list[object] = [*[None, "x"] * (count // 2), None]

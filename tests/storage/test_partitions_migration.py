@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_files_are_private_and_no_journal_is_left(tmp_path: Path, url: str) -> N
     assert [each.suffix for each in found] == [".db"] * len(found)
     assert {stat.S_IMODE(os.stat(each).st_mode) for each in found} == {0o600}
     for each in found:
-        with sqlite3.connect(each) as connection:
+        with closing(sqlite3.connect(each)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -122,7 +123,7 @@ def test_the_main_file_gives_its_space_back(url: str, monkeypatch: pytest.Monkey
     before = path.stat().st_size
     migrate(engine)
     engine.dispose()
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA freelist_count").fetchone() == (0,)
     assert path.stat().st_size < before / 2
 

@@ -114,19 +114,22 @@ class Ledger:
         self.url = url
         self.engine: Engine = make_engine(parse_url(Secret(url)))
         migrate(self.engine)
+        self.others: list[UsageDatabase] = []
         self.database = self.another()
         self.end = BEGINNING
         self._accounts: dict[bool, ISpoolAccounts] = {}
 
     def another(self, **options: Any) -> UsageDatabase:
         """Return a connection of another process."""
-        return UsageDatabase(
+        other = UsageDatabase(
             Secret(self.url),
             lambda *asked: self.periods(*asked),
             lambda: self.now,
             lambda payers, model: self.also_pay(payers, model),
             **options,
         )
+        self.others.append(other)
+        return other
 
     def accounts(self, own: bool = True) -> ISpoolAccounts:
         """Return the accounts of this process's spool, or of another's."""
@@ -163,7 +166,8 @@ class Ledger:
             return work(connection)
 
     def close(self) -> None:
-        self.database.close()
+        for database in self.others:
+            database.close()
         self.engine.dispose()
 
 

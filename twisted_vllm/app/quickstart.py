@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import attrs
 
 from twisted_vllm.config.listen import split
 from twisted_vllm.config.load import variables_of
+from twisted_vllm.config.problems import FILE_SUFFIX
 
 #: the directory for the key and the database, below twistd's working directory
 DIRECTORY = ".run"
@@ -67,16 +68,21 @@ def prepare(
     directory = (directory or Path(DIRECTORY)).absolute()
     directory.mkdir(mode=0o700, exist_ok=True)
     key = None
-    if not has_file and not any(environ.get(name) for name in _MASTER_KEY_NAMES):
+    if not has_file and _set_one(environ, _MASTER_KEY_NAMES) is None:
         key = _stored_key(directory / "master-key", make_key)
         environ = {**environ, _MASTER_KEY_NAMES[0]: key}
     simulator = None
-    if not has_file and not any(environ.get(name) for name in _API_BASE_NAMES):
+    if not has_file and _set_one(environ, _API_BASE_NAMES) is None:
         simulator = socket.socket()
         simulator.bind(("127.0.0.1", 0))
         simulator.listen(128)
         simulator.setblocking(False)
     return Quickstart(environ, key, f"sqlite:///{directory / 'twisted_vllm.sqlite3'}", simulator)
+
+
+def _set_one(environ: Mapping[str, str], names: Iterable[str]) -> str | None:
+    """Return which of the variables, or of those that name a file with its value, is set."""
+    return next((each for name in names for each in (name, name + FILE_SUFFIX) if environ.get(each)), None)
 
 
 def _stored_key(path: Path, make_key: Callable[[], str]) -> str:
@@ -105,8 +111,8 @@ def welcome(chosen: Quickstart, listen: str) -> str:
         bearer = chosen.master_key
         lines = [f"Master key: {chosen.master_key}   (kept in {DIRECTORY}/master-key)"]
     else:
-        name = next((name for name in _MASTER_KEY_NAMES if chosen.environ.get(name)), None)
-        bearer = f"${name}" if name else "$MASTER_KEY"
+        name = _set_one(chosen.environ, _MASTER_KEY_NAMES)
+        bearer = f"${name}" if name and not name.endswith(FILE_SUFFIX) else "$MASTER_KEY"
         lines = ["Master key: the one that you configured"]
     if chosen.simulator is not None:
         lines.append("vLLM:       a built-in simulator; set HOSTED_VLLM_API_BASE to use a real server")

@@ -129,6 +129,7 @@ class GatewayService(Service):
             self._listen()
         try:
             self.wiring.database.open()
+            self._finish_restore()
             self.wiring.reports.open()
             self.wiring.registry.load(self.wiring.store.load_now())
             self.wiring.accounting.open(self.wiring.store.spend_now)
@@ -188,6 +189,15 @@ class GatewayService(Service):
         self._manager.ready()
         if self._membership is not None:
             self._membership.start()
+
+    def _finish_restore(self) -> None:
+        """Place the spool of a restore into PostgreSQL that was killed; SQLite's is done when the file is opened."""
+        spool = self._settings.spool_directory
+        if self._settings.ledger.enabled and os.path.exists(spool / "restoring.json"):
+            # Imported here: few starts come after a restore that was killed.
+            from twisted_vllm.storage.backup.postgresql_restore import finish_at_start
+
+            self.wiring.database.run_now(lambda connection: finish_at_start(spool, connection))
 
     def _listen(self) -> None:
         failures: list[Failure] = []

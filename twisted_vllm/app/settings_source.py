@@ -30,6 +30,7 @@ class SettingsSource:
         file: the configuration file, if there is one.
         listen: the endpoints of the command line.
         workers: the number of workers of the command line, as it was written; None if it says nothing.
+        only_checks: whether nothing is started: sockets of systemd are not here then.
         quickstart: the defaults of ``--quickstart``, if it was given.
         directory: the working directory of the command line: twistd changes it later.
     """
@@ -39,6 +40,7 @@ class SettingsSource:
     quickstart: Quickstart | None = None
     directory: str = attrs.field(factory=os.getcwd)
     workers: str | None = None
+    only_checks: bool = False
 
     def read(self, environ: Mapping[str, str]) -> Settings:
         """Read the settings, at the start or in any thread.
@@ -63,7 +65,7 @@ class SettingsSource:
         if self.workers is not None:
             settings = attrs.evolve(settings, workers=_workers(self.workers, environ))
         settings = attrs.evolve(settings, origins=settings.origins.with_settings(self._origins(settings)))
-        problems = _parsing_problems(settings, self.directory if moved else None)
+        problems = _parsing_problems(settings, self.directory if moved else None, self.only_checks)
         if problems:
             raise ConfigError(problems)
         return settings
@@ -87,12 +89,13 @@ class SettingsSource:
         return found
 
 
-def _parsing_problems(settings: Settings, directory: str | None) -> list[Problem]:
+def _parsing_problems(settings: Settings, directory: str | None, only_checks: bool) -> list[Problem]:
     """Return the problems that only Twisted's and the gateway's own parsers find, and those of the files of TLS.
 
     Args:
         settings: the settings.
         directory: where the names of certificates begin; None for the working directory.
+        only_checks: whether nothing is started.
     """
     problems: list[Problem] = []
     readers: tuple[Callable[[str], object], ...] = (
@@ -111,6 +114,12 @@ def _parsing_problems(settings: Settings, directory: str | None) -> list[Problem
         try:
             # parsing does not use the reactor, which twistd installs later
             serverFromString(None, text if directory is None or not is_tls(text) else below(text, directory))
+        except LookupError as error:
+            if not text.startswith("systemd:"):
+                problems.append(Problem("listen", f"{text!r} is not an endpoint that can be used: {error}"))
+            elif not only_checks:
+                what = "names a socket that systemd did not hand over (start the gateway by its .socket unit)"
+                problems.append(Problem("listen", f"{text!r} {what}"))
         except Exception as error:  # each endpoint parser raises errors of its own
             problems.append(Problem("listen", f"{text!r} is not an endpoint that can be used: {error}"))
     try:

@@ -14,6 +14,7 @@ from twisted.application.service import IService
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.python import usage
 
+from twisted_vllm.app.cores import usable_cores
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.openable import unopenable
 from twisted_vllm.app.quickstart import Quickstart, prepare, welcome
@@ -116,7 +117,7 @@ class Options(usage.Options):
         self.listen.append(endpoint)
 
     def opt_workers(self, number: str) -> None:
-        """Serve with this many processes, which count as one; auto is one for each core. [default: 1]"""
+        """Serve with this many processes, which count as one; auto is one for each usable core. [default: 1]"""
         self.workers = number
 
     def opt_version(self) -> None:
@@ -163,7 +164,13 @@ class Options(usage.Options):
                 self.quickstart = prepare(
                     environ, has_file=self.config_file is not None, make_key=lambda: generate_key(token_bytes)
                 )
-            self.source = SettingsSource(self.config_file, tuple(self.listen), self.quickstart, workers=self.workers)
+            self.source = SettingsSource(
+                self.config_file,
+                tuple(self.listen),
+                self.quickstart,
+                workers=self.workers,
+                only_checks=bool(self["check"]) or self.migrate is not None,
+            )
             self.settings = self.source.read(environ)
         except ConfigError as error:
             told = "\n".join(describe_refused(error)) if self["check"] else str(error)
@@ -221,7 +228,7 @@ class Options(usage.Options):
 
 def workers_of(setting: int | str) -> int:
     """Return how many workers a setting asks for; ``auto`` is one for each core that the process may use."""
-    return len(os.sched_getaffinity(0)) if setting == AUTO else int(setting)
+    return usable_cores() if setting == AUTO else int(setting)
 
 
 def refuse_options(twistd: Mapping[str, Any]) -> None:

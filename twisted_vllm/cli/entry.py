@@ -1,6 +1,10 @@
 """Where the command ``vllm-passthrough`` begins. An old Python can read this file, and says that it is too old."""
 
+import os
 import sys
+
+#: the environment before anything was imported: Twisted takes the names of systemd's sockets out of it
+BEGUN_WITH = dict(os.environ)
 
 #: the first version that will do, and the first that nobody has tried
 OLDEST, TOO_NEW = (3, 11), (3, 15)

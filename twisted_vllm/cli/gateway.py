@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from twisted.python import usage
 from twisted.scripts._twistd_unix import ServerOptions
 from twisted.scripts.twistd import runApp
 
+from twisted.plugins.vllm_passthrough import vllm_passthrough
+
+
+class _Options(ServerOptions):
+    """twistd's options where the gateway is the only program.
+
+    twistd looks for all programs that are installed, imports them, and writes what it found beside its own files, which
+    the root file system of a container may not allow.
+    """
+
+    @property
+    def subCommands(self) -> Iterator[tuple[str, None, Callable[[], usage.Options], str]]:
+        """The gateway's name, options and description."""
+        plugin = vllm_passthrough
+        self.loadedPlugins = {plugin.tapname: plugin}
+        yield plugin.tapname, None, lambda: plugin.options(), plugin.description
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run twistd with these arguments until the gateway ends; return the exit status of what never started."""
-    config = ServerOptions()
+    config = _Options()
     try:
         config.parseOptions(list(arguments))
     except usage.UsageError as error:

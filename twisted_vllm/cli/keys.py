@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from twisted_vllm.admin.keys.models import GenerateRequest, UpdateRequest
-from twisted_vllm.cli.client.gateway import REFUSED, Failed, Gateway
+from twisted_vllm.cli.client.gateway import REFUSED, Failed, Gateway, read_key
 from twisted_vllm.cli.client.options import (
     ClientCommand,
     body_of,
@@ -120,18 +120,39 @@ def show_key(gateway: Gateway, name: str, output: str) -> None:
 @command.command("create", cls=ClientCommand)
 @click.argument("alias", required=False)
 @field_options(_NEW)
+@click.option("--value-file", metavar="FILE", help="A file with the key's value, in place of a random one.")
+@click.option("--if-missing", is_flag=True, help="Do nothing if there is a key with this alias.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the key alone, for scripts.")
 @client_options
-def create(gateway: Gateway, alias: str | None, quiet: bool, output: str, **given: Any) -> None:
-    """Make a key, and print it. It is shown this once.
+def create(
+    gateway: Gateway,
+    alias: str | None,
+    value_file: str | None,
+    if_missing: bool,
+    quiet: bool,
+    output: str,
+    **given: Any,
+) -> None:
+    """Make a key, and print it. It is shown this once, and not at all if its value came from a file.
 
     \b
     vllm-passthrough keys create ada --models 'qwen*' --rpm-limit 60 --max-budget 50 --budget-duration 30d
     """
     body = body_of(_NEW, given)
+    if if_missing:
+        if alias is None:
+            raise click.UsageError("--if-missing needs the alias of the key")
+        if _found(gateway, alias) is not None:
+            click.echo(f"there is a key {printable(alias)!r} already", err=True)
+            return
     if alias is not None:
         body["key_alias"] = alias
-    _show_new(gateway.post("/key/generate", body), output, quiet)
+    if value_file is None:
+        _show_new(gateway.post("/key/generate", body), output, quiet)
+        return
+    made = gateway.post("/key/generate", {**body, "key": read_key(value_file, "--value-file")})
+    # whoever has the file knows the value, and a log is no place for it
+    _show_new({**made, "key": made["key_name"]}, output, quiet)
 
 
 @command.command("update", cls=ClientCommand)
@@ -294,9 +315,14 @@ def _find(gateway: Gateway, name: str) -> dict[str, Any]:
     Raises:
         Failed: there is none.
     """
+    found = _found(gateway, name)
+    if found is None:
+        raise Failed(f"there is no key {printable(name)!r}: keys list --search {printable(name)} looks for it", REFUSED)
+    return found
+
+
+def _found(gateway: Gateway, name: str) -> dict[str, Any] | None:
+    """Return the key that an alias or a hash names; None if there is none."""
     which = {"key_hash": name} if _is_key(name) else {"key_alias": name}
     found: list[dict[str, Any]] = gateway.get("/key/list", **which, return_full_object=True, size=2)["keys"]
-    exact = [key for key in found if name in (key["key_alias"], key["token"])]
-    if not exact:
-        raise Failed(f"there is no key {printable(name)!r}: keys list --search {printable(name)} looks for it", REFUSED)
-    return exact[0]
+    return next((key for key in found if name in (key["key_alias"], key["token"])), None)

@@ -18,8 +18,11 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("twisted_vllm.cli.check", "Check a configuration; with --probe, connect to what it names."),
     "keys": ("twisted_vllm.cli.keys", "List, make, change and delete virtual keys."),
     "usage": ("twisted_vllm.cli.usage", "Report usage and cost."),
+    "health": ("twisted_vllm.cli.health", "Ask a gateway whether it takes requests."),
     "config": ("twisted_vllm.cli.config", "Print the files that come with the gateway: an example, alerts, units."),
     "migrate": ("twisted_vllm.cli.migrate", "Bring the database to this version's schema."),
+    "backup": ("twisted_vllm.cli.backup", "Copy the database and the spool into one file, while the gateway runs."),
+    "restore": ("twisted_vllm.cli.restore", "Put a backup back."),
     "import-litellm": ("twisted_vllm.cli.import_litellm", "Copy keys, teams and spend from LiteLLM's database."),
     "version": ("twisted_vllm.cli.version", "Print the versions of the gateway and of what it runs on."),
 }

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from twisted_vllm.cli.entry import BEGUN_WITH
 from twisted_vllm.cli.gateway_options import GatewayCommand, as_arguments, gateway_option
 
 #: the module that the process becomes, so that nothing of this command stays in its memory
@@ -97,4 +98,5 @@ def command(
     twistd.append(f"--pidfile={pidfile or ''}")
     gateway = as_arguments(config=config, listen=listen, workers=workers, quickstart=quickstart)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", GATEWAY, *twistd, "vllm-passthrough", *gateway])
+    command_line = [sys.executable, "-m", GATEWAY, *twistd, "vllm-passthrough", *gateway]
+    os.execve(sys.executable, command_line, BEGUN_WITH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -13,6 +14,10 @@ T = TypeVar("T")
 
 #: the prefix of a value that names an environment variable, as in LiteLLM's files
 REFERENCE = "os.environ/"
+#: what follows a variable's name in that of the variable that names a file with its value, as in Docker's own images
+FILE_SUFFIX = "_FILE"
+#: bytes of such a file; a secret has fewer
+_MAX_FILE = 65_536
 
 #: a name that may be shown unchanged: the form of setting names
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
@@ -153,7 +158,7 @@ class Place:
         name = value.removeprefix(REFERENCE)
         if not _VARIABLE.fullmatch(name):
             raise Rejected(f"does not name a variable of the environment (write {REFERENCE}NAME)")
-        found = self.environ.get(name, "")
+        found = variable(self.environ, name)
         if not found:
             raise Rejected(f"the environment variable {name} is not set, or empty (set it, or write the value here)")
         return EnvironmentText(found)
@@ -173,6 +178,38 @@ class Place:
         except Rejected as error:
             self.note(error)
             return None
+
+
+def variable(environ: Mapping[str, str], name: str) -> str:
+    """Return the value of a variable, or what stands in the file that ``NAME_FILE`` names; empty if neither is set.
+
+    Container engines mount secrets as files: what stands in the environment is seen by all who may inspect a container.
+
+    Raises:
+        Rejected: the file cannot be read, is empty, or both variables are set.
+    """
+    value, path = environ.get(name, ""), environ.get(name + FILE_SUFFIX, "")
+    if not path:
+        return value
+    by_file = f"the file that {name}{FILE_SUFFIX} names"
+    if value:
+        raise Rejected(f"is set, and so is {name}{FILE_SUFFIX} (set one of them)")
+    if not os.path.isabs(path):
+        raise Rejected(f"{by_file} must have a path that begins with /")
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_FILE + 1).decode()
+    except OSError as error:
+        raise Rejected(f"{by_file} cannot be read: {error.strerror} ({path}: check its path and permissions)") from None
+    except ValueError:
+        raise Rejected(f"{by_file} is not UTF-8 text ({path})") from None
+    if len(text) > _MAX_FILE:
+        raise Rejected(f"{by_file} is too large for a value ({path}: more than {_MAX_FILE} bytes)")
+    # editors and echo end a file with a newline
+    found = text.rstrip("\r\n")
+    if not found:
+        raise Rejected(f"{by_file} is empty ({path})")
+    return found
 
 
 def located(path: str, message: str) -> str:

@@ -38,6 +38,7 @@ _EXAMPLE_HEAD = """\
 {variables}
 # An empty variable counts as unset. os.environ/NAME as the whole of a value stands for the variable NAME, which
 # must then be set: it keeps secrets out of this file. This file needs LITELLM_MASTER_KEY and HOSTED_VLLM_API_KEY.
+# In place of each variable NAME, NAME_FILE may name a file that holds the value.
 """
 
 _REFERENCE_HEAD = """\
@@ -64,6 +65,10 @@ _VARIABLES_HEAD = """\
 ## Environment variables
 
 Of the variables of one setting, the first that is set wins. An empty one counts as unset.
+
+In place of each variable `NAME`, these and those of `os.environ/NAME`, `NAME_FILE` may name a file that holds the
+value, such as a secret that a container engine mounts. The path begins with `/`; a newline at the end of the file does
+not count; setting both is refused. A reload reads the file again.
 """
 
 _REFUSED_HEAD = """\

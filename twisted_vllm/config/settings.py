@@ -1087,14 +1087,16 @@ class Settings:
         "ssl:443:privateKey=key.pem:certKey=cert.pem, unix:/run/vllm.sock and systemd:domain=INET:index=0 work as "
         "well. The colons of an IPv6 address need a backslash each. The backlog is 4096 unless the endpoint names one "
         "(tcp:4000:backlog=50). The option --listen wins over it.",
+        environment=("VLLM_PASSTHROUGH_LISTEN",),
         reload=False,
     )
     workers: int | str = setting(
         1,
         process_count,
         "How many processes serve clients, which count as one: limits, metrics and changes are of all together. auto "
-        "is one for each core. Beside them, one process writes the ledger and checks the servers, and one starts the "
-        "others; with 1, one process does it all. The option --workers wins over it.",
+        "is one for each core that the gateway may use, with regard to the CPU limit of a container or a unit of "
+        "systemd. Beside them, one process writes the ledger and checks the servers, and one starts the others; with "
+        "1, one process does it all. The option --workers wins over it.",
         reload=False,
     )
     allow_anonymous: bool = setting(

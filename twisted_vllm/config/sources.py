@@ -20,6 +20,7 @@ from twisted_vllm.config.checks import checker, kind_of
 from twisted_vllm.config.declaration import Setting
 from twisted_vllm.config.origins import FileLines
 from twisted_vllm.config.problems import (
+    FILE_SUFFIX,
     ConfigError,
     EnvironmentText,
     Place,
@@ -28,10 +29,13 @@ from twisted_vllm.config.problems import (
     Report,
     shown,
     suggestion,
+    variable,
 )
 
 #: the prefix of the gateway's own variables
 PREFIX = "VLLM_PASSTHROUGH_"
+#: those of the commands that ask a running gateway
+_OF_CLIENTS = (f"{PREFIX}URL", f"{PREFIX}KEY")
 #: the block of the file that is laid over the environment
 BLOCK = "environment_variables"
 
@@ -187,7 +191,8 @@ def _variable(value: object, place: Place) -> str:
 
 def warn_of_misspelt(environ: Mapping[str, str], settings: Iterable[Setting], report: Report) -> None:
     """Warn of each variable with the gateway's prefix that sets none of these settings."""
-    known = [name for each in settings for name in each.environment if name.startswith(PREFIX)]
+    declared = [name for each in settings for name in each.environment if name.startswith(PREFIX)]
+    known = [*declared, *(name + FILE_SUFFIX for name in declared), *_OF_CLIENTS]
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:
             report.warn(shown(name), f"not a known variable: ignored{suggestion(name, known)}")
@@ -196,9 +201,19 @@ def warn_of_misspelt(environ: Mapping[str, str], settings: Iterable[Setting], re
 def from_environment(setting: Setting, root: Place) -> Any:
     """Return the value of a setting from the environment; ``None`` if it is not set or is refused."""
     name = variable_of(setting, root.environ)
-    return None if name is None else root.at(name).attempt(setting.check, EnvironmentText(root.environ[name]))
+    if name is None:
+        return None
+    place = root.at(name.removesuffix(FILE_SUFFIX))
+    try:
+        text = variable(root.environ, place.path)
+    except Rejected as error:
+        place.note(error)
+        return None
+    return place.attempt(setting.check, EnvironmentText(text))
 
 
 def variable_of(setting: Setting, environ: Mapping[str, str]) -> str | None:
-    """Return the variable that sets a setting; ``None`` if none is set."""
-    return next((name for name in setting.environment if environ.get(name)), None)
+    """Return the variable that sets a setting, ``NAME`` or ``NAME_FILE``; ``None`` if none is set."""
+    return next(
+        (each for name in setting.environment for each in (name, name + FILE_SUFFIX) if environ.get(each)), None
+    )

@@ -178,7 +178,7 @@ class PassThroughResource:
         return NOT_DONE_YET
 
     def _enter(self, request: GatewayRequest) -> None:
-        if request.site.draining:
+        if request.site.draining and not request.is_awaited:
             raise Draining("The gateway is shutting down; send the request again.", retry_after=1)
         try:
             cached = self._authorize(request)

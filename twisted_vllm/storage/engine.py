@@ -193,6 +193,11 @@ def _make_private_file(path: Path) -> None:
         )
     # The path may be a symbolic link whose target does not exist yet.
     real = os.path.realpath(path)
+    if os.path.exists(f"{real}.restoring"):
+        # Imported here: few starts come after a restore that was killed.
+        from twisted_vllm.storage.backup.journal import complete, journal_of
+
+        complete(journal_of(path))
     reason = ""
     try:
         os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

@@ -16,6 +16,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import attrs
 import click
 
+from twisted_vllm.config.problems import FILE_SUFFIX
+
 #: where a gateway listens unless somebody says otherwise
 DEFAULT_URL = "http://127.0.0.1:4000"
 #: bytes of an answer; a page of lists has a few hundred thousand
@@ -23,6 +25,9 @@ MAX_ANSWER = 268_435_456
 
 #: exit statuses
 REFUSED, UNREACHABLE = 1, 3
+
+#: variables that hold the key
+_KEY_VARIABLES = ("VLLM_PASSTHROUGH_KEY", "LITELLM_MASTER_KEY")
 
 _WHAT_TO_DO = {
     401: "is it the key of this gateway? VLLM_PASSTHROUGH_KEY or --key-file names it",
@@ -62,15 +67,17 @@ class Gateway:
 
     Attributes:
         url: its address, or ``unix:PATH``.
-        key: the key.
+        key: the key; empty for what needs none.
         ca_file: certificates of authorities to trust in place of the system's; None for the system's.
         timeout: seconds that each wait for the gateway may last.
+        verified: whether its certificate is checked.
     """
 
     url: str
     key: str = attrs.field(repr=False)
     ca_file: str | None = None
     timeout: float = 30.0
+    verified: bool = True
 
     def get(self, path: str, **query: object) -> Any:
         """Return the answer to a GET. A parameter that is None or empty is left out."""
@@ -112,7 +119,9 @@ class Gateway:
         """
         wanted = {name: _written(value) for name, value in (query or {}).items() if value not in (None, "", False)}
         target = quote(path, safe="/:") + (f"?{urlencode(wanted)}" if wanted else "")
-        headers = {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
+        headers = {"Accept": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
         sent = None if body is None else json.dumps(body).encode()
         if sent is not None:
             headers["Content-Type"] = "application/json"
@@ -150,6 +159,9 @@ class Gateway:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
             raise click.UsageError(f"--ca-file {self.ca_file}: {error.strerror or 'it holds no certificate'}") from None
+        if not self.verified:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
         return http.client.HTTPSConnection(host, port, timeout=self.timeout, context=context)
 
     def _why_not(self, error: Exception) -> str:
@@ -195,20 +207,36 @@ def _refusal(status: int, path: str, data: bytes) -> Failed:
 
 
 def find_key(file: str | None, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the key to send: of a file (``-`` is standard input), or of a variable.
+    """Return the key to send: of a file (``-`` is standard input), or of a variable, or of the file that one names.
 
     Raises:
         UsageError: there is none, or the file cannot be read.
     """
     if file is not None:
-        try:
-            text = sys.stdin.read(10_000) if file == "-" else Path(file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise click.UsageError(f"--key-file {file}: {reason}") from None
-        key = text.strip()
-    else:
-        key = next((environ[name] for name in ("VLLM_PASSTHROUGH_KEY", "LITELLM_MASTER_KEY") if environ.get(name)), "")
+        return read_key(file, "--key-file")
+    for name in _KEY_VARIABLES:
+        if environ.get(name):
+            return _checked(environ[name])
+        if environ.get(name + FILE_SUFFIX):
+            return read_key(environ[name + FILE_SUFFIX], name + FILE_SUFFIX)
+    return _checked("")
+
+
+def read_key(file: str, option: str) -> str:
+    """Return the key that a file holds; ``-`` is standard input.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no key; the message has the option that names it.
+    """
+    try:
+        text = sys.stdin.read(10_000) if file == "-" else Path(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise click.UsageError(f"{option} {file}: {reason}") from None
+    return _checked(text.strip())
+
+
+def _checked(key: str) -> str:
     if not key:
         raise click.UsageError("no key: set VLLM_PASSTHROUGH_KEY, or name a file that holds it with --key-file")
     if not key.isprintable() or not key.isascii() or " " in key:

@@ -371,8 +371,10 @@ def _complete(headers: Headers, host: bytes, body: bytes | IBodyProducer | None)
 
 def server_of(url: bytes) -> tuple[Server, bytes]:
     """Return the server of a URL, with default timeouts, and the request target; empty if the URL has no path."""
-    parsed = URI.fromBytes(url.partition(b"#")[0])
-    target = parsed.originForm if parsed.path or parsed.query else b""
+    whole = url.partition(b"#")[0]
+    parsed = URI.fromBytes(whole)
+    # not `URI.originForm`: in newer Pythons it doubles the slashes of //path (urllib.parse.urlunparse)
+    target = whole.partition(b"://")[2][len(parsed.netloc) :]
     if target.startswith(b"?"):
         target = b"/" + target
     server = Server(

@@ -47,6 +47,9 @@ FINE = 16
 #: closing with unread data resets the connection)
 LINGER = 2.0
 
+#: seconds that a new connection has for its first request while the gateway shuts down
+FIRST_REQUEST = 1.0
+
 #: seconds in which a client must read the pending output, or as much as `Limits.min_client_rate` requires
 STALL = 300.0
 
@@ -98,7 +101,7 @@ class DownstreamConnection(http.HTTPChannel):
         self._advancing = self._follows = self._waits_for_turn = False
         self._lingering = False
         self._handshaking = False
-        self._answered = False
+        self._answered = self._awaited = False
         self._closing_since: float | None = None
         self._held: list[bytes] = []
         self._held_size = 0
@@ -441,18 +444,28 @@ class DownstreamConnection(http.HTTPChannel):
     def _begin_request(self) -> GatewayRequest:
         """Create a request and put it in line."""
         request = GatewayRequest(self)
+        request.is_awaited, self._awaited = self._awaited, False
         self.requests.append(request)
         return request
 
     def drain(self) -> None:
-        """Close the connection once nothing is in flight on it; called when the gateway shuts down."""
+        """Close the connection once nothing is in flight on it; called when the gateway shuts down.
+
+        The first request of a new connection is waited for, and served: it may be on its way, and its client took the
+        connection for a promise. So a restart refuses nobody where others listen at the same socket, as systemd does.
+        """
         for request in self.requests:
             request.persistent = False
         if self.tunnel is not None:
             self.tunnel.drain()
         current = self._parser.current
         if self.is_idle():
-            self._close()
+            idle = self.idle_for(self.site.deadlines.now)
+            if idle is not None and idle[0] is Idle.SILENT and idle[1] < FIRST_REQUEST:
+                self._awaited = True
+                self.deadline = self.site.deadlines.after(FIRST_REQUEST)
+            else:
+                self._close()
         elif current is not None and current.finished:
             # already answered: do not wait for the rest of its body
             self._end(current)

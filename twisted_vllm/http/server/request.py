@@ -123,6 +123,7 @@ class GatewayRequest(server.Request):
         context: its context.
         channel: the client's connection; None once the response has ended.
         persistent: whether the connection may stay open after this request.
+        is_awaited: whether it is served although the gateway shuts down: its connection was accepted before.
         trailers: the trailers as received; complete once the body is.
         head_complete: whether the head was read.
         fault: the error of a request that must be refused, or None.
@@ -140,6 +141,7 @@ class GatewayRequest(server.Request):
     channel: Any
     site: Any
     persistent = True
+    is_awaited = False
     head_complete = False
     fault: GatewayError | None = None
     failed = False

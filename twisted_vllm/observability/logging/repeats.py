@@ -23,6 +23,12 @@ LEFT_OUT = "left_out"
 #: lines of any other kind in a second
 MOST_A_SECOND = 20
 
+#: lines in a second of what a program prints, which are one kind: a traceback has many, and the last says what it was
+MOST_PRINTED = 1_000
+
+#: how Twisted formats what is written to standard output and error (``twisted.logger.LoggingFile``)
+_PRINTED = "{log_io}"
+
 #: kinds to track at a time; the one that was written longest ago is forgotten first
 MAX_KINDS = 256
 
@@ -40,7 +46,8 @@ class _Kind:
 
     def __init__(self, event: LogEvent, now: float) -> None:
         self.about = event.get(ONCE_A_SECOND)
-        self.most = MOST_A_SECOND if self.about is None else 1
+        other = MOST_PRINTED if event.get("log_format") == _PRINTED else MOST_A_SECOND
+        self.most = other if self.about is None else 1
         self.began = now
         self.written = self.left_out = 0
         # not the whole event: its failure may hold a request's body
@@ -60,6 +67,8 @@ class _Kind:
 
 class Repeats:
     """Admits at most one line a second of a marked kind, and `MOST_A_SECOND` of any other; safe in any thread.
+
+    Of what is printed it admits `MOST_PRINTED`.
 
     Events at level debug are all admitted.
 

@@ -114,7 +114,9 @@ class SparseInsert:
 
     def __init__(self, table: Table) -> None:
         """Prepare for a table of at most 32 columns."""
-        self._head = f'INSERT OR IGNORE INTO "{table.name}"'
+        # Their names: a later version may have added columns.
+        names = ", ".join(f'"{column.name}"' for column in table.columns)
+        self._head = f'INSERT OR IGNORE INTO "{table.name}" ({names})'
         self._columns = [(_empty(column), column.nullable) for column in table.columns]
         self._statement = lru_cache(maxsize=MAX_STATEMENTS)(self._build_statement)
 

@@ -304,6 +304,17 @@ def count_other_owners(directory: Path, own: str, group: str = "") -> int:
     return count
 
 
+def is_used(directory: Path) -> bool:
+    """Return whether a process writes to a spool, or reads what another left.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    return directory.is_dir() and any(
+        _LOCK.fullmatch(each) and _is_held(directory / each) for each in os.listdir(directory)
+    )
+
+
 def _is_held(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -30,7 +30,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table, and PostgreSQL's column; older code does not mind the column in files of SQLite."""
+    """Drop the table, and PostgreSQL's column; the column stays in files of SQLite."""
     if op.get_bind().dialect.name == "postgresql":
         op.drop_column(_ROWS, "details")
     op.drop_table(_CONTENTS)

@@ -1,0 +1,1 @@
+"""The container image: what goes into it (``lock``), building it (``build``), and checking it (``check``)."""
