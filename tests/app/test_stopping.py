@@ -44,7 +44,7 @@ class Site:
     """A site with one connection, which the test ends."""
 
     def __init__(self) -> None:
-        self.draining = False
+        self.leaving = self.draining = False
         self.aborts = 0
         self.left: Deferred[None] = Deferred()
 
@@ -153,7 +153,7 @@ def test_for_the_delay_it_serves_on_and_the_timeout_comes_after_it() -> None:
     port = Port()
     drain.run([port])  # type: ignore[list-item]  # all that it uses of a port
     reactor.advance(4.9)
-    assert (drain.begun, port.stopped, site.draining) == (True, False, False)
+    assert (drain.begun, port.stopped, site.leaving, site.draining) == (True, False, True, False)
     reactor.advance(0.2)
     assert (port.stopped, site.draining) == (True, True)
     reactor.advance(29)

@@ -151,6 +151,47 @@ async def test_for_the_drain_delay_everybody_is_served_and_told_that_it_is_not_r
         await connectProtocol(TCP4ClientEndpoint(reactor, HOST, gateway.port), Protocol())
 
 
+@pytest_twisted.ensureDeferred
+async def test_answers_of_the_drain_delay_say_that_their_connection_closes(stand_in: Any, gateway_to: Any) -> None:
+    server = stand_in(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    gateway = gateway_to(server.port, drain_delay=5.0)
+    kept = await gateway.send(request_bytes("GET", "/vllm/health"))
+    own = await gateway.send(request_bytes("GET", "/health/liveliness"))
+    await kept.until_received(b"\r\n\r\nok")
+    await own.until_received(b"I'm alive!")
+    assert b"connection: close" not in (kept.received + own.received).lower()
+    stopped = gateway.stop()
+    for client, path in ((kept, "/vllm/health"), (own, "/health/liveliness")):
+        before = len(client.received)
+        client.send(request_bytes("GET", path))
+        await client.until_lost()
+        assert parse_answer(client.received[before:]).header("connection") == "close"
+    assert not stopped.called
+    gateway.clock.advance(5)
+    await stopped
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_answer_that_began_before_the_drain_delay_leaves_its_connection_open(
+    stand_in: Any, gateway_to: Any
+) -> None:
+    server = stand_in()
+    gateway = gateway_to(server.port, drain_delay=5.0)
+    client, upstream = await begin(server, gateway)
+    upstream.send(STREAM)
+    await client.until_received(b"abc")
+    stopped = gateway.stop()
+    upstream.send(b"3\r\ndef\r\n0\r\n\r\n")
+    await client.until_received(b"0\r\n\r\n")
+    before = len(client.received)
+    client.send(request_bytes("GET", "/health/liveliness"))
+    await client.until_lost()
+    answer = parse_answer(client.received[before:])
+    assert (answer.status, answer.header("connection")) == (503, "close")
+    gateway.clock.advance(5)
+    await stopped
+
+
 async def answer_while_draining(gateway: Any, target: str) -> Answer:
     """Return the answer to a request that had begun when the drain began, and was complete only afterwards."""
     raw = request_bytes("GET", target)

@@ -58,7 +58,7 @@ class BaseModelsOf:
 
 
 class FakeSite:
-    draining = False
+    leaving = draining = False
     aborted = False
     ids = RequestIds(bytes)
 

@@ -454,6 +454,13 @@ class GatewayRequest(server.Request):
             return False
         return self.body_length is not None and self.body_length - self.body_received <= DISCARD_LIMIT
 
+    def offers_connection(self) -> bool:
+        """Return whether the response that begins may leave its connection to another request.
+
+        A client that was told nothing may send at any time, so only what has not begun can end a connection safely.
+        """
+        return self.keeps_connection() and self.channel is not None and not self.channel.site.leaving
+
     def answer(self, error: GatewayError) -> None:
         """Send a complete error response of the gateway."""
         if self._disconnected or self.finished:
@@ -496,7 +503,7 @@ class GatewayRequest(server.Request):
         if not head.has_request_id:
             added = b"%bx-request-id: %b\r\n" % (added, self.context.request_id)
         self._chunked_out = False
-        keep = self.keeps_connection()
+        keep = self.offers_connection()
         if head.length is None:
             if self.method != b"HEAD" and status not in BODILESS:
                 if self.clientproto == b"HTTP/1.1":
@@ -589,7 +596,7 @@ class GatewayRequest(server.Request):
         """Write a piece of an ordinary resource's response."""
         context = self.context
         if context.first_byte is None and not self._disconnected:
-            if not self.keeps_connection():
+            if not self.offers_connection():
                 self.persistent = False
                 self.setHeader(b"connection", b"close")
             context.status = self.code

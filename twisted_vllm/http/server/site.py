@@ -49,6 +49,7 @@ class GatewaySite(server.Site):
         held_bodies: the account of the bodies in memory.
         pipelines: the connections whose next pipelined request waits for a turn.
         connections: the client connections that are open.
+        leaving: whether the gateway is about to drain; every response that begins then says that its connection closes.
         draining: whether the gateway is shutting down; every response then closes its connection.
         aborted: whether the drain timed out and aborted the remaining connections.
     """
@@ -106,6 +107,7 @@ class GatewaySite(server.Site):
         self.limits = limits
         self.timeouts = timeouts
         self.header_cache = RequestHeaderCache(limits)
+        self.leaving = False
         self.draining = False
         self.added_lines = added_lines
         self.budget_exceeded_status = budget_exceeded_status
