@@ -153,7 +153,9 @@ class Accounting(RequestObserver):
 
     def use_prices(self, prices: PriceTable) -> None:
         """Use the prices of another model list. What was learned of models is kept, unless one costs something else."""
-        if not prices.keeps(self._prices):
+        # a model that was served without an entry, or by a pattern's, may have an entry of its own now
+        added = prices.servers_beyond(self._prices)
+        if not prices.keeps(self._prices) or any(server in added for (_, server, *_), _ in self._pricings.newest_first()):
             self._pricings.clear()
         self._prices, self._prices_of = prices, prices.of
 
