@@ -155,7 +155,8 @@ class Accounting(RequestObserver):
         """Use the prices of another model list. What was learned of models is kept, unless one costs something else."""
         # a model that was served without an entry, or by a pattern's, may have an entry of its own now
         added = prices.servers_beyond(self._prices)
-        if not prices.keeps(self._prices) or any(server in added for (_, server, *_), _ in self._pricings.newest_first()):
+        priced = {server for (_, server, *_), _ in self._pricings.newest_first()} if added else set()
+        if not prices.keeps(self._prices) or added & priced:
             self._pricings.clear()
         self._prices, self._prices_of = prices, prices.of
 
