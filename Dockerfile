@@ -9,7 +9,7 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
 
-# Of otel, s3, parquet and kv-events, with spaces between; --build-arg EXTRAS= for none. parquet alone adds 165 MB.
+# Of otel, s3, parquet, kv-events and zstd, with spaces between; --build-arg EXTRAS= for none. parquet alone adds 165 MB.
 ARG EXTRAS="otel s3 kv-events"
 # There is no history of git's in the build's context: make image passes the version of the tag.
 ARG VERSION=0.1.0.dev0

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.packaging.test_wheel import SOURCES
+from tests.packaging.conftest import SOURCES
 from tools.image import build, check
 from tools.image.lock import BUILD, DIRECTORY, GATEWAY
 from tools.release.dependencies import runtime_extras

@@ -83,6 +83,7 @@ class FakeRequest:
     ) -> None:
         self.channel = FakeChannel()
         self.site = self.channel.site
+        self.is_awaited = False
         self.method = method
         self.uri = uri
         self.path = uri.partition(b"?")[0]

@@ -314,7 +314,8 @@ def test_a_key_in_use_takes_little_memory_and_a_key_that_is_not_takes_none() -> 
     finally:
         tracemalloc.stop()
     assert taken < 1_500 * len(used)
-    assert left < taken / 10
+    # the tables of dicts, which Python does not make smaller
+    assert left < 100 * len(used)
 
 
 def test_nothing_that_is_kept_shows_a_credential() -> None:

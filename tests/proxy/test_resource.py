@@ -185,6 +185,14 @@ def test_nothing_new_begins_while_the_gateway_drains() -> None:
     assert mounted.agent.sent == []
 
 
+def test_what_a_connection_brought_that_was_taken_before_the_drain_is_served() -> None:
+    mounted = ResourceHarness()
+    request: Any = FakeRequest()
+    request.site.draining = request.is_awaited = True
+    mounted.resource.render(request)
+    assert len(mounted.agent.sent) == 1
+
+
 def test_a_small_buffered_body_is_read_for_the_log() -> None:
     mounted = ResourceHarness()
     request = mounted.render(headers=[JSON], body=b'{"model": "m"}')

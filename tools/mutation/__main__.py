@@ -15,10 +15,11 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from random import Random
 
 from attrs import frozen
 from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import TestOutcome
+from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
 REPOSITORY = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.toml")
@@ -95,8 +96,12 @@ SUBJECTS: Mapping[str, Subject] = {
 }
 
 
-def survivors_of(subject: Subject) -> list[Survivor]:
-    """Change a subject's modules, one place at a time, and return what its tests did not notice.
+def survivors_of(subject: Subject, most: int | None = None) -> tuple[int, list[Survivor]]:
+    """Change a subject's modules, one place at a time, and return how often, and what its tests did not notice.
+
+    Args:
+        subject: what is changed.
+        most: the number of changes, which are then chosen by chance, the same each time; None for all.
 
     Raises:
         subprocess.CalledProcessError: the tests fail without any change, or cosmic-ray does not run.
@@ -111,13 +116,11 @@ def survivors_of(subject: Subject) -> list[Survivor]:
         config = Path(scratch, "config.toml")
         config.write_text(_config(subject, test), "utf-8")
         program = Path(sys.executable).parent
-        for command, *files in (
-            ("cosmic-ray", "init", config, session),
-            ("cr-filter-operators", session, config),
-            ("cosmic-ray", "exec", config, session),
-        ):
-            subprocess.run([program / command, *files], cwd=copy, check=True)
-        return list(_read(session))
+        subprocess.run([program / "cosmic-ray", "init", config, session], cwd=copy, check=True)
+        subprocess.run([program / "cr-filter-operators", session, config], cwd=copy, check=True)
+        done = _leave_out(session, most)
+        subprocess.run([program / "cosmic-ray", "exec", config, session], cwd=copy, check=True)
+        return done, list(_read(session))
 
 
 def _config(subject: Subject, test: Sequence[str]) -> str:
@@ -133,6 +136,20 @@ def _config(subject: Subject, test: Sequence[str]) -> str:
         f"exclude-operators = {list(LEFT_OUT)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _leave_out(session: Path, most: int | None) -> int:
+    """Skip all changes but so many; return how many are left."""
+    with use_db(str(session), WorkDB.Mode.open) as work:
+        waiting = sorted(work.pending_work_items, key=lambda item: str(item.mutations))
+        if most is not None and most < len(waiting):
+            kept = set(Random(most).sample(range(len(waiting)), most))
+            skipped = WorkResult(worker_outcome=WorkerOutcome.SKIPPED, output="not in the sample")
+            for number, item in enumerate(waiting):
+                if number not in kept:
+                    work.set_result(item.job_id, skipped)
+            return most
+        return len(waiting)
 
 
 def _read(session: Path) -> Iterator[Survivor]:
@@ -161,15 +178,16 @@ def main() -> int:
     """Run the subjects that are named, or all; return 1 if a change survived that is not explained."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)} [default: all]")
+    parser.add_argument("--sample", type=int, metavar="NUMBER", help="so many changes of a subject, chosen by chance")
     options = parser.parse_args()
     if wrong := [name for name in options.subjects if name not in SUBJECTS]:
         parser.error(f"{wrong[0]} is not a subject; there are {', '.join(SUBJECTS)}")
     known = explained()
     failed = False
     for name in options.subjects or SUBJECTS:
-        survived = survivors_of(SUBJECTS[name])
+        changes, survived = survivors_of(SUBJECTS[name], options.sample)
         new = [each for each in survived if each not in known]
-        print(f"{name}: {len(survived)} changes survived, {len(new)} of them without an explanation")
+        print(f"{name}: {len(survived)} of {changes} changes survived, {len(new)} of them without an explanation")
         for each in new:
             print(f"  {each.module}\n    - {each.before}\n    + {each.after}")
         failed |= bool(new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -38,13 +39,13 @@ def attributes_of(kind: type) -> dict[str, str]:
     Raises:
         ValueError: an attribute is not described, or one is described that there is not.
     """
-    _, _, section = (kind.__doc__ or "").partition("Attributes:\n")
+    _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
     found: dict[str, str] = {}
     for line in section.splitlines():
-        begins = re.match(r" {8}(\w+): (.*)", line)
+        begins = re.match(r" {4}(\w+): (.*)", line)
         if begins:
             found[begins[1]] = begins[2]
-        elif line.startswith(" " * 9) and found:
+        elif line.startswith(" " * 5) and found:
             found[list(found)[-1]] += f" {line.strip()}"
     names: tuple[str, ...] = kind.__struct_fields__  # type: ignore[attr-defined]  # it is a msgspec.Struct
     missing = set(names) ^ set(found)

@@ -64,6 +64,18 @@ def begin(
     sync_directory(journal.parent)
 
 
+def complete_at_once(journal: Path) -> None:
+    """Do what `complete` does, also if Ctrl-C comes in between: what was begun takes milliseconds.
+
+    Raises:
+        OSError: a file cannot be moved; the next call goes on.
+    """
+    try:
+        complete(journal)
+    except KeyboardInterrupt:
+        complete(journal)
+
+
 def complete(journal: Path) -> bool:
     """Make the moves of a journal that are not made, and remove it; return whether there was one.
 

@@ -81,7 +81,7 @@ def restore_postgresql(
                 raise
             tables = []
         if place.journal is not None:
-            journal.complete(place.journal)
+            journal.complete_at_once(place.journal)
         shutil.rmtree(stages[DUMP], ignore_errors=True)
     return manifest, [*(f"{len(tables)} tables into the schema {aside}" for _ in tables[:1]), *(to for _, to in moved)]
 

@@ -100,7 +100,7 @@ def restore(backup: Path, place: Place, wish: Wish, progress: Progress) -> tuple
         moves = [*asides, *placements(manifest, place, stages, wish, {source for source, _ in asides})]
         put_directories(place, moves)
         journal.begin(place.journal, moves, [str(each) for each in stages.values()], owner_of(place.main.parent))
-        journal.complete(place.journal)
+        journal.complete_at_once(place.journal)
     return manifest, asides
 
 
