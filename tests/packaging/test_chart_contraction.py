@@ -15,14 +15,15 @@ from tests.packaging.rendered_chart import CHART, VALUES, run_helm
 
 IMAGE = "registry.example.com/gateway:1.2.3"
 PATH = "/apis/apps/v1/namespaces/llm/statefulsets/gateway-vllm-passthrough"
-KIND = {
-    "name": "statefulsets",
-    "singularName": "statefulset",
-    "namespaced": True,
-    "kind": "StatefulSet",
-    "verbs": ["get"],
-}
 GROUP = {"groupVersion": "apps/v1", "version": "v1"}
+
+
+def resource(kind: str) -> dict[str, Any]:
+    name = kind.lower()
+    return {"name": f"{name}s", "singularName": name, "namespaced": True, "kind": kind, "verbs": ["get"]}
+
+
+CORE = [resource(kind) for kind in ("ConfigMap", "Service", "ServiceAccount", "Pod")]
 
 Start = Callable[[str, str], str]
 
@@ -36,16 +37,28 @@ def cluster() -> Iterator[Start]:
             answers: dict[str, Any] = {
                 "/version": {"major": "1", "minor": "32", "gitVersion": "v1.32.0"},
                 "/api": {"kind": "APIVersions", "versions": ["v1"]},
-                "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
+                "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": CORE},
                 "/apis": {
                     "kind": "APIGroupList",
                     "groups": [{"name": "apps", "versions": [GROUP], "preferredVersion": GROUP}],
                 },
-                "/apis/apps/v1": {"kind": "APIResourceList", "groupVersion": "apps/v1", "resources": [KIND]},
+                "/apis/apps/v1": {
+                    "kind": "APIResourceList",
+                    "groupVersion": "apps/v1",
+                    "resources": [resource("StatefulSet")],
+                },
                 PATH: {
                     "apiVersion": "apps/v1",
                     "kind": "StatefulSet",
-                    "metadata": {"name": "gateway-vllm-passthrough", "namespace": "llm"},
+                    "metadata": {
+                        "name": "gateway-vllm-passthrough",
+                        "namespace": "llm",
+                        "labels": {"app.kubernetes.io/managed-by": "Helm"},
+                        "annotations": {
+                            "meta.helm.sh/release-name": "gateway",
+                            "meta.helm.sh/release-namespace": "llm",
+                        },
+                    },
                     "spec": {"template": {"spec": {"containers": [{"name": "gateway", "image": image}]}}},
                     "status": {"currentRevision": "one", "updateRevision": revision},
                 },
