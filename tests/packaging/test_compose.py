@@ -69,7 +69,7 @@ def test_the_files_are_of_the_compose_specification(files: tuple[str, ...]) -> N
     program = Path(sys.executable).parent / "check-jsonschema"
     if not program.exists():
         pytest.skip("check-jsonschema is not installed: make test installs it")
-    command = [program, "--builtin-schema", "vendor.compose-spec", *(FOLDER / name for name in files)]
+    command = [str(program), "--builtin-schema", "vendor.compose-spec", *(str(FOLDER / name) for name in files)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
 

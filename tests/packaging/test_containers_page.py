@@ -25,23 +25,9 @@ IMAGE = "vllm-passthrough"
 RUN = {
     **dict.fromkeys(("--rm", "--detach", "--read-only", "--init"), False),
     **dict.fromkeys(
-        [
-            "--name",
-            "--restart",
-            "--cap-drop",
-            "--security-opt",
-            "--stop-timeout",
-            "--memory",
-            "--cpus",
-            "--ulimit",
-            "--publish",
-            "--volume",
-            "--env",
-            "--user",
-            "--entrypoint",
-        ],
-        True,
+        ("--name", "--restart", "--cap-drop", "--security-opt", "--stop-timeout", "--memory", "--cpus"), True
     ),
+    **dict.fromkeys(("--ulimit", "--publish", "--volume", "--env", "--user", "--entrypoint"), True),
 }
 #: commands of docker compose and their options, https://docs.docker.com/reference/cli/docker/compose/
 COMPOSE = {
@@ -166,7 +152,8 @@ def test_nginx_takes_its_settings(tmp_path: Path) -> None:
     [block] = re.findall(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
     # what nginx documents for $connection_upgrade, which the page expects of a proxy that knows WebSockets
     upgrade = "map $http_upgrade $connection_upgrade { default upgrade; '' close; }"
-    text = f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off; {upgrade} server {{ listen 127.0.0.1:1; {block} }} }}"
+    server = f"{upgrade} server {{ listen 127.0.0.1:1; {block} }}"
+    text = f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off; {server} }}"
     (tmp_path / "nginx.conf").write_text(text)
     done = subprocess.run(
         [nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")],
