@@ -25,6 +25,7 @@ NOT_RUN = {
     "docs/comparison.md": 1,
     "docs/export.md": 1,
     "docs/jwt.md": 1,
+    "docs/kubernetes.md": 5,
     "docs/migrate-from-litellm.md": 1,
     "docs/observability.md": 2,
     "docs/operations.md": 1,

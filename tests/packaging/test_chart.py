@@ -323,6 +323,21 @@ def test_the_page_names_values_and_files_that_exist() -> None:
     assert [file for file in files if not (REPOSITORY / file).exists()] == []
 
 
+def test_what_the_page_installs_can_be_rendered_and_its_commands_can_be_read() -> None:
+    page = (REPOSITORY / "docs" / "kubernetes.md").read_text()
+    installs = re.findall(
+        r"^helm --namespace llm install gateway config/helm/vllm-passthrough (.*)$", page, re.MULTILINE
+    )
+    assert installs
+    for options in installs:
+        found = [str(REPOSITORY / word) if word.startswith("config/") else word for word in options.split()]
+        assert gateway_container(render(*found))["image"].startswith("registry.example.com/vllm-passthrough:")
+    for block in re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"statefulset/([\w-]+)", page)) == {only(render(*LEAST), "StatefulSet")["metadata"]["name"]}
+
+
 def secret_settings() -> set[str]:
     """The names of settings whose values are secrets, from their declarations."""
     found = set()
