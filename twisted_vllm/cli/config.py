@@ -32,7 +32,7 @@ def files() -> Mapping[str, Path]:
 
 
 def _is_left_out(path: Path, folder: Path) -> bool:
-    """Return whether a file is in a checkout alone: what compose/prepare made, .env, and the chart, which is an archive."""
+    """Return whether a file is in a checkout alone: what compose/prepare made, and the chart, which is an archive."""
     return path.name == ".env" or path.parent.name == "secrets" or path.relative_to(folder).parts[0] == "helm"
 
 
