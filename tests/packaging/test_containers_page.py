@@ -124,7 +124,7 @@ def test_the_stack_is_driven_with_files_profiles_services_and_arguments_that_exi
             if service == "gateway":
                 takes(inside)
             else:
-                assert inside[0] in ("pg_dump", "pg_restore")
+                assert inside[0] in ("pg_dump", "pg_restore", "dropdb", "createdb")
                 user = SERVICES["postgres"]["environment"]["POSTGRES_USER"]
                 assert f"--username={user}" in inside
         else:
