@@ -304,6 +304,25 @@ def test_the_package_of_the_chart_has_files_and_no_links(tmp_path: Path) -> None
         assert alerts.read() == (REPOSITORY / "config" / "prometheus" / "alerts.yml").read_bytes()
 
 
+def test_the_page_names_values_and_files_that_exist() -> None:
+    page = (REPOSITORY / "docs" / "kubernetes.md").read_text()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    kept = ("passthrough", "limits")
+    named = re.findall(r"`([a-z]\w+(?:\.\w+)+)(?::[^`]*|=[^`]*)?`", page)
+    named += [each.split("=")[0] for given in re.findall(r"--set ([\w.=,/-]+)", page) for each in given.split(",")]
+    unknown = []
+    for name in named:
+        at: Any = values
+        for part in name.split("."):
+            # below `config` stand the gateway's own settings, and in an empty mapping the user's names
+            at = at.get(part, KeyError) if isinstance(at, dict) and at and at is not values["config"] else at
+        if at is KeyError and not name.startswith(kept):
+            unknown.append(name)
+    assert (unknown, len(named) > 15) == ([], True)
+    files = re.findall(r"(config/helm/[\w./-]*\w)", page)
+    assert [file for file in files if not (REPOSITORY / file).exists()] == []
+
+
 def secret_settings() -> set[str]:
     """The names of settings whose values are secrets, from their declarations."""
     found = set()
