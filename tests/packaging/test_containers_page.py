@@ -63,7 +63,7 @@ def takes(arguments: list[str]) -> None:
 def test_every_command_of_the_page_is_of_a_kind_that_is_looked_at() -> None:
     found = {(words[0], words[1] if words[0] == "docker" else "") for words in commands() if words}
     assert found == {
-        *(("docker", each) for each in ("build", "run", "compose")),
+        *(("docker", each) for each in ("build", "run", "compose", "exec", "cp")),
         ("cd", ""),
         ("sh", ""),
         ("curl", ""),
@@ -88,6 +88,17 @@ def test_a_container_is_run_with_options_that_exist_and_arguments_that_the_image
         takes(words)
         seen += 1
     assert seen == 4
+
+
+def test_what_is_run_in_a_container_is_a_command_of_the_image() -> None:
+    for container, program, *arguments in commands("docker", "exec"):
+        assert f"--name {container} " in PAGE
+        assert program == "vllm-passthrough"
+        takes(arguments)
+        # where the copy of the next line comes from
+        [[source, target]] = commands("docker", "cp")
+        assert source == f"{container}:{arguments[arguments.index('--output') + 1]}"
+        assert target == "."
 
 
 def test_a_build_has_arguments_and_extras_that_the_dockerfile_has() -> None:
@@ -124,7 +135,7 @@ def test_the_stack_is_driven_with_files_profiles_services_and_arguments_that_exi
             if service == "gateway":
                 takes(inside)
             else:
-                assert inside[0] in ("pg_dump", "pg_restore")
+                assert inside[0] in ("pg_dump", "pg_restore", "dropdb", "createdb")
                 user = SERVICES["postgres"]["environment"]["POSTGRES_USER"]
                 assert f"--username={user}" in inside
         else:
