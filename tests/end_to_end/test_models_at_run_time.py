@@ -71,6 +71,23 @@ async def test_its_price_counts(stand_in: Any, gateway_to: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_its_price_counts_for_a_model_that_was_served_before_without_an_entry(
+    stand_in: Any, gateway_to: Any
+) -> None:
+    answer = {"usage": {"prompt_tokens": 10, "completion_tokens": 0, "total_tokens": 10}}
+    server = stand_in(whole(json.dumps(answer).encode()))
+    gateway = gateway_to(server.port)
+    key = await gateway.make_key(max_budget=5)
+
+    async def status() -> int:
+        return (await gateway.ask("POST", "/vllm/v1/completions", key, body={"model": "qwen", "prompt": "a"})).status
+
+    assert await status() == 200
+    await add(gateway, server, model="hosted_vllm/qwen", input_cost_per_token="0.5")
+    assert [await status(), await status()] == [200, 429]
+
+
+@pytest_twisted.ensureDeferred
 async def test_other_processes_serve_it_a_moment_later_and_so_does_the_next_start(
     stand_in: Any, gateway_to: Any, reactor: Any
 ) -> None:

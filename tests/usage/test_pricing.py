@@ -86,6 +86,14 @@ def test_a_model_has_its_own_prices_else_the_default_ones() -> None:
     assert [dict(prices.text)["input_cost_per_token"] for prices in found] == ["1", "2", "2", "3", "3"]
 
 
+def test_a_table_tells_where_it_serves_what_another_does_not() -> None:
+    one, two = server("one:80"), server("two:80")
+    less = PriceTable((ModelEntry("a", "m", one),), listed())
+    more = PriceTable((ModelEntry("a", "m", one), ModelEntry("a", "m", two)), listed())
+    assert more.servers_beyond(less) == {"two:80"}
+    assert less.servers_beyond(more) == set()
+
+
 PRICES = st.decimals(0, 10_000, places=12) | st.floats(0, 1, allow_subnormal=False).map(
     lambda dollars: Decimal(repr(dollars))
 )

@@ -153,7 +153,10 @@ class Accounting(RequestObserver):
 
     def use_prices(self, prices: PriceTable) -> None:
         """Use the prices of another model list. What was learned of models is kept, unless one costs something else."""
-        if not prices.keeps(self._prices):
+        # a model that was served without an entry, or by a pattern's, may have an entry of its own now
+        added = prices.servers_beyond(self._prices)
+        priced = {server for (_, server, *_), _ in self._pricings.newest_first()} if added else set()
+        if not prices.keeps(self._prices) or added & priced:
             self._pricings.clear()
         self._prices, self._prices_of = prices, prices.of
 

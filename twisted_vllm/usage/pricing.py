@@ -136,6 +136,10 @@ class PriceTable:
         """Return whether each model of another table still costs the same on the same server."""
         return self._default == other._default and self._served().items() >= other._served().items()
 
+    def servers_beyond(self, other: PriceTable) -> frozenset[str]:
+        """Return the names of the servers on which this table has a model that another table does not have there."""
+        return frozenset(server for _, server, _ in self._served().keys() - other._served().keys())
+
     def _served(self) -> dict[tuple[str, str, str], Prices]:
         return {
             (entry.model_name, entry.server.name, entry.upstream_model): prices
