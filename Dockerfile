@@ -9,8 +9,8 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
 
-# Of otel, s3, parquet, kv-events and zstd, with spaces between; --build-arg EXTRAS= for none. parquet alone adds 165 MB.
-ARG EXTRAS="otel s3 kv-events"
+# Of otel, s3, parquet, kv-events and zstd, with spaces between; --build-arg EXTRAS= for none. parquet alone adds 176 MB.
+ARG EXTRAS="otel s3 kv-events zstd"
 # There is no history of git's in the build's context: make image passes the version of the tag.
 ARG VERSION=0.1.0.dev0
 # Dates in files, in seconds since 1970: make image passes the commit's.

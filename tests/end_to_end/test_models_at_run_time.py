@@ -80,7 +80,8 @@ async def test_its_price_counts_for_a_model_that_was_served_before_without_an_en
     key = await gateway.make_key(max_budget=5)
 
     async def status() -> int:
-        return (await gateway.ask("POST", "/vllm/v1/completions", key, body={"model": "qwen", "prompt": "a"})).status
+        answered = await gateway.ask("POST", "/vllm/v1/completions", key, body={"model": "qwen", "prompt": "a"})
+        return int(answered.status)
 
     assert await status() == 200
     await add(gateway, server, model="hosted_vllm/qwen", input_cost_per_token="0.5")

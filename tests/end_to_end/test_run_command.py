@@ -160,7 +160,7 @@ def test_an_old_python_says_that_it_is_too_old(name: str, tmp_path: Path) -> Non
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
-    script = f"{sys.executable} -m twisted_vllm config example | head -n 1"
+    script = f"{sys.executable} -m twisted_vllm config example | true"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", script],
         cwd=tmp_path,
@@ -170,5 +170,21 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         timeout=PATIENCE,
         check=False,
     )
-    assert done.stdout.startswith("#")
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["config", "example"]])
+def test_a_full_disk_behind_the_output_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "twisted_vllm", *arguments],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "vllm-passthrough: the output cannot be written: No space left on device\n"

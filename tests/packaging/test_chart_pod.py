@@ -25,7 +25,6 @@ from tests.packaging.rendered_chart import (
     configuration,
     gateway_container,
     gateway_pod,
-    only,
     render,
 )
 
@@ -61,9 +60,13 @@ class Pod:
         for path in mounts.values():
             path.mkdir(exist_ok=True)
         self.data = mounts["/var/lib/vllm-passthrough"]
+        # the volume of the Secrets
+        for source in next(each for each in self.spec["volumes"] if each["name"] == "secrets")["projected"]["sources"]:
+            [item] = source["secret"]["items"]
+            (directory / "secrets" / item["path"]).write_text(f"{MASTER_KEY}\n")
         arguments = [_in(mounts, argument) for argument in container["args"]]
         assert container["command"] == ["vllm-passthrough"]
-        variables = {each["name"]: _in(mounts, each.get("value", MASTER_KEY)) for each in container["env"]}
+        variables = {each["name"]: _in(mounts, each["value"]) for each in container["env"]}
         self._log = (directory / "log").open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "twisted_vllm", *arguments],
@@ -81,6 +84,9 @@ class Pod:
             self.process.kill()
         self.process.wait()
         self._log.close()
+
+    def wait_for_start(self) -> None:
+        wait_until(lambda: self.probe("startup") or self.process.poll() is not None)
 
     def probe(self, name: str) -> bool:
         return ask_probe(self.port, self.container[f"{name}Probe"])
@@ -134,14 +140,11 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         connection: http.client.HTTPConnection | None = None
-        pod: Pod | None = None
         headers = {"Authorization": f"Bearer {MASTER_KEY}", "Content-Type": "application/json"}
         body = json.dumps({"model": "qwen", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})
         while not self._stopped.is_set():
             if connection is None:
-                pod = self._endpoints.choose()
-                connection = http.client.HTTPConnection("127.0.0.1", pod.port, timeout=20)
-            assert pod is not None
+                connection = http.client.HTTPConnection("127.0.0.1", self._endpoints.choose().port, timeout=20)
             try:
                 connection.request("POST", "/v1/chat/completions", body, headers)
                 answer = connection.getresponse()
@@ -153,8 +156,9 @@ class Client(threading.Thread):
                     connection.close()
                     connection = None
             except (OSError, http.client.HTTPException) as error:
-                self.failures.append(f"{pod.port} {error!r}")
-                connection.close()
+                self.failures.append(repr(error))
+                if connection is not None:
+                    connection.close()
                 connection = None
             self._stopped.wait(self._pause)
         if connection is not None:
@@ -223,7 +227,7 @@ def test_a_rolling_restart_under_load_fails_no_request(simulator: int, tmp_path:
             for number, port in enumerate((free_port(), free_port()))
         ]
         for pod in pods:
-            wait_until(lambda pod=pod: pod.probe("startup") or pod.process.poll() is not None)
+            pod.wait_for_start()
             assert pod.probe("liveness")
             assert pod.probe("readiness")
         endpoints, stop = Endpoints(pods), threading.Event()
@@ -232,7 +236,7 @@ def test_a_rolling_restart_under_load_fails_no_request(simulator: int, tmp_path:
         clients = [Client(endpoints, stop, pause=0.0 if number < CLIENTS / 2 else 0.11) for number in range(CLIENTS)]
         for client in clients:
             client.start()
-        stack.callback(lambda: [client.join() for client in clients])
+            stack.callback(client.join)
         stack.callback(stop.set)
         wait_until(lambda: all(client.answered > 2 for client in clients))
         received: list[str] = []

@@ -204,6 +204,13 @@ def test_both_servers_are_where_the_gateway_looks(prepared: Path) -> None:
     assert entry.model_name == model
 
 
+def test_a_model_is_fetched_once_into_the_volume() -> None:
+    [volume] = SERVICES["vllm"]["volumes"]
+    kept = volume.split(":")[1]
+    for name in ("HF_HOME", "VLLM_CACHE_ROOT"):
+        assert Path(SERVICES["vllm"]["environment"][name]).is_relative_to(kept), name
+
+
 def test_a_stop_waits_longer_than_the_drain(prepared: Path) -> None:
     settings = settings_of(prepared)
     assert seconds(GATEWAY["stop_grace_period"]) >= settings.drain_delay + settings.drain_timeout + 10

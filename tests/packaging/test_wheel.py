@@ -46,6 +46,8 @@ def test_the_wheel_holds_every_module_and_both_plugins_and_no_tests(wheel: Path)
         f"twisted_vllm/files/{path.relative_to(configuration)}"
         for path in configuration.rglob("*")
         if path.is_file() and path.parent.name != "secrets" and path.name != ".env"
+        # the chart is an archive of its own: make chart
+        if "helm" not in path.relative_to(configuration).parts
     }
     assert {name for name in names if ".dist-info/" not in name} == modules | plugins | files
     assert any(name.startswith("twisted_vllm/storage/migrations/versions/0") for name in names)

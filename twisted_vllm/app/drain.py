@@ -155,7 +155,7 @@ class Drain:
         """
         self.begun = True
         if self._delay and ports and not self._aborting:
-            # who asks again meanwhile connects anew, elsewhere by then; nobody keeps a connection that is about to close
+            # who asks again connects anew, and elsewhere by then: nobody keeps a connection that is about to close
             self._site.leaving = True
             self._delayed = Deferred()
             call = self._reactor.callLater(self._delay, self._end_delay)

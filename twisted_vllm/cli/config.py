@@ -25,15 +25,15 @@ def files() -> Mapping[str, Path]:
     folder = next((place for place in _PLACES if place.is_dir()), None)
     if folder is None:
         raise click.ClickException("the files of the folder config are missing in this installation: install it again")
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_of_this_machine(path)]
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_left_out(path, folder)]
     names = [str(path.relative_to(folder).with_suffix("")) for path in paths]
     whole = [str(path.relative_to(folder)) for path in paths]
     return {full if names.count(name) > 1 else name: path for name, full, path in zip(names, whole, paths, strict=True)}
 
 
-def _is_of_this_machine(path: Path) -> bool:
-    """Return whether a file is none of the project's: what compose/prepare made in a checkout, and .env."""
-    return path.name.startswith(".") or path.parent.name == "secrets"
+def _is_left_out(path: Path, folder: Path) -> bool:
+    """Return whether a file is in a checkout alone: what compose/prepare made, and the chart, which is an archive."""
+    return path.name == ".env" or path.parent.name == "secrets" or path.relative_to(folder).parts[0] == "helm"
 
 
 def _complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:

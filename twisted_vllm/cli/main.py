@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "import-litellm": ("twisted_vllm.cli.import_litellm", "Copy keys, teams and spend from LiteLLM's database."),
     "version": ("twisted_vllm.cli.version", "Print the versions of the gateway and of what it runs on."),
 }
+
+#: what a write of the output fails with; a reader that went away is click's own matter
+_NOT_WRITTEN = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
 
 
 class Commands(click.Group):
@@ -62,13 +66,15 @@ class Commands(click.Group):
             formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **options: Any) -> Any:
-        """Run; a reader that went away, as in ``… | head``, ends the command and is no error."""
+        """Run; output that nobody takes, as a full disk, ends the command with one line."""
         try:
             return super().main(args, **options)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in _NOT_WRITTEN or error.filename is not None:
+                raise
             # Python flushes standard output once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            sys.exit(f"vllm-passthrough: the output cannot be written: {error.strerror}")
 
 
 def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:

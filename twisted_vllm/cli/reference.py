@@ -32,6 +32,7 @@ eval "$(_VLLM_PASSTHROUGH_COMPLETE=bash_source vllm-passthrough)"
 | 0 | done; for `run`, drained after a SIGTERM or SIGINT |
 | 1 | refused: the configuration, the database, an address, or what was asked of the gateway; standard error says why |
 | 2 | the command line is wrong: an option or command that does not exist, or a value that cannot be |
+| 3 | for `keys`, `usage` and `health`: there is no gateway at that address, or no way to it |
 """
 
 

@@ -22,8 +22,8 @@
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) }}
 {{- fail "autoscaling.minReplicas must not be more than autoscaling.maxReplicas" }}
 {{- end }}
-{{- if eq (toString $own.workers) "auto" }}
-{{- fail "config.passthrough.workers: auto would count the cores of the node, not those of the pod: write a number" }}
+{{- if and (eq (toString $own.workers) "auto") (not (dig "limits" "cpu" "" .Values.resources)) }}
+{{- fail "config.passthrough.workers: auto would count the cores of the node: write a number, or set resources.limits.cpu" }}
 {{- end }}
 {{- range $path, $instead := dict "general_settings.master_key" "secrets.masterKey" "general_settings.salt_key" "secrets.saltKey" "general_settings.database_url" "database" "passthrough.redis_url" "redis.existingSecret" "passthrough.listen" "service.containerPort and tls" "environment_variables" "environment, or secrets.environment for secrets" }}
 {{- $at := $.Values.config }}

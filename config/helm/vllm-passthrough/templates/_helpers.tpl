@@ -80,32 +80,75 @@ app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | re
 {{- add (ceil $own.drain_delay) (ceil $own.drain_timeout) .Values.shutdownSeconds }}
 {{- end }}
 
-{{- define "gateway.secretVariable" -}}
-- name: {{ .name }}
-  valueFrom:
-    secretKeyRef:
-      name: {{ .from.existingSecret }}
-      key: {{ .from.key }}
-{{- end }}
-
-{{- define "gateway.environment" -}}
-{{ include "gateway.secretVariable" (dict "name" "LITELLM_MASTER_KEY" "from" .Values.secrets.masterKey) }}
-{{- with .Values.secrets.saltKey }}
-{{- if .existingSecret }}
-{{ include "gateway.secretVariable" (dict "name" "LITELLM_SALT_KEY" "from" .) }}
-{{- end }}
+{{- /* The variables that Secrets give, by their names, each with its Secret and key. */}}
+{{- define "gateway.secrets" -}}
+{{- $secrets := deepCopy .Values.secrets.environment }}
+{{- $_ := set $secrets "LITELLM_MASTER_KEY" .Values.secrets.masterKey }}
+{{- if .Values.secrets.saltKey.existingSecret }}
+{{- $_ := set $secrets "LITELLM_SALT_KEY" .Values.secrets.saltKey }}
 {{- end }}
 {{- if eq .Values.database.type "postgresql" }}
-{{ include "gateway.secretVariable" (dict "name" "DATABASE_URL" "from" .Values.database) }}
+{{- $_ := set $secrets "DATABASE_URL" (pick .Values.database "existingSecret" "key") }}
 {{- end }}
 {{- if .Values.redis.existingSecret }}
-{{ include "gateway.secretVariable" (dict "name" "VLLM_PASSTHROUGH_REDIS_URL" "from" .Values.redis) }}
+{{- $_ := set $secrets "VLLM_PASSTHROUGH_REDIS_URL" .Values.redis }}
 {{- end }}
-{{- range $name, $from := .Values.secrets.environment }}
-{{ include "gateway.secretVariable" (dict "name" $name "from" $from) }}
+{{- toYaml $secrets }}
+{{- end }}
+
+{{- /* Secrets are files: a reload reads them again, and no program that the gateway starts inherits them. */}}
+{{- define "gateway.environment" -}}
+{{- range $name, $from := include "gateway.secrets" . | fromYaml }}
+- name: {{ $name }}_FILE
+  value: /etc/vllm-passthrough/secrets/{{ $name }}
 {{- end }}
 {{- range $name, $value := .Values.environment }}
 - name: {{ $name }}
   value: {{ $value | quote }}
+{{- end }}
+{{- end }}
+
+{{- /* What the gateway and `helm test` read: configuration, secrets, certificate. */}}
+{{- define "gateway.files" -}}
+- name: config
+  mountPath: /etc/vllm-passthrough/config
+  readOnly: true
+- name: secrets
+  mountPath: /etc/vllm-passthrough/secrets
+  readOnly: true
+{{- if .Values.tls.existingSecret }}
+- name: tls
+  mountPath: /etc/vllm-passthrough/tls
+  readOnly: true
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "gateway.fileVolumes" -}}
+- name: config
+  configMap:
+    name: {{ include "gateway.fullname" . }}
+- name: secrets
+  projected:
+    # 0440: for the group of podSecurityContext.fsGroup
+    defaultMode: 288
+    sources:
+      {{- range $name, $from := include "gateway.secrets" . | fromYaml }}
+      - secret:
+          name: {{ $from.existingSecret }}
+          items:
+            - key: {{ $from.key }}
+              path: {{ $name }}
+      {{- end }}
+{{- with .Values.tls.existingSecret }}
+- name: tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 288
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}

