@@ -32,12 +32,14 @@ NOT_RUN = {
     "docs/operations.md": 3,
     "docs/otlp.md": 1,
     "docs/performance.md": 7,
+    "docs/recipes.md": 2,
     "docs/routing.md": 1,
     "docs/releasing.md": 1,
     "docs/scaling.md": 2,
     "docs/systemd.md": 4,
     "docs/tracing.md": 1,
     "docs/tutorial.md": 1,
+    "docs/upgrade.md": 2,
 }
 
 #: pages that begin with how to start a gateway
