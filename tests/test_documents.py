@@ -108,6 +108,13 @@ def test_every_file_that_is_named_exists(name: str) -> None:
     assert [file for file in NAMED_FILE.findall(read(name)) if not (REPOSITORY / file).exists()] == []
 
 
+@pytest.mark.parametrize("name", ["docs/accounting.md", "docs/security-model.md"])
+def test_every_promise_names_tests_that_exist(name: str) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+test_\w+\.py)`", read(name))
+    assert len(named) > 15
+    assert [file for file in named if not (REPOSITORY / "tests" / file).exists()] == []
+
+
 def test_every_document_below_docs_is_in_its_index() -> None:
     for index in (REPOSITORY / "docs" / "README.md", REPOSITORY / "docs" / "decisions" / "README.md"):
         named = set(LINK.findall(index.read_text("utf-8")))
